@@ -1,0 +1,163 @@
+"""From a configuration to built objects: checks its values, builds its components, data, networks and teacher.
+
+Hydra and OmegaConf end here and in the entry points; everything below takes plain arguments.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from kdsweep.data import Dataset
+from kdsweep.errors import UserError, require
+from kdsweep.files import hash_identity
+from kdsweep.hardware import resolve_device, resolve_precision, set_determinism, set_threads
+from kdsweep.models import Classifier
+from kdsweep.teachers import Teacher
+from kdsweep.views import Views
+
+ARMS = ("teacher", "scratch", "label_smoothing", "distill")
+
+# Metrics that a sweep may select on; the test split is kept out of it.
+OBJECTIVES = ("val/", "best/")
+
+# Keys that have no part in the making of a teacher.
+STUDENT_KEYS = ("model", "loss", "optimizer", "schedule", "epochs", "n_passes", "seed", "init_seed", "order_seed")
+
+
+def check(cfg: DictConfig) -> None:
+    """Refuses, before any work, values that break a rule: builds and tries every component that needs no data.
+
+    Raises:
+        UserError: Its key is the configuration's.
+    """
+    for key in ("epochs", "batch_size", "n_passes"):
+        require(type(cfg[key]) is int and cfg[key] >= 1, f"{key} >= 1", cfg[key], key, "It is a whole number.")
+    for key in ("seed", "init_seed", "order_seed", "view_seed"):
+        require(type(cfg[key]) is int and cfg[key] >= 0, f"{key} >= 0", cfg[key], key, "It is a whole number.")
+    require(cfg.arm in ARMS, f"arm in {ARMS}", cfg.arm, "arm", "Choose an experiment, such as experiment=scratch.")
+    require(
+        isinstance(cfg.objective, str) and cfg.objective.startswith(OBJECTIVES),
+        "objective is val/... or best/...",
+        cfg.objective,
+        "objective",
+        "The test split is not selected on.",
+    )
+    for key in ("data", "model", "loss", "optimizer", "schedule"):
+        require(cfg[key] is not None, f"{key} is chosen", None, key, f"`kdsweep --help` lists its options ({key}=...).")
+    device = resolve_device(cfg.device)
+    resolve_precision(cfg.precision, device)
+    set_threads(cfg.threads)
+    set_determinism(cfg.deterministic, device)
+    _check_components(cfg)
+
+
+def _check_components(cfg: DictConfig) -> None:
+    build(cfg, "model")
+    if cfg.teacher is not None:
+        build(cfg, "teacher.network")
+    elif cfg.arm == "teacher":
+        raise UserError("there is no teacher to train. Choose one, such as teacher=resnet50_imagenet.", "teacher")
+    loss = build(cfg, "loss")
+    answers = None if cfg.teacher is None else torch.zeros(2, 3)
+    attempt("loss", lambda: loss(torch.zeros(2, 3), answers, torch.tensor([0, 1])))
+    optimizer = attempt("optimizer", lambda: build(cfg, "optimizer")([torch.nn.Parameter(torch.zeros(1))]))
+    attempt("schedule", lambda: build(cfg, "schedule")(optimizer, 10))
+
+
+def build(cfg: DictConfig, group: str) -> Any:
+    """The component that a configuration group describes; a function that waits for arguments where it is partial."""
+    # Code runs from here alone: a configuration can't name a function of any other package.
+    trusted = ("kdsweep.*", "torch.optim.*", *os.environ.get("KDSWEEP_TRUST", "").split())
+    node = OmegaConf.select(cfg, group)
+    built = attempt(group, lambda: instantiate(node, _execution_whitelist_=trusted, _convert_="all"))
+    # Hydra's own partial checks its arguments anew at every call, and so at every step.
+    return functools.partial(built.func, **built.keywords) if isinstance(built, functools.partial) else built
+
+
+def attempt(group: str, action: Callable[[], Any]) -> Any:
+    """What `action` returns; where it refuses an argument, a `UserError` that names the group."""
+    try:
+        return action()
+    except UserError as error:
+        raise error.within(group) from error
+    except (HydraException, TypeError, ValueError) as error:
+        cause = error.__cause__ if isinstance(error, HydraException) and error.__cause__ is not None else error
+        raise UserError(str(cause).rstrip(".") + ".", group) from error
+
+
+def container(cfg: DictConfig) -> dict[str, Any]:
+    """A configuration as plain dictionaries, with its interpolations resolved."""
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def key_of(cfg: DictConfig) -> str:
+    """A configuration as text, by which what was built from it is found again in the same process."""
+    return json.dumps(container(cfg), sort_keys=True)
+
+
+def of_key(key: str) -> DictConfig:
+    """The configuration that `key_of` made a text of."""
+    return OmegaConf.create(json.loads(key))
+
+
+@functools.lru_cache(maxsize=1)
+def inputs(data_key: str, view_seed: int, device: str) -> tuple[Dataset, Views]:
+    """The data set and the views of its training pictures; kept for the next job of a sweep.
+
+    Args:
+        data_key: `key_of` the group `data`.
+    """
+    data: Dataset = build(OmegaConf.create({"data": of_key(data_key)}), "data")
+    return data, Views(data.train.images.to(resolve_device(device)), data.padding, data.flip, view_seed)
+
+
+def hardware(cfg: DictConfig) -> tuple[torch.device, str]:
+    """The device and the precision (bf16 or fp32) in force."""
+    device = resolve_device(cfg.device)
+    return device, resolve_precision(cfg.precision, device)
+
+
+def network(cfg: DictConfig, group: str, data: Dataset, seed: int) -> Classifier:
+    """The network that a group describes, on its device; what is random in its weights is drawn from `seed`."""
+    torch.manual_seed(seed)
+    built: Classifier = attempt(group, lambda: build(cfg, group).build(data.n_classes, data.mean, data.std))
+    attempt(group, lambda: built.check_size(*data.train.images.shape[1:3]))
+    return built.to(resolve_device(cfg.device), memory_format=torch.channels_last)
+
+
+def teacher_config(cfg: DictConfig) -> DictConfig:
+    """The run that makes the teacher of `cfg`: what only its students need is left out."""
+    own = cfg.copy()
+    OmegaConf.set_readonly(own, False)
+    own.arm = "teacher"
+    for key in STUDENT_KEYS:
+        own[key] = None
+    return own
+
+
+def untrained_teacher(cfg: DictConfig) -> Teacher:
+    """The teacher of `cfg` with its head as it came: new, unless its weights bring a trained one."""
+    data, views = inputs(key_of(cfg.data), cfg.view_seed, cfg.device)
+    net = network(cfg, "teacher.network", data, cfg.view_seed)
+    tables = Path(cfg.paths.cache) / "tables"
+    settings = cfg.teacher.mode, cfg.teacher.batch_size, hardware(cfg)[1]
+    teacher: Teacher = attempt("teacher", lambda: Teacher(net, data, views, tables, *settings))
+    return teacher
+
+
+def teacher_id(cfg: DictConfig, teacher: Teacher) -> str:
+    """16 hex digits that stand for everything that made a trained teacher."""
+    head = None if cfg.teacher.head is None else container(cfg.teacher.head)
+    return hash_identity({"features": teacher.features_key, "head": head})

@@ -1,0 +1,94 @@
+"""How the commands end: one line and an exit status for what a user can mend, a stack trace for what only we can."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import NoReturn
+
+from kdsweep.errors import RunError, UserError
+
+USER_ERROR, FAILURE, INTERRUPTED, TERMINATED = 2, 1, 130, 143
+
+
+class TerminatedError(KeyboardInterrupt):
+    """SIGTERM: ends a run the way Ctrl-C does, so that its MLflow run is closed as killed."""
+
+
+def command(name: str, body: Callable[[], None]) -> None:
+    """Runs the body of a command and turns its exceptions into one line on stderr and an exit status.
+
+    2: a `UserError`; 1: a `RunError`; 130 and 143: Ctrl-C and SIGTERM. With KDSWEEP_TRACEBACK=1, and for any other
+    exception, the stack trace is shown.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        body()
+    except Exception as error:
+        known = explained(error)
+        if known is None or show_traceback():
+            raise
+        fail(name, known)
+    except BrokenPipeError:
+        # The reader has seen enough (`kdsweep --help | head`). Python would complain once more when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except TerminatedError:
+        leave(name, "terminated", TERMINATED)
+    except KeyboardInterrupt:
+        leave(name, "interrupted", INTERRUPTED)
+
+
+def explained(error: Exception) -> UserError | RunError | None:
+    """The error to show in one line, also where Hydra or OmegaConf raised it; None for one that only we can mend."""
+    if isinstance(error, UserError | RunError):
+        return error
+    # Only a process that has these loaded can have raised from them; the import would cost the others half a second.
+    if "hydra" not in sys.modules:
+        return None
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    if not isinstance(error, HydraException | OmegaConfBaseException):
+        return None
+    return _reworded(f"{error} {error.__cause__ or ''}")
+
+
+def fail(name: str, error: UserError | RunError) -> NoReturn:
+    """Leaves with the error in one line."""
+    leave(name, _one_line(str(error)), USER_ERROR if isinstance(error, UserError) else FAILURE)
+
+
+def leave(name: str, text: str, status: int) -> NoReturn:
+    """Leaves with one line on stderr."""
+    sys.stderr.write(f"{name}: {text}\n")
+    sys.exit(status)
+
+
+def show_traceback() -> bool:
+    """Whether the user asked for stack traces."""
+    return os.environ.get("KDSWEEP_TRACEBACK", "") not in ("", "0")
+
+
+def _reworded(text: str) -> UserError:
+    """Hydra's message in one line; its two most frequent ones with the key in front and the remedy behind."""
+    text = _one_line(text)
+    if found := re.search(r"Could not override '([^']+)'", text):
+        guess = re.search(r"Did you mean: ('[^']+')", text)
+        remedy = f"Did you mean {guess[1]}? " if guess else ""
+        return UserError(f"there is no such key. {remedy}`kdsweep --help` lists them all.", found[1])
+    options = r"Could not find '([^']+)/([^'/]+)' Available options in '[^']+': (.*?)( Config search|$)"
+    if found := re.search(options, text):
+        return UserError(f"there is no option {found[2]!r}. Choose from {', '.join(found[3].split())}.", found[1])
+    return UserError(re.sub(r"\s*(Config search path:|full_key:|object_type=).*", "", text))
+
+
+def _one_line(text: str) -> str:
+    return re.sub(r"\s*\n\s*", " ", text.strip())
+
+
+def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
+    raise TerminatedError

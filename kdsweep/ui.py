@@ -1,0 +1,151 @@
+"""`kdsweep-ui`: MLflow's web interface on this machine, on the store to which `kdsweep` writes."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import webbrowser
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from kdsweep.errors import UserError
+from kdsweep.tracking import artifact_folder, require_store, shown, sqlite_path, store_uri
+
+STOP_SECONDS = 10.0
+POLL_SECONDS = 0.2
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser("kdsweep-ui", description=__doc__.partition(": ")[2] if __doc__ else None)
+    made.add_argument("--uri", help="MLflow store (default: $MLFLOW_TRACKING_URI, else mlflow.db in the root folder)")
+    made.add_argument(
+        "--root",
+        type=Path,
+        default=Path(os.environ.get("KDSWEEP_HOME", ".")),
+        help="folder of mlflow.db (default: $KDSWEEP_HOME, else the working directory)",
+    )
+    made.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine)")
+    made.add_argument("--port", type=int, default=5000, help="port; 0 takes a free one (default: %(default)s)")
+    made.add_argument("--no-browser", action="store_true", help="only print the address")
+    return made
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serves the UI until Ctrl-C or SIGTERM, without leaving a process behind. Exit status 2: a wrong argument."""
+    options = parser().parse_args(arguments)
+    try:
+        uri = store_uri(options.uri, options.root)
+        if uri.startswith(("http:", "https:")):
+            print(f"The store is an MLflow server, which has its own UI: {shown(uri)}")
+            return 0
+        require_store(uri)
+        port = free_port(options.host, options.port)
+    except UserError as error:
+        print(f"kdsweep-ui: {error}", file=sys.stderr)
+        return 2
+    return serve(uri, options.host, port, browser=not options.no_browser)
+
+
+def free_port(host: str, port: int) -> int:
+    """`port`, or any free one for 0. Raises `UserError` (key "port") if nothing can listen there."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.create_server((host, port), family=family) as listening:
+            return int(listening.getsockname()[1])
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"Cannot listen on {host}:{port} ({reason}). Choose another with --port.", "port") from error
+
+
+def serve(uri: str, host: str, port: int, browser: bool) -> int:
+    """Runs `mlflow server` on a store until it ends or a signal asks for it; returns the exit status."""
+    here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    address = f"http://{f'[{here}]' if ':' in here else here}:{port}"
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _stop)
+    print(f"Starting MLflow's UI for {shown(uri)}", flush=True)
+    server = subprocess.Popen(
+        command(uri, host, port), env=environment(uri), start_new_session=True, preexec_fn=_end_with_parent
+    )
+    try:
+        while server.poll() is None and not answers(here, port):
+            time.sleep(POLL_SECONDS)
+        if server.poll() is None:
+            print(f"Open {address} (Ctrl-C stops it)", flush=True)
+            if browser and _has_display():
+                webbrowser.open(address)
+        return server.wait()
+    finally:
+        end(server)
+
+
+def command(uri: str, host: str, port: int) -> list[str]:
+    """The server's command line: one worker, and silent about each request."""
+    words = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"]
+    words += ["--uvicorn-opts", "--log-level warning"]
+    path = sqlite_path(uri)
+    return words if path is None else [*words, "--artifacts-destination", str(artifact_folder(path))]
+
+
+def environment(uri: str) -> dict[str, str]:
+    """The server's environment. It holds the store's URI, since everyone may read a command line with its password."""
+    return {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        # Jobs are for language-model judges; without them the server takes a third of the time and memory to start.
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "PYTHONWARNINGS": "ignore",
+        **os.environ,
+        "MLFLOW_BACKEND_STORE_URI": uri,
+        "MLFLOW_REGISTRY_STORE_URI": uri,
+    }
+
+
+def answers(host: str, port: int) -> bool:
+    """Whether an HTTP server answers (asked directly: a proxy has no say in what is on this machine)."""
+    connection = http.client.HTTPConnection(host, port, timeout=5)
+    try:
+        connection.request("GET", "/health")
+        connection.getresponse()
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+    return True
+
+
+def end(server: subprocess.Popen[bytes]) -> None:
+    """Ends the server with all its workers, which are its process group."""
+    for number in (signal.SIGTERM, signal.SIGKILL):  # the second finds nobody, unless the first came during the start
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.wait(STOP_SECONDS)
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    sys.exit(0)
+
+
+def _end_with_parent() -> None:
+    """In the server's process: asks Linux for SIGTERM should kdsweep-ui be killed by a signal that it cannot catch."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+
+
+def _has_display() -> bool:
+    # Without one Python would open a text browser in the terminal, on top of what was printed.
+    return sys.platform != "linux" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,629 @@
+"""Data sets: what the readers return, how they are split, and what a user with bad data is told."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import pickle
+import shutil
+import socket
+import subprocess
+import sys
+import tarfile
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from torchvision import datasets
+
+from kdsweep import data
+from kdsweep.errors import UserError
+
+OPTIONS: dict[str, Any] = {"val_size": 0.25, "train_fraction": 1.0, "split_seed": 0, "padding": 4, "flip": True}
+SYNTHETIC: dict[str, Any] = {"n_train": 120, "n_test": 20, "n_classes": 5, "image_size": 8, "seed": 0, **OPTIONS}
+CONF = Path(__file__).parents[1] / "conf" / "data"
+
+
+def synthetic(**changes: Any) -> data.Dataset:
+    return data.synthetic(**SYNTHETIC | changes)
+
+
+def rows(split: data.Split) -> set[bytes]:
+    return {image.numpy().tobytes() for image in split.images}
+
+
+# ------------------------------------------------------------------------------------------------------- splits
+
+
+def test_splits_share_no_picture_and_lose_none() -> None:
+    """Training and validation pictures are the official training split, each picture once; test is apart."""
+    parts = synthetic()
+    whole = synthetic(val_size=1)
+    assert (len(parts.train), len(parts.validation), len(parts.test)) == (90, 30, 20)
+    assert rows(parts.train) | rows(parts.validation) == rows(whole.train) | rows(whole.validation)
+    assert rows(parts.train).isdisjoint(rows(parts.validation))
+    assert rows(parts.test).isdisjoint(rows(whole.train) | rows(whole.validation))
+
+
+def test_splits_are_stratified() -> None:
+    """Validation and training hold the classes in the proportions of the whole."""
+    parts = synthetic(train_fraction=0.5)
+    assert parts.validation.labels.bincount().tolist() == [6] * 5
+    assert parts.train.labels.bincount().tolist() == [9] * 5
+
+
+def test_order_keeps_unequal_proportions_in_every_prefix() -> None:
+    """No class is ever more than one picture off its share, once each has its first picture."""
+    labels = torch.repeat_interleave(torch.arange(4), torch.tensor([600, 300, 90, 10]))
+    ordered = labels[data.stratified_order(labels, seed=3)]
+    counts = torch.nn.functional.one_hot(ordered).cumsum(0)  # (N, C), of the prefix that ends here
+    shares = torch.arange(1, 1001)[:, None] * labels.bincount() / 1000
+    assert counts[3].tolist() == [1, 1, 1, 1]
+    assert ((counts - shares).abs()[100:] <= 1).all()
+
+
+def test_fractions_are_nested() -> None:
+    """The pictures of 10 % are the first rows of 20 %, and validation stays as it is."""
+    tenth, fifth = synthetic(train_fraction=0.1), synthetic(train_fraction=0.2)
+    assert (len(tenth.train), len(fifth.train)) == (9, 18)
+    assert torch.equal(tenth.train.images, fifth.train.images[:9])
+    assert torch.equal(tenth.validation.images, fifth.validation.images)
+
+
+def test_smallest_fraction_keeps_one_picture_of_each_class() -> None:
+    """However small the fraction, no class is lost."""
+    assert sorted(synthetic(train_fraction=1e-9).train.labels.tolist()) == [0, 1, 2, 3, 4]
+
+
+def test_split_seed_decides_the_split() -> None:
+    """The same split seed gives the same bytes, another seed other splits of the same pictures."""
+    assert synthetic().fingerprint == synthetic().fingerprint
+    other = synthetic(split_seed=1)
+    assert rows(other.validation) != rows(synthetic().validation)
+    assert torch.equal(other.test.images, synthetic().test.images)
+
+
+def test_moments_are_those_of_the_training_pictures() -> None:
+    """Mean and standard deviation agree with float64 arithmetic over the training pictures."""
+    dataset = synthetic()
+    pictures = dataset.train.images.double() / 255
+    torch.testing.assert_close(torch.tensor(dataset.mean).double(), pictures.mean((0, 1, 2)))
+    torch.testing.assert_close(torch.tensor(dataset.std).double(), pictures.std((0, 1, 2), correction=0))
+
+
+def test_fingerprint_knows_every_byte() -> None:
+    """One changed label in the test split changes the fingerprint."""
+    dataset, changed = synthetic(), synthetic()
+    changed.test.labels[0] += 1
+    assert dataset.fingerprint != changed.fingerprint
+
+
+def test_a_constant_colour_has_a_scale_of_one() -> None:
+    """A channel without contrast can still be divided by its standard deviation."""
+    split = data.Split(torch.zeros(2, 4, 4, 3, dtype=torch.uint8), torch.tensor([0, 1]))
+    assert data.Dataset("black", ("a", "b"), split, split, split, 0, False).std == (1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"val_size": value} for value in (0, -1, 0.0, 1.0, -0.5, float("nan"), float("inf"), True, None, "many", 5000.0)]
+    + [{"train_fraction": value} for value in (0, 0.0, -0.1, 1.01, float("nan"), True, None)]
+    + [{"split_seed": -1}, {"padding": -1}, {"padding": 1.5}, {"flip": 1}, {"image_size": 0}, {"n_classes": 1}],
+    ids=str,
+)
+def test_options_out_of_range_are_refused(bad: dict[str, Any]) -> None:
+    """Each message is one line with the rule and the value, and the error knows the key."""
+    (key, value), *_ = bad.items()
+    with pytest.raises(UserError, match=rf"must hold, but got {key}=") as caught:
+        synthetic(**bad)
+    assert caught.value.key == key
+    assert repr(value) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("val_size", [116, 10_000, 0.97, 0.001])
+def test_validation_that_leaves_nothing_is_refused(val_size: float) -> None:
+    """Training keeps a picture of each class, and validation is not empty."""
+    with pytest.raises(UserError, match=r"1 <= validation pictures <= 115.*got val_size=.*120 pictures.*5 classes"):
+        synthetic(val_size=val_size)
+    assert len(synthetic(val_size=115).train) == 5
+
+
+@pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
+def test_each_option_calls_its_reader_and_opens_with_its_command(path: Path) -> None:
+    """The YAML file names a function of this module and gives every argument that it takes."""
+    text = path.read_text()
+    arguments = yaml.safe_load(text)
+    function = getattr(data, arguments.pop("_target_").removeprefix("kdsweep.data."))
+    own = [name for name in function.__annotations__ if name not in ("options", "return")]
+    assert text.startswith(f"# kdsweep data={path.stem}")
+    assert sorted(arguments) == sorted([*own, *data.SplitOptions.__annotations__])
+
+
+# ----------------------------------------------------------------------------------------- digits and synthetic
+
+
+@pytest.mark.slow
+def test_digits_are_the_real_scans() -> None:
+    """At 8x8 pixels the pictures are scikit-learn's scans, and the test split ignores the split seed."""
+    digits = data.digits(8, 500, **OPTIONS | {"val_size": 297})
+    assert (len(digits.train), len(digits.validation), len(digits.test)) == (1000, 297, 500)
+    scans = scikit_learn_scans()
+    for image, label in zip(digits.test.images[:20], digits.test.labels[:20].tolist(), strict=True):
+        assert (image.numpy().tobytes(), label) in scans
+    assert torch.equal(digits.test.images, data.digits(8, 500, **OPTIONS | {"split_seed": 9}).test.images)
+
+
+def scikit_learn_scans() -> set[tuple[bytes, int]]:
+    """scikit-learn's scans in 8-bit RGB, with their labels."""
+    from sklearn.datasets import load_digits
+
+    scans = load_digits()
+    rgb = np.repeat(np.round(scans.images * 255 / 16).astype(np.uint8)[..., None], 3, axis=3)
+    return {(image.tobytes(), int(label)) for image, label in zip(rgb, scans.target, strict=True)}
+
+
+def test_digits_are_up_sampled_to_any_size() -> None:
+    """Pictures are square RGB of the size asked for, grey, over the whole range."""
+    images = data.digits(32, 500, **OPTIONS).train.images
+    assert images.shape == (len(images), 32, 32, 3)
+    assert images.dtype == torch.uint8
+    assert torch.equal(images[..., 0], images[..., 2])
+    assert (images.min(), images.max()) == (0, 255)
+
+
+@pytest.mark.parametrize("n_test", [0, 1788, True])
+def test_digits_without_training_pictures_are_refused(n_test: int) -> None:
+    """The test split leaves a picture of each digit."""
+    with pytest.raises(UserError, match=r"n_test.*must hold, but got n_test="):
+        data.digits(8, n_test, **OPTIONS)
+
+
+def test_synthetic_pictures_are_told_apart_by_their_nearest_class_mean() -> None:
+    """The task is easy: the simplest classifier solves the test split."""
+    dataset = synthetic()
+    train, test = dataset.train.images.float(), dataset.test.images.float()
+    means = torch.stack([train[dataset.train.labels == c].mean(0) for c in range(5)])
+    nearest = torch.cdist(test.flatten(1), means.flatten(1)).argmin(1)
+    assert torch.equal(nearest, dataset.test.labels)
+
+
+# -------------------------------------------------------------------------------------------------- torchvision
+
+
+class Served:
+    """Archives in a folder, served from loopback; counts the requests for them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.requests = 0
+        served = self
+
+        class Handler(SimpleHTTPRequestHandler):
+            def do_GET(self) -> None:
+                served.requests += 1
+                super().do_GET()
+
+            def log_message(self, *_: object) -> None: ...
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=folder))
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+
+@pytest.fixture
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    folder = tmp_path / "server"
+    folder.mkdir()
+    served = Served(folder)
+    thread = threading.Thread(target=served.server.serve_forever, args=(0.01,))
+    thread.start()
+    yield served
+    served.server.shutdown()
+    thread.join()
+    served.server.server_close()
+
+
+def make_archive(reader: Any, folder: Path, patch: pytest.MonkeyPatch) -> Path:
+    """A miniature archive in the format of CIFAR's Python version, with 20 pictures a batch.
+
+    Of `reader`, torchvision's class, only the MD5 sums are changed: they are those of the full archive's files, and a
+    miniature has others. The reader still checks every one.
+    """
+    generator = np.random.default_rng(0)
+    names = [f"name {c}" for c in range(10)]
+    contents: dict[str, dict[str, Any]] = {reader.meta["filename"]: {reader.meta["key"]: names}}
+    label_key = "labels" if reader is datasets.CIFAR10 else "fine_labels"
+    for name, _ in reader.train_list + reader.test_list:
+        pixels = generator.integers(0, 256, (20, 3 * 32 * 32), dtype=np.uint8)  # channel, row, column
+        contents[name] = {"data": pixels, label_key: [i % 10 for i in range(20)]}
+    files = {name: pickle.dumps(content, protocol=2) for name, content in contents.items()}
+    archive = folder / reader.filename
+    with tarfile.open(archive, "w:gz") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(f"{reader.base_folder}/{name}")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+
+    def md5(content: bytes) -> str:
+        return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+    patch.setattr(reader, "tgz_md5", md5(archive.read_bytes()))
+    patch.setattr(reader, "train_list", [[name, md5(files[name])] for name, _ in reader.train_list])
+    patch.setattr(reader, "test_list", [[name, md5(files[name])] for name, _ in reader.test_list])
+    patch.setattr(reader, "meta", reader.meta | {"md5": md5(files[reader.meta["filename"]])})
+    return archive
+
+
+READERS = [("cifar10", datasets.CIFAR10), ("cifar100", datasets.CIFAR100)]
+
+
+@pytest.mark.parametrize(("name", "reader"), READERS)
+def test_cifar_is_downloaded_once_with_progress(
+    name: str,
+    reader: Any,
+    tmp_path: Path,
+    served: Served,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """The first use fetches the archive and shows how far it is; the second needs no server."""
+    make_archive(reader, served.folder, monkeypatch)
+    monkeypatch.setattr(reader, "url", f"{served.url}/{reader.filename}")
+    function = getattr(data, name)
+    first = function(str(tmp_path / "data"), **OPTIONS)
+    shown = capfd.readouterr().err
+    assert "100%" in shown
+    assert reader.url in shown
+    requests = served.requests
+    assert function(str(tmp_path / "data"), **OPTIONS).fingerprint == first.fingerprint
+    assert served.requests == requests > 0
+
+
+def test_cifar_is_downloaded_once_by_two_that_start_at_once(
+    tmp_path: Path, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second waits for the first, and then finds everything there."""
+    make_archive(datasets.CIFAR10, served.folder, monkeypatch)
+    monkeypatch.setattr(datasets.CIFAR10, "url", f"{served.url}/cifar-10-python.tar.gz")
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(lambda _: data.cifar10(str(tmp_path / "data"), **OPTIONS), range(2)))
+    assert both[0].fingerprint == both[1].fingerprint
+    assert served.requests == 2  # torchvision asks once for redirects and once for the content
+
+
+@pytest.mark.parametrize(("name", "reader"), READERS)
+def test_cifar_pictures_are_torchvisions(
+    name: str, reader: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An archive put in place by hand is unpacked, and the test split is what torchvision's items are, bit for bit."""
+    make_archive(reader, tmp_path, monkeypatch)
+    dataset = getattr(data, name)(str(tmp_path), **OPTIONS)
+    expected = reader(tmp_path, train=False)
+    assert dataset.classes == tuple(expected.classes)
+    assert len(dataset.train) + len(dataset.validation) == len(reader(tmp_path, train=True))
+    for i, (picture, label) in enumerate(expected):
+        assert torch.equal(dataset.test.images[i], torch.from_numpy(np.array(picture)))
+        assert dataset.test.labels[i] == label
+
+
+def test_cifar_without_network_says_where_the_archive_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line names the archive, its MD5 and the folder."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(datasets.CIFAR10, "url", f"http://127.0.0.1:{port}/cifar-10-python.tar.gz")
+    match = rf"cifar10.*refused.*Put cifar-10-python.tar.gz \(MD5 c58f3010.*\) into {tmp_path}"
+    with pytest.raises(UserError, match=match) as caught:
+        data.cifar10(str(tmp_path), **OPTIONS)
+    assert caught.value.key == "root"
+    assert "\n" not in str(caught.value)
+
+
+def test_cifar_download_of_something_else_is_refused(
+    tmp_path: Path, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that answers with another file, as a captive portal does, is found out by the MD5."""
+    (served.folder / "cifar-10-python.tar.gz").write_bytes(b"<html>log in first</html>")
+    monkeypatch.setattr(datasets.CIFAR10, "url", f"{served.url}/cifar-10-python.tar.gz")
+    with pytest.raises(UserError, match=r"cifar10.*corrupted.*Put cifar-10-python.tar.gz"):
+        data.cifar10(str(tmp_path / "data"), **OPTIONS)
+
+
+def test_damaged_cifar_batch_is_unpacked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flipped bit in an unpacked batch is noticed, and mended from the archive beside it."""
+    make_archive(datasets.CIFAR10, tmp_path, monkeypatch)
+    whole = data.cifar10(str(tmp_path), **OPTIONS)
+    batch = tmp_path / "cifar-10-batches-py" / "data_batch_2"
+    content = bytearray(batch.read_bytes())
+    content[1000] ^= 1
+    batch.write_bytes(content)
+    assert data.cifar10(str(tmp_path), **OPTIONS).fingerprint == whole.fingerprint
+
+
+# ------------------------------------------------------------------------------------------------- own pictures
+
+
+def paint(path: Path, colour: tuple[int, int, int], size: tuple[int, int] = (6, 6)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Red cats and blue dogs: 8 training and 2 test pictures of each, in several sizes."""
+    root = tmp_path / "pets"
+    for split, n in (("train", 8), ("test", 2)):
+        for i in range(n):
+            paint(root / split / "cat" / f"{i}.png", (200, 10 * i, 0), (4 + i, 9))
+            paint(root / split / "dog" / f"{i}.png", (0, 10 * i, 200), (9, 4 + i))
+    return root
+
+
+def read(root: Path, image_size: int = 4, **changes: Any) -> data.Dataset:
+    return data.image_folder(str(root), str(root.parent / "cache"), image_size, **OPTIONS | changes)
+
+
+def refused(root: Path, match: str) -> None:
+    """Reading `root` ends in one line that matches, and the key at fault is the folder."""
+    with pytest.raises(UserError, match=match) as caught:
+        read(root)
+    assert caught.value.key == "root"
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many pictures each call of the decoder was given, from here on."""
+    calls: list[int] = []
+    decode = data._decode
+
+    def counting(root: Path, names: list[str], image_size: int) -> torch.Tensor:
+        calls.append(len(names))
+        return decode(root, names, image_size)
+
+    monkeypatch.setattr(data, "_decode", counting)
+    return calls
+
+
+def test_folder_gives_each_picture_its_class(folder: Path) -> None:
+    """Class names are folder names in order, and labels go with pixels in every split."""
+    pets = read(folder)
+    assert (pets.name, pets.classes) == ("pets", ("cat", "dog"))
+    assert (len(pets.train), len(pets.validation), len(pets.test)) == (12, 4, 4)
+    for split in (pets.train, pets.validation, pets.test):
+        assert split.images.shape == (len(split), 4, 4, 3)
+        assert split.labels.tolist() == (split.images[:, 0, 0, 2] == 200).long().tolist()
+
+
+def test_pictures_are_resized_as_pillow_does_with_antialiasing(folder: Path) -> None:
+    """A large JPEG is decoded, shrunk to a square and kept as RGB, as in the plain transcription."""
+    noise = np.random.default_rng(0).integers(0, 256, (90, 150, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(folder / "test" / "cat" / "0.jpg")
+    expected = Image.open(folder / "test" / "cat" / "0.jpg").resize((4, 4), Image.Resampling.BILINEAR)
+    assert torch.equal(read(folder).test.images[0], torch.from_numpy(np.array(expected)))
+
+
+MODES = [("1", "png"), ("L", "png"), ("LA", "png"), ("P", "gif"), ("RGBA", "webp"), ("CMYK", "jpg"), ("YCbCr", "jpg")]
+
+
+@pytest.mark.parametrize(("mode", "suffix"), MODES)
+def test_pictures_of_any_kind_become_rgb(folder: Path, mode: str, suffix: str) -> None:
+    """Bilevel, grey, palette, transparent and print pictures keep their lightness."""
+    (folder / "test" / "cat" / "0.png").unlink()
+    Image.new("RGB", (6, 6), (255, 255, 255)).convert(mode).save(folder / "test" / "cat" / f"0.{suffix}")
+    assert read(folder).test.images[0].min() >= 250
+
+
+def test_grey_of_16_bits_keeps_its_range(folder: Path) -> None:
+    """65,535 is white and 25,700 is 100; Pillow's own conversion to RGB makes both white."""
+    grey = np.repeat(np.array([[65535, 25700]], dtype=np.uint16), 2, axis=0)
+    Image.fromarray(grey).save(folder / "test" / "cat" / "0.png")
+    assert read(folder, image_size=2).test.images[0].tolist() == [[[255] * 3, [100] * 3]] * 2
+
+
+def test_palette_picture_with_transparency_is_read_without_a_warning(folder: Path) -> None:
+    """Pillow warns about these when they are turned to RGB directly; warnings are errors here."""
+    picture = Image.new("P", (6, 6))
+    picture.putpalette([255, 0, 0, 0, 0, 255])
+    picture.save(folder / "test" / "cat" / "0.png", transparency=b"\x80\xff")
+    assert read(folder).test.images[0, 0, 0].tolist() == [255, 0, 0]
+
+
+def test_pictures_stand_as_their_camera_says(folder: Path) -> None:
+    """EXIF orientation is applied: a picture turned by 180 degrees has its dark half below."""
+    picture = Image.new("RGB", (8, 8), (255, 255, 255))
+    picture.paste((0, 0, 0), (0, 0, 8, 4))
+    exif = Image.Exif()
+    exif[0x0112] = 3  # turned by 180 degrees
+    picture.save(folder / "test" / "cat" / "0.png", exif=exif)
+    image = read(folder).test.images[0]
+    assert image[0].min() == 255
+    assert image[3].max() == 0
+
+
+def test_hidden_files_are_no_pictures_and_sub_folders_count(folder: Path) -> None:
+    """What desktops leave behind is passed over; pictures deeper in a class folder, or linked, are the class's too."""
+    paint(folder / "train" / "cat" / ".thumbnails" / "0.png", (200, 0, 0))
+    (folder / "train" / "cat" / "linked").symlink_to(folder / "test" / "cat")
+    for name in (".DS_Store", "Thumbs.db", "._0.png"):
+        (folder / "train" / "cat" / name).write_bytes(b"no picture")
+    (folder / "train" / ".hidden").mkdir()
+    paint(folder / "train" / "dog" / "small" / "puppy.png", (0, 0, 200))
+    pets = read(folder)
+    assert len(pets.train) + len(pets.validation) == 19
+    assert pets.classes == ("cat", "dog")
+
+
+def test_pictures_are_decoded_once(folder: Path, decoded: list[int]) -> None:
+    """A second use, with another split too, reads the cache and gives the same pictures."""
+    first = read(folder)
+    assert decoded == [20]
+    assert read(folder).fingerprint == first.fingerprint
+    read(folder, val_size=1, train_fraction=0.5)
+    assert decoded == [20]
+
+
+def test_changed_pictures_are_decoded_again(folder: Path, decoded: list[int]) -> None:
+    """Another size asked for, another time, another length and another name are other pictures."""
+    read(folder)
+    read(folder, image_size=5)
+    first = folder / "train" / "cat" / "0.png"
+    os.utime(first, ns=(0, 0))
+    read(folder)
+    first.rename(first.with_name("first.png"))
+    read(folder)
+    paint(folder / "train" / "cat" / "8.png", (200, 0, 0))
+    read(folder)
+    assert decoded == [20, 20, 20, 20, 21]
+
+
+def cache_file(folder: Path) -> Path:
+    (path,) = (folder.parent / "cache").glob("*.safetensors")
+    return path
+
+
+@pytest.mark.parametrize("length", [0, 5, 100, -1])
+def test_truncated_cache_is_rebuilt(
+    folder: Path, decoded: list[int], length: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A cache cut off anywhere is noticed, said, and made again."""
+    whole = read(folder)
+    content = cache_file(folder).read_bytes()
+    cache_file(folder).write_bytes(content[:length])
+    assert read(folder).fingerprint == whole.fingerprint
+    assert decoded == [20, 20]
+    assert cache_file(folder).read_bytes() == content
+    assert "is damaged" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_cache_with_a_flipped_bit_is_rebuilt(folder: Path, decoded: list[int]) -> None:
+    """Whichever byte is hit, in header, checksum or pixels, the pictures come out right."""
+    whole = read(folder)
+    content = cache_file(folder).read_bytes()
+    for position in range(0, len(content), 7):
+        damaged = bytearray(content)
+        damaged[position] ^= 1
+        cache_file(folder).write_bytes(damaged)
+        assert read(folder).fingerprint == whole.fingerprint
+    assert len(decoded) > len(content) // 7 * 0.9  # a flip in the header's padding does no harm
+
+
+CHILD = """
+import sys, time
+from kdsweep import data
+decode = data._decode
+def slow(*arguments):
+    print("decoded", flush=True)
+    time.sleep(0.5)  # so that the other process asks while this one is at it
+    return decode(*arguments)
+data._decode = slow
+print("ready", flush=True)
+sys.stdin.readline()
+options = dict(val_size=0.25, train_fraction=1.0, split_seed=0, padding=4, flip=True)
+print(data.image_folder(sys.argv[1], sys.argv[2], 4, **options).fingerprint)
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_start_at_once_decode_once(folder: Path) -> None:
+    """Of two processes that ask for the same pictures one decodes, and both get them."""
+    command = [sys.executable, "-c", CHILD, str(folder), str(folder.parent / "cache")]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as one, subprocess.Popen(command, **pipes) as other:
+        for child in (one, other):
+            assert child.stdout is not None
+            assert child.stdout.readline() == "ready\n"
+        for child in (one, other):
+            assert child.stdin is not None
+            child.stdin.write("\n")
+            child.stdin.flush()
+        lines = [child.communicate()[0].split() for child in (one, other)]
+    assert sorted(len(words) for words in lines) == [1, 2]
+    assert {words[-1] for words in lines} == {read(folder).fingerprint}
+
+
+def test_missing_folder_is_named(folder: Path) -> None:
+    """The message names the folder and what is expected."""
+    refused(folder / "nowhere", r"pets/nowhere does not exist.*Expected are <root>/train/<class>")
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_missing_split_is_named(folder: Path, split: str) -> None:
+    """A folder without train/ or test/ is refused."""
+    shutil.rmtree(folder / split)
+    refused(folder, f"has no folder {split}/")
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_split_without_classes_is_refused(folder: Path, split: str) -> None:
+    """Pictures that lie beside class folders are not enough."""
+    shutil.rmtree(folder / split)
+    paint(folder / split / "0.png", (0, 0, 0))
+    refused(folder, f"pets/{split} has no class folders")
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_class_without_pictures_is_named(folder: Path, split: str) -> None:
+    """An empty class folder is an error, not a class without data."""
+    (folder / split / "axolotl").mkdir()
+    refused(folder, f"pets/{split} these class folders have no pictures: 'axolotl'")
+
+
+def test_classes_that_differ_are_named(folder: Path) -> None:
+    """The message says which split lacks which classes, the first few by name."""
+    paint(folder / "test" / "horse" / "0.png", (0, 0, 0))
+    refused(folder, "only train/ has nothing; only test/ has 'horse'")
+    for c in range(7):
+        paint(folder / "train" / f"race {c}" / "0.png", (0, 0, 0))
+    refused(folder, "only train/ has 'race 0', .*'race 4' and 2 more; only test/ has 'horse'")
+
+
+def test_unreadable_pictures_are_named_and_counted(folder: Path) -> None:
+    """Text, an empty file, a picture cut off and a dangling link: the message names them, and nothing is cached."""
+    cats = folder / "train" / "cat"
+    (cats / "0.png").write_text("no picture")
+    (cats / "1.png").write_bytes(b"")
+    (cats / "2.png").write_bytes((cats / "2.png").read_bytes()[:-30])
+    (cats / "3.png").unlink()
+    (cats / "3.png").symlink_to("nowhere")
+    listed = ", ".join(f"'train/cat/{i}.png'" for i in range(4))
+    refused(folder, rf"4 of 20 pictures in .* cannot be read: {listed} \(the first: not a picture\)")
+    assert not list((folder.parent / "cache").glob("*.safetensors"))
+
+
+def test_many_unreadable_pictures_are_counted(folder: Path) -> None:
+    """The first five are named, the others counted; a range that is unknown cannot be read either."""
+    for i in range(8):
+        (folder / "train" / "dog" / f"{i}.png").unlink()
+        Image.fromarray(np.zeros((6, 6), dtype=np.float32)).save(folder / "train" / "dog" / f"{i}.tif")
+    refused(folder, r"8 of 20 pictures.*4.tif' and 3 more \(the first: mode F, 32 bits")
+
+
+def test_cache_that_cannot_be_written_is_refused(folder: Path) -> None:
+    """A file where the cache folder should be: the key at fault is the cache."""
+    (folder.parent / "cache").write_text("in the way")
+    with pytest.raises(UserError, match="cannot keep decoded pictures") as caught:
+        read(folder)
+    assert caught.value.key == "cache"
+
+
+@pytest.mark.parametrize(("key", "value"), [("image_size", 0), ("image_size", 32.0), ("root", ""), ("cache", None)])
+def test_folder_arguments_out_of_range_are_refused(folder: Path, key: str, value: Any) -> None:
+    """Sizes are whole and positive, folders have names."""
+    arguments: dict[str, Any] = {"root": str(folder), "cache": str(folder.parent), "image_size": 4, key: value}
+    with pytest.raises(UserError, match=f"must hold, but got {key}={value!r}") as caught:
+        data.image_folder(**arguments, **OPTIONS)
+    assert caught.value.key == key

@@ -1,0 +1,476 @@
+"""Claims about what reaches MLflow, and about what comes back from it. Every store is a real one."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.figure import Figure
+
+from kdsweep import environment
+from kdsweep.errors import UserError
+from kdsweep.tracking import Run, Store, artifact_folder, flatten, require_store, sqlite_path, store_uri
+
+pytestmark = pytest.mark.filterwarnings(
+    # MLflow 3.17 with SQLAlchemy 2.1, once a process, where a run is first read.
+    "ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning:mlflow.store.tracking.sqlalchemy_store",
+)
+
+DISTILL = {"kdsweep.role": "distill", "kdsweep.stage": "search"}
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A store in a folder whose name needs quoting; made once, since a fresh SQLite store takes seconds."""
+    return Store(store_uri(None, tmp_path_factory.mktemp("root") / "a folder, 50%"))
+
+
+@pytest.fixture(scope="session")
+def recorded(store: Store, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The id of a run with one of everything."""
+    weights = tmp_path_factory.mktemp("made") / "weights.bin"
+    weights.write_bytes(b"\x00\x01")
+    params = {"loss.alpha": 0.5, "loss.tau": 4, "seed": 0, "teacher": None, "model.mean": [0.1, 0.2]}
+    with store.run("one", tags={**DISTILL, "kdsweep.trial": "7"}, params=params) as run:
+        for epoch in (1, 2, 3):
+            run.log({"train/loss": 1 / epoch, "val/accuracy": epoch / 10}, step=epoch)
+        run.summary({"test/accuracy": 0.25})
+        for context in ("training", "validation", "test"):
+            run.dataset("digits", "/data/digits", "ab" * 32, {"pictures": 3}, context)
+        run.text("config.yaml", "loss:\n  alpha: 0.5\n")
+        run.file(weights)
+        run.file(weights, "kept/model.bin")
+        run.figure("learning_curves.png", Figure())
+    return run.id
+
+
+def read(store: Store, run_id: str) -> Any:
+    """The run as MLflow's own client gives it to anybody."""
+    from mlflow import MlflowClient
+
+    return MlflowClient(store.uri).get_run(run_id)
+
+
+def metric_names(run: Run, store: Store) -> set[str]:
+    return set(read(store, run.id).data.metrics)
+
+
+# Writing a run
+
+
+def test_a_run_is_finished_and_lasts_as_long_as_its_block(store: Store, recorded: str) -> None:
+    """Status, name, start and duration are those of the block."""
+    info = read(store, recorded).info
+    assert (info.run_name, info.status) == ("one", "FINISHED")
+    assert info.start_time <= info.end_time <= time.time() * 1000
+
+
+def test_parameters_are_readable_text(store: Store, recorded: str) -> None:
+    """Numbers, null and lists arrive as Python writes them; seed 0 is there."""
+    params = read(store, recorded).data.params
+    assert params == {"loss.alpha": "0.5", "loss.tau": "4", "seed": "0", "teacher": "None", "model.mean": "[0.1, 0.2]"}
+
+
+def test_metrics_keep_their_steps(store: Store, recorded: str) -> None:
+    """A metric's history has one value a step, in order."""
+    assert store.history(recorded, "val/accuracy") == [(1, 0.1), (2, 0.2), (3, 0.3)]
+    assert store.history(recorded, "test/accuracy") == [(0, 0.25)]
+    assert store.history(recorded, "never/logged") == []
+
+
+def test_tags_name_role_user_and_source(store: Store, recorded: str) -> None:
+    """kdsweep's tags arrive; the UI's columns User and Source are filled."""
+    tags = read(store, recorded).data.tags
+    assert DISTILL.items() <= tags.items()
+    assert tags["kdsweep.trial"] == "7"
+    assert tags["mlflow.source.name"] == "kdsweep"
+    assert tags["mlflow.user"]
+
+
+def test_each_split_is_a_data_set_input(store: Store, recorded: str) -> None:
+    """Three splits of one data set stay three inputs, though MLflow keeps one a name and digest."""
+    inputs = read(store, recorded).inputs.dataset_inputs
+    assert {tag.value for given in inputs for tag in given.tags} == {"training", "validation", "test"}
+    assert all(given.dataset.name == "digits" and given.dataset.digest.startswith("abab") for given in inputs)
+    assert json.loads(inputs[0].dataset.profile) == {"digest": "ab" * 32, "pictures": 3}
+    assert json.loads(inputs[0].dataset.source) == {"uri": "/data/digits"}
+
+
+def test_artifacts_lie_beside_the_store(store: Store, recorded: str) -> None:
+    """Text, files, renamed files and figures are in mlartifacts, next to mlflow.db, as they were given."""
+    database = sqlite_path(store.uri)
+    assert database is not None
+    folder = artifact_folder(database) / recorded / "artifacts"
+    assert (folder / "config.yaml").read_text() == "loss:\n  alpha: 0.5\n"
+    assert (folder / "weights.bin").read_bytes() == (folder / "kept" / "model.bin").read_bytes() == b"\x00\x01"
+    assert (folder / "learning_curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_more_parameters_and_metrics_than_one_call_takes(store: Store) -> None:
+    """MLflow takes 100 parameters and 1,000 metrics a call; a run takes any number."""
+    params = {f"key.{index}": index for index in range(250)}
+    with store.run("many", tags=DISTILL, params=params) as run:
+        for step in range(1250):
+            run.log({"a": step, "b": -step}, step)
+    assert len(read(store, run.id).data.params) == 250
+    assert store.history(run.id, "b") == [(step, -step) for step in range(1250)]
+
+
+def test_a_long_parameter_is_cut(store: Store) -> None:
+    """A value beyond MLflow's 6,000 characters is kept up to there."""
+    with store.run("long", tags=DISTILL, params={"list": "x" * 7000}) as run:
+        pass
+    assert read(store, run.id).data.params == {"list": "x" * 6000}
+
+
+def test_names_that_mlflow_does_not_admit_get_underscores(store: Store) -> None:
+    """( ) + = in a name do not end a run."""
+    with store.run("names", tags=DISTILL, params={"+a(b)": 1}) as run:
+        run.summary({"f(x)=y": 1.0, "val/top5": 0.5})
+    found = read(store, run.id).data
+    assert found.params == {"_a_b_": "1"}
+    assert found.metrics == {"f_x__y": 1.0, "val/top5": 0.5}
+
+
+def test_non_finite_metrics_pass(store: Store) -> None:
+    """NaN stays NaN, and an infinity is the largest float: what MLflow makes of them."""
+    with store.run("nan", tags=DISTILL, params={}) as run:
+        run.summary({"nan": float("nan"), "inf": float("inf")})
+    metrics = read(store, run.id).data.metrics
+    assert metrics["nan"] != metrics["nan"]
+    assert metrics["inf"] == sys.float_info.max
+
+
+def test_metrics_are_seen_while_the_run_goes_on(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Metrics wait for company, and no longer than a moment."""
+    with store.run("going on", tags=DISTILL, params={}) as run:
+        run.log({"first": 1.0}, step=1)
+        assert metric_names(run, store) == set()
+        monkeypatch.setattr("kdsweep.tracking.FLUSH_SECONDS", 0.0)
+        run.log({"second": 2.0}, step=1)
+        assert metric_names(run, store) == {"first", "second"}
+        assert read(store, run.id).info.status == "RUNNING"
+
+
+# Ending a run
+
+
+def ended_by(error: BaseException, store: Store, metrics: dict[str, float]) -> Run:
+    """A run whose block logs metrics, which are still waiting when it raises `error`; the error passes on."""
+    runs: list[Run] = []
+
+    def block() -> None:
+        with store.run("ends", tags=DISTILL, params={}) as run:
+            runs.append(run)
+            run.log(metrics, step=1)
+            raise error
+
+    with pytest.raises(type(error)) as caught:
+        block()
+    assert caught.value is error
+    return runs[0]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "tag"),
+    [
+        (RuntimeError("the loss is\n  not finite"), "FAILED", "RuntimeError: the loss is not finite"),
+        (KeyboardInterrupt(), "KILLED", None),
+        (SystemExit(143), "KILLED", None),
+    ],
+)
+def test_an_error_ends_the_run_and_keeps_its_metrics(
+    store: Store, error: BaseException, status: str, tag: str | None
+) -> None:
+    """FAILED with the error's line, KILLED when asked to stop; what was logged is written, the error goes on."""
+    run = ended_by(error, store, {"train/loss": 2.0})
+    found = read(store, run.id)
+    assert found.info.status == status
+    assert found.data.metrics == {"train/loss": 2.0}
+    assert found.data.tags.get("kdsweep.error") == tag
+
+
+def test_a_run_that_cannot_be_written_is_not_left_running(store: Store) -> None:
+    """MLflow refuses the metric ".."; the run is FAILED, and the error is the one that the block raised."""
+    error = ZeroDivisionError("in the block")
+    run = ended_by(error, store, {"..": 1.0})
+    assert read(store, run.id).info.status == "FAILED"
+    assert "could not be closed" in error.__notes__[0]
+
+
+def test_the_environment_diverts_nothing(store: Store, recorded: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLFLOW_RUN_ID, which overrides the fluent interface's run, has no say here."""
+    monkeypatch.setenv("MLFLOW_RUN_ID", recorded)
+    with store.run("own", tags=DISTILL, params={"own": 1}) as run:
+        pass
+    assert run.id != recorded
+    assert "own" not in read(store, recorded).data.params
+
+
+# Studies
+
+
+def test_a_study_reads_back_with_its_children(store: Store) -> None:
+    """Parent and children come back in order, and can be asked for by role, stage and status."""
+    with store.run("study a", tags={"kdsweep.role": "study"}, params={}) as parent:
+        for seed in (0, 1):
+            scratch = {"kdsweep.role": "scratch", "kdsweep.stage": "baseline"}
+            with store.run(f"scratch {seed}", tags=scratch, params={"seed": seed}, parent=parent.id):
+                pass
+        with pytest.raises(OSError, match="full"), store.run("trial", tags=DISTILL, params={}, parent=parent.id):
+            raise OSError("full")
+    study = store.study("study a")
+    assert study.parent.id == parent.id
+    assert [child.name for child in study.children] == ["scratch 0", "scratch 1", "trial"]
+    assert [run.seed for run in study.runs(role="scratch", stage="baseline")] == [0, 1]
+    assert study.runs(role="distill") == []
+    assert [run.status for run in study.runs(stage="search", status=None)] == ["FAILED"]
+    assert store.study(parent.id) == study
+
+
+def test_a_record_holds_the_run(store: Store) -> None:
+    """A record has times, and kdsweep's tags without MLflow's own."""
+    before = datetime.now(UTC)
+    with store.run("study times", tags={"kdsweep.role": "study"}, params={"a": 1}) as run:
+        assert store.study(run.id).parent.duration_s is None
+        run.tag({"kdsweep.note": "seen"})
+    record = store.study(run.id).parent
+    assert abs((record.start - before).total_seconds()) < 60
+    assert record.duration_s is not None
+    assert record.duration_s >= 0
+    assert record.tags == {"kdsweep.role": "study", "kdsweep.note": "seen"}
+    assert (record.role, record.stage, record.seed) == ("study", None, None)
+
+
+def test_the_latest_study_is_the_default(store: Store) -> None:
+    """Without a name the study is the one that started last; of two with one name it is the later."""
+    with store.run("twice", tags={"kdsweep.role": "study"}, params={}):
+        pass
+    time.sleep(0.002)  # MLflow's clock has milliseconds
+    with store.run("twice", tags={"kdsweep.role": "study"}, params={}) as last:
+        pass
+    assert store.study().parent.id == store.study("twice").parent.id == store.studies()[0].id == last.id
+
+
+def test_an_unknown_study_is_refused_with_the_known_ones(store: Store) -> None:
+    """The error names what there is."""
+    with store.run("known one", tags={"kdsweep.role": "study"}, params={}):
+        pass
+    with pytest.raises(UserError, match=r"There is no study 'nothing' .* Known: .*known one"):
+        store.study("nothing")
+
+
+def test_a_store_without_studies_says_how_to_make_one(store: Store) -> None:
+    """The remedy is the command."""
+    with pytest.raises(UserError, match=r"There is no study in the experiment 'empty' .*`kdsweep sweep=alpha_tau`"):
+        Store(store.uri, "empty").study()
+
+
+def test_a_finished_run_takes_attachments(store: Store, recorded: str, tmp_path: Path) -> None:
+    """A report can be added to a study that has ended."""
+    (tmp_path / "report.json").write_text("{}")
+    store.attach(recorded, tmp_path / "report.json", "report")
+    from mlflow import MlflowClient
+
+    assert [item.path for item in MlflowClient(store.uri).list_artifacts(recorded, "report")] == ["report/report.json"]
+
+
+# Several processes
+
+
+def start_together(target: Any, count: int, *arguments: object) -> list[int | None]:
+    """Exit codes of processes that call target(barrier, *arguments) at the same time.
+
+    They are forked from a process that has imported MLflow and what this module imports: nothing keeps them apart.
+    """
+    context = multiprocessing.get_context("forkserver")
+    mlflow = ["mlflow", "mlflow.store.tracking.sqlalchemy_store", "alembic.command"]
+    context.set_forkserver_preload([*mlflow, "pytest", "matplotlib.figure", "kdsweep.environment", "kdsweep.tracking"])
+    barrier = context.Barrier(count)
+    processes = [context.Process(target=target, args=(barrier, *arguments)) for _ in range(count)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    return [process.exitcode for process in processes]
+
+
+def log_a_run(barrier: Any, uri: str) -> None:
+    """What a parallel job does: opens the store, and logs the same data set as the others."""
+    barrier.wait()
+    with Store(uri).run("parallel", tags=DISTILL, params={"process": os.getpid()}) as run:
+        for step in range(50):
+            run.log({"a": step}, step)
+            run.flush()
+        barrier.wait()
+        run.dataset("digits", "/data", "cd" * 32, {}, "training")
+
+
+def ask_for_a_group(barrier: Any, uri: str, answers: str) -> None:
+    """What a job of a plain multirun does first."""
+    opened = Store(uri)
+    barrier.wait()
+    Path(answers, str(os.getpid())).write_text(opened.group('it\'s/a "folder"', "multirun"))
+
+
+@pytest.mark.slow
+def test_four_processes_start_on_a_fresh_store(tmp_path: Path) -> None:
+    """All of them find the store whole, wait for each other's writes, and lose nothing."""
+    uri = store_uri(None, tmp_path / "fresh")
+    assert start_together(log_a_run, 4, uri) == [0] * 4
+    with sqlite3.connect(tmp_path / "fresh" / "mlflow.db") as database:
+        assert database.execute("SELECT status, count(*) FROM runs GROUP BY status").fetchall() == [("FINISHED", 4)]
+        assert database.execute("SELECT count(*) FROM metrics").fetchone() == (200,)
+        assert database.execute("SELECT count(*) FROM datasets").fetchone() == (1,)
+        assert database.execute("SELECT name FROM experiments ORDER BY name").fetchall() == [("Default",), ("kdsweep",)]
+        assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    database.close()
+
+
+@pytest.mark.slow
+def test_a_group_is_made_once(store: Store, tmp_path: Path) -> None:
+    """Jobs that ask at once get the same parent run, which is finished, so that nobody need end it."""
+    assert start_together(ask_for_a_group, 2, store.uri, str(tmp_path)) == [0, 0]
+    answers = {answer.read_text() for answer in tmp_path.iterdir()}
+    assert len(answers) == 1
+    assert store.group('it\'s/a "folder"', "multirun") in answers
+    assert store.study(answers.pop()).parent.status == "FINISHED"
+    assert store.group("another", "multirun") not in answers
+
+
+@pytest.mark.slow
+def test_importing_tracking_does_not_import_mlflow() -> None:
+    """`kdsweep --help` does not wait four seconds for MLflow."""
+    check = "import sys, kdsweep.tracking; sys.exit('mlflow' in sys.modules or 'torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+# Which store
+
+
+def test_the_store_is_named_explicitly_then_by_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An argument wins over MLFLOW_TRACKING_URI, which wins over mlflow.db in the root."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert store_uri(None, tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000")
+    assert store_uri(None, tmp_path) == "http://host:5000"
+    assert store_uri("postgresql+psycopg2://u:p@host/db", tmp_path) == "postgresql+psycopg2://u:p@host/db"
+
+
+def test_a_relative_store_is_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A relative path is relative to the working directory, and stays so when that changes."""
+    monkeypatch.chdir(tmp_path)
+    assert store_uri("sqlite:///runs/m.db?timeout=5", Path("root")) == f"sqlite:///{tmp_path}/runs/m.db?timeout=5"
+    assert sqlite_path(store_uri("sqlite:///a%20b.db", Path())) == tmp_path / "a b.db"
+
+
+@pytest.mark.parametrize("uri", ["./mlruns", "file:///tmp/mlruns", "sqlite:///:memory:", "sqlite:///", ""])
+def test_a_uri_without_a_database_or_server_is_refused(uri: str, tmp_path: Path) -> None:
+    """MLflow's old file store too, which MLflow itself refuses."""
+    with pytest.raises(UserError, match=r"^uri: uri must name an SQLite file, a database or a server, but got"):
+        store_uri(uri, tmp_path)
+
+
+def test_a_store_that_is_not_there_is_asked_for_in_vain(tmp_path: Path) -> None:
+    """Readers say that there is no store, and make none."""
+    with pytest.raises(UserError, match=r"There is no MLflow store at .*`kdsweep`"):
+        require_store(store_uri(None, tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_not_a_store_is_refused_at_once(tmp_path: Path) -> None:
+    """Text, another program's database, a folder below a file: one line that names the file, and nothing written."""
+    text, other = tmp_path / "text.db", tmp_path / "other.db"
+    text.write_text("not a database, whatever its name says" * 100)
+    with sqlite3.connect(other) as database:
+        database.execute("CREATE TABLE addresses (name TEXT)")
+    database.close()
+    with pytest.raises(UserError, match=r"text.db cannot be read as an SQLite database: file is not a database"):
+        Store(f"sqlite:///{text}")
+    with pytest.raises(UserError, match=r"other.db is an SQLite database, but not an MLflow store"):
+        Store(f"sqlite:///{other}")
+    with pytest.raises(UserError, match=r"^uri: The MLflow store .*text.db/mlflow.db cannot be opened"):
+        Store(f"sqlite:///{text}/mlflow.db")
+
+
+def test_an_interrupted_first_start_does_no_harm(tmp_path: Path) -> None:
+    """A file without tables, which a start leaves that was killed early, is not yet a store, and can become one."""
+    (tmp_path / "mlflow.db").touch()
+    with pytest.raises(UserError, match="There is no MLflow store"):
+        require_store(store_uri(None, tmp_path))
+
+
+@pytest.mark.slow
+def test_a_server_that_does_not_answer_is_reported_in_seconds() -> None:
+    """The error hides the password; later calls keep MLflow's patience."""
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    with pytest.raises(UserError, match=rf"^uri: The MLflow store http://me:\*\*\*@127.0.0.1:{port} cannot be opened"):
+        Store(f"http://me:secret@127.0.0.1:{port}")
+    assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
+
+
+def test_a_deleted_experiment_is_reported(store: Store) -> None:
+    """MLflow keeps the name of a deleted experiment; the error says how to get it back."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(store.uri)
+    client.delete_experiment(client.create_experiment("gone"))
+    with pytest.raises(UserError, match=r"^experiment: .*'gone' was deleted .*mlflow experiments restore"):
+        Store(store.uri, "gone")
+
+
+# What is recorded
+
+
+def test_flatten_joins_keys_with_dots() -> None:
+    """Lists of values stay whole; lists of mappings are numbered; empty mappings and None are kept."""
+    config = {"loss": {"alpha": 0.5, "deep": {"er": 1}}, "mean": [1, 2], "stages": [{"lr": 1}], "none": None, "e": {}}
+    assert flatten(config) == {
+        "loss.alpha": 0.5,
+        "loss.deep.er": 1,
+        "mean": [1, 2],
+        "stages.0.lr": 1,
+        "none": None,
+        "e": {},
+    }
+
+
+def test_the_environment_is_described() -> None:
+    """Versions, hardware and source, as JSON."""
+    found = json.loads(json.dumps(environment.describe()))
+    assert found["python"].startswith("3.")
+    assert found["cores"] >= 1
+    assert {"torch", "mlflow", "hydra-core"} <= found["packages"].keys()
+    assert "ruff" not in found["packages"]
+
+
+def test_the_source_state_tells_commit_and_changes(tmp_path: Path) -> None:
+    """Clean after a commit; dirty by a new file; unknown outside of a checkout and in an ignored folder of one."""
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    unknown = {"git_commit": None, "git_dirty": None}
+    assert environment.source_state(package) == unknown
+    for words in (["init", "-q"], ["add", "package"], ["commit", "-q", "-m", "first"]):
+        subprocess.run([*git, *words], check=True)
+    clean = environment.source_state(package)
+    assert len(str(clean["git_commit"])) == 40
+    assert clean["git_dirty"] is False
+    (package / "new.py").touch()
+    assert environment.source_state(package) == {**clean, "git_dirty": True}
+    installed = tmp_path / ".venv" / "package"
+    installed.mkdir(parents=True)
+    (installed / "__init__.py").touch()
+    assert environment.source_state(installed) == unknown
