@@ -44,6 +44,8 @@ class Study(OptunaSweeperImpl):  # type: ignore[misc]  # the plug-in ships no ty
         assembly.check(self.config)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         Path(self.sweep_dir).mkdir(parents=True, exist_ok=True)
+        # Not by interpolation in YAML: the folder's name holds the time, which would be another one there.
+        self.storage = self.storage or f"sqlite:///{self.sweep_dir}/optuna.db"
         overrides = OverridesParser.create().parse_overrides([*self._parse_sweeper_params_config(), *arguments])
         # From here on the overrides are the one source of the search space.
         self.params = None
@@ -67,15 +69,13 @@ class Study(OptunaSweeperImpl):  # type: ignore[misc]  # the plug-in ships no ty
         return {**flatten(assembly.container(shared)), **{f"space.{key}": line for key, line in space.items()}}
 
     def _run_baselines(self, overrides: Sequence[Override], ours: list[str]) -> None:
-        jobs = []
         for baseline in self._baselines.values():
-            for seed in range(baseline.seeds):
-                own = [*baseline.overrides, f"seed={seed}"]
-                jobs.append([*kept_beside(own, overrides), *own, *ours, "tracking.stage=baseline"])
-        for done in self.launcher.launch(jobs, initial_job_idx=self.job_idx):
-            # Raises what the job raised: without a baseline there is nothing to compare with.
-            _ = done.return_value
-        self.job_idx += len(jobs)
+            runs = [[*baseline.overrides, f"seed={seed}"] for seed in range(baseline.seeds)]
+            jobs = [[*kept_beside(own, overrides), *own, *ours, "tracking.stage=baseline"] for own in runs]
+            for done in self.launcher.launch(jobs, initial_job_idx=self.job_idx):
+                # Raises what the job raised: without a baseline there is nothing to compare with.
+                _ = done.return_value
+            self.job_idx += len(jobs)
 
     def _search(self, overrides: Sequence[Override], ours: list[str]) -> None:
         self._search_start = time.perf_counter()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -42,6 +43,10 @@ def main() -> None:
     """The command `kdsweep`."""
     # Hydra then raises what it would otherwise print over several lines, and `cli.command` makes one line of it.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    # A sweep is a multirun. Hydra wants to know that before it reads sweep/*.yaml, which therefore can't say it.
+    words = sys.argv[1:]
+    if any(word.startswith("sweep=") for word in words) and not any(word.startswith("hydra.mode=") for word in words):
+        sys.argv.append("hydra.mode=MULTIRUN")
     cli.command("kdsweep", hydra_main)
 
 

@@ -118,8 +118,8 @@ def fit_head(
     """Trains only the head of `network`, by L-BFGS on the features before it; yields once for each weight decay.
 
     Multinomial logistic regression on standardised features, mean cross-entropy + weight_decay / 2 * |weights|^2. The
-    weight decays are tried from strong to weak, each from the solution before it; when the last one has been yielded,
-    the head with the lowest validation NLL is put back and yielded once more.
+    weight decays are tried from strong to weak, each from the solution before it, until the validation NLL has risen
+    twice; then the head with the lowest is put back and yielded once more.
 
     Args:
         features, validation_features: (N, F) float32, inputs of the head.
@@ -133,6 +133,7 @@ def fit_head(
     weight = torch.zeros(network.n_classes, features.shape[1], device=features.device, requires_grad=True)  # (C, F)
     bias = torch.zeros(network.n_classes, device=features.device, requires_grad=True)  # (C,)
     best: tuple[float, Metrics, Tensor, Tensor] | None = None
+    risen = 0
     for weight_decay in sorted(weight_decays, reverse=True):
         _minimise(scaled, labels, weight, bias, weight_decay, max_iterations)
         with torch.no_grad():
@@ -145,6 +146,9 @@ def fit_head(
             if best is None or nll < best[0]:
                 best = nll, metrics, network.head.weight.clone(), network.head.bias.clone()
         yield metrics
+        risen = risen + 1 if nll > best[0] else 0
+        if risen == 2:
+            break
     if best is not None:
         with torch.no_grad():
             network.head.weight.copy_(best[2])

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from kdsweep.errors import UserError
+from kdsweep.errors import UserError, require
 from kdsweep.tracking import artifact_folder, require_store, shown, sqlite_path, store_uri
 
 STOP_SECONDS = 10.0
@@ -57,12 +57,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def free_port(host: str, port: int) -> int:
     """`port`, or any free one for 0. Raises `UserError` (key "port") if nothing can listen there."""
+    require(0 <= port <= 65535, "0 <= port <= 65535", port, "port")
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         with socket.create_server((host, port), family=family) as listening:
             return int(listening.getsockname()[1])
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
         raise UserError(f"Cannot listen on {host}:{port} ({reason}). Choose another with --port.", "port") from error
 
 

@@ -1,0 +1,165 @@
+"""Claims about `kdsweep-ui`: the real server, on a free port of this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kdsweep import ui
+from kdsweep.tracking import Store, store_uri
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning:mlflow.store.tracking.sqlalchemy_store",
+)
+
+COMMAND = [sys.executable, "-m", "kdsweep.ui", "--no-browser"]
+
+
+@pytest.fixture(scope="session")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A root folder with a store, and the id of a run in it that has an artifact."""
+    root = tmp_path_factory.mktemp("ui")
+    with Store(store_uri(None, root)).run("shown", tags={"kdsweep.role": "scratch"}, params={"seed": 0}) as run:
+        run.text("config.yaml", "seed: 0\n")
+    return root, run.id
+
+
+@contextlib.contextmanager
+def started(root: Path) -> Iterator[subprocess.Popen[str]]:
+    """A `kdsweep-ui` that has just begun to start its server."""
+    command = [*COMMAND, "--root", str(root), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=clean_environment()) as process:
+        try:
+            assert str(root) in line_of(process)
+            yield process
+        finally:
+            process.terminate()
+
+
+def line_of(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
+def address_of(process: subprocess.Popen[str]) -> str:
+    """Waits until it says that the server answers, and where."""
+    found = re.match(r"Open (http://127\.0\.0\.1:\d+) ", line_of(process))
+    assert found is not None
+    return found[1]
+
+
+def clean_environment() -> dict[str, str]:
+    return {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
+
+
+def get(address: str) -> str:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(address, timeout=60) as answer:
+        return str(answer.read().decode())
+
+
+def still_there(folder: Path) -> bool:
+    """Whether a server of the folder's store runs on this machine: its environment tells."""
+    wanted = str(folder).encode()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if process.name != str(os.getpid()) and wanted in (process / "environ").read_bytes():
+                return True
+    return False
+
+
+@pytest.mark.slow
+def test_the_ui_shows_the_store_and_leaves_no_process(written: tuple[Path, str]) -> None:
+    """It answers, serves its page, the run and the run's artifact; after SIGTERM nothing of it runs."""
+    root, run_id = written
+    with started(root) as process:
+        address = address_of(process)
+        assert get(f"{address}/health") == "OK"
+        assert "<html" in get(f"{address}/")
+        assert '"shown"' in get(f"{address}/api/2.0/mlflow/runs/get?run_id={run_id}")
+        assert get(f"{address}/get-artifact?path=config.yaml&run_uuid={run_id}") == "seed: 0\n"
+        assert still_there(root)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        assert not still_there(root)
+        with pytest.raises(urllib.error.URLError):
+            get(f"{address}/health")
+
+
+@pytest.mark.slow
+def test_a_start_that_is_interrupted_leaves_no_process(written: tuple[Path, str]) -> None:
+    """Ctrl-C before the server answers ends what has started."""
+    root, _ = written
+    with started(root) as process:
+        while not still_there(root):
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+        assert not still_there(root)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent was killed")
+def test_a_killed_ui_takes_its_server_with_it(written: tuple[Path, str]) -> None:
+    """SIGKILL, which nothing can catch, leaves no server either."""
+    root, _ = written
+    with started(root) as process:
+        address_of(process)
+        process.kill()
+        process.wait(60)
+        end = time.monotonic() + 60
+        while still_there(root) and time.monotonic() < end:
+            time.sleep(0.1)
+        assert not still_there(root)
+
+
+def test_a_missing_store_names_the_remedy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line, exit status 2."""
+    assert ui.main(["--uri", f"sqlite:///{tmp_path}/mlflow.db"]) == 2
+    expected = f"kdsweep-ui: uri: There is no MLflow store at {tmp_path}/mlflow.db. Make one with `kdsweep`, or name "
+    assert capsys.readouterr().err == f"{expected}another.\n"
+
+
+def test_a_uri_that_names_no_store_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """One line, exit status 2."""
+    assert ui.main(["--uri", "mlruns"]) == 2
+    assert re.fullmatch(r"kdsweep-ui: uri: uri must name .* but got 'mlruns'.*\n", capsys.readouterr().err)
+
+
+def test_a_port_in_use_is_refused(written: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
+    """One line with the address, exit status 2; a host or number that cannot be listened on likewise."""
+    uri = store_uri(f"sqlite:///{written[0]}/mlflow.db", Path())
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert ui.main(["--uri", uri, "--port", str(port)]) == 2
+    expected = rf"kdsweep-ui: port: Cannot listen on 127.0.0.1:{port} \(Address already in use\). Choose .*\n"
+    assert re.fullmatch(expected, capsys.readouterr().err)
+    assert ui.main(["--uri", uri, "--port", "70000"]) == 2
+    assert capsys.readouterr().err == "kdsweep-ui: port: `0 <= port <= 65535` must hold, but got port=70000.\n"
+    assert ui.main(["--uri", uri, "--host", "203.0.113.1"]) == 2
+    assert re.fullmatch(r"kdsweep-ui: port: Cannot listen on 203.0.113.1:5000 .*\n", capsys.readouterr().err)
+
+
+def test_a_server_is_named_and_not_served_again(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its address, without the password."""
+    assert ui.main(["--uri", "https://me:secret@host:5000"]) == 0
+    assert "https://me:***@host:5000" in capsys.readouterr().out
+
+
+def test_a_password_is_on_no_command_line() -> None:
+    """A database's URI goes through the environment, which only its owner can read."""
+    uri = "postgresql://me:secret@host/runs"
+    assert "secret" not in " ".join(ui.command(uri, "127.0.0.1", 5000))
+    assert ui.environment(uri)["MLFLOW_BACKEND_STORE_URI"] == uri
