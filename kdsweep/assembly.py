@@ -134,7 +134,7 @@ def network(cfg: DictConfig, group: str, data: Dataset, seed: int) -> Classifier
     torch.manual_seed(seed)
     built: Classifier = attempt(group, lambda: build(cfg, group).build(data.n_classes, data.mean, data.std))
     attempt(group, lambda: built.check_size(*data.train.images.shape[1:3]))
-    return built.to(resolve_device(cfg.device), memory_format=torch.channels_last)
+    return built.to(memory_format=torch.channels_last).to(resolve_device(cfg.device))
 
 
 def teacher_config(cfg: DictConfig) -> DictConfig:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,15 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import BaseDistribution
 from optuna.trial import Trial
 
-from kdsweep import assembly, report
+from kdsweep import assembly, recording, report
 from kdsweep.errors import RunError
 from kdsweep.progress import note
-from kdsweep.tracking import Store, flatten, store_uri
+from kdsweep.tracking import flatten
 
 SAMPLERS = ("optuna.samplers.*", "hydra_plugins.hydra_optuna_sweeper.*")
 
 
-class Study(OptunaSweeperImpl):  # type: ignore[misc]  # the plug-in ships no types
+class Study(OptunaSweeperImpl):
     """hydra-optuna-sweeper's search with the baselines before it and the report after it.
 
     Args:
@@ -33,7 +33,9 @@ class Study(OptunaSweeperImpl):  # type: ignore[misc]  # the plug-in ships no ty
         search: The plug-in's own arguments.
     """
 
-    def __init__(self, *, baselines: DictConfig, sampler: DictConfig, **search: Any) -> None:
+    storage: str | None
+
+    def __init__(self, *, baselines: Mapping[str, Any], sampler: DictConfig, **search: Any) -> None:
         super().__init__(sampler=instantiate(sampler, _execution_whitelist_=SAMPLERS), **search)
         self._baselines = baselines
         self._search_start = 0.0
@@ -49,8 +51,7 @@ class Study(OptunaSweeperImpl):  # type: ignore[misc]  # the plug-in ships no ty
         overrides = OverridesParser.create().parse_overrides([*self._parse_sweeper_params_config(), *arguments])
         # From here on the overrides are the one source of the search space.
         self.params = None
-        root, tracking = Path(self.config.paths.root), self.config.tracking
-        store = Store(store_uri(tracking.uri, root), tracking.experiment)
+        store = recording.open_store(self.config)
         tags = {"kdsweep.role": "study", "kdsweep.study": self.study_name}
         with store.run(self.study_name, tags=tags, params=self._parameters(overrides)) as parent:
             runs = [f"{baseline.seeds} {name}" for name, baseline in self._baselines.items()]
@@ -58,11 +59,13 @@ class Study(OptunaSweeperImpl):  # type: ignore[misc]  # the plug-in ships no ty
             ours = [f"tracking.parent={parent.id}", f"tracking.study={self.study_name}"]
             self._run_baselines(overrides, ours)
             self._search(overrides, ours)
-        report.show(report.write(store, parent.id, report.default_folder(root, store.study(parent.id))))
+        folder = report.default_folder(Path(self.config.paths.root), store.study(parent.id))
+        report.show(report.write(store, parent.id, folder))
 
     def _parameters(self, overrides: Iterable[Override]) -> dict[str, object]:
         """What the study's own run shows: the configuration that its runs share, and the search space."""
-        shared = OmegaConf.masked_copy(self.config, [str(key) for key in self.config if key != "hydra"])
+        own = [key for key in self.config if isinstance(key, str) and key != "hydra"]
+        shared = OmegaConf.masked_copy(self.config, own)
         space = {
             override.get_key_element(): override.input_line for override in overrides if override.is_sweep_override()
         }

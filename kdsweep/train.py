@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 import sys
-import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from kdsweep import cli
 from kdsweep.errors import UserError
@@ -25,10 +22,8 @@ from kdsweep.progress import note
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from kdsweep.data import Dataset
     from kdsweep.experiment import Result
     from kdsweep.teachers import Teacher
-    from kdsweep.tracking import Run, Store
     from kdsweep.training import Metrics
 
 # In a wheel the configuration lies inside the package, in a checkout beside it.
@@ -82,19 +77,19 @@ def train(cfg: DictConfig) -> float:
 
 def train_student(cfg: DictConfig) -> Result:
     """One student, with a teacher or without: builds it, trains it, logs it."""
-    from kdsweep import assembly, experiment, training
+    from kdsweep import assembly, experiment, recording, training
 
     device, precision = assembly.hardware(cfg)
     data, views = assembly.inputs(assembly.key_of(cfg.data), cfg.view_seed, cfg.device)
     # What a user got wrong in data, model or teacher shows before the run is opened, and leaves no failed run behind.
     network = assembly.network(cfg, "model", data, cfg.init_seed)
-    store = _store(cfg)
+    store = recording.open_store(cfg)
     teacher = None if cfg.teacher is None else trained_teacher(assembly.key_of(_shared(assembly.teacher_config(cfg))))
 
     def predict(split: str) -> Tensor:
         return training.predict(network, getattr(data, split).images, EVALUATION_BATCH, precision)
 
-    with _logged(cfg, data, store) as run:
+    with recording.started(cfg, data, store, teacher) as run:
         fitting = training.fit(
             network,
             views,
@@ -110,18 +105,18 @@ def train_student(cfg: DictConfig) -> Result:
             precision=precision,
         )
         result = experiment.run(fitting, predict, data, teacher, run.log)
-        _finish(cfg, run, result, network.net.state_dict(), "model.safetensors")
+        recording.finish(cfg, run, result, network.net.state_dict(), "model.safetensors")
     return result
 
 
 def train_teacher(cfg: DictConfig) -> Result:
     """The teacher's head (unless it came trained): trains it, logs it, and keeps it where its students find it."""
-    from kdsweep import assembly, experiment
+    from kdsweep import assembly, experiment, recording
     from kdsweep.files import write_tensors
 
     data, views = assembly.inputs(assembly.key_of(cfg.data), cfg.view_seed, cfg.device)
     teacher = assembly.untrained_teacher(cfg)
-    with _logged(cfg, data, _store(cfg)) as run:
+    with recording.started(cfg, data, recording.open_store(cfg), teacher) as run:
         fitting: Iterable[Metrics] = ()
         if cfg.teacher.head is not None:
             splits = ("train", "validation")
@@ -133,8 +128,7 @@ def train_teacher(cfg: DictConfig) -> Result:
         result = experiment.run(fitting, teacher.logits, data, None, run.log)
         head = teacher.network.head.state_dict()
         write_tensors(_head_path(cfg, teacher), head)
-        run.tag({"kdsweep.teacher": assembly.teacher_id(cfg, teacher)})
-        _finish(cfg, run, result, head, "head.safetensors")
+        recording.finish(cfg, run, result, head, "head.safetensors")
     return result
 
 
@@ -179,86 +173,6 @@ def _head_path(cfg: DictConfig, teacher: Teacher) -> Path:
     from kdsweep.assembly import teacher_id
 
     return Path(cfg.paths.cache) / "teachers" / f"{teacher_id(cfg, teacher)}.safetensors"
-
-
-def _store(cfg: DictConfig) -> Store:
-    from kdsweep.assembly import attempt
-    from kdsweep.tracking import Store, store_uri
-
-    store: Store = attempt(
-        "tracking", lambda: Store(store_uri(cfg.tracking.uri, Path(cfg.paths.root)), cfg.tracking.experiment)
-    )
-    return store
-
-
-@contextmanager
-def _logged(cfg: DictConfig, data: Dataset, store: Store) -> Iterator[Run]:
-    """The MLflow run of a configuration, with all that is known before it starts."""
-    from kdsweep import environment
-    from kdsweep.assembly import container, hardware
-    from kdsweep.tracking import flatten
-
-    config = container(cfg)
-    surroundings = environment.describe()
-    device, precision = hardware(cfg)
-    runtime = {"device": str(device), "precision": precision, "threads": surroundings["threads"]}
-    params = flatten({**config, "runtime": runtime})
-    with store.run(_name(cfg), tags=_tags(cfg, surroundings), params=params, parent=_parent(cfg, store)) as run:
-        run.text("config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-        overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
-        run.text("overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(overrides)))
-        run.text("environment.json", json.dumps(surroundings, indent=2))
-        for split, context in (("train", "training"), ("validation", "validation"), ("test", "test")):
-            profile = {"pictures": len(getattr(data, split)), "classes": data.n_classes}
-            run.dataset(data.name, str(config["data"]["_target_"]), data.fingerprint, profile, context)
-        yield run
-
-
-def _finish(cfg: DictConfig, run: Run, result: Result, weights: dict[str, Tensor], file_name: str) -> None:
-    """Logs what is known at the end of a run, and says it to the user."""
-    from kdsweep.figures import learning_curve
-    from kdsweep.files import hash_tensors, write_tensors
-
-    run.summary({name: value for name, value in result.metrics.items() if name not in result.history})
-    run.tag({"kdsweep.weights": hash_tensors(weights)})
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / file_name
-        write_tensors(path, weights, {"kdsweep_run": run.id})
-        run.file(path)
-    if result.history:
-        run.figure("learning_curve.png", learning_curve(result.history, _name(cfg)))
-    validation, test = result.metrics["val/accuracy"], result.metrics["test/accuracy"]
-    note(f"{_name(cfg)}: validation {validation:.2%}, test {test:.2%}, {result.metrics['seconds']:.1f} s, run {run.id}")
-
-
-def _tags(cfg: DictConfig, surroundings: dict[str, object]) -> dict[str, str]:
-    tags = {
-        "role": cfg.arm,
-        "stage": cfg.tracking.stage,
-        "study": cfg.tracking.study,
-        "trial": cfg.tracking.trial,
-        "git_commit": surroundings["git_commit"],
-        "git_dirty": surroundings["git_dirty"],
-    }
-    return {f"kdsweep.{key}": str(value) for key, value in tags.items() if value is not None}
-
-
-def _name(cfg: DictConfig) -> str:
-    """A run's name: its arm, and what tells it from others of the arm."""
-    if cfg.arm == "teacher":
-        return f"teacher {cfg.teacher.network.name}"
-    numbers = {key: value for key, value in cfg.loss.items() if isinstance(value, int | float) and key != "_partial_"}
-    return " ".join([cfg.arm, *(f"{key}={value:.4g}" for key, value in numbers.items()), f"seed={cfg.seed}"])
-
-
-def _parent(cfg: DictConfig, store: Store) -> str | None:
-    """The MLflow run above this one: a study's, or the one that a plain multirun's jobs share."""
-    if cfg.tracking.parent is not None:
-        return str(cfg.tracking.parent)
-    if cfg.arm != "teacher" and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-        folder = Path(HydraConfig.get().sweep.dir).absolute()
-        return store.group(str(folder), f"multirun {folder.parent.name} {folder.name}")
-    return None
 
 
 if __name__ == "__main__":

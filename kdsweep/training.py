@@ -96,7 +96,7 @@ def fit(
             metrics = {
                 "train/loss": float(losses.mean()),
                 "train/accuracy": float(correct) / (steps * batch_size),
-                "lr": scheduler.get_last_lr()[0],
+                "lr": float(scheduler.get_last_lr()[0]),
                 "images_per_second": steps * batch_size / seconds,
                 "epoch_seconds": seconds,
             }

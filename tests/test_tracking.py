@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,14 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 DISTILL = {"kdsweep.role": "distill", "kdsweep.stage": "search"}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_other_store() -> Iterator[None]:
+    """Tests write to no store that the environment names."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -27,6 +27,14 @@ pytestmark = pytest.mark.filterwarnings(
 COMMAND = [sys.executable, "-m", "kdsweep.ui", "--no-browser"]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_other_store() -> Iterator[None]:
+    """Tests write to no store that the environment names."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        yield
+
+
 @pytest.fixture(scope="session")
 def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A root folder with a store, and the id of a run in it that has an artifact."""
@@ -40,7 +48,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def started(root: Path) -> Iterator[subprocess.Popen[str]]:
     """A `kdsweep-ui` that has just begun to start its server."""
     command = [*COMMAND, "--root", str(root), "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=clean_environment()) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert str(root) in line_of(process)
             yield process
@@ -60,8 +68,17 @@ def address_of(process: subprocess.Popen[str]) -> str:
     return found[1]
 
 
-def clean_environment() -> dict[str, str]:
-    return {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
+def writes_through_a_server(address: str, root: Path) -> None:
+    """A server is a store like any other: a study written to it reads back, and its artifacts lie beside the file."""
+    served = Store(address, experiment="served")
+    with served.run("study", tags={"kdsweep.role": "study"}, params={"alpha": 0.5}) as run:
+        run.log({"val/accuracy": 0.5}, step=1)
+        run.text("config.yaml", "seed: 1\n")
+    assert served.group("folder", "multirun") == served.group("folder", "multirun")
+    study = Store(store_uri(None, root), experiment="served").study("study")
+    assert (study.parent.status, study.parent.params) == ("FINISHED", {"alpha": "0.5"})
+    assert served.history(run.id, "val/accuracy") == [(1, 0.5)]
+    assert [found.read_text() for found in (root / "mlartifacts").rglob(f"{run.id}/**/config.yaml")] == ["seed: 1\n"]
 
 
 def get(address: str) -> str:
@@ -81,15 +98,17 @@ def still_there(folder: Path) -> bool:
 
 
 @pytest.mark.slow
-def test_the_ui_shows_the_store_and_leaves_no_process(written: tuple[Path, str]) -> None:
-    """It answers, serves its page, the run and the run's artifact; after SIGTERM nothing of it runs."""
+def test_the_ui_is_a_server_that_leaves_no_process(written: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It serves its page, a run with its artifact, and other programs' runs; after SIGTERM nothing of it runs."""
     root, run_id = written
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with started(root) as process:
         address = address_of(process)
         assert get(f"{address}/health") == "OK"
         assert "<html" in get(f"{address}/")
         assert '"shown"' in get(f"{address}/api/2.0/mlflow/runs/get?run_id={run_id}")
         assert get(f"{address}/get-artifact?path=config.yaml&run_uuid={run_id}") == "seed: 0\n"
+        writes_through_a_server(address, root)
         assert still_there(root)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
