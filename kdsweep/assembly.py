@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,20 @@ from kdsweep.files import hash_identity
 from kdsweep.hardware import resolve_device, resolve_precision, set_determinism, set_threads
 from kdsweep.models import Classifier
 from kdsweep.teachers import Teacher
+from kdsweep.tracking import store_uri
 from kdsweep.views import Views
 
 ARMS = ("teacher", "scratch", "label_smoothing", "distill")
 
 # Metrics that a sweep may select on; the test split is kept out of it.
-OBJECTIVES = ("val/", "best/")
+OBJECTIVES = (
+    *("val/accuracy", "val/nll", "val/ece", "val/top5", "val/agreement", "val/teacher_kl"),
+    "best/val_accuracy",
+)
+
+# Of a component from a package that isn't trusted.
+HYDRAS_REMEDY = "Pass _execution_whitelist_ from trusted code to allow expected targets."
+OUR_REMEDY = "If it is yours, name its package in the environment: KDSWEEP_TRUST='package.*'."
 
 # Keys that have no part in the making of a teacher.
 STUDENT_KEYS = ("model", "loss", "optimizer", "schedule", "epochs", "n_passes", "seed", "init_seed", "order_seed")
@@ -45,13 +54,9 @@ def check(cfg: DictConfig) -> None:
     for key in ("seed", "init_seed", "order_seed", "view_seed"):
         require(type(cfg[key]) is int and cfg[key] >= 0, f"{key} >= 0", cfg[key], key, "It is a whole number.")
     require(cfg.arm in ARMS, f"arm in {ARMS}", cfg.arm, "arm", "Choose an experiment, such as experiment=scratch.")
-    require(
-        isinstance(cfg.objective, str) and cfg.objective.startswith(OBJECTIVES),
-        "objective is val/... or best/...",
-        cfg.objective,
-        "objective",
-        "The test split is not selected on.",
-    )
+    remedy = "The test split is not selected on."
+    require(cfg.objective in OBJECTIVES, f"objective in {OBJECTIVES}", cfg.objective, "objective", remedy)
+    attempt("tracking", lambda: store_uri(cfg.tracking.uri, Path(cfg.paths.root)))
     for key in ("data", "model", "loss", "optimizer", "schedule"):
         require(cfg[key] is not None, f"{key} is chosen", None, key, f"`kdsweep --help` lists its options ({key}=...).")
     device = resolve_device(cfg.device)
@@ -65,13 +70,15 @@ def _check_components(cfg: DictConfig) -> None:
     build(cfg, "model")
     if cfg.teacher is not None:
         build(cfg, "teacher.network")
+        build(cfg, "teacher.head")
     elif cfg.arm == "teacher":
         raise UserError("there is no teacher to train. Choose one, such as teacher=resnet50_imagenet.", "teacher")
     loss = build(cfg, "loss")
     answers = None if cfg.teacher is None else torch.zeros(2, 3)
     attempt("loss", lambda: loss(torch.zeros(2, 3), answers, torch.tensor([0, 1])))
-    optimizer = attempt("optimizer", lambda: build(cfg, "optimizer")([torch.nn.Parameter(torch.zeros(1))]))
-    attempt("schedule", lambda: build(cfg, "schedule")(optimizer, 10))
+    optimizer, schedule = build(cfg, "optimizer"), build(cfg, "schedule")
+    stepper = attempt("optimizer", lambda: optimizer([torch.nn.Parameter(torch.zeros(1))]))
+    attempt("schedule", lambda: schedule(stepper, 10))
 
 
 def build(cfg: DictConfig, group: str) -> Any:
@@ -92,7 +99,16 @@ def attempt(group: str, action: Callable[[], Any]) -> Any:
         raise error.within(group) from error
     except (HydraException, TypeError, ValueError) as error:
         cause = error.__cause__ if isinstance(error, HydraException) and error.__cause__ is not None else error
-        raise UserError(str(cause).rstrip(".") + ".", group) from error
+        text = re.sub(r"\s*full_key: \S*", "", str(cause)).rstrip(".") + "."
+        raise UserError(text.replace(HYDRAS_REMEDY, OUR_REMEDY), group) from error
+
+
+def rehearse(cfg: DictConfig) -> None:
+    """Builds all that a run builds before it trains, so that what is wrong with data, weights or teacher shows now."""
+    data, _ = inputs(key_of(cfg.data), cfg.view_seed, cfg.device)
+    network(cfg, "model", data, cfg.init_seed)
+    if cfg.teacher is not None:
+        untrained_teacher(cfg)
 
 
 def container(cfg: DictConfig) -> dict[str, Any]:

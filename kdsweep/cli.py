@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
@@ -22,20 +23,24 @@ class TerminatedError(KeyboardInterrupt):
 def command(name: str, body: Callable[[], None]) -> None:
     """Runs the body of a command and turns its exceptions into one line on stderr and an exit status.
 
-    2: a `UserError`; 1: a `RunError`; 130 and 143: Ctrl-C and SIGTERM. With KDSWEEP_TRACEBACK=1, and for any other
-    exception, the stack trace is shown.
+    2: a `UserError`; 1: a `RunError`; 130 and 143: Ctrl-C and SIGTERM. With KDSWEEP_TRACEBACK=1 the stack trace comes
+    before the line; of any other exception it is shown in any case, and the status is 1.
     """
     signal.signal(signal.SIGTERM, _terminate)
     try:
         body()
-    except Exception as error:
-        known = explained(error)
-        if known is None or show_traceback():
-            raise
-        fail(name, known)
+        sys.stdout.flush()
     except BrokenPipeError:
         # The reader has seen enough (`kdsweep --help | head`). Python would complain once more when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(FAILURE)
+    except Exception as error:
+        known = explained(error)
+        if known is None:
+            raise
+        if show_traceback():
+            traceback.print_exception(error)
+        fail(name, known)
     except TerminatedError:
         leave(name, "terminated", TERMINATED)
     except KeyboardInterrupt:
@@ -46,15 +51,21 @@ def explained(error: Exception) -> UserError | RunError | None:
     """The error to show in one line, also where Hydra or OmegaConf raised it; None for one that only we can mend."""
     if isinstance(error, UserError | RunError):
         return error
+    if isinstance(error, OSError) and error.filename is not None:
+        return UserError(f"{error.strerror}: {error.filename}. Is it in a folder that can be written (paths.root)?")
     # Only a process that has these loaded can have raised from them; the import would cost the others half a second.
     if "hydra" not in sys.modules:
         return None
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    if not isinstance(error, HydraException | OmegaConfBaseException):
-        return None
-    return _reworded(f"{error} {error.__cause__ or ''}")
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return _reworded(f"{error} {error.__cause__ or ''}")
+    # Hydra refuses some words of the command line (`loss=null`, `-m --cfg job`) by plain exceptions.
+    places = [frame.f_globals["__name__"] for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if isinstance(error, ValueError) and places and places[-1].startswith("hydra."):
+        return _reworded(str(error))
+    return None
 
 
 def fail(name: str, error: UserError | RunError) -> NoReturn:
@@ -83,6 +94,12 @@ def _reworded(text: str) -> UserError:
     options = r"Could not find '([^']+)/([^'/]+)' Available options in '[^']+': (.*?)( Config search|$)"
     if found := re.search(options, text):
         return UserError(f"there is no option {found[2]!r}. Choose from {', '.join(found[3].split())}.", found[1])
+    if found := re.search(r"Error when parsing index: \d+, string: (.*?) out of \[.*?\]\. (.*?) See https:", text):
+        remedy = "Quote what holds brackets, commas or spaces: 'key=\"a value\"'."
+        return UserError(f"{found[1]!r} can't be read as key=value ({found[2]}). {remedy}")
+    if found := re.search(r"Ambiguous value for argument '([^'=]+)=([^']+)'", text):
+        remedy = "Add -m to try each value, or write a list as [a,b]."
+        return UserError(f"one value must be given, but got {found[2]!r}. {remedy}", found[1])
     return UserError(re.sub(r"\s*(Config search path:|full_key:|object_type=).*", "", text))
 
 

@@ -6,10 +6,8 @@ pictures are a prefix of the rest: 10 % of them are the first rows of 20 % of th
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,20 +18,13 @@ from typing import Any, TypedDict, Unpack
 import numpy as np
 import torch
 from filelock import FileLock
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from kdsweep import pictures
 from kdsweep.errors import UserError, require
-from kdsweep.files import atomic_path, hash_identity, hash_tensors
-from kdsweep.progress import note, progress
-
-# Part of the key of decoded pictures: raise it when `_decode_one` returns other pixels.
-DECODER_VERSION = 1
-
-# Of every list in a message, this many are named.
-N_NAMED = 5
+from kdsweep.files import hash_tensors
+from kdsweep.progress import note
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,16 +186,9 @@ def image_folder(root: str, cache: str, image_size: int, **options: Unpack[Split
     _check(options)
     _require_int(image_size, "image_size", 1)
     folder = _folder(root, "root").absolute()
-    if not folder.is_dir():
-        raise _bad_folder(f"the folder {folder} does not exist")
-    train, test = _class_files(folder, "train"), _class_files(folder, "test")
-    if train.keys() != test.keys():
-        without_test = _named(sorted(train.keys() - test.keys())) or "nothing"
-        without_train = _named(sorted(test.keys() - train.keys())) or "nothing"
-        differences = f"only train/ has {without_test}; only test/ has {without_train}"
-        raise _bad_folder(f"the classes of test/ and train/ in {folder} must be the same, but {differences}")
+    train, test = pictures.class_files(folder)
     names = [name for classes in (train, test) for files in classes.values() for name in files]
-    images = _cached_pictures(folder, names, image_size, _folder(cache, "cache"))
+    images = pictures.load(folder, names, image_size, _folder(cache, "cache"))
     labels = torch.tensor([c for classes in (train, test) for c, files in enumerate(classes.values()) for _ in files])
     n_train = sum(map(len, train.values()))
     # clone: a view would keep all pictures in memory besides the copies that the splits are.
@@ -283,13 +267,6 @@ def _folder(value: str, key: str) -> Path:
     return Path(value).expanduser()
 
 
-def _named(items: Sequence[str]) -> str:
-    """The first few of `items` as they stand in a message, and how many more there are."""
-    more = len(items) - N_NAMED
-    # repr, so that no name can break the line.
-    return ", ".join(map(repr, items[:N_NAMED])) + (f" and {more} more" if more > 0 else "")
-
-
 # -------------------------------------------------------------------------------------------------- torchvision
 
 
@@ -332,131 +309,3 @@ def _network_timeout(seconds: float) -> Iterator[None]:
         yield
     finally:
         socket.setdefaulttimeout(before)
-
-
-# ------------------------------------------------------------------------------------------------- own pictures
-
-
-def _bad_folder(message: str) -> UserError:
-    remedy = "Expected are <root>/train/<class>/* and <root>/test/<class>/*."
-    return UserError(f"{message}. {remedy}", "root")
-
-
-def _class_files(root: Path, split: str) -> dict[str, list[str]]:
-    """Class -> its pictures, as sorted paths relative to `root`."""
-    folder = root / split
-    if not folder.is_dir():
-        raise _bad_folder(f"{root} has no folder {split}/")
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not _ignored(entry.name))
-    if not names:
-        raise _bad_folder(f"{folder} has no class folders")
-    classes = {name: _files(root, folder / name) for name in names}
-    if empty := [name for name, files in classes.items() if not files]:
-        raise _bad_folder(f"in {folder} these class folders have no pictures: {_named(empty)}")
-    return classes
-
-
-def _files(root: Path, folder: Path) -> list[str]:
-    found = []
-    for place, subfolders, files in os.walk(folder, followlinks=True):
-        subfolders[:] = [name for name in subfolders if not _ignored(name)]
-        found += [os.path.relpath(place, root) + "/" + name for name in files if not _ignored(name)]
-    return sorted(found)
-
-
-def _ignored(name: str) -> bool:
-    """What desktops leave behind: .DS_Store, ._picture.jpg, Thumbs.db."""
-    return name.startswith(".") or name in ("Thumbs.db", "desktop.ini", "__MACOSX")
-
-
-def _stamp(root: Path, name: str) -> tuple[str, int, int]:
-    """Name, size in bytes and modification time in ns."""
-    try:
-        stat = (root / name).stat()
-    except OSError:  # a dangling link: `_decode` names it among the unreadable
-        return name, -1, -1
-    return name, stat.st_size, stat.st_mtime_ns
-
-
-def _cached_pictures(root: Path, names: list[str], image_size: int, cache: Path) -> Tensor:
-    """The pictures `names` in `root`, from the cache or decoded into it: (N, S, S, 3) uint8."""
-    stamps = [_stamp(root, name) for name in names]
-    identity = {"root": str(root), "files": stamps, "image_size": image_size, "decoder": DECODER_VERSION}
-    path = cache / f"{root.name}-{image_size}px-{hash_identity(identity)}.safetensors"
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        # Processes that start at once decode once: the others wait here, and then read.
-        with FileLock(path.with_suffix(".lock")):
-            pictures = _read_pictures(path)
-            if pictures is None:
-                pictures = _decode(root, names, image_size)
-                with atomic_path(path) as temporary:
-                    save_file({"pictures": pictures}, temporary, {"sha256": hash_tensors({"pictures": pictures})})
-            return pictures
-    except (OSError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{cache} cannot keep decoded pictures ({reason}). Choose another folder.", "cache") from error
-
-
-def _read_pictures(path: Path) -> Tensor | None:
-    """The decoded pictures that `path` holds; None if there are none, or not as they were written."""
-    if not path.exists():
-        return None
-    try:
-        # pread: the pictures are ours, and stay whole when the file changes under us.
-        with safe_open(path, framework="pt", backend="pread") as file:
-            pictures, digest = file.get_tensor("pictures"), file.metadata()["sha256"]
-        if hash_tensors({"pictures": pictures}) == digest:
-            return pictures
-    except (OSError, SafetensorError, KeyError, TypeError):
-        pass
-    note(f"{path} is damaged: the pictures are decoded again")
-    return None
-
-
-def _decode(root: Path, names: list[str], image_size: int) -> Tensor:
-    """Decodes in as many threads as there are cores (Pillow releases the GIL)."""
-    pictures = torch.empty(len(names), image_size, image_size, 3, dtype=torch.uint8)
-    rows = pictures.numpy()
-
-    def decode(chunk: Sequence[int]) -> list[tuple[str, str | None]]:
-        return [(names[i], _decode_one(root / names[i], rows[i])) for i in chunk]
-
-    unreadable = []
-    # Chunks: handing over small pictures one by one takes as long as decoding them.
-    chunks = [range(len(names))[start : start + 32] for start in range(0, len(names), 32)]
-    pool = ThreadPoolExecutor(os.cpu_count())
-    try:
-        with progress("decoding pictures", total=len(names)) as advance:
-            for done in pool.map(decode, chunks):
-                advance(len(done))
-                unreadable += [(name, fault) for name, fault in done if fault is not None]
-    finally:
-        pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for all the rest
-    if unreadable:
-        listed = _named([name for name, _ in unreadable])
-        message = f"{len(unreadable)} of {len(names)} pictures in {root} cannot be read: {listed}"
-        raise UserError(f"{message} (the first: {unreadable[0][1]}). Remove or replace them.", "root")
-    return pictures
-
-
-def _decode_one(path: Path, row: np.ndarray) -> str | None:
-    """Writes the picture at `path` to `row`, (S, S, 3) uint8; returns what is wrong with it, or None."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as file:
-            picture: Image.Image = ImageOps.exif_transpose(file)
-            if picture.mode in ("I", "F"):
-                return f"mode {picture.mode}, 32 bits a pixel without a known range"
-            if picture.mode.startswith("I;16"):  # Pillow would clip to 255, which leaves white
-                picture = Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
-            if "transparency" in picture.info:  # Pillow warns unless a palette with transparency goes by RGBA
-                picture = picture.convert("RGBA")
-            row[:] = np.asarray(picture.convert("RGB").resize(row.shape[:2], Image.Resampling.BILINEAR))
-    except UnidentifiedImageError:
-        return "not a picture"
-    # Damaged files make Pillow raise OSError, SyntaxError, ValueError, struct.error, EOFError and others.
-    except Exception as error:
-        return " ".join(str(error).split()) or type(error).__name__
-    return None

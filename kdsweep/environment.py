@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import os
 import platform
@@ -32,9 +33,15 @@ def describe() -> dict[str, object]:
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
-        **source_state(Path(kdsweep.__file__).parent),
+        **_own_source(),
         "packages": versions(),
     }
+
+
+@functools.cache
+def _own_source() -> dict[str, object]:
+    # Once for a process: it goes on with the code that it has loaded, whatever is committed while a study runs.
+    return source_state(Path(kdsweep.__file__).parent)
 
 
 def source_state(folder: Path) -> dict[str, object]:

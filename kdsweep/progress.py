@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+log = logging.getLogger(__name__)
 
 console = Console(stderr=True, highlight=False)
 
@@ -29,7 +32,8 @@ def progress(description: str, total: int) -> Iterator[Callable[..., None]]:
 
 
 def note(text: str) -> None:
-    """Prints one line for the user, above a bar if one is shown."""
+    """Prints one line for the user, above a bar if one is shown, and puts it into the run's log file."""
+    log.info(text)
     console.print(text, markup=False, soft_wrap=True)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,6 +23,9 @@ from kdsweep.files import hash_tensors, write_tensors
 from kdsweep.progress import note
 from kdsweep.teachers import Teacher
 from kdsweep.tracking import Run, Store, flatten, store_uri
+from kdsweep.training import Metrics
+
+log = logging.getLogger(__name__)
 
 
 def open_store(cfg: DictConfig) -> Store:
@@ -51,6 +55,16 @@ def started(cfg: DictConfig, data: Dataset, store: Store, teacher: Teacher | Non
             profile = {"pictures": len(getattr(data, split)), "classes": data.n_classes}
             run.dataset(data.name, str(config["data"]["_target_"]), data.fingerprint, profile, context)
         yield run
+
+
+def epoch_log(run: Run) -> Callable[[Metrics, int], None]:
+    """Receives the metrics of each epoch, for MLflow and for the run's log file."""
+
+    def record(metrics: Metrics, epoch: int) -> None:
+        run.log(metrics, epoch)
+        log.info("epoch %d: %s", epoch, ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+
+    return record
 
 
 def finish(cfg: DictConfig, run: Run, result: Result, weights: dict[str, Tensor], file_name: str) -> None:

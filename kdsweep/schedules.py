@@ -8,19 +8,21 @@ from __future__ import annotations
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LinearLR, LRScheduler, OneCycleLR, SequentialLR
 
-from kdsweep.errors import require
+from kdsweep.errors import require, require_number
 
 
 def one_cycle(optimizer: Optimizer, total_steps: int, *, warmup: float) -> LRScheduler:
     """Up to `lr` along a cosine during the first `warmup` of the steps, then down to nearly zero; momentum constant.
 
-    Smith and Topin 2017, arXiv 1708.07120. warmup is in (0, 1).
+    Smith and Topin 2017, arXiv 1708.07120. warmup is in (0, 1); `lr` is reached at the second step at the earliest.
     """
+    require_number(warmup, "0 < warmup < 1", "warmup")
     require(0 < warmup < 1, "0 < warmup < 1", warmup, "warmup")
-    # OneCycleLR divides by the number of steps in each phase.
-    steps = max(total_steps, 2)
+    # OneCycleLR divides by the number of steps in each phase: neither may be empty.
+    steps = max(total_steps, 3)
+    rising = max(warmup, 2 / steps)
     return OneCycleLR(
-        optimizer, max_lr=optimizer.param_groups[0]["lr"], total_steps=steps, pct_start=warmup, cycle_momentum=False
+        optimizer, max_lr=optimizer.param_groups[0]["lr"], total_steps=steps, pct_start=rising, cycle_momentum=False
     )
 
 
@@ -29,6 +31,7 @@ def cosine(optimizer: Optimizer, total_steps: int, *, warmup: float) -> LRSchedu
 
     Loshchilov and Hutter 2016, arXiv 1608.03983, without restarts. warmup is in [0, 1).
     """
+    require_number(warmup, "0 <= warmup < 1", "warmup")
     require(0 <= warmup < 1, "0 <= warmup < 1", warmup, "warmup")
     rising = round(warmup * total_steps)
     falling = CosineAnnealingLR(optimizer, T_max=max(total_steps - rising, 1))

@@ -14,12 +14,15 @@ from hydra.utils import instantiate
 from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl
 from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import BaseDistribution
-from optuna.trial import Trial
+from optuna.trial import Trial, TrialState
 
 from kdsweep import assembly, recording, report
-from kdsweep.errors import RunError
+from kdsweep.errors import RunError, UserError, require
 from kdsweep.progress import note
 from kdsweep.tracking import flatten
+
+# What stands for a key that a configuration doesn't have, since null is a value.
+UNKNOWN = object()
 
 SAMPLERS = ("optuna.samplers.*", "hydra_plugins.hydra_optuna_sweeper.*")
 
@@ -42,8 +45,6 @@ class Study(OptunaSweeperImpl):
 
     def sweep(self, arguments: list[str]) -> None:
         """Runs the study; `arguments` are the overrides of the command line."""
-        # What is wrong with the configuration shows now, and not after the baselines.
-        assembly.check(self.config)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         Path(self.sweep_dir).mkdir(parents=True, exist_ok=True)
         # Not by interpolation in YAML: the folder's name holds the time, which would be another one there.
@@ -51,6 +52,7 @@ class Study(OptunaSweeperImpl):
         overrides = OverridesParser.create().parse_overrides([*self._parse_sweeper_params_config(), *arguments])
         # From here on the overrides are the one source of the search space.
         self.params = None
+        self._check(overrides)
         store = recording.open_store(self.config)
         tags = {"kdsweep.role": "study", "kdsweep.study": self.study_name}
         with store.run(self.study_name, tags=tags, params=self._parameters(overrides)) as parent:
@@ -61,6 +63,22 @@ class Study(OptunaSweeperImpl):
             self._search(overrides, ours)
         folder = report.default_folder(Path(self.config.paths.root), store.study(parent.id))
         report.show(report.write(store, parent.id, folder))
+
+    def _check(self, overrides: Iterable[Override]) -> None:
+        """Refuses now what would be refused after the baselines."""
+        assembly.check(self.config)
+        require(self.n_trials >= 1, "n_trials >= 1", self.n_trials, "sweep.n_trials")
+        for override in overrides:
+            if override.is_sweep_override():
+                require_key(override, self.config)
+        directions = self._get_directions()
+        self._record = assembly.attempt(
+            "hydra.sweeper",
+            lambda: optuna.create_study(
+                study_name=self.study_name, storage=self.storage, directions=directions, load_if_exists=True
+            ),
+        )
+        assembly.rehearse(self.config)
 
     def _parameters(self, overrides: Iterable[Override]) -> dict[str, object]:
         """What the study's own run shows: the configuration that its runs share, and the search space."""
@@ -86,9 +104,11 @@ class Study(OptunaSweeperImpl):
         try:
             super().sweep([*lines, *ours, "tracking.stage=search"])
         except ValueError as error:
-            if "No trials are completed" not in str(error):
+            # The plug-in asks for the best trial even where there is none.
+            if self._record.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
                 raise
-            raise RunError(f"none of the {self.n_trials} trials could be finished: see the runs' errors.") from error
+            message = f"none of the {self.n_trials} trials could be finished: the warnings above say why."
+            raise RunError(message) from error
 
     def _configure_trials(
         self,
@@ -123,6 +143,15 @@ def kept_beside(own: Iterable[str], overrides: Iterable[Override]) -> list[str]:
         return not override.is_sweep_override() and key not in replaced and key.partition(".")[0] not in replaced
 
     return [str(override.input_line) for override in overrides if holds(override)]
+
+
+def require_key(override: Override, config: DictConfig) -> None:
+    """Raises `UserError` where a sweep varies a key that the configuration doesn't have."""
+    key = override.get_key_element()
+    known = override.is_add() or OmegaConf.select(config, key.replace("/", "."), default=UNKNOWN) is not UNKNOWN
+    if not known:
+        line = override.input_line
+        raise UserError(f"the search varies a key that isn't there ({line}). Choose its group, or other keys.", key)
 
 
 def with_float_bounds(override: Override, config: DictConfig) -> str:

@@ -84,12 +84,13 @@ class Tables:
     def _verify(self, path: Path, table: Tensor, compute: Callable[[Tensor], Tensor]) -> None:
         indices = torch.linspace(0, len(table) - 1, min(ROWS_CHECKED, len(table))).long()
         found, expected = table[indices], compute(indices).cpu()
-        difference = float((found - expected).abs().max() / expected.abs().max())
+        difference, largest = float((found - expected).abs().max()), float(expected.abs().max())
         # A NaN compares false, and must not pass.
-        if not difference <= self._tolerance:
+        if not difference <= self._tolerance * largest:
             raise TableMismatchError(
-                f"the network's answers differ from the table {path} by {difference:.2g} of the largest "
-                f"(tolerance {self._tolerance:g}): it was computed by another network or library. Delete its folder."
+                f"the network's answers differ from the table {path} by {difference:.2g}, and the largest is "
+                f"{largest:.2g} (tolerance {self._tolerance:g} of it): it was computed by another network or library. "
+                "Delete its folder."
             )
 
 

@@ -62,7 +62,8 @@ class Teacher:
     def answers(self, pass_index: int) -> Callable[[Tensor, Tensor], Tensor]:
         """The teacher for one pass: (picture indices (B,), their views (B, H, W, 3) uint8) -> logits (B, C)."""
         if self.mode == "online":
-            return lambda _, pictures: self._forward(self.network, pictures)
+            # clone: a loss may keep the answer for its gradient, which autograd refuses for inference tensors.
+            return lambda _, pictures: self._forward(self.network, pictures).clone()
         name = f"pass-{pass_index:04d}"
         table = self._rows(
             self._logits_tables(),

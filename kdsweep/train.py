@@ -70,7 +70,7 @@ def train(cfg: DictConfig) -> float:
     check(cfg)
     result = train_teacher(teacher_config(cfg)) if cfg.arm == "teacher" else train_student(cfg)
     if cfg.objective not in result.metrics:
-        known = ", ".join(name for name in sorted(result.metrics) if name.startswith(OBJECTIVES))
+        known = ", ".join(name for name in OBJECTIVES if name in result.metrics)
         raise UserError(f"this run has no metric {cfg.objective!r}. It has {known}.", "objective")
     return result.metrics[cfg.objective]
 
@@ -104,7 +104,7 @@ def train_student(cfg: DictConfig) -> Result:
             order_seed=cfg.order_seed,
             precision=precision,
         )
-        result = experiment.run(fitting, predict, data, teacher, run.log)
+        result = experiment.run(fitting, predict, data, teacher, recording.epoch_log(run))
         recording.finish(cfg, run, result, network.net.state_dict(), "model.safetensors")
     return result
 
@@ -125,7 +125,7 @@ def train_teacher(cfg: DictConfig) -> Result:
             fitting = assembly.build(cfg, "teacher.head")(
                 teacher.network, features[0], labels[0], features[1], labels[1]
             )
-        result = experiment.run(fitting, teacher.logits, data, None, run.log)
+        result = experiment.run(fitting, teacher.logits, data, None, recording.epoch_log(run))
         head = teacher.network.head.state_dict()
         write_tensors(_head_path(cfg, teacher), head)
         recording.finish(cfg, run, result, head, "head.safetensors")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from kdsweep.errors import RunError
+from kdsweep.errors import RunError, UserError, require
 from kdsweep.hardware import autocast
 from kdsweep.models import Classifier
 from kdsweep.progress import progress
@@ -125,7 +126,17 @@ def fit_head(
         features, validation_features: (N, F) float32, inputs of the head.
         labels, validation_labels: (N,) int64.
         max_iterations: Of L-BFGS, for each weight decay.
+
+    Raises:
+        UserError: No weight decays are given, or the head has no bias.
+        DivergedError: The head's answers were not finite.
     """
+    require(len(weight_decays) > 0, "at least one weight decay", weight_decays, "weight_decays")
+    if network.head.bias is None:
+        raise UserError(
+            "`the head has a bias` must hold where it is trained on its own, but this network's has none. "
+            "Choose another teacher.network.name, or bring a trained head: teacher.network.head=keep teacher.head=null."
+        )
     variance, mean = torch.var_mean(features, dim=0, correction=0)  # (F,)
     # A feature that hardly varies in a small training set may vary widely elsewhere: it must not be blown up.
     std = (variance + SCALING_FLOOR * variance.mean()).sqrt()
@@ -141,6 +152,8 @@ def fit_head(
             network.head.weight.copy_(weight / std)
             network.head.bias.copy_(bias - (weight / std) @ mean)
             nll = float(F.cross_entropy(validation_scaled @ weight.T + bias, validation_labels))
+            if not math.isfinite(nll):
+                raise DivergedError(f"the head's validation NLL was {nll} with weight decay {weight_decay}.")
             metrics = {"train/loss": float(F.cross_entropy(scaled @ weight.T + bias, labels))}
             metrics["head/weight_decay"] = weight_decay
             if best is None or nll < best[0]:

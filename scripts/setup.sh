@@ -21,5 +21,5 @@ fi
 # uv takes seconds where pip takes minutes.
 [ -x .venv/bin/uv ] || .venv/bin/python -m pip install --quiet --disable-pip-version-check uv
 echo "setup: installing kdsweep[$extra] into .venv (a few GB of libraries the first time)"
-.venv/bin/uv pip install --quiet --python .venv/bin/python --constraints constraints.txt --editable ".[$extra]"
+.venv/bin/uv pip install --quiet --compile-bytecode --python .venv/bin/python --constraints constraints.txt --editable ".[$extra]"
 echo "$wanted" >"$stamp"

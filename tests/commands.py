@@ -1,34 +1,46 @@
-"""Runs kdsweep commands as processes of their own that start in milliseconds.
+"""Runs kdsweep commands as processes of their own that start in milliseconds, and reads what they leave in MLflow.
 
-Imports take a command fifteen seconds. Here a server imports all that they need once, and every command is forked from
-it: a real process, with an exit status, an output and an environment of its own, that can be sent signals.
+The imports of a command take fifteen seconds. Here a server imports them once, and every command is forked from it: a
+real process, with an exit status, output and environment of its own, that can be sent signals.
 """
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import signal
+import sqlite3
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlparse
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+# A distilled run in a second: few small pictures, and a step is a few milliseconds.
+SHORT = (
+    "experiment=debug",
+    *("data.n_train=96", "data.val_size=32", "data.n_test=32"),
+    *("epochs=2", "batch_size=16", "threads=1"),
+)
 
 PRELOADED = [
-    "mlflow",
-    "mlflow.store.tracking.sqlalchemy_store",
-    "alembic.command",
-    "torchvision",
-    "torch._dynamo",
-    "sklearn.datasets",
-    "kdsweep.train",
-    "kdsweep.training",
-    "kdsweep.study",
+    *("mlflow", "mlflow.store.tracking.sqlalchemy_store", "alembic.command"),
+    *("torch._dynamo", "torchvision", "sklearn.datasets", "PIL.Image"),
+    *("kdsweep.train", "kdsweep.training", "kdsweep.recording", "kdsweep.study"),
 ]
 
-SECONDS = 120.0
+# A command that takes longer hangs.
+SECONDS = 300.0
+
+_numbers = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -38,6 +50,13 @@ class Outcome:
     status: int
     out: str
     err: str
+
+    @property
+    def error(self) -> str:
+        """The line by which the command says why it failed; it is the only one of its kind, and the last."""
+        lines = self.err.splitlines()
+        assert [line for line in lines if line.startswith("kdsweep: ")] == lines[-1:]
+        return lines[-1]
 
 
 class Command:
@@ -53,8 +72,8 @@ class Command:
         root.mkdir(parents=True, exist_ok=True)
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
-        name = f"{time.monotonic_ns()}"
-        self._out, self._err = root / f"{name}.out", root / f"{name}.err"
+        number = next(_numbers)
+        self._out, self._err = root / f"command-{number}.out", root / f"command-{number}.err"
         arguments = (words, root, {"KDSWEEP_HOME": str(root), **(env or {})}, self._out, self._err)
         self._process: ForkServerProcess = context.Process(target=_run, args=arguments)
         self._process.start()
@@ -91,8 +110,40 @@ def _run(words: Sequence[str], root: Path, env: Mapping[str, str], out: Path, er
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     os.environ.update(env)
     os.chdir(root)
-    sys.argv = ["kdsweep", *words]
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.argv = ["kdsweep", *words]
     from kdsweep.train import main
 
     main()
+
+
+def client(root: Path) -> Any:
+    """MLflow's own client, as anybody would use it, on the store of a folder."""
+    from mlflow import MlflowClient
+
+    return MlflowClient(f"sqlite:///{root}/mlflow.db")
+
+
+def runs(root: Path, role: str | None = None, **tags: object) -> list[Run]:
+    """The runs in the store of a folder, in the order of their start, with this role and these kdsweep tags."""
+    wanted = {f"kdsweep.{key}": str(value) for key, value in {"role": role, **tags}.items() if value is not None}
+    store = client(root)
+    (experiment,) = store.search_experiments(filter_string="name = 'kdsweep'")
+    found = store.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"])
+    return [run for run in found if wanted.items() <= run.data.tags.items()]
+
+
+def statuses(root: Path) -> list[str]:
+    """The status of every run, read past MLflow while a command writes; empty as long as there is no store."""
+    if not (root / "mlflow.db").exists():
+        return []
+    try:
+        with closing(sqlite3.connect(f"file:{root}/mlflow.db?mode=ro", uri=True)) as database:
+            return [status for (status,) in database.execute("SELECT status FROM runs ORDER BY start_time")]
+    except sqlite3.OperationalError:  # its tables are being made
+        return []
+
+
+def artifacts(run: Run) -> Path:
+    """The folder of a run's artifacts."""
+    return Path(unquote(urlparse(run.info.artifact_uri).path))

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import pickle
-import shutil
 import socket
-import subprocess
-import sys
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -355,275 +351,43 @@ def test_damaged_cifar_batch_is_unpacked_again(tmp_path: Path, monkeypatch: pyte
 # ------------------------------------------------------------------------------------------------- own pictures
 
 
-def paint(path: Path, colour: tuple[int, int, int], size: tuple[int, int] = (6, 6)) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, colour).save(path)
-
-
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Red cats and blue dogs: 8 training and 2 test pictures of each, in several sizes."""
-    root = tmp_path / "pets"
+def pets(tmp_path: Path) -> Path:
+    """Red cats and blue dogs, of 8 training and 2 test pictures each."""
     for split, n in (("train", 8), ("test", 2)):
-        for i in range(n):
-            paint(root / split / "cat" / f"{i}.png", (200, 10 * i, 0), (4 + i, 9))
-            paint(root / split / "dog" / f"{i}.png", (0, 10 * i, 200), (9, 4 + i))
-    return root
+        for name, colour in (("cat", (200, 0, 0)), ("dog", (0, 0, 200))):
+            folder = tmp_path / "pets" / split / name
+            folder.mkdir(parents=True)
+            for i in range(n):
+                Image.new("RGB", (6, 6), colour).save(folder / f"{i}.png")
+    return tmp_path / "pets"
 
 
-def read(root: Path, image_size: int = 4, **changes: Any) -> data.Dataset:
-    return data.image_folder(str(root), str(root.parent / "cache"), image_size, **OPTIONS | changes)
+def image_folder(root: Path, **changes: Any) -> data.Dataset:
+    return data.image_folder(str(root), str(root.parent / "cache"), 4, **OPTIONS | changes)
 
 
-def refused(root: Path, match: str) -> None:
-    """Reading `root` ends in one line that matches, and the key at fault is the folder."""
-    with pytest.raises(UserError, match=match) as caught:
-        read(root)
-    assert caught.value.key == "root"
-    assert "\n" not in str(caught.value)
-
-
-@pytest.fixture
-def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many pictures each call of the decoder was given, from here on."""
-    calls: list[int] = []
-    decode = data._decode
-
-    def counting(root: Path, names: list[str], image_size: int) -> torch.Tensor:
-        calls.append(len(names))
-        return decode(root, names, image_size)
-
-    monkeypatch.setattr(data, "_decode", counting)
-    return calls
-
-
-def test_folder_gives_each_picture_its_class(folder: Path) -> None:
+def test_folder_gives_each_picture_its_class(pets: Path) -> None:
     """Class names are folder names in order, and labels go with pixels in every split."""
-    pets = read(folder)
-    assert (pets.name, pets.classes) == ("pets", ("cat", "dog"))
-    assert (len(pets.train), len(pets.validation), len(pets.test)) == (12, 4, 4)
-    for split in (pets.train, pets.validation, pets.test):
+    dataset = image_folder(pets)
+    assert (dataset.name, dataset.classes) == ("pets", ("cat", "dog"))
+    assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (12, 4, 4)
+    for split in (dataset.train, dataset.validation, dataset.test):
         assert split.images.shape == (len(split), 4, 4, 3)
         assert split.labels.tolist() == (split.images[:, 0, 0, 2] == 200).long().tolist()
 
 
-def test_pictures_are_resized_as_pillow_does_with_antialiasing(folder: Path) -> None:
-    """A large JPEG is decoded, shrunk to a square and kept as RGB, as in the plain transcription."""
-    noise = np.random.default_rng(0).integers(0, 256, (90, 150, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(folder / "test" / "cat" / "0.jpg")
-    expected = Image.open(folder / "test" / "cat" / "0.jpg").resize((4, 4), Image.Resampling.BILINEAR)
-    assert torch.equal(read(folder).test.images[0], torch.from_numpy(np.array(expected)))
-
-
-MODES = [("1", "png"), ("L", "png"), ("LA", "png"), ("P", "gif"), ("RGBA", "webp"), ("CMYK", "jpg"), ("YCbCr", "jpg")]
-
-
-@pytest.mark.parametrize(("mode", "suffix"), MODES)
-def test_pictures_of_any_kind_become_rgb(folder: Path, mode: str, suffix: str) -> None:
-    """Bilevel, grey, palette, transparent and print pictures keep their lightness."""
-    (folder / "test" / "cat" / "0.png").unlink()
-    Image.new("RGB", (6, 6), (255, 255, 255)).convert(mode).save(folder / "test" / "cat" / f"0.{suffix}")
-    assert read(folder).test.images[0].min() >= 250
-
-
-def test_grey_of_16_bits_keeps_its_range(folder: Path) -> None:
-    """65,535 is white and 25,700 is 100; Pillow's own conversion to RGB makes both white."""
-    grey = np.repeat(np.array([[65535, 25700]], dtype=np.uint16), 2, axis=0)
-    Image.fromarray(grey).save(folder / "test" / "cat" / "0.png")
-    assert read(folder, image_size=2).test.images[0].tolist() == [[[255] * 3, [100] * 3]] * 2
-
-
-def test_palette_picture_with_transparency_is_read_without_a_warning(folder: Path) -> None:
-    """Pillow warns about these when they are turned to RGB directly; warnings are errors here."""
-    picture = Image.new("P", (6, 6))
-    picture.putpalette([255, 0, 0, 0, 0, 255])
-    picture.save(folder / "test" / "cat" / "0.png", transparency=b"\x80\xff")
-    assert read(folder).test.images[0, 0, 0].tolist() == [255, 0, 0]
-
-
-def test_pictures_stand_as_their_camera_says(folder: Path) -> None:
-    """EXIF orientation is applied: a picture turned by 180 degrees has its dark half below."""
-    picture = Image.new("RGB", (8, 8), (255, 255, 255))
-    picture.paste((0, 0, 0), (0, 0, 8, 4))
-    exif = Image.Exif()
-    exif[0x0112] = 3  # turned by 180 degrees
-    picture.save(folder / "test" / "cat" / "0.png", exif=exif)
-    image = read(folder).test.images[0]
-    assert image[0].min() == 255
-    assert image[3].max() == 0
-
-
-def test_hidden_files_are_no_pictures_and_sub_folders_count(folder: Path) -> None:
-    """What desktops leave behind is passed over; pictures deeper in a class folder, or linked, are the class's too."""
-    paint(folder / "train" / "cat" / ".thumbnails" / "0.png", (200, 0, 0))
-    (folder / "train" / "cat" / "linked").symlink_to(folder / "test" / "cat")
-    for name in (".DS_Store", "Thumbs.db", "._0.png"):
-        (folder / "train" / "cat" / name).write_bytes(b"no picture")
-    (folder / "train" / ".hidden").mkdir()
-    paint(folder / "train" / "dog" / "small" / "puppy.png", (0, 0, 200))
-    pets = read(folder)
-    assert len(pets.train) + len(pets.validation) == 19
-    assert pets.classes == ("cat", "dog")
-
-
-def test_pictures_are_decoded_once(folder: Path, decoded: list[int]) -> None:
-    """A second use, with another split too, reads the cache and gives the same pictures."""
-    first = read(folder)
-    assert decoded == [20]
-    assert read(folder).fingerprint == first.fingerprint
-    read(folder, val_size=1, train_fraction=0.5)
-    assert decoded == [20]
-
-
-def test_changed_pictures_are_decoded_again(folder: Path, decoded: list[int]) -> None:
-    """Another size asked for, another time, another length and another name are other pictures."""
-    read(folder)
-    read(folder, image_size=5)
-    first = folder / "train" / "cat" / "0.png"
-    os.utime(first, ns=(0, 0))
-    read(folder)
-    first.rename(first.with_name("first.png"))
-    read(folder)
-    paint(folder / "train" / "cat" / "8.png", (200, 0, 0))
-    read(folder)
-    assert decoded == [20, 20, 20, 20, 21]
-
-
-def cache_file(folder: Path) -> Path:
-    (path,) = (folder.parent / "cache").glob("*.safetensors")
-    return path
-
-
-@pytest.mark.parametrize("length", [0, 5, 100, -1])
-def test_truncated_cache_is_rebuilt(
-    folder: Path, decoded: list[int], length: int, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """A cache cut off anywhere is noticed, said, and made again."""
-    whole = read(folder)
-    content = cache_file(folder).read_bytes()
-    cache_file(folder).write_bytes(content[:length])
-    assert read(folder).fingerprint == whole.fingerprint
-    assert decoded == [20, 20]
-    assert cache_file(folder).read_bytes() == content
-    assert "is damaged" in capfd.readouterr().err
-
-
-@pytest.mark.slow
-def test_cache_with_a_flipped_bit_is_rebuilt(folder: Path, decoded: list[int]) -> None:
-    """Whichever byte is hit, in header, checksum or pixels, the pictures come out right."""
-    whole = read(folder)
-    content = cache_file(folder).read_bytes()
-    for position in range(0, len(content), 7):
-        damaged = bytearray(content)
-        damaged[position] ^= 1
-        cache_file(folder).write_bytes(damaged)
-        assert read(folder).fingerprint == whole.fingerprint
-    assert len(decoded) > len(content) // 7 * 0.9  # a flip in the header's padding does no harm
-
-
-CHILD = """
-import sys, time
-from kdsweep import data
-decode = data._decode
-def slow(*arguments):
-    print("decoded", flush=True)
-    time.sleep(0.5)  # so that the other process asks while this one is at it
-    return decode(*arguments)
-data._decode = slow
-print("ready", flush=True)
-sys.stdin.readline()
-options = dict(val_size=0.25, train_fraction=1.0, split_seed=0, padding=4, flip=True)
-print(data.image_folder(sys.argv[1], sys.argv[2], 4, **options).fingerprint)
-"""
-
-
-@pytest.mark.slow
-def test_processes_that_start_at_once_decode_once(folder: Path) -> None:
-    """Of two processes that ask for the same pictures one decodes, and both get them."""
-    command = [sys.executable, "-c", CHILD, str(folder), str(folder.parent / "cache")]
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, **pipes) as one, subprocess.Popen(command, **pipes) as other:
-        for child in (one, other):
-            assert child.stdout is not None
-            assert child.stdout.readline() == "ready\n"
-        for child in (one, other):
-            assert child.stdin is not None
-            child.stdin.write("\n")
-            child.stdin.flush()
-        lines = [child.communicate()[0].split() for child in (one, other)]
-    assert sorted(len(words) for words in lines) == [1, 2]
-    assert {words[-1] for words in lines} == {read(folder).fingerprint}
-
-
-def test_missing_folder_is_named(folder: Path) -> None:
-    """The message names the folder and what is expected."""
-    refused(folder / "nowhere", r"pets/nowhere does not exist.*Expected are <root>/train/<class>")
-
-
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_missing_split_is_named(folder: Path, split: str) -> None:
-    """A folder without train/ or test/ is refused."""
-    shutil.rmtree(folder / split)
-    refused(folder, f"has no folder {split}/")
-
-
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_split_without_classes_is_refused(folder: Path, split: str) -> None:
-    """Pictures that lie beside class folders are not enough."""
-    shutil.rmtree(folder / split)
-    paint(folder / split / "0.png", (0, 0, 0))
-    refused(folder, f"pets/{split} has no class folders")
-
-
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_class_without_pictures_is_named(folder: Path, split: str) -> None:
-    """An empty class folder is an error, not a class without data."""
-    (folder / split / "axolotl").mkdir()
-    refused(folder, f"pets/{split} these class folders have no pictures: 'axolotl'")
-
-
-def test_classes_that_differ_are_named(folder: Path) -> None:
-    """The message says which split lacks which classes, the first few by name."""
-    paint(folder / "test" / "horse" / "0.png", (0, 0, 0))
-    refused(folder, "only train/ has nothing; only test/ has 'horse'")
-    for c in range(7):
-        paint(folder / "train" / f"race {c}" / "0.png", (0, 0, 0))
-    refused(folder, "only train/ has 'race 0', .*'race 4' and 2 more; only test/ has 'horse'")
-
-
-def test_unreadable_pictures_are_named_and_counted(folder: Path) -> None:
-    """Text, an empty file, a picture cut off and a dangling link: the message names them, and nothing is cached."""
-    cats = folder / "train" / "cat"
-    (cats / "0.png").write_text("no picture")
-    (cats / "1.png").write_bytes(b"")
-    (cats / "2.png").write_bytes((cats / "2.png").read_bytes()[:-30])
-    (cats / "3.png").unlink()
-    (cats / "3.png").symlink_to("nowhere")
-    listed = ", ".join(f"'train/cat/{i}.png'" for i in range(4))
-    refused(folder, rf"4 of 20 pictures in .* cannot be read: {listed} \(the first: not a picture\)")
-    assert not list((folder.parent / "cache").glob("*.safetensors"))
-
-
-def test_many_unreadable_pictures_are_counted(folder: Path) -> None:
-    """The first five are named, the others counted; a range that is unknown cannot be read either."""
-    for i in range(8):
-        (folder / "train" / "dog" / f"{i}.png").unlink()
-        Image.fromarray(np.zeros((6, 6), dtype=np.float32)).save(folder / "train" / "dog" / f"{i}.tif")
-    refused(folder, r"8 of 20 pictures.*4.tif' and 3 more \(the first: mode F, 32 bits")
-
-
-def test_cache_that_cannot_be_written_is_refused(folder: Path) -> None:
-    """A file where the cache folder should be: the key at fault is the cache."""
-    (folder.parent / "cache").write_text("in the way")
-    with pytest.raises(UserError, match="cannot keep decoded pictures") as caught:
-        read(folder)
-    assert caught.value.key == "cache"
+def test_another_split_needs_no_decoding(pets: Path) -> None:
+    """All splits of the same pictures read the same file of the cache."""
+    image_folder(pets)
+    image_folder(pets, val_size=1, train_fraction=0.5)
+    assert len(list((pets.parent / "cache").glob("*.safetensors"))) == 1
 
 
 @pytest.mark.parametrize(("key", "value"), [("image_size", 0), ("image_size", 32.0), ("root", ""), ("cache", None)])
-def test_folder_arguments_out_of_range_are_refused(folder: Path, key: str, value: Any) -> None:
+def test_folder_arguments_out_of_range_are_refused(pets: Path, key: str, value: Any) -> None:
     """Sizes are whole and positive, folders have names."""
-    arguments: dict[str, Any] = {"root": str(folder), "cache": str(folder.parent), "image_size": 4, key: value}
+    arguments: dict[str, Any] = {"root": str(pets), "cache": str(pets.parent), "image_size": 4, key: value}
     with pytest.raises(UserError, match=f"must hold, but got {key}={value!r}") as caught:
         data.image_folder(**arguments, **OPTIONS)
     assert caught.value.key == key

@@ -1,0 +1,178 @@
+"""Picture files: class folders, decoding in threads, and a cache from which they are decoded once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock
+from safetensors import SafetensorError
+from torch import Tensor
+
+from kdsweep.errors import UserError
+from kdsweep.files import hash_identity, read_tensors, write_tensors
+from kdsweep.progress import progress
+
+# Part of the key of decoded pictures: raise it when `_decode_one` returns other pixels.
+DECODER_VERSION = 1
+
+# Of every list in a message, this many are named.
+N_NAMED = 5
+
+
+def class_files(root: Path) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """The pictures of `<root>/train/<class>/*` and of `<root>/test/<class>/*`.
+
+    Every file that isn't hidden is a picture, in sub-folders of a class too.
+
+    Returns:
+        For train and for test: class -> its pictures, as paths relative to `root`; classes and paths are sorted.
+
+    Raises:
+        UserError: A folder is missing, a class is empty, or train and test have other classes.
+    """
+    if not root.is_dir():
+        raise _bad_folder(f"the folder {root} does not exist")
+    train, test = _split_files(root, "train"), _split_files(root, "test")
+    if train.keys() != test.keys():
+        without_test = _named(sorted(train.keys() - test.keys())) or "nothing"
+        without_train = _named(sorted(test.keys() - train.keys())) or "nothing"
+        differences = f"only train/ has {without_test}; only test/ has {without_train}"
+        raise _bad_folder(f"the classes of test/ and train/ in {root} must be the same, but {differences}")
+    return train, test
+
+
+def load(root: Path, names: Sequence[str], image_size: int, cache: Path) -> Tensor:
+    """Pictures as square RGB, from the cache or decoded into it.
+
+    A picture is turned as its EXIF orientation says and resized to a square (bilinear, antialiased), whatever its
+    shape. All are decoded anew when a name, size or modification time has changed.
+
+    Args:
+        root: Folder of the pictures, absolute.
+        names: Their paths relative to `root`.
+        image_size: Side of the pictures, in pixels.
+        cache: Folder of the decoded pictures.
+
+    Returns:
+        (N, S, S, 3) uint8, in the order of `names`.
+
+    Raises:
+        UserError: Pictures cannot be read (key "root"), or the cache cannot be written (key "cache").
+    """
+    stamps = [_stamp(root, name) for name in names]
+    identity = {"root": str(root), "files": stamps, "image_size": image_size, "decoder": DECODER_VERSION}
+    path = cache / f"{root.name}-{image_size}px-{hash_identity(identity)}.safetensors"
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        # Processes that start at once decode once: the others wait here, and then read.
+        with FileLock(path.with_suffix(".lock")):
+            stored = read_tensors(path)
+            if stored is not None:
+                return stored["pictures"]
+            pictures = _decode(root, names, image_size)
+            write_tensors(path, {"pictures": pictures})
+            return pictures
+    except (OSError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{cache} cannot keep decoded pictures ({reason}). Choose another folder.", "cache") from error
+
+
+def _decode(root: Path, names: Sequence[str], image_size: int) -> Tensor:
+    """Decodes in as many threads as there are cores (Pillow releases the GIL)."""
+    pictures = torch.empty(len(names), image_size, image_size, 3, dtype=torch.uint8)
+    rows = pictures.numpy()
+
+    def decode(chunk: Sequence[int]) -> list[tuple[str, str | None]]:
+        return [(names[i], _decode_one(root / names[i], rows[i])) for i in chunk]
+
+    unreadable = []
+    # Chunks: handing over small pictures one by one takes as long as decoding them.
+    chunks = [range(len(names))[start : start + 32] for start in range(0, len(names), 32)]
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
+        with progress("decoding pictures", total=len(names)) as advance:
+            for done in pool.map(decode, chunks):
+                advance(len(done))
+                unreadable += [(name, fault) for name, fault in done if fault is not None]
+    finally:
+        pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for all the rest
+    if unreadable:
+        listed = _named([name for name, _ in unreadable])
+        message = f"{len(unreadable)} of {len(names)} pictures in {root} cannot be read: {listed}"
+        raise UserError(f"{message} (the first: {unreadable[0][1]}). Remove or replace them.", "root")
+    return pictures
+
+
+def _decode_one(path: Path, row: np.ndarray) -> str | None:
+    """Writes the picture at `path` to `row`, (S, S, 3) uint8; returns what is wrong with it, or None."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as file:
+            picture: Image.Image = ImageOps.exif_transpose(file)
+            if picture.mode in ("I", "F"):
+                return f"mode {picture.mode}, 32 bits a pixel without a known range"
+            if picture.mode.startswith("I;16"):  # Pillow would clip to 255, which leaves white
+                picture = Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
+            if "transparency" in picture.info:  # Pillow warns unless a palette with transparency goes by RGBA
+                picture = picture.convert("RGBA")
+            row[:] = np.asarray(picture.convert("RGB").resize(row.shape[:2], Image.Resampling.BILINEAR))
+    except UnidentifiedImageError:
+        return "not a picture"
+    # Damaged files make Pillow raise OSError, SyntaxError, ValueError, struct.error, EOFError and others.
+    except Exception as error:
+        return " ".join(str(error).split()) or type(error).__name__
+    return None
+
+
+def _split_files(root: Path, split: str) -> dict[str, list[str]]:
+    """Class -> its pictures, as sorted paths relative to `root`."""
+    folder = root / split
+    if not folder.is_dir():
+        raise _bad_folder(f"{root} has no folder {split}/")
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not _ignored(entry.name))
+    if not names:
+        raise _bad_folder(f"{folder} has no class folders")
+    classes = {name: _files(root, folder / name) for name in names}
+    if empty := [name for name, files in classes.items() if not files]:
+        raise _bad_folder(f"in {folder} these class folders have no pictures: {_named(empty)}")
+    return classes
+
+
+def _files(root: Path, folder: Path) -> list[str]:
+    found = []
+    for place, subfolders, files in os.walk(folder, followlinks=True):
+        subfolders[:] = [name for name in subfolders if not _ignored(name)]
+        found += [os.path.relpath(place, root) + "/" + name for name in files if not _ignored(name)]
+    return sorted(found)
+
+
+def _ignored(name: str) -> bool:
+    """What desktops leave behind: .DS_Store, ._picture.jpg, Thumbs.db."""
+    return name.startswith(".") or name in ("Thumbs.db", "desktop.ini", "__MACOSX")
+
+
+def _stamp(root: Path, name: str) -> tuple[str, int, int]:
+    """Name, size in bytes and modification time in ns."""
+    try:
+        stat = (root / name).stat()
+    except OSError:  # a dangling link: `_decode` names it among the unreadable
+        return name, -1, -1
+    return name, stat.st_size, stat.st_mtime_ns
+
+
+def _bad_folder(message: str) -> UserError:
+    remedy = "Expected are <root>/train/<class>/* and <root>/test/<class>/*."
+    return UserError(f"{message}. {remedy}", "root")
+
+
+def _named(items: Sequence[str]) -> str:
+    """The first few of `items` as they stand in a message, and how many more there are."""
+    more = len(items) - N_NAMED
+    # repr, so that no name can break the line.
+    return ", ".join(map(repr, items[:N_NAMED])) + (f" and {more} more" if more > 0 else "")

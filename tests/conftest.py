@@ -1,0 +1,36 @@
+"""What all tests share: a quiet environment, and one debug run that several files read."""
+
+from __future__ import annotations
+
+import os
+
+# Before torch is imported. One thread is fastest for small tensors, and the only number that repeats everywhere.
+os.environ["OMP_NUM_THREADS"] = "1"
+# Tests write to no store or folder that the environment names.
+for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "KDSWEEP_HOME", "KDSWEEP_TRACEBACK", "KDSWEEP_TRUST"):
+    os.environ.pop(name, None)
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from commands import SHORT, Outcome
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the real command, in a process of its own, has made one short distilled run."""
+    root = tmp_path_factory.mktemp("home")
+    done = console_script(*SHORT, root=root)
+    assert done.status == 0, done.err
+    return root
+
+
+def console_script(*words: str, root: Path) -> Outcome:
+    """The installed command, started as users start it: fifteen seconds of imports, so use it sparingly."""
+    command = [str(Path(sys.executable).with_name("kdsweep")), *words]
+    done = subprocess.run(
+        command, cwd=root, env={**os.environ, "KDSWEEP_HOME": str(root)}, capture_output=True, text=True, check=False
+    )
+    return Outcome(done.returncode, done.stdout, done.stderr)

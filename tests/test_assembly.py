@@ -1,0 +1,132 @@
+"""Claims about what stands between the configuration and the objects built from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from commands import SHORT
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from kdsweep import assembly
+from kdsweep.errors import UserError
+from kdsweep.files import hash_tensors
+from kdsweep.train import CONFIG_FOLDER
+
+
+@pytest.fixture(autouse=True)
+def rng() -> Iterator[None]:
+    """Building a network seeds torch's generator; the next test finds it as it was."""
+    with torch.random.fork_rng():
+        yield
+
+
+def config(*words: str) -> DictConfig:
+    """The configuration of a short run, and what the words change of it."""
+    return composed(*SHORT, *words)
+
+
+def composed(*words: str) -> DictConfig:
+    with initialize_config_dir(str(CONFIG_FOLDER)):
+        return compose("config", list(words))
+
+
+def test_a_configuration_survives_its_key() -> None:
+    """The text by which built objects are kept stands for one resolved configuration."""
+    data = config().data
+    assert assembly.of_key(assembly.key_of(data)) == OmegaConf.create(assembly.container(data))
+    assert assembly.key_of(config("data.seed=1").data) != assembly.key_of(data)
+
+
+def test_the_same_inputs_are_made_once() -> None:
+    """Jobs of a sweep share the pictures in memory."""
+    key = assembly.key_of(config().data)
+    assert assembly.inputs(key, 0, "cpu")[0] is assembly.inputs(key, 0, "cpu")[0]
+
+
+def test_initial_weights_depend_on_their_seed_alone() -> None:
+    """What drew random numbers before has no part in a network's initialisation."""
+    cfg = config()
+    data, _ = assembly.inputs(assembly.key_of(cfg.data), 0, "cpu")
+    first = hash_tensors(assembly.network(cfg, "model", data, 0).state_dict())
+    torch.rand(7)
+    assert hash_tensors(assembly.network(cfg, "model", data, 0).state_dict()) == first
+    assert hash_tensors(assembly.network(cfg, "model", data, 1).state_dict()) != first
+
+
+def test_a_teacher_is_the_same_for_all_its_students() -> None:
+    """alpha, tau, the optimizer, epochs and seeds of a student have no part in what makes its teacher."""
+    ours = assembly.key_of(assembly.teacher_config(config()))
+    words = ["loss.alpha=0.1", "loss.tau=9", "optimizer.lr=1", "epochs=9", "seed=3", "model=resnet50"]
+    assert assembly.key_of(assembly.teacher_config(config(*words))) == ours
+    assert assembly.key_of(assembly.teacher_config(config("teacher.head.max_iterations=3"))) != ours
+
+
+def test_a_teacher_config_leaves_the_original_alone() -> None:
+    """The student's configuration keeps its values."""
+    cfg = config()
+    before = cfg.copy()
+    assembly.teacher_config(cfg)
+    assert cfg == before
+
+
+@pytest.mark.parametrize("change", ["teacher.head.max_iterations=3", "data.seed=1", "teacher.network.input_size=24"])
+def test_a_teacher_is_known_by_what_made_it(change: str, tmp_path: Path) -> None:
+    """Another head, other pictures or another input size make another teacher; where its cache lies does not."""
+
+    def identity(*words: str) -> str:
+        cfg = assembly.teacher_config(config(*words))
+        return assembly.teacher_id(cfg, assembly.untrained_teacher(cfg))
+
+    assert identity(f"paths.root={tmp_path}/a") == identity(f"paths.root={tmp_path}/b")
+    assert identity(change) != identity()
+
+
+def test_a_partial_component_waits_for_its_arguments() -> None:
+    """A loss is a plain function of logits and labels: Hydra has no part in a training step."""
+    loss = assembly.build(config("loss.alpha=0"), "loss")
+    labels = torch.tensor([0, 1])
+    assert loss.func.__module__ == "kdsweep.losses"
+    assert float(loss(torch.zeros(2, 2), torch.zeros(2, 2), labels)) == pytest.approx(0.6931, abs=1e-4)
+
+
+@pytest.mark.parametrize("target", ["os.system", "builtins.eval", "subprocess.run", "torch.load", "shutil.rmtree"])
+def test_a_configuration_runs_no_foreign_code(target: str) -> None:
+    """A `_target_` outside of kdsweep and torch.optim is refused before anything of it runs."""
+    with pytest.raises(UserError, match="^schedule: Target .* execution whitelist"):
+        assembly.build(OmegaConf.create({"schedule": {"_target_": target}}), "schedule")
+
+
+def test_the_user_can_trust_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """KDSWEEP_TRUST admits the user's own components."""
+    cfg = OmegaConf.create({"loss": {"_target_": "fractions.Fraction", "numerator": 1, "denominator": 2}})
+    with pytest.raises(UserError, match=r"^loss: .* KDSWEEP_TRUST='package\.\*'"):
+        assembly.build(cfg, "loss")
+    monkeypatch.setenv("KDSWEEP_TRUST", "decimal.* fractions.*")
+    assert assembly.build(cfg, "loss") == 0.5
+
+
+def test_an_error_names_the_key_from_outside() -> None:
+    """A component knows its argument's name, the configuration adds the group's."""
+    with pytest.raises(UserError, match=r"^teacher\.network\.stem: .*stem='none'"):
+        assembly.check(config("teacher.network.stem=none"))
+    with pytest.raises(UserError, match="^optimizer: Invalid learning rate: -1"):
+        assembly.check(config("optimizer.lr=-1"))
+
+
+def test_a_wrong_value_is_found_before_any_data() -> None:
+    """`check` needs no pictures: the data set here is not on this machine."""
+    with pytest.raises(UserError, match=r"^loss\.tau: "):
+        assembly.check(composed("loss.tau=0"))
+
+
+def test_what_does_not_fit_is_found_before_a_study() -> None:
+    """`rehearse` loads data and weights, and makes the teacher."""
+    assembly.rehearse(config())
+    with pytest.raises(UserError, match=r"^data\.val_size: "):
+        assembly.rehearse(config("data.val_size=96"))
+    with pytest.raises(UserError, match=r"^teacher\.mode: "):
+        assembly.rehearse(config("teacher.mode=fast"))

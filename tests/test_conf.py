@@ -1,0 +1,247 @@
+"""Claims about the configuration: all of it composes, fits the code that reads it, and has no key too many."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import re
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+
+import kdsweep
+from kdsweep import assembly
+from kdsweep.sweeper import StudySweeper
+from kdsweep.train import CONFIG_FOLDER
+
+FILES = sorted(CONFIG_FOLDER.rglob("*.yaml"))
+OPTIONS = [(path.relative_to(CONFIG_FOLDER).parent.as_posix(), path.stem) for path in FILES if path.stem != "config"]
+
+# Where a component is called, this is what it gets besides what the configuration gives.
+GIVEN_WHEN_CALLED = {
+    *("student_logits", "teacher_logits", "labels"),
+    *("params", "optimizer", "total_steps"),
+    *("network", "features", "validation_features", "validation_labels"),
+}
+
+# These need a download: their arguments are bound like all others, the rest is test_data.py's.
+NEEDS_DOWNLOAD = {"cifar10", "cifar100"}
+
+# The modules that know the configuration.
+READERS = ("train", "recording", "assembly", "study")
+
+
+def composed(*words: str) -> DictConfig:
+    """The configuration that a command line stands for, with Hydra's own part."""
+    with initialize_config_dir(str(CONFIG_FOLDER)):
+        return compose("config", list(words), return_hydra_config=True)
+
+
+def selecting(group: str, option: str) -> list[str]:
+    """The words that select an option; a sampler's place exists in a sweep alone."""
+    return [*(["sweep=alpha_tau"] if group.startswith("hydra") else []), f"{group}={option}"]
+
+
+def own(config: DictConfig) -> DictConfig:
+    """The configuration without Hydra's own part."""
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+
+
+def components(node: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every mapping with a `_target_`, and where it stands."""
+    if "_target_" in node:
+        yield path, dict(node)
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from components(value, f"{path}.{key}".strip("."))
+
+
+def leaves(node: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    """The dotted path of every value that belongs to no component."""
+    if "_target_" in node:
+        return
+    for key, value in node.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{path}.{key}".strip("."))
+        else:
+            yield f"{path}.{key}".strip(".")
+
+
+def parameters(target: Any) -> dict[str, inspect.Parameter]:
+    """The parameters of a target by name; those of an `Unpack`ed dictionary as keyword-only ones."""
+    found = dict(inspect.signature(target).parameters)
+    for name, parameter in list(found.items()):
+        if parameter.kind == inspect.Parameter.VAR_KEYWORD:
+            (options,) = typing.get_args(typing.get_type_hints(target)[name])
+            del found[name]
+            found |= {key: inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY) for key in options.__annotations__}
+    return found
+
+
+@functools.cache
+def every_configuration() -> list[DictConfig]:
+    """The default configuration, and one for each option."""
+    return [composed(), *(composed(*selecting(*option)) for option in OPTIONS)]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of pictures as `data=image_folder` wants it."""
+    root = tmp_path_factory.mktemp("pictures")
+    for number, name in enumerate(f"{split}/{kind}" for split in ("train", "test") for kind in ("cat", "dog")):
+        (root / name).mkdir(parents=True)
+        for i in range(4):
+            Image.fromarray(np.full((8, 8, 3), 10 * number + i, np.uint8)).save(root / name / f"{i}.png")
+    return root
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_composes_without_gaps(group: str, option: str) -> None:
+    """Nothing is missing, and every interpolation finds its value."""
+    config = composed(*selecting(group, option))
+    assert config.hydra.runtime.choices[group] == option
+    OmegaConf.to_container(own(config), resolve=True, throw_on_missing=True)
+    OmegaConf.to_container(config.hydra.sweeper, resolve=True, throw_on_missing=True)
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_component_gets_exactly_its_arguments(group: str, option: str) -> None:
+    """No argument that the target doesn't know, and all that it needs: no default hides in the code."""
+    config = composed(*selecting(group, option))
+    plain = OmegaConf.to_container(own(config), resolve=True)
+    assert isinstance(plain, dict)
+    sampler = OmegaConf.to_container(config.hydra.sweeper.get("sampler", OmegaConf.create({})), resolve=True)
+    for path, component in [*components({str(key): value for key, value in plain.items()}), *components(sampler)]:
+        known = parameters(get_object(component["_target_"]))
+        given = {key for key in component if not key.startswith("_")}
+        required = {name for name, parameter in known.items() if parameter.default is parameter.empty}
+        later = GIVEN_WHEN_CALLED if "_partial_" in component else set()
+        assert given <= known.keys(), path
+        assert required - given <= later, path
+
+
+@pytest.mark.parametrize("group", ["model", "loss", "optimizer", "schedule"])
+def test_every_component_is_built(group: str) -> None:
+    """Each option becomes the object that a run uses."""
+    for option in [option for where, option in OPTIONS if where == group]:
+        assert callable(getattr(built := assembly.build(composed(f"{group}={option}"), group), "build", built))
+
+
+@pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "data"])
+def test_every_data_set_is_built(option: str, pictures: Path, tmp_path: Path) -> None:
+    """Each option becomes a data set, apart from those that need a download."""
+    if option in NEEDS_DOWNLOAD:
+        pytest.skip(f"data={option} needs a download")
+    root = [f"data.root={pictures}"] if option == "image_folder" else []
+    config = composed(f"data={option}", *root, f"paths.root={tmp_path}")
+    data, _ = assembly.inputs(assembly.key_of(config.data), config.view_seed, "cpu")
+    assert min(len(data.train), len(data.validation), len(data.test)) > 0
+
+
+@pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "teacher"])
+def test_every_teacher_is_built(option: str) -> None:
+    """Each option becomes an architecture and what trains its head, or no teacher at all."""
+    config = composed(f"teacher={option}")
+    if option == "none":
+        assert config.teacher is None
+        return
+    assert callable(assembly.build(config, "teacher.network").build)
+    assert callable(assembly.build(config, "teacher.head"))
+
+
+@pytest.mark.parametrize(
+    ("group", "option"), [o for o in OPTIONS if o[0] in ("experiment", "sweep", "hydra/sweeper/sampler")]
+)
+def test_every_experiment_and_sweep_passes_its_own_checks(group: str, option: str) -> None:
+    """The values of each preset keep the rules, and a sweep's sweeper and sampler can be made."""
+    config = composed(*selecting(group, option))
+    assembly.check(own(config))
+    if group != "experiment":
+        StudySweeper(**{str(key): value for key, value in config.hydra.sweeper.items() if key != "_target_"})
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(CONFIG_FOLDER).as_posix())
+def test_every_header_names_a_command_that_selects_the_file(path: Path) -> None:
+    """The comment at the top holds a command; it composes, and chooses this option."""
+    header = "".join(line for line in path.read_text(encoding="utf-8").splitlines(True) if line.startswith("#"))
+    found = re.search(r"\bkdsweep((?: [\w./-]+=[\w./-]+)*)", header)
+    assert found is not None
+    config = composed(*found[1].split())
+    group = path.relative_to(CONFIG_FOLDER).parent.as_posix()
+    assert group == "." or config.hydra.runtime.choices[group] == path.stem
+
+
+@pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "experiment"])
+def test_an_experiment_is_a_small_difference(option: str) -> None:
+    """It chooses options and sets a few keys that the configuration has; it defines no component of its own."""
+    difference = OmegaConf.load(CONFIG_FOLDER / "experiment" / f"{option}.yaml")
+    assert isinstance(difference, DictConfig)
+    difference.pop("defaults", None)
+    keys = list(leaves(OmegaConf.to_container(difference)))  # type: ignore[arg-type]
+    assert len(keys) <= 5
+    base = composed(f"experiment={option}")
+    assert [key for key in keys if OmegaConf.select(base, key, default=...) is ...] == []
+    assert "_target_" not in str(difference)
+
+
+def test_no_key_is_dead() -> None:
+    """Every key that is no component's argument is read by the code, or used by another key."""
+    read, named = reads(), constants()
+    used = {key for path in FILES for key in re.findall(r"\$\{([\w.]+)\}", path.read_text(encoding="utf-8"))}
+    keys = {key for config in every_configuration() for key in leaves(OmegaConf.to_container(own(config)))}  # type: ignore[arg-type]
+    assert {"epochs", "tracking.uri", "teacher.mode", "sweep.n_trials"} <= keys
+    assert sorted(keys - read - used - named) == []
+
+
+def test_no_key_is_read_that_stands_nowhere() -> None:
+    """Every key that the code reads is in the configuration of some option."""
+    configurations = every_configuration()
+    unknown = [key for key in reads() if all(OmegaConf.select(c, key, default=...) is ... for c in configurations)]
+    assert sorted(unknown) == []
+
+
+def reads() -> set[str]:
+    """The dotted keys that the code reads from a configuration: `cfg.tracking.uri`, `config["data"]`."""
+    found = set()
+    for tree in sources():
+        called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+        for node in ast.walk(tree):
+            # `cfg.copy()` reads no key.
+            key = None if id(node) in called else _key(node)
+            if key:
+                found.add(key)
+    return found
+
+
+def constants() -> set[str]:
+    """The words in quotes: keys that a loop goes through, and groups that are handed on by name."""
+    nodes = [node for tree in sources() for node in ast.walk(tree)]
+    return {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+
+
+def sources() -> list[ast.Module]:
+    return [ast.parse((Path(kdsweep.__file__).parent / f"{name}.py").read_text(encoding="utf-8")) for name in READERS]
+
+
+def _key(node: ast.AST) -> str | None:
+    """The dotted key of an expression that starts at a configuration; "" for the configuration itself."""
+    if isinstance(node, ast.Name):
+        return "" if node.id in ("cfg", "config", "own") else None
+    if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
+        inner, last = _key(node.value), str(node.slice.value)
+    elif isinstance(node, ast.Attribute):
+        if node.attr == "config" and isinstance(node.value, ast.Name) and node.value.id == "self":
+            return ""
+        inner, last = _key(node.value), node.attr
+    else:
+        return None
+    return None if inner is None else f"{inner}.{last}".strip(".")

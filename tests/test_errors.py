@@ -1,0 +1,56 @@
+"""Errors: what the user reads."""
+
+from __future__ import annotations
+
+import math
+import pickle
+
+import pytest
+
+from kdsweep.errors import RunError, UserError, require, require_number
+
+
+def test_a_user_error_starts_with_its_key() -> None:
+    """The key at fault comes first; an error without one is its message."""
+    assert str(UserError("too large.", "tau")) == "tau: too large."
+    assert str(UserError("too large.")) == "too large."
+
+
+def test_within_completes_the_key() -> None:
+    """A group goes in front of the key, or is the key where there was none; the message stays."""
+    assert str(UserError("too large.", "tau").within("loss").within("study")) == "study.loss.tau: too large."
+    assert str(UserError("too large.").within("loss")) == "loss: too large."
+
+
+def test_require_names_rule_value_and_remedy() -> None:
+    """The message is one line: the rule, the last part of the key, the value as Python writes it, the remedy."""
+    with pytest.raises(UserError) as raised:
+        require(False, "tau > 0", "x\ny", "loss.tau", "Choose 4.")
+    assert str(raised.value) == r"loss.tau: `tau > 0` must hold, but got tau='x\ny'. Choose 4."
+    assert raised.value.key == "loss.tau"
+    require(True, "tau > 0", 1, "tau")
+
+
+@pytest.mark.parametrize("value", ["4", None, True, [4]])
+def test_what_is_no_number_is_refused(value: object) -> None:
+    """Words, nothing, truth values and lists are no numbers."""
+    with pytest.raises(UserError, match=r"tau: `tau > 0` must hold, but got tau=.* It is a number\."):
+        require_number(value, "tau > 0", "tau")
+
+
+@pytest.mark.parametrize("value", [0, -1.5, math.nan, math.inf])
+def test_numbers_pass_whatever_their_range(value: float) -> None:
+    """Whether a number lies in its range is for the rule's own check."""
+    require_number(value, "tau > 0", "tau")
+
+
+def test_errors_cross_process_borders() -> None:
+    """A worker process can hand a user error to its parent, key and all."""
+    copy = pickle.loads(pickle.dumps(UserError("too large.", "tau")))
+    assert (type(copy), str(copy), copy.key) == (UserError, "tau: too large.", "tau")
+
+
+def test_a_failed_run_is_no_wrong_value() -> None:
+    """What a run dies of is told apart from what the user wrote."""
+    assert not issubclass(RunError, ValueError)
+    assert issubclass(UserError, ValueError)

@@ -1,0 +1,108 @@
+"""Evaluation: metrics against slow transcriptions."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from kdsweep.evaluation import evaluate, expected_calibration_error
+
+
+def answers(n: int = 500, classes: int = 7, scale: float = 2.0, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Logits (n, classes) that are right rather often, and labels (n,)."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(classes, (n,), generator=generator)
+    logits = scale * torch.randn(n, classes, generator=generator)
+    logits[torch.arange(n), labels] += scale * torch.rand(n, generator=generator)
+    return logits, labels
+
+
+def softmax(logits: list[float]) -> list[float]:
+    powers = [math.exp(value) for value in logits]
+    return [power / sum(powers) for power in powers]
+
+
+def slow_calibration_error(probabilities: Tensor, labels: Tensor) -> float:
+    """Guo et al. 2017, arXiv 1706.04599, equation 3: sum over bins of |B|/n * |acc(B) - conf(B)|; 15 bins (a, b]."""
+    pairs = zip(probabilities.tolist(), labels.tolist(), strict=True)
+    rows = [(max(row), row.index(max(row)) == label) for row, label in pairs]
+    error = 0.0
+    for m in range(15):
+        inside = [(confidence, right) for confidence, right in rows if m / 15 < confidence <= (m + 1) / 15]
+        if inside:
+            accuracy = sum(right for _, right in inside) / len(inside)
+            confidence = sum(confidence for confidence, _ in inside) / len(inside)
+            error += len(inside) / len(rows) * abs(accuracy - confidence)
+    return error
+
+
+@pytest.mark.parametrize("classes", [2, 7, 100])
+@pytest.mark.parametrize("scale", [0.1, 2.0, 10.0])
+def test_calibration_error_is_the_papers(classes: int, scale: float) -> None:
+    """The vectorised error equals the sum over bins written out."""
+    logits, labels = answers(classes=classes, scale=scale)
+    probabilities = logits.softmax(dim=1)
+    expected = slow_calibration_error(probabilities, labels)
+    assert expected_calibration_error(probabilities, labels) == pytest.approx(expected, abs=1e-6)
+
+
+def test_calibration_error_at_its_limits() -> None:
+    """Sure and right is 0, sure and wrong is 1, a coin that is right half the time is 0."""
+    sure, coin = torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([[0.5, 0.5], [0.5, 0.5]])
+    assert expected_calibration_error(sure, torch.tensor([0, 0])) == 0
+    assert expected_calibration_error(sure, torch.tensor([1, 1])) == 1
+    assert expected_calibration_error(coin, torch.tensor([0, 1])) == 0
+
+
+def test_over_and_underconfidence_do_not_cancel_between_bins() -> None:
+    """Ninety per cent sure and always wrong, sixty and always right: the gaps add up."""
+    probabilities = torch.tensor([[0.9, 0.1], [0.6, 0.4]])
+    assert expected_calibration_error(probabilities, torch.tensor([1, 0])) == pytest.approx((0.9 + 0.4) / 2)
+
+
+def test_accuracy_likelihood_and_top5() -> None:
+    """Each equals its definition, counted in Python."""
+    logits, labels = answers()
+    rows = list(zip(logits.tolist(), labels.tolist(), strict=True))
+    ranks = [sum(value > row[label] for value in row) for row, label in rows]
+    metrics = evaluate(logits, labels)
+    assert metrics.keys() == {"accuracy", "nll", "ece", "top5"}
+    assert metrics["accuracy"] == pytest.approx(sum(rank < 1 for rank in ranks) / len(rows))
+    assert metrics["top5"] == pytest.approx(sum(rank < 5 for rank in ranks) / len(rows))
+    nll = -sum(math.log(softmax(row)[label]) for row, label in rows) / len(rows)
+    assert metrics["nll"] == pytest.approx(nll, rel=1e-5)
+    assert metrics["ece"] == pytest.approx(slow_calibration_error(logits.softmax(1), labels), abs=1e-6)
+
+
+@pytest.mark.parametrize(("classes", "reported"), [(2, False), (5, False), (6, True)])
+def test_top5_needs_more_than_five_classes(classes: int, reported: bool) -> None:
+    """With five classes or fewer it would be 1 by definition, and is left out."""
+    assert ("top5" in evaluate(*answers(classes=classes))) == reported
+
+
+def test_agreement_and_divergence_from_the_teacher() -> None:
+    """Agreement counts equal predictions; the divergence is KL(teacher || student) in nats, temperature 1."""
+    (logits, labels), (teacher, _) = answers(seed=1), answers(seed=2)
+    metrics = evaluate(logits, labels, teacher)
+    pairs = [(softmax(t), softmax(s)) for t, s in zip(teacher.tolist(), logits.tolist(), strict=True)]
+    divergence = sum(p * math.log(p / q) for t, s in pairs for p, q in zip(t, s, strict=True)) / len(pairs)
+    assert metrics["teacher_kl"] == pytest.approx(divergence, rel=1e-5)
+    assert metrics["agreement"] == sum(t.index(max(t)) == s.index(max(s)) for t, s in pairs) / len(pairs)
+
+
+def test_a_student_that_is_its_teacher() -> None:
+    """Agrees everywhere, and diverges nowhere."""
+    logits, labels = answers()
+    metrics = evaluate(logits, labels, logits.clone())
+    assert (metrics["agreement"], metrics["teacher_kl"]) == (1, 0)
+
+
+def test_metrics_ignore_a_constant_added_to_a_pictures_logits() -> None:
+    """Only differences between logits mean anything."""
+    (logits, labels), (teacher, _) = answers(seed=1), answers(seed=2)
+    shift = torch.linspace(-5, 5, len(labels))[:, None]
+    before, after = evaluate(logits, labels, teacher), evaluate(logits + shift, labels, teacher - shift)
+    assert after == pytest.approx(before, abs=1e-5)

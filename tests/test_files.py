@@ -1,0 +1,162 @@
+"""Files: whole or absent, and hashes that tell what they hold."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from kdsweep.files import atomic_path, hash_identity, hash_tensors, read_tensors, write_tensors
+
+
+@pytest.fixture(params=[0o022, 0o027, 0o002])
+def umask(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def tensors() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {"weight": torch.randn(3, 2, generator=generator), "steps": torch.tensor(7)}
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
+    """Until the block has ended the path has its old content; then the new, and nothing lies beside it."""
+    path = tmp_path / "new folder" / "notes.txt"
+    for text in ("first", "second"):
+        with atomic_path(path) as temporary:
+            temporary.write_text(text)
+            assert not path.exists() or path.read_text() == "first"
+        assert path.read_text() == text
+    assert names(path.parent) == ["notes.txt"]
+
+
+def test_an_error_leaves_the_old_file_alone(tmp_path: Path) -> None:
+    """A block that fails half-way changes nothing and leaves no temporary file."""
+    path = tmp_path / "notes.txt"
+    path.write_text("old")
+
+    def fail_half_way() -> None:
+        with atomic_path(path) as temporary:
+            temporary.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail_half_way()
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["notes.txt"]
+
+
+def test_files_have_the_permissions_that_the_umask_leaves(tmp_path: Path, umask: int) -> None:
+    """Text and tensors alike are as readable as any file of this user: a cache may be shared."""
+    with atomic_path(tmp_path / "text") as temporary:
+        temporary.write_text("x")
+    write_tensors(tmp_path / "tensors", tensors())
+    for name in ("text", "tensors"):
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o666 & ~umask
+
+
+def test_tensors_come_back_bit_for_bit(tmp_path: Path) -> None:
+    """What is written is read, whatever its dtype, memory layout or gradient."""
+    written = {
+        **tensors(),
+        "channels_last": torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last),
+        "half": torch.tensor([1.5, float("nan")], dtype=torch.bfloat16),
+        "parameter": torch.nn.Parameter(torch.ones(2)),
+        "view": torch.arange(10)[::2],
+        "empty": torch.zeros(0, 3),
+    }
+    write_tensors(tmp_path / "x", written, {"run": "abc"})
+    read = read_tensors(tmp_path / "x")
+    assert read is not None
+    assert read.keys() == written.keys()
+    assert all(torch.equal(read[name].nan_to_num(), written[name].nan_to_num()) for name in read)
+
+
+def test_an_absent_file_is_none_without_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing there is no damage."""
+    assert read_tensors(tmp_path / "x") is None
+    assert caplog.text == ""
+
+
+def test_every_flipped_byte_is_noticed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Wherever one byte of a file changes, header or numbers, it is not believed, and the log says so."""
+    path = tmp_path / "x"
+    write_tensors(path, tensors())
+    good = path.read_bytes()
+    for position in range(len(good)):
+        bad = bytearray(good)
+        bad[position] ^= 0x10
+        path.write_bytes(bad)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            assert read_tensors(path) is None, f"byte {position} of {len(good)}"
+        assert "it is made again" in caplog.text
+    path.write_bytes(good)
+    assert read_tensors(path) is not None
+
+
+def test_every_truncation_is_noticed(tmp_path: Path) -> None:
+    """A file that ends early, or runs on, is not believed."""
+    path = tmp_path / "x"
+    write_tensors(path, tensors())
+    good = path.read_bytes()
+    for bad in (*(good[:length] for length in range(len(good))), good + b"\0"):
+        path.write_bytes(bad)
+        assert read_tensors(path) is None
+
+
+def test_a_file_without_checksum_is_not_believed(tmp_path: Path) -> None:
+    """A safetensors file by others is no file of ours."""
+    save_file(tensors(), tmp_path / "x")
+    assert read_tensors(tmp_path / "x") is None
+
+
+def test_hash_is_sha256_of_names_dtypes_shapes_and_bytes() -> None:
+    """The hash is what its docstring says, so that it can be computed elsewhere."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors().items()):
+        shape = ", ".join(str(side) for side in tensor.shape) + ("," if tensor.ndim == 1 else "")
+        digest.update(f"{name}:{tensor.dtype}:({shape});".encode() + tensor.numpy().tobytes())
+    assert hash_tensors(tensors()) == digest.hexdigest()
+
+
+def test_hash_ignores_order_and_memory_layout() -> None:
+    """The same numbers under the same names have the same hash."""
+    weight = torch.randn(2, 3, 4, 4)
+    plain = {"a": weight, "b": torch.ones(1)}
+    shuffled = {"b": torch.ones(1), "a": weight.to(memory_format=torch.channels_last).requires_grad_()}
+    assert hash_tensors(plain) == hash_tensors(shuffled)
+
+
+def test_hash_tells_names_dtypes_shapes_and_bits_apart() -> None:
+    """A change of anything else changes it, down to the sign of a zero."""
+    variants = [
+        {"a": torch.zeros(4)},
+        {"b": torch.zeros(4)},
+        {"a": torch.zeros(2, 2)},
+        {"a": torch.zeros(4, dtype=torch.int32)},
+        {"a": torch.tensor([0.0, 0.0, 0.0, -0.0])},
+        {"a": torch.zeros(2), "b": torch.zeros(2)},
+    ]
+    assert len({hash_tensors(variant) for variant in variants}) == len(variants)
+
+
+def test_identity_does_not_depend_on_the_order_of_keys() -> None:
+    """The hash stands for the description; it is the same in every process and version."""
+    assert hash_identity({"a": 1, "b": [1.5, None]}) == hash_identity({"b": [1.5, None], "a": 1})
+    assert hash_identity({"a": 1}) == hashlib.sha256(b'{"a":1}').hexdigest()[:16]
+    assert hash_identity({"a": 1}) != hash_identity({"a": 2})

@@ -1,0 +1,120 @@
+"""Claims about who imports whom, read from the source: at the top of a module, inside functions, and for types alone."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import kdsweep
+
+PACKAGE = Path(kdsweep.__file__).parent
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
+
+# A module imports only modules that stand below it.
+ORDER = (
+    "sweeper",
+    "study",
+    "train",
+    "recording",
+    "assembly",
+    "report",
+    "comparison",
+    "ui",
+    "cli",
+    "experiment",
+    "training",
+    "teachers",
+    "tables",
+    "tracking",
+    "evaluation",
+    "figures",
+    "models",
+    "weights",
+    "data",
+    "pictures",
+    "views",
+    "losses",
+    "schedules",
+    "hardware",
+    "environment",
+    "files",
+    "progress",
+    "errors",
+    "__init__",
+)
+
+# Who may import a framework; a plug-in of Hydra counts as Hydra.
+CONFIGURATION = {"train", "recording", "assembly", "cli", "sweeper", "study"}
+FRAMEWORKS = {
+    "hydra": CONFIGURATION,
+    "hydra_plugins": {"sweeper", "study"},
+    "omegaconf": CONFIGURATION,
+    "mlflow": {"tracking"},
+    "optuna": {"study"},
+}
+
+
+def imported(node: ast.AST) -> Iterator[str]:
+    """The full names of what an import statement imports; nothing for other nodes."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        assert node.level == 0, "kdsweep imports by full names"
+        yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def tree(module: str) -> ast.Module:
+    return ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+
+
+def imports(module: str) -> set[str]:
+    return {name for node in ast.walk(tree(module)) for name in imported(node)}
+
+
+def own_imports(module: str) -> set[str]:
+    """The modules of kdsweep that a module imports; a name of the package itself counts as `__init__`."""
+    names = {name.split(".")[1] for name in imports(module) if name.startswith("kdsweep.")}
+    return {name if name in MODULES else "__init__" for name in names}
+
+
+def test_every_module_has_its_place() -> None:
+    """The order names each module once, and nothing that isn't there."""
+    assert sorted(ORDER) == MODULES
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_downwards(module: str) -> None:
+    """No module imports one that stands above it, and so none imports itself through another."""
+    below = ORDER[ORDER.index(module) + 1 :]
+    assert own_imports(module) <= set(below)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_frameworks_stay_where_they_belong(module: str) -> None:
+    """Configuration ends at the entry points, MLflow in tracking.py, Optuna in study.py."""
+    packages = {name.partition(".")[0] for name in imports(module)}
+    assert [name for name, allowed in FRAMEWORKS.items() if name in packages and module not in allowed] == []
+
+
+@pytest.mark.parametrize("module", sorted({"tracking", "report", "comparison", "ui", "cli", "train", "sweeper"}))
+def test_what_every_command_loads_imports_nothing_slow_at_the_top(module: str) -> None:
+    """MLflow (five seconds) and torch (four) are imported inside functions, when they are needed."""
+    top = {name.partition(".")[0] for node in tree(module).body for name in imported(node)}
+    assert not top & {"mlflow", "torch", "torchvision", "optuna", "timm", "sklearn"}
+
+
+@pytest.mark.parametrize(("words", "status"), [(["--help"], 0), (["loss.alhpa=0.3"], 2)])
+def test_help_and_a_misspelt_key_are_quick(words: list[str], status: int, tmp_path: Path) -> None:
+    """A command that runs nothing loads neither torch nor MLflow nor Optuna."""
+    command = [sys.executable, "-X", "importtime", "-m", "kdsweep.train", *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    loaded = set(re.findall(r"^import time:.*\| +(\S+)$", done.stderr, re.MULTILINE))
+    assert done.returncode == status
+    assert "hydra" in loaded
+    assert not loaded & {"torch", "torchvision", "mlflow", "optuna", "matplotlib", "sklearn", "timm"}

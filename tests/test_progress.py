@@ -1,0 +1,77 @@
+"""Progress: bars on a terminal, lines in a file."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from kdsweep import progress as module
+from kdsweep.progress import note, progress
+
+
+def output(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> io.StringIO:
+    """Sends the console's output to a buffer that is, or is not, a terminal."""
+    buffer = io.StringIO()
+    monkeypatch.setattr(module, "console", Console(file=buffer, force_terminal=terminal, width=100, highlight=False))
+    return buffer
+
+
+def test_a_short_job_prints_nothing_to_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log file is not filled with jobs that end at once."""
+    buffer = output(monkeypatch, terminal=False)
+    with progress("reading", total=3) as advance:
+        advance(3)
+    assert buffer.getvalue() == ""
+
+
+def test_a_long_job_prints_plain_lines_to_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file gets a line now and then with what is left, and one at the end; no control characters."""
+    buffer = output(monkeypatch, terminal=False)
+    monkeypatch.setattr(module, "LINE_SECONDS", 0.0)
+    monkeypatch.setattr(module, "QUIET_SECONDS", 0.0)
+    with progress("reading", total=4) as advance:
+        advance(1)
+        advance(1, "still reading")
+        advance(2)
+    lines = buffer.getvalue().splitlines()
+    assert [line.split(", about")[0] for line in lines[:2]] == ["reading: 1 of 4", "still reading: 2 of 4"]
+    assert lines[2].startswith("still reading: 4 in ")
+    assert len(lines) == 3
+    assert "\x1b" not in buffer.getvalue()
+
+
+def test_a_terminal_shows_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal a bar counts the units, under the latest description."""
+    buffer = output(monkeypatch, terminal=True)
+    with progress("reading", total=4) as advance:
+        advance(3, "epoch [1/2]")
+    assert "epoch [1/2]" in buffer.getvalue()
+    assert "3/4" in buffer.getvalue()
+
+
+def test_bars_may_be_nested(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An epoch's bar stays while the teacher's table, which it waits for, shows one of its own."""
+    buffer = output(monkeypatch, terminal=True)
+    with progress("outer job", total=2) as outer, progress("inner job", total=5) as inner:
+        inner(5)
+        outer(1)
+    assert "outer job" in buffer.getvalue()
+    assert "inner job" in buffer.getvalue()
+
+
+def test_the_error_inside_a_job_gets_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that fails ends its bar and keeps its error."""
+    for terminal in (True, False):
+        output(monkeypatch, terminal)
+        with pytest.raises(KeyError, match="lost"), progress("reading", total=4):
+            raise KeyError("lost")
+
+
+def test_notes_are_printed_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Brackets are no markup, and a long line is not broken: paths stay whole."""
+    buffer = output(monkeypatch, terminal=False)
+    text = "[bold]" + "/a/long/path" * 20
+    note(text)
+    assert buffer.getvalue() == text + "\n"

@@ -1,0 +1,263 @@
+"""Tables: computed once, whole or absent, and believed only after a look at the network."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kdsweep.files import write_tensors
+from kdsweep.tables import ROWS_CHECKED, TableMismatchError, Tables
+
+IDENTITY: dict[str, Any] = {"weights": "abc", "precision": "fp32"}
+N = 23
+WEIGHT = torch.randn(5, generator=torch.Generator().manual_seed(0))
+
+
+def tables(root: Path, tolerance: float = 1e-4, **identity: object) -> Tables:
+    return Tables(root, IDENTITY | identity, batch_size=4, tolerance=tolerance)
+
+
+def network(rows: Tensor) -> Tensor:
+    """Stands for a network: (B,) -> (B, 5), each row a function of its index alone."""
+    return torch.sin(rows[:, None] + 1.0) * WEIGHT
+
+
+class Counter:
+    """A network that remembers which rows it was asked for."""
+
+    def __init__(self, compute: Callable[[Tensor], Tensor] = network) -> None:
+        self.compute = compute
+        self.rows: list[int] = []
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        self.rows += rows.tolist()
+        return self.compute(rows)
+
+
+def damaged(path: Path) -> list[bytes]:
+    """The file with a byte flipped in its length, header and numbers, and cut short."""
+    good = path.read_bytes()
+    flips = [good[:k] + bytes([good[k] ^ 1]) + good[k + 1 :] for k in (0, 20, len(good) // 2, len(good) - 1)]
+    return [*flips, good[: len(good) // 2], b""]
+
+
+# ------------------------------------------------------------------------------------------------ one process
+
+
+def test_a_pass_is_computed_once_and_then_read(tmp_path: Path) -> None:
+    """The first asks the network for every row, once; the same object then for none, a later one for a few."""
+    ours, first = tables(tmp_path), Counter()
+    assert torch.equal(ours.rows("pass-0000", N, first), network(torch.arange(N)))
+    assert first.rows == list(range(N))
+    assert torch.equal(ours.rows("pass-0000", N, first), network(torch.arange(N)))
+    assert first.rows == list(range(N))
+    later, second = tables(tmp_path), Counter()
+    for _ in range(2):
+        assert torch.equal(later.rows("pass-0000", N, second), network(torch.arange(N)))
+    assert second.rows == [0, 7, 14, 22]
+    assert len(second.rows) == ROWS_CHECKED
+
+
+def test_passes_have_files_of_their_own(tmp_path: Path) -> None:
+    """Two names are two tables, in one folder, which says what made them."""
+    ours = tables(tmp_path)
+    ours.rows("pass-0000", N, network)
+    ours.rows("pass-0001", N, lambda rows: -network(rows))
+    assert torch.equal(tables(tmp_path).rows("pass-0000", N, network), network(torch.arange(N)))
+    assert sorted(path.name for path in ours.folder.glob("*.safetensors")) == [
+        "pass-0000.safetensors",
+        "pass-0001.safetensors",
+    ]
+    assert json.loads((ours.folder / "identity.json").read_text()) == IDENTITY
+
+
+def test_another_identity_is_another_folder(tmp_path: Path) -> None:
+    """Whatever part of the description changes, the tables are others'."""
+    changed = [{}, {"weights": "abd"}, {"precision": "bf16"}, {"views": {"seed": 0}}, {"views": {"seed": 1}}]
+    assert len({tables(tmp_path, **change).folder for change in changed}) == len(changed)
+
+
+def test_a_damaged_table_is_computed_again(tmp_path: Path) -> None:
+    """A flipped byte anywhere, or a missing end, costs a computation and never gives a wrong number."""
+    path = tables(tmp_path).folder / "pass-0000.safetensors"
+    tables(tmp_path).rows("pass-0000", N, network)
+    for content in damaged(path):
+        path.write_bytes(content)
+        counter = Counter()
+        assert torch.equal(tables(tmp_path).rows("pass-0000", N, counter), network(torch.arange(N)))
+        assert counter.rows == list(range(N))
+        assert torch.equal(tables(tmp_path).rows("pass-0000", N, Counter()), network(torch.arange(N)))
+
+
+def test_a_table_damaged_in_use_is_noticed(tmp_path: Path) -> None:
+    """The checksum is read with every pass, not only with the first."""
+    ours, counter = tables(tmp_path), Counter()
+    ours.rows("pass-0000", N, counter)
+    path = ours.folder / "pass-0000.safetensors"
+    path.write_bytes(damaged(path)[3])
+    assert torch.equal(ours.rows("pass-0000", N, counter), network(torch.arange(N)))
+    assert counter.rows == 2 * list(range(N))
+
+
+def test_a_table_of_another_length_is_computed_again(tmp_path: Path) -> None:
+    """Rows that are missing, or too many, are no part of this pass."""
+    for n in (N, N + 1, N - 1):
+        assert len(tables(tmp_path).rows("pass-0000", n, network)) == n
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda rows: network(rows + 1),  # another picture's answers
+        lambda rows: network(rows) * 1.01,  # another network's
+        lambda rows: torch.where(rows[:, None] == 0, torch.nan, network(rows)),
+        lambda rows: torch.full((len(rows), 5), torch.nan),
+    ],
+)
+def test_another_networks_answers_are_refused(tmp_path: Path, other: Callable[[Tensor], Tensor]) -> None:
+    """A file that is whole, with the right checksum, but not what the network answers now, ends the run."""
+    ours = tables(tmp_path)
+    ours.folder.mkdir()
+    write_tensors(ours.folder / "pass-0000.safetensors", {"outputs": other(torch.arange(N))})
+    with pytest.raises(TableMismatchError, match=r"differ from the table .*pass-0000\.safetensors by .* Delete its fo"):
+        ours.rows("pass-0000", N, network)
+
+
+def test_rounding_is_forgiven(tmp_path: Path) -> None:
+    """Answers that differ by less than the tolerance are the same network's; the table's are used."""
+    tables(tmp_path).rows("pass-0000", N, network)
+    slightly_other = tables(tmp_path, tolerance=1e-2).rows("pass-0000", N, lambda rows: network(rows) * 1.009)
+    assert torch.equal(slightly_other, network(torch.arange(N)))
+
+
+def test_answers_may_be_all_zero(tmp_path: Path) -> None:
+    """A new head may answer nothing but zeros: they agree with themselves."""
+    for _ in range(2):
+        assert not tables(tmp_path).rows("pass-0000", N, lambda rows: torch.zeros(len(rows), 5)).any()
+
+
+def test_a_failed_computation_leaves_nothing(tmp_path: Path) -> None:
+    """After an error half-way there is no file, no lock is held, and the next attempt computes all rows."""
+
+    def fail(rows: Tensor) -> Tensor:
+        if rows[0] > 10:
+            raise RuntimeError("out of memory")
+        return network(rows)
+
+    ours = tables(tmp_path)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        ours.rows("pass-0000", N, fail)
+    assert not list(ours.folder.glob("*.safetensors"))
+    assert torch.equal(ours.rows("pass-0000", N, network), network(torch.arange(N)))
+
+
+def test_a_lock_file_that_nobody_holds_is_no_obstacle(tmp_path: Path) -> None:
+    """What a killed process left behind keeps nobody waiting."""
+    ours = tables(tmp_path)
+    ours.folder.mkdir()
+    (ours.folder / "pass-0000.safetensors.lock").write_text("12345")
+    assert torch.equal(ours.rows("pass-0000", N, network), network(torch.arange(N)))
+
+
+# ------------------------------------------------------------------------------------------- several processes
+
+# Forked from a server that has imported torch once; forks of the test process itself could inherit a held lock.
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["kdsweep.tables"])
+
+
+def ask(root: Path, computed: Path, seconds: float) -> None:
+    """Asks for a pass in a process of its own, taking `seconds` a batch, and notes each row that it computes."""
+
+    def slowly(rows: Tensor) -> Tensor:
+        time.sleep(seconds)
+        with computed.open("a") as file:
+            file.writelines(f"{row}\n" for row in rows.tolist())
+        return network(rows)
+
+    table = tables(root).rows("pass-0000", N, slowly)
+    assert torch.equal(table, network(torch.arange(N)))
+
+
+def die_in_computation(root: Path) -> None:
+    """Is killed after half of the rows."""
+
+    def die(rows: Tensor) -> Tensor:
+        if rows[0] > 10:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return network(rows)
+
+    tables(root).rows("pass-0000", N, die)
+
+
+def die_in_writing(root: Path) -> None:
+    """Is killed when half of the file is on disk."""
+
+    def half(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+        path.write_bytes(b"half of a table")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    import kdsweep.files
+
+    kdsweep.files.save_file = half
+    tables(root).rows("pass-0000", N, network)
+
+
+def run_process(target: Callable[..., None], *arguments: Path) -> int | None:
+    process = processes.Process(target=target, args=arguments)
+    process.start()
+    process.join(60)
+    return process.exitcode
+
+
+@pytest.mark.slow
+def test_processes_that_ask_at_once_compute_once(tmp_path: Path) -> None:
+    """Three processes get the same pass; one computes its rows, the others wait, look at a few, and read."""
+    computed = tmp_path / "computed"
+    started = [processes.Process(target=ask, args=(tmp_path / "tables", computed, 0.05)) for _ in range(3)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(60)
+    assert [process.exitcode for process in started] == [0, 0, 0]
+    rows = [int(line) for line in computed.read_text().split()]
+    assert sorted(rows) == sorted([*range(N), *2 * [0, 7, 14, 22]])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("die", [die_in_computation, die_in_writing])
+def test_a_killed_process_leaves_no_half_table(tmp_path: Path, die: Callable[..., None]) -> None:
+    """After SIGKILL in the middle no table is there, the lock is free, and the next process computes all of it."""
+    assert run_process(die, tmp_path) == -signal.SIGKILL
+    assert not list(tables(tmp_path).folder.glob("*.safetensors"))
+    counter = Counter()
+    assert torch.equal(tables(tmp_path).rows("pass-0000", N, counter), network(torch.arange(N)))
+    assert counter.rows == list(range(N))
+
+
+@pytest.mark.slow
+def test_the_one_who_waits_takes_over_from_the_dead(tmp_path: Path) -> None:
+    """A process that waits for another's table computes it when the other is killed."""
+    computed = tmp_path / "computed"
+    first = processes.Process(target=ask, args=(tmp_path / "tables", tmp_path / "first", 0.5))
+    first.start()
+    while not (tmp_path / "first").exists():
+        time.sleep(0.01)
+    second = processes.Process(target=ask, args=(tmp_path / "tables", computed, 0.0))
+    second.start()
+    time.sleep(0.5)
+    assert not computed.exists()
+    first.kill()
+    second.join(60)
+    assert second.exitcode == 0
+    assert sorted(map(int, computed.read_text().split())) == list(range(N))

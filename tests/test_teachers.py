@@ -1,0 +1,298 @@
+"""Teachers: answers from tables are the network's, belong to everything that made them, and train the same student."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor
+
+from kdsweep import data as datasets
+from kdsweep.data import Dataset
+from kdsweep.errors import UserError
+from kdsweep.files import hash_tensors, write_tensors
+from kdsweep.losses import kd
+from kdsweep.models import Architecture, Classifier
+from kdsweep.schedules import constant
+from kdsweep.tables import TableMismatchError
+from kdsweep.teachers import TOLERANCE, Teacher
+from kdsweep.training import fit
+from kdsweep.views import Views
+
+PRECISIONS = ("fp32", "bf16")
+
+
+def small_data(seed: int = 0) -> Dataset:
+    """32 pictures of 32 px for training, 16 and 12 for validation and test, 6 classes."""
+    options: Any = {"val_size": 16, "train_fraction": 1.0, "split_seed": 0, "padding": 4, "flip": True}
+    return datasets.synthetic(n_train=48, n_test=12, n_classes=6, image_size=32, seed=seed, **options)
+
+
+def build(data: Dataset, seed: int, **changes: Any) -> Classifier:
+    """A random ResNet18 with the ImageNet stem."""
+    described: dict[str, Any] = {
+        "library": "torchvision",
+        "name": "resnet18",
+        "stem": "imagenet",
+        "weights": None,
+        "weights_by": "name",
+        "head": "new",
+        "freeze": "none",
+        "input_size": None,
+        "mean": None,
+        "std": None,
+    }
+    torch.manual_seed(seed)
+    return Architecture(**described | changes).build(data.n_classes, data.mean, data.std)
+
+
+DATA = small_data()
+NETWORK = build(DATA, seed=9, freeze="backbone")
+with torch.no_grad():
+    NETWORK.head.weight.mul_(5)  # decided answers, which differ more from view to view
+
+
+def views(data: Dataset = DATA, seed: int = 0, padding: int = 4, flip: bool = True) -> Views:
+    return Views(data.train.images, padding, flip, seed)
+
+
+def teacher(
+    root: Path,
+    network: Classifier = NETWORK,
+    data: Dataset = DATA,
+    shown: Views | None = None,
+    mode: str = "table",
+    batch_size: int = 12,
+    precision: str = "fp32",
+) -> Teacher:
+    return Teacher(network, data, views(data) if shown is None else shown, root, mode, batch_size, precision)
+
+
+def folder(made: Teacher, outputs: str) -> str:
+    """The name of the table folder in which the teacher's logits or features stand."""
+    root = made._root
+    before = set(root.iterdir()) if root.exists() else set()
+    made.answers(0) if outputs == "logits" else made.features("test")
+    (new,) = set(root.iterdir()) - before
+    return new.name
+
+
+# ------------------------------------------------------------------------------------------------------ answers
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_answers_from_a_table_are_the_networks(tmp_path: Path, precision: str) -> None:
+    """For any pictures of a pass, in any order, the table says what the network says when it sees their views."""
+    indices, pass_index = torch.tensor([30, 2, 2, 17, 0]), 3
+    pictures = views().batch(indices, pass_index)
+    from_table = teacher(tmp_path, precision=precision).answers(pass_index)(indices, pictures)
+    online = teacher(tmp_path, precision=precision, mode="online").answers(pass_index)(indices, pictures)
+    assert from_table.dtype == online.dtype == torch.float32
+    tolerance = TOLERANCE[precision] * float(online.abs().max())
+    torch.testing.assert_close(from_table, online, rtol=0, atol=tolerance)
+    # The comparison means something: other views get other answers.
+    other_pass = teacher(tmp_path, precision=precision).answers(pass_index + 1)(indices, pictures)
+    assert (other_pass - online).abs().max() > 3 * tolerance
+
+
+def test_a_table_is_filled_from_all_pictures_in_order(tmp_path: Path) -> None:
+    """Row i of the file is the answer to picture i's view, in float32, however many are computed at a time."""
+    teacher(tmp_path, batch_size=5).answers(2)
+    (path,) = tmp_path.glob("*/pass-0002.safetensors")
+    with torch.inference_mode():
+        expected = NETWORK.eval()(views().batch(torch.arange(32), 2))
+    torch.testing.assert_close(load_file(path)["outputs"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_online_answers_keep_no_table(tmp_path: Path) -> None:
+    """Online nothing is written."""
+    teacher(tmp_path, mode="online").answers(0)(torch.arange(2), views().batch(torch.arange(2), 0))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_passes_that_are_asked_for_are_computed(tmp_path: Path) -> None:
+    """A run that stops early has cost its own passes, not all."""
+    ours = teacher(tmp_path)
+    for pass_index in (4, 1, 4):
+        ours.answers(pass_index)
+    found = sorted(path.name for path in tmp_path.glob("*/*.safetensors"))
+    assert found == ["pass-0001.safetensors", "pass-0004.safetensors"]
+
+
+def test_features_are_what_the_head_takes(tmp_path: Path) -> None:
+    """The features of the plain pictures, through the head, are the network's logits of them."""
+    ours = teacher(tmp_path)
+    for split in ("train", "validation", "test"):
+        pictures = getattr(DATA, split).images
+        assert ours.features(split).shape == (len(pictures), 512)
+        with torch.inference_mode():
+            torch.testing.assert_close(ours.logits(split), NETWORK.eval()(pictures), rtol=1e-4, atol=1e-5)
+
+
+def test_a_teacher_is_frozen(tmp_path: Path) -> None:
+    """It is in evaluation mode, and none of its parameters asks for a gradient, the head's included."""
+    network = build(DATA, seed=1)
+    teacher(tmp_path, network)
+    assert not network.training
+    assert not any(module.training for module in network.modules())
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_time_spent_on_tables_is_counted(tmp_path: Path) -> None:
+    """`seconds` grows when a table is filled or read."""
+    ours = teacher(tmp_path)
+    assert ours.seconds == 0
+    ours.answers(0)
+    after_pass = ours.seconds
+    ours.features("test")
+    assert 0 < after_pass < ours.seconds
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mode": "cached"}, r"mode: `mode in \('table', 'online'\)` must hold, but got mode='cached'"),
+        ({"batch_size": 0}, "batch_size: `batch_size >= 1` must hold, but got batch_size=0"),
+        ({"batch_size": 2.5}, "batch_size: `batch_size >= 1` must hold, but got batch_size=2.5"),
+    ],
+)
+def test_wrong_settings_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    """Rule, value and key are named."""
+    with pytest.raises(UserError, match=message):
+        teacher(tmp_path, **changes)
+
+
+# ----------------------------------------------------------------------------------------------------- identity
+
+
+def test_logits_belong_to_all_that_made_them(tmp_path: Path) -> None:
+    """Another head, backbone, precision, input size, normalisation, data or view policy has tables of its own."""
+    other_head = build(DATA, seed=9, freeze="backbone")
+    other_statistics = build(DATA, seed=9, freeze="backbone")
+    other_statistics.net.bn1.running_mean += 0.1
+    other_statistics.head.load_state_dict(NETWORK.head.state_dict())
+    made = [
+        teacher(tmp_path),
+        teacher(tmp_path, other_head),
+        teacher(tmp_path, other_statistics),
+        teacher(tmp_path, build(DATA, seed=10)),
+        teacher(tmp_path, build(DATA, seed=9, input_size=40)),
+        teacher(tmp_path, build(DATA, seed=9, mean=(0.5, 0.5, 0.5))),
+        teacher(tmp_path, build(DATA, seed=9, std=(0.5, 0.5, 0.5))),
+        teacher(tmp_path, precision="bf16"),
+        teacher(tmp_path, data=small_data(seed=1)),
+        teacher(tmp_path, shown=views(seed=1)),
+        teacher(tmp_path, shown=views(padding=3)),
+        teacher(tmp_path, shown=views(flip=False)),
+    ]
+    # `folder` fails where a teacher finds the folder of one before it.
+    assert len({folder(one, "logits") for one in made}) == len(made)
+
+
+def test_features_belong_to_the_backbone(tmp_path: Path) -> None:
+    """Another head or view policy shares them; another backbone, preprocessing, precision or data does not."""
+    other_head = build(DATA, seed=9)
+    key = teacher(tmp_path).features_key
+    for same in (teacher(tmp_path, other_head), teacher(tmp_path, shown=views(seed=1, padding=3, flip=False))):
+        assert same.features_key == key
+    others = [
+        teacher(tmp_path, build(DATA, seed=10)),
+        teacher(tmp_path, build(DATA, seed=9, input_size=40)),
+        teacher(tmp_path, build(DATA, seed=9, mean=(0.5, 0.5, 0.5))),
+        teacher(tmp_path, precision="bf16"),
+        teacher(tmp_path, data=small_data(seed=1)),
+    ]
+    assert len({key, *(other.features_key for other in others)}) == 1 + len(others)
+    assert folder(teacher(tmp_path), "features") == key
+
+
+def test_the_same_teacher_finds_its_tables(tmp_path: Path) -> None:
+    """A network built again from the same seed reads what the first wrote, with any batch size."""
+    teacher(tmp_path, build(DATA, seed=9)).answers(0)
+    (path,) = tmp_path.glob("*/*.safetensors")
+    written = path.stat().st_mtime_ns
+    again = teacher(tmp_path, build(small_data(), seed=9), small_data(), batch_size=7)
+    again.answers(0)
+    assert [(found, found.stat().st_mtime_ns) for found in tmp_path.glob("*/*.safetensors")] == [(path, written)]
+
+
+def test_a_head_trained_before_the_first_answer_counts(tmp_path: Path) -> None:
+    """The logits are those of the head at the first question, not of the one that the teacher was built with."""
+    network = build(DATA, seed=9)
+    ours = teacher(tmp_path, network)
+    ours.features("train")
+    with torch.no_grad():
+        network.head.weight.mul_(-1)
+        network.head.bias.mul_(-1)
+    indices = torch.arange(4)
+    theirs = teacher(tmp_path, build(DATA, seed=9)).answers(0)(indices, DATA.train.images)
+    torch.testing.assert_close(ours.answers(0)(indices, DATA.train.images), -theirs)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_table_of_another_network_is_refused(tmp_path: Path, precision: str) -> None:
+    """A whole file with a right checksum and another network's answers ends the run: it names the file."""
+    teacher(tmp_path, precision=precision).answers(0)
+    (path,) = tmp_path.glob("*/*.safetensors")
+    with torch.inference_mode():
+        wrong = build(DATA, seed=10).eval()(views().batch(torch.arange(32), 0))
+    write_tensors(path, {"outputs": wrong})
+    with pytest.raises(TableMismatchError, match=r"pass-0000\.safetensors by .* another network or library"):
+        teacher(tmp_path, precision=precision).answers(0)
+
+
+# ----------------------------------------------------------------------------------------------------- training
+
+
+def train(guide: Teacher, loss: Callable[..., Tensor], precision: str = "fp32") -> list[float]:
+    """The losses of two epochs of a student under `guide`."""
+    student = build(DATA, seed=1)
+    fitting = fit(
+        student,
+        views(),
+        DATA.train.labels,
+        loss=loss,
+        teacher=guide,
+        optimizer=functools.partial(torch.optim.SGD, lr=0.02, momentum=0.9),
+        schedule=constant,
+        epochs=2,
+        batch_size=16,
+        n_passes=2,
+        order_seed=0,
+        precision=precision,
+    )
+    return [metrics["train/loss"] for metrics in fitting]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_table_and_online_train_the_same_student(tmp_path: Path, precision: str) -> None:
+    """A student follows the same losses whether its teacher answers from a table or online."""
+    loss = functools.partial(kd, alpha=1.0, tau=2.0)
+    from_table = train(teacher(tmp_path, precision=precision), loss, precision)
+    online = train(teacher(tmp_path, precision=precision, mode="online"), loss, precision)
+    assert from_table == pytest.approx(online, rel=TOLERANCE[precision])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["table", "online"])
+def test_a_loss_may_keep_the_answers_for_its_gradient(tmp_path: Path, mode: str) -> None:
+    """A new loss, such as the squared difference of logits, works in either mode."""
+    losses = train(teacher(tmp_path, mode=mode), lambda ours, theirs, _: F.mse_loss(ours, theirs))
+    assert all(loss > 0 for loss in losses)
+
+
+@pytest.mark.slow
+def test_training_a_student_leaves_the_teacher_alone(tmp_path: Path) -> None:
+    """Not one bit of the teacher changes, batch-norm statistics included, and no gradient reaches it."""
+    network = build(DATA, seed=9)
+    before = hash_tensors(network.net.state_dict())
+    train(teacher(tmp_path, network, mode="online"), functools.partial(kd, alpha=0.5, tau=2.0))
+    assert hash_tensors(network.net.state_dict()) == before
+    assert all(parameter.grad is None for parameter in network.parameters())

@@ -1,0 +1,423 @@
+"""Training: the loop's identities, its repeatability, and heads against scikit-learn."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+
+from kdsweep import data as datasets
+from kdsweep.data import Dataset
+from kdsweep.errors import UserError
+from kdsweep.files import hash_tensors
+from kdsweep.losses import ce, kd, label_smoothing
+from kdsweep.models import Architecture, Classifier
+from kdsweep.schedules import constant, cosine
+from kdsweep.teachers import Teacher
+from kdsweep.training import SCALING_FLOOR, DivergedError, Metrics, fit, fit_head, predict
+from kdsweep.views import Views, pass_of_epoch
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+
+# What an epoch measures of the clock is no part of a result.
+TIMES = ("images_per_second", "epoch_seconds")
+
+
+def small_data() -> Dataset:
+    """50 pictures of 32 px for training, 18 and 12 for validation and test, 6 classes."""
+    options: Any = {"val_size": 18, "train_fraction": 1.0, "split_seed": 0, "padding": 4, "flip": True}
+    return datasets.synthetic(n_train=68, n_test=12, n_classes=6, image_size=32, seed=0, **options)
+
+
+def build(seed: int = 0, **changes: Any) -> Classifier:
+    """A random ResNet18 with the ImageNet stem."""
+    described: dict[str, Any] = {
+        "library": "torchvision",
+        "name": "resnet18",
+        "stem": "imagenet",
+        "weights": None,
+        "weights_by": "name",
+        "head": "new",
+        "freeze": "none",
+        "input_size": None,
+        "mean": None,
+        "std": None,
+    }
+    torch.manual_seed(seed)
+    return Architecture(**described | changes).build(DATA.n_classes, DATA.mean, DATA.std)
+
+
+DATA = small_data()
+
+
+def views(device: str = "cpu") -> Views:
+    return Views(DATA.train.images.to(device), DATA.padding, DATA.flip, seed=0)
+
+
+def fitting(network: Classifier, shown: Views | None = None, **changes: Any) -> Iterator[Metrics]:
+    """A training of `network` for two epochs of three steps, or as `changes` say."""
+    plain: dict[str, Any] = {
+        "loss": ce,
+        "teacher": None,
+        "optimizer": functools.partial(torch.optim.SGD, lr=0.02, momentum=0.9, nesterov=True, weight_decay=5e-4),
+        "schedule": functools.partial(cosine, warmup=0.2),
+        "epochs": 2,
+        "batch_size": 16,
+        "n_passes": 2,
+        "order_seed": 0,
+        "precision": "fp32",
+    }
+    device = network.head.weight.device
+    shown = views(str(device)) if shown is None else shown
+    return fit(network, shown, DATA.train.labels.to(device), **plain | changes)
+
+
+def train(network: Classifier, **changes: Any) -> list[Metrics]:
+    """Trains `network` as `fitting` describes; the metrics of each epoch."""
+    return list(fitting(network, **changes))
+
+
+def weights_hash(network: Classifier) -> str:
+    return hash_tensors(network.net.state_dict())
+
+
+def fingerprint(seed: int = 0, order_seed: int = 0, precision: str = "fp32", device: str = "cpu") -> str:
+    """Stands for all bits of a run: its metrics, its weights and its answers."""
+    network = build(seed).to(device)
+    metrics = train(network, order_seed=order_seed, precision=precision)
+    results = [{name: value.hex() for name, value in epoch.items() if name not in TIMES} for epoch in metrics]
+    answers = hash_tensors({"logits": predict(network, DATA.test.images, 5, precision)})
+    return hashlib.sha256(f"{results} {weights_hash(network)} {answers}".encode()).hexdigest()
+
+
+# -------------------------------------------------------------------------------------------------- identities
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_alpha_zero_trains_the_weights_of_cross_entropy(tmp_path: Path, precision: str) -> None:
+    """A distilled student at alpha = 0 is, bit for bit, the one that never met the teacher; at 0.1 it is not."""
+    teacher = Teacher(build(9), DATA, views(), tmp_path, "table", 16, precision)
+    trained = {}
+    for name, loss, guide in (
+        ("ce", ce, None),
+        ("alpha 0", functools.partial(kd, alpha=0.0, tau=4.0), teacher),
+        ("alpha 0.1", functools.partial(kd, alpha=0.1, tau=4.0), teacher),
+    ):
+        network = build(1)
+        losses = [metrics["train/loss"] for metrics in train(network, loss=loss, teacher=guide, precision=precision)]
+        trained[name] = losses, weights_hash(network)
+    assert trained["alpha 0"] == trained["ce"]
+    assert trained["alpha 0.1"][1] != trained["ce"][1]
+
+
+@pytest.mark.slow
+def test_no_smoothing_trains_the_weights_of_cross_entropy() -> None:
+    """Label smoothing of 0 is the same training too."""
+    plain, smoothed = build(1), build(1)
+    train(plain)
+    train(smoothed, loss=functools.partial(label_smoothing, smoothing=0.0))
+    assert weights_hash(plain) == weights_hash(smoothed)
+
+
+@pytest.mark.slow
+def test_a_few_epochs_learn_the_classes() -> None:
+    """The loop does train: the pictures it has not seen are told apart."""
+    network = build()
+    metrics = train(network, epochs=8)
+    assert metrics[-1]["train/accuracy"] > 0.8
+    predicted = predict(network, DATA.validation.images, 8, "fp32").argmax(dim=1)
+    assert (predicted == DATA.validation.labels).double().mean() > 0.5
+
+
+# ----------------------------------------------------------------------------------------------- repeatability
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_same_seeds_give_the_same_bits(precision: str) -> None:
+    """Twice the same seeds, twice the same metrics, weights and answers; another seed of either kind, others.
+
+    For one number of threads: with another one, sums are taken in another order.
+    """
+    first = fingerprint(precision=precision)
+    assert fingerprint(precision=precision) == first
+    assert fingerprint(seed=1, precision=precision) != first
+    assert fingerprint(order_seed=1, precision=precision) != first
+
+
+@pytest.mark.slow
+def test_another_process_gives_the_same_bits() -> None:
+    """A process of its own, with the same number of threads, repeats the run exactly, in both precisions."""
+    code = "import test_training as t; print([t.fingerprint(precision=p) for p in ('fp32', 'bf16')])"
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    there = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parent, env=environment, capture_output=True, text=True
+    )
+    assert there.stdout.strip() == str([fingerprint(precision=p) for p in ("fp32", "bf16")]), there.stderr
+
+
+@needs_gpu
+def test_a_gpu_repeats_its_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With deterministic kernels the same seed gives the same bits on CUDA too."""
+    from kdsweep.hardware import set_determinism
+
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    try:
+        set_determinism(True, torch.device("cuda"))
+        assert fingerprint(device="cuda", precision="bf16") == fingerprint(device="cuda", precision="bf16")
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+# ---------------------------------------------------------------------------------------------------- the loop
+
+
+class Recording(Views):
+    """Views that remember what they were asked for: (picture indices, pass) of each batch."""
+
+    def __init__(self) -> None:
+        super().__init__(DATA.train.images, DATA.padding, DATA.flip, seed=0)
+        self.asked: list[tuple[list[int], int]] = []
+
+    def batch(self, indices: Tensor, pass_index: int) -> Tensor:
+        self.asked.append((indices.tolist(), pass_index))
+        return super().batch(indices, pass_index)
+
+
+def recorded(**changes: Any) -> list[list[tuple[list[int], int]]]:
+    """What each epoch of a training asks its views for."""
+    shown = Recording()
+    found = []
+    for _ in fitting(build(freeze="backbone"), shown, schedule=constant, **changes):
+        found.append(shown.asked)
+        shown.asked = []
+    return found
+
+
+def test_an_epoch_shows_pictures_once_in_batches_of_one_size() -> None:
+    """Fifty pictures in batches of 16: three full ones, no picture twice, two left out, others each epoch."""
+    epochs = recorded(epochs=4, batch_size=16, n_passes=3)
+    orders = [[index for indices, _ in epoch for index in indices] for epoch in epochs]
+    assert [[len(indices) for indices, _ in epoch] for epoch in epochs] == 4 * [[16, 16, 16]]
+    assert all(len(set(order)) == 48 for order in orders)
+    assert len({tuple(order) for order in orders}) == 4
+    assert len({frozenset(range(50)) - frozenset(order) for order in orders}) > 1
+
+
+def test_an_epoch_trains_on_one_pass() -> None:
+    """All batches of an epoch show the pass that the seed gives it; a cycle of epochs shows all passes."""
+    for order_seed in (0, 1):
+        epochs = recorded(epochs=6, batch_size=25, n_passes=3, order_seed=order_seed)
+        passes = [{pass_index for _, pass_index in epoch} for epoch in epochs]
+        assert passes == [{pass_of_epoch(order_seed, epoch, 3)} for epoch in range(6)]
+        assert set.union(*passes[:3]) == set.union(*passes[3:]) == {0, 1, 2}
+
+
+def test_less_data_than_a_batch_is_one_batch() -> None:
+    """A tiny fraction of the data still trains: all of it at each step."""
+    (epoch,) = recorded(epochs=1, batch_size=128, n_passes=1)
+    assert [sorted(indices) for indices, _ in epoch] == [list(range(50))]
+
+
+def test_metrics_say_what_happened() -> None:
+    """train/loss is the mean over the batches, train/accuracy the share of right answers, lr the next step's rate."""
+    losses: list[float] = []
+    hits: list[float] = []
+
+    def loss(logits: Tensor, teacher_logits: Tensor | None, labels: Tensor) -> Tensor:
+        assert teacher_logits is None
+        hits.append((logits.argmax(dim=1) == labels).double().mean().item())
+        value = ce(logits, teacher_logits, labels)
+        losses.append(value.item())
+        return value
+
+    metrics = train(build(), loss=loss)
+    assert [epoch["train/loss"] for epoch in metrics] == pytest.approx([sum(losses[:3]) / 3, sum(losses[3:]) / 3])
+    assert [epoch["train/accuracy"] for epoch in metrics] == pytest.approx([sum(hits[:3]) / 3, sum(hits[3:]) / 3])
+    # One warm-up step, then five down half a cosine: three of six done.
+    assert metrics[0]["lr"] == pytest.approx(0.02 * (1 + math.cos(math.pi * 2 / 5)) / 2)
+    assert metrics[1]["lr"] == pytest.approx(0, abs=1e-12)
+    assert all(epoch["images_per_second"] == pytest.approx(48 / epoch["epoch_seconds"]) for epoch in metrics)
+
+
+@pytest.mark.parametrize(("bad", "message"), [(math.nan, "nan"), (math.inf, "inf"), (-math.inf, "-inf")])
+def test_a_loss_that_is_not_finite_ends_the_training(bad: float, message: str) -> None:
+    """The step at fault is named, with its epoch; the epoch before it was yielded."""
+    calls: list[int] = []
+
+    def loss(logits: Tensor, teacher_logits: Tensor | None, labels: Tensor) -> Tensor:
+        calls.append(0)
+        return logits.sum() * 0 + (bad if len(calls) == 5 else 1.0)
+
+    training = fitting(build(freeze="backbone"), loss=loss)
+    next(training)
+    with pytest.raises(DivergedError, match=rf"^the loss was {message} in epoch 2, step 2\. Lower optimizer\.lr"):
+        next(training)
+
+
+@pytest.mark.slow
+def test_a_rate_that_is_too_high_is_told() -> None:
+    """A real training that diverges says so, and how to mend it, in one line."""
+    with pytest.raises(DivergedError, match=r"in epoch \d+, step \d+\. Lower optimizer\.lr, or lengthen schedule") as e:
+        train(build(), optimizer=functools.partial(torch.optim.SGD, lr=1e12), schedule=constant, epochs=4)
+    assert "\n" not in str(e.value)
+
+
+# ------------------------------------------------------------------------------------------- frozen backbones
+
+
+@pytest.mark.slow
+def test_fit_leaves_a_frozen_backbone_alone() -> None:
+    """Gradient descent on the head changes the head and not one bit of the rest, batch-norm statistics included."""
+    network = build(freeze="backbone")
+    backbone, whole = network.backbone_hash(), weights_hash(network)
+    train(network)
+    assert network.backbone_hash() == backbone
+    assert weights_hash(network) != whole
+
+
+@pytest.mark.slow
+def test_fit_trains_a_backbone_that_is_not_frozen() -> None:
+    """The same training moves all parameters and statistics where nothing is frozen."""
+    network = build()
+    before = {name: tensor.clone() for name, tensor in network.net.state_dict().items()}
+    train(network)
+    assert [name for name, tensor in network.net.state_dict().items() if torch.equal(tensor, before[name])] == []
+
+
+def head_data(n: int, seed: int, classes: int = 6, features: int = 512) -> tuple[Tensor, Tensor]:
+    """Features that say something about the label, on scales from 0.01 to 100 and around values other than zero."""
+    patterns = 0.2 * torch.randn(classes, features, generator=torch.Generator().manual_seed(99))
+    labels = torch.arange(n) % classes
+    values = torch.randn(n, features, generator=torch.Generator().manual_seed(seed)) + patterns[labels]
+    return values * torch.logspace(-2, 2, features) + torch.linspace(-3, 3, features), labels
+
+
+def fit_random_head(network: Classifier, weight_decays: list[float], max_iterations: int = 100) -> list[Metrics]:
+    """Trains the head of `network` on 60 examples and validates it on 300 others."""
+    train_set, validation_set = head_data(60, seed=0), head_data(300, seed=1)
+    return list(
+        fit_head(network, *train_set, *validation_set, weight_decays=weight_decays, max_iterations=max_iterations)
+    )
+
+
+def test_fit_head_leaves_the_backbone_alone() -> None:
+    """Training a head changes the head and nothing else, and asks for no gradient of the rest."""
+    network = build(freeze="backbone").eval()
+    backbone, head = network.backbone_hash(), network.head.weight.clone()
+    fit_random_head(network, [1.0, 0.1])
+    assert network.backbone_hash() == backbone
+    assert not torch.equal(network.head.weight, head)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weight_decay", [1.0, 0.03])
+def test_fit_head_finds_the_minimum_of_scikit_learn(weight_decay: float) -> None:
+    """On the same standardised features the head is LogisticRegression's with C = 1 / (weight_decay * n)."""
+    network = build()
+    (features, labels), (other, _) = head_data(60, seed=0), head_data(300, seed=1)
+    (metrics, best) = fit_random_head(network, [weight_decay], max_iterations=2000)
+    assert best == metrics
+    variance = features.var(dim=0, correction=0)
+    std = (variance + SCALING_FLOOR * variance.mean()).sqrt()
+    scaled, other_scaled = ((x - features.mean(dim=0)) / std for x in (features, other))
+    theirs = LogisticRegression(C=1 / (weight_decay * len(labels)), tol=1e-8, max_iter=5000)
+    theirs.fit(scaled.double().numpy(), labels.numpy())
+    with torch.no_grad():
+        ours = network.head(other).softmax(dim=1)
+    expected = torch.from_numpy(theirs.predict_proba(other_scaled.double().numpy())).float()
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-3)
+    log_probabilities = torch.from_numpy(theirs.predict_log_proba(scaled.double().numpy()))
+    assert metrics["train/loss"] == pytest.approx(F.nll_loss(log_probabilities, labels).item(), rel=1e-3)
+
+
+def test_fit_head_puts_back_the_best_by_validation() -> None:
+    """Of the weight decays tried, the head with the lowest validation NLL is the one that stays, and says which."""
+    network = build()
+    validation_features, validation_labels = head_data(300, seed=1)
+    nll: dict[float, float] = {}
+    for metrics in fit_head(
+        network,
+        *head_data(60, seed=0),
+        validation_features,
+        validation_labels,
+        weight_decays=[1e-4, 10.0, 3.0, 1e-2, 0.3, 0.1, 1.0, 1e-3],
+        max_iterations=100,
+    ):
+        with torch.no_grad():
+            found = F.cross_entropy(network.head(validation_features), validation_labels).item()
+        last = metrics["head/weight_decay"]
+        nll.setdefault(last, found)
+        print(last, found)
+    best = min(nll, key=lambda weight_decay: nll[weight_decay])
+    assert last == best
+    assert found == pytest.approx(nll[best], rel=1e-5)
+    # Tried from strong to weak, and no further than two beyond the best.
+    assert list(nll) == sorted(nll, reverse=True)
+    assert 10.0 > best > min(nll)
+    assert len([weight_decay for weight_decay in nll if weight_decay < best]) == 2
+
+
+def test_fit_head_does_not_blow_up_a_constant_feature() -> None:
+    """A feature that never varies in training, but does elsewhere, gets no weight; all numbers stay finite."""
+    network = build()
+    features, labels = head_data(60, seed=0)
+    features[:, 7] = 3.0
+    for _ in fit_head(network, features, labels, features, labels, weight_decays=[0.1], max_iterations=50):
+        pass
+    assert network.head.weight[:, 7].abs().max() < 1e-6
+    assert network.head.weight.isfinite().all()
+
+
+def test_a_head_without_bias_is_refused() -> None:
+    """Such a head (torchvision's maxvit_t has one) cannot take the scaling of its features: one line says so."""
+    network = build()
+    network.head.bias = None
+    with pytest.raises(UserError, match=r"the head has a bias` must hold .*teacher\.network\.name") as raised:
+        fit_random_head(network, [1.0])
+    assert "\n" not in str(raised.value)
+
+
+def test_a_head_needs_a_weight_decay() -> None:
+    """An empty list would leave the head random without a word."""
+    with pytest.raises(
+        UserError, match=r"weight_decays: `at least one weight decay` must hold, but got weight_decays="
+    ):
+        fit_random_head(build(), [])
+
+
+def test_features_that_are_not_finite_end_the_training_of_a_head() -> None:
+    """A broken backbone shows here, not as a useless teacher later."""
+    features, labels = head_data(60, seed=0)
+    features[3, 5] = math.inf
+    fitting = fit_head(build(), features, labels, features, labels, weight_decays=[0.1], max_iterations=5)
+    with pytest.raises(DivergedError, match=r"the head's validation NLL was nan with weight decay 0\.1"):
+        list(fitting)
+
+
+# --------------------------------------------------------------------------------------------------- prediction
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_predictions_do_not_depend_on_the_batch(precision: str) -> None:
+    """Each picture's logits are its own, in float32; the network's statistics stay as they are."""
+    network = build()
+    before = weights_hash(network)
+    whole, parts = (predict(network, DATA.test.images, size, precision) for size in (12, 5))
+    assert whole.shape == (12, 6)
+    assert whole.dtype == torch.float32
+    torch.testing.assert_close(whole, parts, rtol=1e-2 if precision == "bf16" else 1e-4, atol=1e-2)
+    assert weights_hash(network) == before
