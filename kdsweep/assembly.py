@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,8 @@ from kdsweep.errors import UserError, require
 from kdsweep.files import hash_identity
 from kdsweep.hardware import resolve_device, resolve_precision, set_determinism, set_threads
 from kdsweep.models import Classifier
+from kdsweep.stores import store_uri
 from kdsweep.teachers import Teacher
-from kdsweep.tracking import store_uri
 from kdsweep.views import Views
 
 ARMS = ("teacher", "scratch", "label_smoothing", "distill")
@@ -99,7 +98,7 @@ def attempt(group: str, action: Callable[[], Any]) -> Any:
         raise error.within(group) from error
     except (HydraException, TypeError, ValueError) as error:
         cause = error.__cause__ if isinstance(error, HydraException) and error.__cause__ is not None else error
-        text = re.sub(r"\s*full_key: \S*", "", str(cause)).rstrip(".") + "."
+        text = " ".join(str(cause).partition("full_key:")[0].split()).rstrip(".") + "."
         raise UserError(text.replace(HYDRAS_REMEDY, OUR_REMEDY), group) from error
 
 

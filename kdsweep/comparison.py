@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kdsweep.tracking import RunRecord, StudyRecord
+from kdsweep.records import RunRecord, StudyRecord
 
 # Arms in the table's order, as they are tagged.
 ROLES = ("teacher", "scratch", "label_smoothing", "distill")

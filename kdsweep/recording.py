@@ -21,8 +21,9 @@ from kdsweep.experiment import Result
 from kdsweep.figures import learning_curve
 from kdsweep.files import hash_tensors, write_tensors
 from kdsweep.progress import note
+from kdsweep.stores import store_uri
 from kdsweep.teachers import Teacher
-from kdsweep.tracking import Run, Store, flatten, store_uri
+from kdsweep.tracking import Run, Store, flatten
 from kdsweep.training import Metrics
 
 log = logging.getLogger(__name__)

@@ -33,7 +33,9 @@ from kdsweep.comparison import (
     short_value,
     summarise,
 )
-from kdsweep.tracking import Store, StudyRecord, require_store, store_uri
+from kdsweep.records import StudyRecord
+from kdsweep.stores import require_store, store_uri
+from kdsweep.tracking import Store
 
 # Heading (its lines keep the table narrow), factor, decimals.
 COLUMNS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import optuna
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.utils import instantiate
-from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl
+from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl, create_optuna_distribution_from_override
 from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import BaseDistribution
 from optuna.trial import Trial, TrialState
@@ -49,7 +50,7 @@ class Study(OptunaSweeperImpl):
         Path(self.sweep_dir).mkdir(parents=True, exist_ok=True)
         # Not by interpolation in YAML: the folder's name holds the time, which would be another one there.
         self.storage = self.storage or f"sqlite:///{self.sweep_dir}/optuna.db"
-        overrides = OverridesParser.create().parse_overrides([*self._parse_sweeper_params_config(), *arguments])
+        overrides = without_replaced_sweeps(parsed([*self._parse_sweeper_params_config(), *arguments]))
         # From here on the overrides are the one source of the search space.
         self.params = None
         self._check(overrides)
@@ -71,6 +72,7 @@ class Study(OptunaSweeperImpl):
         for override in overrides:
             if override.is_sweep_override():
                 require_key(override, self.config)
+                self._check_space(override)
         directions = self._get_directions()
         self._record = assembly.attempt(
             "hydra.sweeper",
@@ -79,6 +81,13 @@ class Study(OptunaSweeperImpl):
             ),
         )
         assembly.rehearse(self.config)
+
+    def _check_space(self, override: Override) -> None:
+        key = override.get_key_element()
+        (exact,) = parsed([with_float_bounds(override, self.config)])
+        distribution = assembly.attempt(key, lambda: create_optuna_distribution_from_override(exact))
+        if isinstance(self.sampler, functools.partial):  # the grid: only it waits for the search space
+            assembly.attempt(key, lambda: self._to_grid_sampler_choices(distribution))
 
     def _parameters(self, overrides: Iterable[Override]) -> dict[str, object]:
         """What the study's own run shows: the configuration that its runs share, and the search space."""
@@ -131,6 +140,17 @@ class Study(OptunaSweeperImpl):
         return [(*job, f"tracking.trial={trial.number}") for job, trial in zip(jobs, trials, strict=True)]
 
 
+def parsed(lines: list[str]) -> list[Override]:
+    """Lines of the command line as Hydra understands them."""
+    return list(OverridesParser.create().parse_overrides(lines))
+
+
+def without_replaced_sweeps(overrides: Sequence[Override]) -> list[Override]:
+    """The overrides without the sweeps over keys that a later one sets or sweeps."""
+    last = {override.key_or_group: override for override in overrides}
+    return [o for o in overrides if not o.is_sweep_override() or last[o.key_or_group] is o]
+
+
 def kept_beside(own: Iterable[str], overrides: Iterable[Override]) -> list[str]:
     """The lines of `overrides` that still hold beside a run's `own`: no sweeps, nothing that `own` sets or replaces.
 
@@ -139,7 +159,7 @@ def kept_beside(own: Iterable[str], overrides: Iterable[Override]) -> list[str]:
     replaced = {line.partition("=")[0] for line in own}
 
     def holds(override: Override) -> bool:
-        key = override.get_key_element()
+        key = override.key_or_group
         return not override.is_sweep_override() and key not in replaced and key.partition(".")[0] not in replaced
 
     return [str(override.input_line) for override in overrides if holds(override)]

@@ -9,34 +9,29 @@ named by its URI. Below stands MLflow's client alone, never its fluent interface
 
 from __future__ import annotations
 
-import getpass
 import hashlib
 import json
 import logging
 import os
 import re
 import shutil
-import sqlite3
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
 
 from filelock import FileLock
 
 from kdsweep.errors import UserError
+from kdsweep.records import RunRecord, StudyRecord
+from kdsweep.stores import artifact_folder, lock_path, shown, sqlite_path, user_name, write_ahead
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SQLITE = "sqlite:///"
-SERVERS = ("http", "https", "databricks")
-DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 
 # A trial of a few seconds is seen while it runs, and its epochs still share their transactions (5 to 60 ms each).
 FLUSH_SECONDS = 2.0
@@ -48,63 +43,6 @@ MAX_DIGEST_CHARACTERS = 36
 MAX_ERROR_CHARACTERS = 500
 
 PARENT = "mlflow.parentRunId"
-
-
-def store_uri(uri: str | None, root: Path) -> str:
-    """The URI of the store to use: `uri`, else `$MLFLOW_TRACKING_URI`, else `mlflow.db` in the folder `root`.
-
-    A relative SQLite path is made absolute (from the working directory), so that the answer means the same everywhere.
-
-    Raises:
-        UserError: the URI is neither a database nor a server.
-    """
-    if uri is None:
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or _sqlite_uri(root / "mlflow.db")
-    scheme = uri.partition(":")[0].partition("+")[0]
-    if scheme not in (*SERVERS, *DATABASES) or uri in (SQLITE, f"{SQLITE}:memory:"):
-        example = f"`{SQLITE}mlflow.db` or `http://127.0.0.1:5000`"
-        raise UserError(f"uri must name an SQLite file, a database or a server, but got {uri!r}. Try {example}.", "uri")
-    path = sqlite_path(uri)
-    if path is None:
-        return uri
-    _, mark, query = uri.partition("?")
-    return _sqlite_uri(path) + mark + query
-
-
-def _sqlite_uri(path: Path) -> str:
-    # SQLAlchemy unquotes the path; quoting more than it needs would make MLflow create a folder of the quoted name too.
-    return SQLITE + str(path.absolute()).replace("%", "%25").replace("?", "%3F")
-
-
-def sqlite_path(uri: str) -> Path | None:
-    """The file of an SQLite store; None for any other URI."""
-    return Path(unquote(uri.removeprefix(SQLITE).partition("?")[0])) if uri.startswith(SQLITE) else None
-
-
-def artifact_folder(database: Path) -> Path:
-    """Where the artifacts of an SQLite store lie: beside its file."""
-    return database.absolute().parent / "mlartifacts"
-
-
-def require_store(uri: str) -> None:
-    """Raises `UserError` if `uri` names an SQLite file in which there is no MLflow store (a server is not asked)."""
-    path = sqlite_path(uri)
-    if path is not None and not _holds_store(path):
-        raise UserError(f"There is no MLflow store at {path}. Make one with `kdsweep`, or name another.", "uri")
-
-
-def _holds_store(path: Path) -> bool:
-    """Whether an SQLite file is there and not empty; `UserError` if it is something other than an MLflow store."""
-    if not path.exists():
-        return False
-    try:
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
-            tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    except sqlite3.DatabaseError as error:
-        raise UserError(f"{path} cannot be read as an SQLite database: {error}. Name another file.", "uri") from error
-    if tables and "experiments" not in tables:
-        raise UserError(f"{path} is an SQLite database, but not an MLflow store. Name another file.", "uri")
-    return bool(tables)
 
 
 def flatten(config: Mapping[str, object]) -> dict[str, object]:
@@ -121,56 +59,6 @@ def flatten(config: Mapping[str, object]) -> dict[str, object]:
         else:
             flat[str(key)] = value
     return flat
-
-
-@dataclass(frozen=True)
-class RunRecord:
-    """One run, read back."""
-
-    id: str
-    name: str
-    status: str  # RUNNING, FINISHED, FAILED, KILLED
-    start: datetime  # UTC
-    duration_s: float | None  # None while the run goes on
-    params: dict[str, str]
-    metrics: dict[str, float]  # the last value of each
-    tags: dict[str, str]  # without MLflow's own
-
-    @property
-    def role(self) -> str | None:
-        """teacher, scratch, label_smoothing, distill, study or group; None for a run that kdsweep did not make."""
-        return self.tags.get("kdsweep.role")
-
-    @property
-    def stage(self) -> str | None:
-        """single, baseline, search or confirmation."""
-        return self.tags.get("kdsweep.stage")
-
-    @property
-    def seed(self) -> int | None:
-        """The run's seed; None for runs without one (a study)."""
-        seed = self.params.get("seed", "None")
-        return None if seed == "None" else int(seed)
-
-
-@dataclass(frozen=True)
-class StudyRecord:
-    """A parent run and its children, in the order of their start."""
-
-    parent: RunRecord
-    children: tuple[RunRecord, ...]
-
-    def runs(
-        self, role: str | None = None, stage: str | None = None, status: str | None = "FINISHED"
-    ) -> list[RunRecord]:
-        """The children of this role, stage and status; None takes all of them."""
-        return [
-            child
-            for child in self.children
-            if (role is None or child.role == role)
-            and (stage is None or child.stage == stage)
-            and (status is None or child.status == status)
-        ]
 
 
 class Run:
@@ -270,10 +158,10 @@ class Store:
         self.uri = uri
         self.experiment = experiment
         path = sqlite_path(uri)
-        self._lock = FileLock(_lock_path(uri, path))
+        self._lock = FileLock(lock_path(uri, path))
         with _opening(uri), self._lock:
             if path is not None:
-                _write_ahead(path)
+                write_ahead(path)
             mlflow = _import_mlflow()
             self._client = mlflow.MlflowClient(tracking_uri=uri)
             location = None if path is None else artifact_folder(path).as_uri()
@@ -312,7 +200,7 @@ class Store:
             params: Flat; a value longer than MLflow takes (6,000 characters) is cut.
             parent: Id of the parent run.
         """
-        own = {"mlflow.user": _user(), "mlflow.source.name": "kdsweep", "mlflow.source.type": "LOCAL"}
+        own = {"mlflow.user": user_name(), "mlflow.source.name": "kdsweep", "mlflow.source.type": "LOCAL"}
         if parent is not None:
             own[PARENT] = parent
         created = self._client.create_run(self._experiment_id, tags={**own, **tags}, run_name=name)
@@ -440,36 +328,6 @@ def _import_mlflow() -> Any:
     for name in ("alembic", "mlflow.store.db.utils"):
         logging.getLogger(name).setLevel(logging.WARNING)
     return mlflow
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container may run under a number that has no name
-        return "unknown"
-
-
-def _lock_path(uri: str, database: Path | None) -> Path:
-    """Beside an SQLite file; for a server, one lock a user and machine (other machines are not kept out)."""
-    if database is not None:
-        return database.with_name(f"{database.name}.lock")
-    name = hashlib.sha256(uri.encode()).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"kdsweep-{_user()}-{name}.lock"
-
-
-def _write_ahead(path: Path) -> None:
-    """Makes a fresh SQLite file one in which readers and a writer do not wait for each other; a store is left as it is.
-
-    The mode stays with the file. MLflow itself lets a writer wait 20 s for another.
-    """
-    if not _holds_store(path):
-        with closing(sqlite3.connect(path)) as database:
-            database.execute("PRAGMA journal_mode = WAL")
-
-
-def shown(uri: str) -> str:
-    """The URI without the password that it may hold."""
-    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", uri)
 
 
 @contextmanager

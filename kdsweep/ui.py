@@ -18,7 +18,7 @@ from types import FrameType
 from typing import NoReturn
 
 from kdsweep.errors import UserError, require
-from kdsweep.tracking import artifact_folder, require_store, shown, sqlite_path, store_uri
+from kdsweep.stores import artifact_folder, require_store, shown, sqlite_path, store_uri
 
 STOP_SECONDS = 10.0
 POLL_SECONDS = 0.2

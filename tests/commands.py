@@ -6,7 +6,6 @@ real process, with an exit status, output and environment of its own, that can b
 
 from __future__ import annotations
 
-import itertools
 import multiprocessing
 import os
 import signal
@@ -33,14 +32,12 @@ SHORT = (
 
 PRELOADED = [
     *("mlflow", "mlflow.store.tracking.sqlalchemy_store", "alembic.command"),
-    *("torch._dynamo", "torchvision", "sklearn.datasets", "PIL.Image"),
+    *("torch._dynamo", "torchvision", "sklearn.datasets", "matplotlib.backends.backend_agg", "PIL.PngImagePlugin"),
     *("kdsweep.train", "kdsweep.training", "kdsweep.recording", "kdsweep.study"),
 ]
 
 # A command that takes longer hangs.
 SECONDS = 300.0
-
-_numbers = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -72,8 +69,8 @@ class Command:
         root.mkdir(parents=True, exist_ok=True)
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
-        number = next(_numbers)
-        self._out, self._err = root / f"command-{number}.out", root / f"command-{number}.err"
+        name = f"command-{time.time_ns()}"
+        self._out, self._err = root / f"{name}.out", root / f"{name}.err"
         arguments = (words, root, {"KDSWEEP_HOME": str(root), **(env or {})}, self._out, self._err)
         self._process: ForkServerProcess = context.Process(target=_run, args=arguments)
         self._process.start()

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-
-# Before torch is imported. One thread is fastest for small tensors, and the only number that repeats everywhere.
-os.environ["OMP_NUM_THREADS"] = "1"
-# Tests write to no store or folder that the environment names.
-for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "KDSWEEP_HOME", "KDSWEEP_TRACEBACK", "KDSWEEP_TRUST"):
-    os.environ.pop(name, None)
-
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from commands import SHORT, Outcome
+
+# One thread is fastest for small tensors, and torch, which reads this when it is imported, isn't yet.
+os.environ["OMP_NUM_THREADS"] = "1"
+# Tests write to no store or folder that the environment names.
+for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "KDSWEEP_HOME", "KDSWEEP_TRACEBACK", "KDSWEEP_TRUST"):
+    os.environ.pop(name, None)
 
 
 @pytest.fixture(scope="session")

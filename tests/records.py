@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 from kdsweep.comparison import Report, summarise
-from kdsweep.tracking import RunRecord, StudyRecord
+from kdsweep.records import RunRecord, StudyRecord
 
 ids = itertools.count()
 

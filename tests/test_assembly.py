@@ -96,7 +96,7 @@ def test_a_partial_component_waits_for_its_arguments() -> None:
 @pytest.mark.parametrize("target", ["os.system", "builtins.eval", "subprocess.run", "torch.load", "shutil.rmtree"])
 def test_a_configuration_runs_no_foreign_code(target: str) -> None:
     """A `_target_` outside of kdsweep and torch.optim is refused before anything of it runs."""
-    with pytest.raises(UserError, match="^schedule: Target .* execution whitelist"):
+    with pytest.raises(UserError, match=r"^schedule: Target .* execution whitelist"):
         assembly.build(OmegaConf.create({"schedule": {"_target_": target}}), "schedule")
 
 
@@ -113,7 +113,7 @@ def test_an_error_names_the_key_from_outside() -> None:
     """A component knows its argument's name, the configuration adds the group's."""
     with pytest.raises(UserError, match=r"^teacher\.network\.stem: .*stem='none'"):
         assembly.check(config("teacher.network.stem=none"))
-    with pytest.raises(UserError, match="^optimizer: Invalid learning rate: -1"):
+    with pytest.raises(UserError, match=r"^optimizer: Invalid learning rate: -1"):
         assembly.check(config("optimizer.lr=-1"))
 
 

@@ -8,7 +8,7 @@ import pytest
 from records import record, summary, trial
 
 from kdsweep.comparison import Spread
-from kdsweep.tracking import RunRecord
+from kdsweep.records import RunRecord
 
 
 def about(text: str, *runs: RunRecord) -> str:

@@ -40,7 +40,7 @@ def slow_calibration_error(probabilities: Tensor, labels: Tensor) -> float:
 
 
 @pytest.mark.parametrize("classes", [2, 7, 100])
-@pytest.mark.parametrize("scale", [0.1, 2.0, 10.0])
+@pytest.mark.parametrize("scale", [0.1, 1.0, 2.0, 10.0])
 def test_calibration_error_is_the_papers(classes: int, scale: float) -> None:
     """The vectorised error equals the sum over bins written out."""
     logits, labels = answers(classes=classes, scale=scale)
@@ -61,6 +61,13 @@ def test_over_and_underconfidence_do_not_cancel_between_bins() -> None:
     """Ninety per cent sure and always wrong, sixty and always right: the gaps add up."""
     probabilities = torch.tensor([[0.9, 0.1], [0.6, 0.4]])
     assert expected_calibration_error(probabilities, torch.tensor([1, 0])) == pytest.approx((0.9 + 0.4) / 2)
+
+
+def test_the_lowest_bins_are_not_merged() -> None:
+    """With twenty classes a confidence of 6 % and one of 12 % lie in the first bin and the second."""
+    rest = torch.ones(2, 19) * torch.tensor([[0.94], [0.88]]) / 19
+    probabilities = torch.cat([torch.tensor([[0.06], [0.12]]), rest], dim=1)
+    assert expected_calibration_error(probabilities, torch.tensor([1, 0])) == pytest.approx((0.06 + 0.88) / 2)
 
 
 def test_accuracy_likelihood_and_top5() -> None:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from networks import build
 from torch import Tensor
 
 from kdsweep import data as datasets
-from kdsweep.data import Dataset
 from kdsweep.evaluation import evaluate
 from kdsweep.experiment import run
 from kdsweep.losses import kd
-from kdsweep.models import Architecture, Classifier
 from kdsweep.schedules import one_cycle
 from kdsweep.teachers import Teacher
 from kdsweep.training import Metrics, fit, predict
@@ -119,19 +118,11 @@ def test_an_error_in_training_gets_out() -> None:
 # ---------------------------------------------------------------------------------------------- with a teacher
 
 
-def build(data: Dataset, seed: int) -> Classifier:
-    """A random ResNet18 with the ImageNet stem."""
-    torch.manual_seed(seed)
-    described: dict[str, Any] = {"library": "torchvision", "name": "resnet18", "stem": "imagenet", "weights": None}
-    described |= {"weights_by": "name", "head": "new", "freeze": "none", "input_size": None, "mean": None, "std": None}
-    return Architecture(**described).build(data.n_classes, data.mean, data.std)
-
-
 VIEWS = Views(DATA.train.images, DATA.padding, DATA.flip, seed=0)
 
 
 def teacher(root: Path) -> Teacher:
-    return Teacher(build(DATA, seed=9), DATA, VIEWS, root, "table", 16, "fp32")
+    return Teacher(build(6, seed=9), DATA, VIEWS, root, "table", 16, "fp32")
 
 
 def test_a_student_is_compared_with_its_teacher(tmp_path: Path) -> None:
@@ -162,14 +153,13 @@ def test_the_time_of_the_tables_is_told_apart(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_distilled_run_has_all_its_metrics(tmp_path: Path) -> None:
     """From networks and pictures to a result: the names that reports and searches read are there, and finite."""
-    student = build(DATA, seed=1)
-    look: Callable[[str], Tensor] = lambda split: predict(student, getattr(DATA, split).images, 16, "fp32")  # noqa: E731
+    student, guide = build(6, seed=1), teacher(tmp_path)
     fitting = fit(
         student,
         VIEWS,
         DATA.train.labels,
         loss=functools.partial(kd, alpha=0.5, tau=4.0),
-        teacher=teacher(tmp_path),
+        teacher=guide,
         optimizer=functools.partial(torch.optim.AdamW, lr=1e-3),
         schedule=functools.partial(one_cycle, warmup=0.25),
         epochs=2,
@@ -178,7 +168,7 @@ def test_a_distilled_run_has_all_its_metrics(tmp_path: Path) -> None:
         order_seed=0,
         precision="fp32",
     )
-    result = run(fitting, look, DATA, teacher(tmp_path), no_log)
+    result = run(fitting, lambda split: predict(student, getattr(DATA, split).images, 16, "fp32"), DATA, guide, no_log)
     scores = {"accuracy", "nll", "ece", "top5", "agreement", "teacher_kl"}
     per_epoch = {"train/loss", "train/accuracy", "lr", "images_per_second", "epoch_seconds"}
     per_epoch |= {f"val/{name}" for name in scores}

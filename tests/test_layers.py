@@ -1,4 +1,4 @@
-"""Claims about who imports whom, read from the source: at the top of a module, inside functions, and for types alone."""
+"""Claims about who imports whom, read from the source: imports at the top, inside functions, and for types alone."""
 
 from __future__ import annotations
 
@@ -32,6 +32,8 @@ ORDER = (
     "teachers",
     "tables",
     "tracking",
+    "records",
+    "stores",
     "evaluation",
     "figures",
     "models",

@@ -13,7 +13,8 @@ from records import record, summary, trial
 
 from kdsweep import report
 from kdsweep.errors import UserError
-from kdsweep.tracking import Store, store_uri
+from kdsweep.stores import store_uri
+from kdsweep.tracking import Store
 
 # MLflow 3.17 uses what SQLAlchemy 2.1 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")

@@ -23,7 +23,7 @@ N = 23
 WEIGHT = torch.randn(5, generator=torch.Generator().manual_seed(0))
 
 
-def tables(root: Path, tolerance: float = 1e-4, **identity: object) -> Tables:
+def tables(root: Path, tolerance: float = 1e-4, **identity: Any) -> Tables:
     return Tables(root, IDENTITY | identity, batch_size=4, tolerance=tolerance)
 
 
@@ -83,7 +83,8 @@ def test_passes_have_files_of_their_own(tmp_path: Path) -> None:
 
 def test_another_identity_is_another_folder(tmp_path: Path) -> None:
     """Whatever part of the description changes, the tables are others'."""
-    changed = [{}, {"weights": "abd"}, {"precision": "bf16"}, {"views": {"seed": 0}}, {"views": {"seed": 1}}]
+    weights, precision = {"weights": "abd"}, {"precision": "bf16"}
+    changed: list[dict[str, Any]] = [{}, weights, precision, {"views": {"seed": 0}}, {"views": {"seed": 1}}]
     assert len({tables(tmp_path, **change).folder for change in changed}) == len(changed)
 
 
@@ -209,7 +210,7 @@ def die_in_writing(root: Path) -> None:
 
     import kdsweep.files
 
-    kdsweep.files.save_file = half
+    kdsweep.files.save_file = half  # type: ignore[assignment]
     tables(root).rows("pass-0000", N, network)
 
 

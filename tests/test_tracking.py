@@ -20,7 +20,8 @@ from matplotlib.figure import Figure
 
 from kdsweep import environment
 from kdsweep.errors import UserError
-from kdsweep.tracking import Run, Store, artifact_folder, flatten, require_store, sqlite_path, store_uri
+from kdsweep.stores import artifact_folder, require_store, sqlite_path, store_uri
+from kdsweep.tracking import Run, Store, flatten
 
 pytestmark = pytest.mark.filterwarnings(
     # MLflow 3.17 with SQLAlchemy 2.1, once a process, where a run is first read.

@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 
 from kdsweep import ui
-from kdsweep.tracking import Store, store_uri
+from kdsweep.stores import store_uri
+from kdsweep.tracking import Store
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning:mlflow.store.tracking.sqlalchemy_store",

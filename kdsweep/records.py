@@ -1,0 +1,56 @@
+"""Runs and studies as they are read back from MLflow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run, read back."""
+
+    id: str
+    name: str
+    status: str  # RUNNING, FINISHED, FAILED, KILLED
+    start: datetime  # UTC
+    duration_s: float | None  # None while the run goes on
+    params: dict[str, str]
+    metrics: dict[str, float]  # the last value of each
+    tags: dict[str, str]  # without MLflow's own
+
+    @property
+    def role(self) -> str | None:
+        """teacher, scratch, label_smoothing, distill, study or group; None for a run that kdsweep did not make."""
+        return self.tags.get("kdsweep.role")
+
+    @property
+    def stage(self) -> str | None:
+        """single, baseline, search or confirmation."""
+        return self.tags.get("kdsweep.stage")
+
+    @property
+    def seed(self) -> int | None:
+        """The run's seed; None for runs without one (a study)."""
+        seed = self.params.get("seed", "None")
+        return None if seed == "None" else int(seed)
+
+
+@dataclass(frozen=True)
+class StudyRecord:
+    """A parent run and its children, in the order of their start."""
+
+    parent: RunRecord
+    children: tuple[RunRecord, ...]
+
+    def runs(
+        self, role: str | None = None, stage: str | None = None, status: str | None = "FINISHED"
+    ) -> list[RunRecord]:
+        """The children of this role, stage and status; None takes all of them."""
+        return [
+            child
+            for child in self.children
+            if (role is None or child.role == role)
+            and (stage is None or child.stage == stage)
+            and (status is None or child.status == status)
+        ]

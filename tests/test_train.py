@@ -1,0 +1,213 @@
+"""Claims about real runs: made by the real command, and read back from MLflow as anybody would read them."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+from commands import SHORT, Command, artifacts, client, kdsweep, runs, statuses
+from safetensors.torch import load_file
+from torchvision.models import resnet18
+
+from kdsweep.files import hash_tensors
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+PER_EPOCH = {
+    *("train/loss", "train/accuracy", "lr", "images_per_second", "epoch_seconds"),
+    *("val/accuracy", "val/nll", "val/ece", "val/top5", "val/agreement", "val/teacher_kl"),
+}
+SUMMARY = {
+    *("test/accuracy", "test/nll", "test/ece", "test/top5", "test/agreement", "test/teacher_kl"),
+    *("best/val_accuracy", "best/epoch", "seconds", "teacher_seconds"),
+}
+# What no two runs share.
+TIMES = {"images_per_second", "epoch_seconds", "seconds", "teacher_seconds"}
+
+
+@pytest.fixture(scope="module")
+def run(home: Path) -> Run:
+    """The run of the shared debug command."""
+    return runs(home, "distill")[0]
+
+
+@pytest.fixture(scope="module")
+def made(home: Path) -> Callable[..., Run]:
+    """Makes a run with other words, beside the shared one, and gives it back; each combination is made once."""
+    known: dict[tuple[str, ...], Run] = {}
+
+    def make(*words: str) -> Run:
+        if words not in known:
+            done = kdsweep(*words, root=home)
+            assert done.status == 0, done.err
+            found = re.search(r"run (\w{32})$", done.err.strip())
+            assert found is not None
+            known[words] = client(home).get_run(found[1])
+        return known[words]
+
+    return make
+
+
+def weights(run: Run) -> str:
+    return str(run.data.tags["kdsweep.weights"])
+
+
+def test_parameters_are_the_configuration(run: Run) -> None:
+    """Every key, flattened; what was chosen automatically; nothing unresolved."""
+    params = run.data.params
+    expected = {"loss.alpha": "0.5", "loss.tau": "4.0", "seed": "0", "data.val_size": "32", "model.name": "resnet18"}
+    assert expected.items() <= params.items()
+    assert params["n_passes"] == params["epochs"] == "2"
+    assert params["runtime.precision"] in ("bf16", "fp32")
+    assert params["runtime.threads"] == "1"
+    assert not [value for value in params.values() if "${" in value]
+
+
+def test_metrics_come_once_an_epoch(run: Run, home: Path) -> None:
+    """Epochs are counted from 1; what describes the run as a whole comes once; the test split is read at the end."""
+    store = client(home)
+    steps = {
+        name: [point.step for point in store.get_metric_history(run.info.run_id, name)] for name in run.data.metrics
+    }
+    assert {name for name, found in steps.items() if sorted(found) == [1, 2]} == PER_EPOCH
+    assert {name for name, found in steps.items() if found == [0]} == SUMMARY
+    assert steps.keys() == PER_EPOCH | SUMMARY
+    assert all(math.isfinite(value) for value in run.data.metrics.values())
+
+
+def test_tags_say_what_the_run_is(run: Run, home: Path) -> None:
+    """Role, stage, teacher and the source's commit; a single run has neither study nor parent."""
+    tags = run.data.tags
+    assert (tags["kdsweep.role"], tags["kdsweep.stage"]) == ("distill", "single")
+    assert not {"kdsweep.study", "kdsweep.trial", "mlflow.parentRunId"} & tags.keys()
+    environment = json.loads((artifacts(run) / "environment.json").read_text())
+    assert tags.get("kdsweep.git_commit") == environment["git_commit"]
+    assert runs(home, "teacher")[0].data.tags["kdsweep.teacher"] == tags["kdsweep.teacher"]
+
+
+def test_the_pictures_are_inputs(run: Run) -> None:
+    """Each split is an MLflow data set with its context, size and digest."""
+    found = {given.tags[0].value: given.dataset for given in run.inputs.dataset_inputs}
+    sizes = {context: json.loads(dataset.profile)["pictures"] for context, dataset in found.items()}
+    assert sizes == {"training": 64, "validation": 32, "test": 32}
+    assert {dataset.name for dataset in found.values()} == {"synthetic"}
+    assert len({json.loads(dataset.profile)["digest"] for dataset in found.values()}) == 1
+
+
+def test_a_run_holds_all_that_is_needed_to_judge_it(run: Run) -> None:
+    """Configuration, overrides, environment, weights and a figure."""
+    folder = artifacts(run)
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"config.yaml", "overrides.yaml", "environment.json", "model.safetensors", "learning_curve.png"}
+    assert yaml.safe_load((folder / "overrides.yaml").read_text()) == list(SHORT)
+    assert (folder / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+    environment = json.loads((folder / "environment.json").read_text())
+    assert {"torch", "mlflow", "hydra-core"} <= environment["packages"].keys()
+
+
+def test_the_weights_fit_the_librarys_own_network(run: Run) -> None:
+    """torchvision's ResNet18 loads them as they are; their hash is the run's tag."""
+    state = load_file(artifacts(run) / "model.safetensors")
+    resnet18(num_classes=10).load_state_dict(state)
+    assert hash_tensors(state) == weights(run)
+
+
+def test_the_saved_configuration_makes_the_run_again(run: Run, made: Callable[..., Run]) -> None:
+    """config.yaml alone is enough: the same weights, bit for bit, from the same parameters."""
+    again = made(f"--config-path={artifacts(run)}", "--config-name=config")
+    assert again.info.run_id != run.info.run_id
+    assert weights(again) == weights(run)
+    assert again.data.params == run.data.params
+
+
+def test_the_same_command_gives_the_same_bits(run: Run, made: Callable[..., Run]) -> None:
+    """Weights and every metric but the times."""
+    again = made(*SHORT)
+    assert weights(again) == weights(run)
+    assert {name: value for name, value in again.data.metrics.items() if name not in TIMES} == {
+        name: value for name, value in run.data.metrics.items() if name not in TIMES
+    }
+
+
+def test_another_seed_gives_other_weights(run: Run, made: Callable[..., Run]) -> None:
+    """The seed decides initialisation and order; each of them alone changes the weights too."""
+    others = [made(*SHORT, word) for word in ("seed=1", "init_seed=1", "order_seed=1")]
+    assert len({weights(run), *map(weights, others)}) == 4
+
+
+def test_alpha_zero_is_cross_entropy_to_the_bit(run: Run, made: Callable[..., Run]) -> None:
+    """loss=kd at alpha 0, loss=ce, and loss=ce without any teacher train the same network."""
+    ways = (["loss.alpha=0"], ["loss=ce"], ["loss=ce", "teacher=none", "arm=scratch"])
+    found = [weights(made(*SHORT, *way)) for way in ways]
+    assert found[0] == found[1] == found[2] != weights(run)
+
+
+def test_a_table_gives_what_the_teacher_would(run: Run, made: Callable[..., Run]) -> None:
+    """teacher.mode=online asks the teacher for each batch; in fp32 the losses agree to rounding."""
+    ways = [made(*SHORT, "precision=fp32", f"teacher.mode={mode}") for mode in ("table", "online")]
+    table, online = (way.data.metrics for way in ways)
+    assert online["train/loss"] == pytest.approx(table["train/loss"], rel=1e-3)
+    assert online["val/nll"] == pytest.approx(table["val/nll"], rel=1e-2)
+
+
+def test_the_teacher_is_a_run_of_its_own(home: Path, made: Callable[..., Run]) -> None:
+    """Its head was trained and logged by the first student; `experiment=teacher` finds the same teacher."""
+    first = runs(home, "teacher")[0]
+    assert "mlflow.parentRunId" not in first.data.tags
+    assert {"val/accuracy", "test/accuracy", "test/nll"} <= first.data.metrics.keys()
+    assert first.data.metrics["val/accuracy"] > 0.9
+    assert (artifacts(first) / "head.safetensors").exists()
+    alone = made(*SHORT, "arm=teacher")
+    assert alone.data.tags["kdsweep.teacher"] == first.data.tags["kdsweep.teacher"]
+    assert weights(alone) == weights(first)
+
+
+def test_a_teacher_is_trained_once(run: Run, home: Path, made: Callable[..., Run]) -> None:
+    """A second student finds it by its hash; a student of another teacher has one trained."""
+    before = len(runs(home, "teacher"))
+    student = made(*SHORT, "loss.tau=2")
+    assert student.data.tags["kdsweep.teacher"] == run.data.tags["kdsweep.teacher"]
+    assert len(runs(home, "teacher")) == before
+    other = made(*SHORT, "teacher.head.max_iterations=5")
+    assert other.data.tags["kdsweep.teacher"] != run.data.tags["kdsweep.teacher"]
+    assert len(runs(home, "teacher")) == before + 1
+
+
+def test_a_run_that_diverges_fails_in_one_line(home: Path) -> None:
+    """Exit status 1; in MLflow the run has failed, and says where."""
+    done = kdsweep(*SHORT, "optimizer.lr=1e30", "seed=77", root=home)
+    assert done.status == 1
+    assert "epoch 1, step" in done.error
+    assert "optimizer.lr" in done.error
+    assert "Traceback" not in done.err
+    failed = next(run for run in runs(home, "distill") if run.data.params["seed"] == "77")
+    assert failed.info.status == "FAILED"
+    assert failed.data.tags["kdsweep.error"].startswith("DivergedError: the loss was nan in epoch 1")
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_a_signal_closes_the_run(number: int, status: int, word: str, home: Path) -> None:
+    """Ctrl-C and SIGTERM while it trains: one line, 128 + n, and the run is killed, not left running."""
+    before = len(statuses(home))
+    command = Command(*SHORT, "epochs=100000", "n_passes=1", root=home)
+    command.wait_for(lambda: statuses(home)[before:] == ["RUNNING"])
+    command.signal(number)
+    done = command.outcome()
+    assert (done.status, done.error) == (status, f"kdsweep: {word}")
+    assert statuses(home)[before:] == ["KILLED"]
+
+
+def test_no_run_is_left_running(home: Path, made: Callable[..., Run]) -> None:
+    """After successes, an error and signals every run has an end."""
+    made(*SHORT)
+    assert "RUNNING" not in statuses(home)
