@@ -96,7 +96,7 @@ def attempt(group: str, action: Callable[[], Any]) -> Any:
         return action()
     except UserError as error:
         raise error.within(group) from error
-    except (HydraException, TypeError, ValueError) as error:
+    except (HydraException, TypeError, ValueError, OverflowError) as error:
         cause = error.__cause__ if isinstance(error, HydraException) and error.__cause__ is not None else error
         text = " ".join(str(cause).partition("full_key:")[0].split()).rstrip(".") + "."
         raise UserError(text.replace(HYDRAS_REMEDY, OUR_REMEDY), group) from error
@@ -105,7 +105,7 @@ def attempt(group: str, action: Callable[[], Any]) -> Any:
 def rehearse(cfg: DictConfig) -> None:
     """Builds all that a run builds before it trains, so that what is wrong with data, weights or teacher shows now."""
     data, _ = inputs(key_of(cfg.data), cfg.view_seed, cfg.device)
-    network(cfg, "model", data, cfg.init_seed)
+    student(cfg, data)
     if cfg.teacher is not None:
         untrained_teacher(cfg)
 
@@ -150,6 +150,21 @@ def network(cfg: DictConfig, group: str, data: Dataset, seed: int) -> Classifier
     built: Classifier = attempt(group, lambda: build(cfg, group).build(data.n_classes, data.mean, data.std))
     attempt(group, lambda: built.check_size(*data.train.images.shape[1:3]))
     return built.to(memory_format=torch.channels_last).to(resolve_device(cfg.device))
+
+
+def student(cfg: DictConfig, data: Dataset) -> Classifier:
+    """The network to train, as `network`; refused where its gradients would be wrong."""
+    built = network(cfg, "model", data, cfg.init_seed)
+    height, width = data.train.images.shape[1:3]
+    device, precision = hardware(cfg)
+    if device.type == "cpu" and precision == "bf16" and built.strides_over_one_pixel(height, width):
+        # torch 2.15: in the taps that see only padding, the gradient is what happened to lie in memory.
+        raise UserError(
+            f"pictures of {height} x {width} leave this network a map of 1 x 1 before its last stride, of which a CPU "
+            "gets wrong gradients in bf16. Set precision=fp32, a larger model.input_size, or model.stem=cifar.",
+            "precision",
+        )
+    return built
 
 
 def teacher_config(cfg: DictConfig) -> DictConfig:

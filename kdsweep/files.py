@@ -50,7 +50,11 @@ def hash_tensors(tensors: dict[str, Tensor]) -> str:
 
 def hash_identity(identity: dict[str, Any]) -> str:
     """16 hex digits that stand for a JSON-able description of what made a file."""
-    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
+    return hash_text(json.dumps(identity, sort_keys=True, separators=(",", ":")))
+
+
+def hash_text(text: str) -> str:
+    """16 hex digits that stand for a text."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

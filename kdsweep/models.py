@@ -148,6 +148,20 @@ class Classifier(nn.Module):
         finally:
             self.train(training)
 
+    def strides_over_one_pixel(self, height: int, width: int) -> bool:
+        """Whether, for pictures of this size, a strided convolution wider than a pixel meets a map of 1 x 1."""
+        sizes: list[torch.Size] = []
+        wide = [
+            m for m in self.net.modules() if isinstance(m, nn.Conv2d) and m.stride > (1, 1) and m.kernel_size > (1, 1)
+        ]
+        hooks = [m.register_forward_hook(lambda _, inputs, __: sizes.append(inputs[0].shape[2:])) for m in wide]
+        try:
+            self.check_size(height, width)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return (1, 1) in sizes
+
 
 @dataclass(frozen=True)
 class Architecture:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kdsweep.data import Dataset
 from kdsweep.errors import require
-from kdsweep.files import hash_tensors
+from kdsweep.files import hash_tensors, hash_text
 from kdsweep.hardware import autocast
 from kdsweep.models import Classifier
 from kdsweep.tables import Tables
@@ -112,6 +112,7 @@ class Teacher:
     def _tables(self, identity: dict[str, Any]) -> Tables:
         common = {
             "data": self._data.fingerprint,
+            "architecture": hash_text(str(self.network.net)),
             "preprocessing": _preprocessing(self.network),
             "precision": self._precision,
             "backend": f"torch {torch.__version__} {self._device.type}",

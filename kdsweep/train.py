@@ -82,7 +82,7 @@ def train_student(cfg: DictConfig) -> Result:
     device, precision = assembly.hardware(cfg)
     data, views = assembly.inputs(assembly.key_of(cfg.data), cfg.view_seed, cfg.device)
     # What a user got wrong in data, model or teacher shows before the run is opened, and leaves no failed run behind.
-    network = assembly.network(cfg, "model", data, cfg.init_seed)
+    network = assembly.student(cfg, data)
     store = recording.open_store(cfg)
     teacher = None if cfg.teacher is None else trained_teacher(assembly.key_of(_shared(assembly.teacher_config(cfg))))
 

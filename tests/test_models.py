@@ -214,3 +214,9 @@ def test_a_size_that_the_network_cannot_take_is_refused() -> None:
     network = build(**vit, input_size=224)
     network.check_size(32, 32)
     assert network.net.training
+
+
+@pytest.mark.parametrize(("side", "found"), [(16, True), (17, False), (32, False)])
+def test_a_stride_over_one_pixel_is_found(side: int, found: bool) -> None:
+    """ResNet18's published stem leaves 16-px pictures one pixel before its last stride, and larger ones more."""
+    assert build(stem="imagenet").strides_over_one_pixel(side, side) is found
