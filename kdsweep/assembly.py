@@ -42,6 +42,19 @@ OUR_REMEDY = "If it is yours, name its package in the environment: KDSWEEP_TRUST
 STUDENT_KEYS = ("model", "loss", "optimizer", "schedule", "epochs", "n_passes", "seed", "init_seed", "order_seed")
 
 
+def settled(cfg: DictConfig) -> DictConfig:
+    """`cfg` with `teacher: null` where no teacher is chosen, but some configuration still sets details of one.
+
+    A study's baselines choose teacher=none, while its sweep or experiment file may say teacher.network.input_size.
+    """
+    if cfg.teacher is None or "_target_" in (OmegaConf.select(cfg, "teacher.network") or {}):
+        return cfg
+    own = cfg.copy()
+    OmegaConf.set_readonly(own, False)
+    own.teacher = None
+    return own
+
+
 def check(cfg: DictConfig) -> None:
     """Refuses, before any work, values that break a rule: builds and tries every component that needs no data.
 

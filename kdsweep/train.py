@@ -65,8 +65,9 @@ def train(cfg: DictConfig) -> float:
         UserError: A value, a file or a key is wrong; its message says which.
         DivergedError: The loss became NaN or infinite.
     """
-    from kdsweep.assembly import OBJECTIVES, check, teacher_config
+    from kdsweep.assembly import OBJECTIVES, check, settled, teacher_config
 
+    cfg = settled(cfg)
     check(cfg)
     result = train_teacher(teacher_config(cfg)) if cfg.arm == "teacher" else train_student(cfg)
     if cfg.objective not in result.metrics:
