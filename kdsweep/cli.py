@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import sys
 import traceback
 from collections.abc import Callable
-from types import FrameType
 from typing import NoReturn
 
+from kdsweep import interrupts
 from kdsweep.errors import RunError, UserError
+from kdsweep.interrupts import TerminatedError
 
 USER_ERROR, FAILURE, INTERRUPTED, TERMINATED = 2, 1, 130, 143
-
-
-class TerminatedError(KeyboardInterrupt):
-    """SIGTERM: ends a run the way Ctrl-C does, so that its MLflow run is closed as killed."""
 
 
 def command(name: str, body: Callable[[], None]) -> None:
@@ -26,7 +22,7 @@ def command(name: str, body: Callable[[], None]) -> None:
     2: a `UserError`; 1: a `RunError`; 130 and 143: Ctrl-C and SIGTERM. With KDSWEEP_TRACEBACK=1 the stack trace comes
     before the line; of any other exception it is shown in any case, and the status is 1.
     """
-    signal.signal(signal.SIGTERM, _terminate)
+    interrupts.install()
     try:
         body()
         sys.stdout.flush()
@@ -45,6 +41,8 @@ def command(name: str, body: Callable[[], None]) -> None:
         leave(name, "terminated", TERMINATED)
     except KeyboardInterrupt:
         leave(name, "interrupted", INTERRUPTED)
+    finally:
+        interrupts.forget()
 
 
 def explained(error: Exception) -> UserError | RunError | None:
@@ -105,7 +103,3 @@ def _reworded(text: str) -> UserError:
 
 def _one_line(text: str) -> str:
     return re.sub(r"\s*\n\s*", " ", text.strip())
-
-
-def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
-    raise TerminatedError

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from kdsweep import interrupts
+
 log = logging.getLogger(__name__)
 
 console = Console(stderr=True, highlight=False)
@@ -24,11 +26,16 @@ def progress(description: str, total: int) -> Iterator[Callable[..., None]]:
     """Shows how far a job of `total` units is; yields `advance(units, description=None)`.
 
     On a terminal: a bar with elapsed and remaining time, removed at the end. Elsewhere: a line every `LINE_SECONDS`,
-    and one at the end of a job that took more than `QUIET_SECONDS`.
+    and one at the end of a job that took more than `QUIET_SECONDS`. Ctrl-C and SIGTERM end the job in `advance`.
     """
     show = _bar if console.is_terminal else _lines
     with show(description, total) as advance:
-        yield advance
+
+        def step(units: int, description: str | None = None) -> None:
+            advance(units, description)
+            interrupts.check()
+
+        yield step
 
 
 def note(text: str) -> None:

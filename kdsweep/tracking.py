@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
+from kdsweep import interrupts
 from kdsweep.errors import UserError
 from kdsweep.records import RunRecord, StudyRecord
 from kdsweep.stores import artifact_folder, lock_path, shown, sqlite_path, user_name, write_ahead
@@ -203,19 +204,21 @@ class Store:
         own = {"mlflow.user": user_name(), "mlflow.source.name": "kdsweep", "mlflow.source.type": "LOCAL"}
         if parent is not None:
             own[PARENT] = parent
-        created = self._client.create_run(self._experiment_id, tags={**own, **tags}, run_name=name)
-        run = Run(self._client, created.info.run_id)
-        try:
-            self._log_params(run.id, params)
-            yield run
-            run.flush()
-            self._client.set_terminated(run.id, "FINISHED")
-        except BaseException as error:
+        # A signal in the middle of a transaction would keep the database locked, and the run could not be closed.
+        with interrupts.deferred():
+            created = self._client.create_run(self._experiment_id, tags={**own, **tags}, run_name=name)
+            run = Run(self._client, created.info.run_id)
             try:
-                self._end(run, error)
-            except Exception as second:  # the first error is the one to show
-                error.add_note(f"The MLflow run {run.id} could not be closed either: {second}")
-            raise
+                self._log_params(run.id, params)
+                yield run
+                run.flush()
+                self._client.set_terminated(run.id, "FINISHED")
+            except BaseException as error:
+                try:
+                    self._end(run, error)
+                except Exception as second:  # the first error is the one to show
+                    error.add_note(f"The MLflow run {run.id} could not be closed either: {second}")
+                raise
 
     def _log_params(self, run_id: str, params: Mapping[str, object]) -> None:
         from mlflow.entities import Param
