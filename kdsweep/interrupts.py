@@ -1,8 +1,8 @@
 """Ctrl-C and SIGTERM: while a run is open, they end it at its next step and not just anywhere.
 
 Python raises KeyboardInterrupt between any two instructions. Inside a database transaction that leaves the database
-locked, and the run RUNNING; inside a destructor the exception is swallowed, and the command goes on. So what must not be
-cut short is `deferred`, and long work calls `check` at its every step.
+locked, and the run RUNNING; inside a destructor the exception is swallowed, and the command goes on. So what must not
+be cut short is `deferred`, and long work calls `check` at its every step.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ def install() -> None:
 def deferred() -> Iterator[None]:
     """In this block a signal raises where `check` is called; at the latest, when the block has ended well."""
     global _depth
+    check()
     _depth += 1
     try:
         yield

@@ -19,6 +19,7 @@ from torchvision.models import resnet18
 
 from kdsweep import cli
 from kdsweep.errors import RunError, UserError
+from kdsweep.interrupts import ENDS, TerminatedError
 
 MISSING = "/no/such/place"
 
@@ -43,9 +44,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def handlers() -> Iterator[None]:
     """The signal handlers of the test process, put back."""
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in ENDS}
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 # The words, the key that the line starts with, and what else it says.
@@ -168,7 +170,7 @@ def test_the_installed_command_refuses_in_one_line(tmp_path: Path) -> None:
         (RunError("the loss was nan"), 1, "the loss was nan"),
         (OSError(28, "No space left on device", "/full/file"), 2, "No space left on device: /full/file"),
         (KeyboardInterrupt(), 130, "interrupted"),
-        (cli.TerminatedError(), 143, "terminated"),
+        (TerminatedError(), 143, "terminated"),
     ],
 )
 def test_each_end_has_its_exit_status(
@@ -195,7 +197,7 @@ def test_sigterm_ends_a_command_like_ctrl_c(handlers: None) -> None:
     with pytest.raises(SystemExit) as left:
         cli.command("command", lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert left.value.code == 143
-    assert issubclass(cli.TerminatedError, KeyboardInterrupt)
+    assert issubclass(TerminatedError, KeyboardInterrupt)
 
 
 def _raise(error: BaseException) -> None:

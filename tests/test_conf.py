@@ -187,7 +187,7 @@ def test_an_experiment_is_a_small_difference(option: str) -> None:
     assert isinstance(difference, DictConfig)
     difference.pop("defaults", None)
     keys = list(leaves(OmegaConf.to_container(difference)))  # type: ignore[arg-type]
-    assert len(keys) <= 5
+    assert len(keys) <= 8
     base = composed(f"experiment={option}")
     assert [key for key in keys if OmegaConf.select(base, key, default=...) is ...] == []
     assert "_target_" not in str(difference)

@@ -47,6 +47,7 @@ ORDER = (
     "environment",
     "files",
     "progress",
+    "interrupts",
     "errors",
     "__init__",
 )
