@@ -47,6 +47,7 @@ def test_the_same_inputs_are_made_once() -> None:
     assert assembly.inputs(key, 0, "cpu")[0] is assembly.inputs(key, 0, "cpu")[0]
 
 
+@pytest.mark.slow
 def test_initial_weights_depend_on_their_seed_alone() -> None:
     """What drew random numbers before has no part in a network's initialisation."""
     cfg = config()
@@ -73,6 +74,7 @@ def test_a_teacher_config_leaves_the_original_alone() -> None:
     assert cfg == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["teacher.head.max_iterations=3", "data.seed=1", "teacher.network.input_size=24"])
 def test_a_teacher_is_known_by_what_made_it(change: str, tmp_path: Path) -> None:
     """Another head, other pictures or another input size make another teacher; where its cache lies does not."""
@@ -130,3 +132,22 @@ def test_what_does_not_fit_is_found_before_a_study() -> None:
         assembly.rehearse(config("data.val_size=96"))
     with pytest.raises(UserError, match=r"^teacher\.mode: "):
         assembly.rehearse(config("teacher.mode=fast"))
+
+
+def test_settings_of_a_teacher_that_is_not_chosen_are_none() -> None:
+    """A baseline without a teacher may stand in a sweep file that sets details of one; a chosen teacher keeps them."""
+    words = ("teacher=none", "+teacher.network.input_size=96")
+    assert assembly.settled(composed("loss=ce", *words)).teacher is None
+    chosen = config("teacher.network.input_size=96")
+    assert assembly.settled(chosen) == chosen
+
+
+def test_gradients_that_a_cpu_gets_wrong_are_refused() -> None:
+    """bf16 on a CPU, where a strided convolution meets a map of 1 x 1: the message names the ways out."""
+    small = ("data.image_size=16", "device=cpu")
+    wrong = config(*small, "precision=bf16")
+    data, _ = assembly.inputs(assembly.key_of(wrong.data), 0, "cpu")
+    with pytest.raises(UserError, match="precision: pictures of 16 x 16 .* precision=fp32"):
+        assembly.student(wrong, data)
+    for right in ("precision=fp32", "model.stem=cifar", "model.input_size=32"):
+        assembly.student(config(*small, "precision=bf16", right), data)

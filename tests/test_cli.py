@@ -21,6 +21,8 @@ from kdsweep import cli
 from kdsweep.errors import RunError, UserError
 from kdsweep.interrupts import ENDS, TerminatedError
 
+pytestmark = pytest.mark.slow
+
 MISSING = "/no/such/place"
 
 

@@ -117,10 +117,8 @@ def test_every_option_composes_without_gaps(group: str, option: str) -> None:
 def test_every_component_gets_exactly_its_arguments(group: str, option: str) -> None:
     """No argument that the target doesn't know, and all that it needs: no default hides in the code."""
     config = composed(*selecting(group, option))
-    plain = OmegaConf.to_container(own(config), resolve=True)
-    assert isinstance(plain, dict)
-    sampler = OmegaConf.to_container(config.hydra.sweeper.get("sampler", OmegaConf.create({})), resolve=True)
-    for path, component in [*components({str(key): value for key, value in plain.items()}), *components(sampler)]:
+    sampler = assembly.container(config.hydra.sweeper.get("sampler", OmegaConf.create({})))
+    for path, component in [*components(assembly.container(own(config))), *components(sampler)]:
         known = parameters(get_object(component["_target_"]))
         given = {key for key in component if not key.startswith("_")}
         required = {name for name, parameter in known.items() if parameter.default is parameter.empty}
@@ -186,18 +184,19 @@ def test_an_experiment_is_a_small_difference(option: str) -> None:
     difference = OmegaConf.load(CONFIG_FOLDER / "experiment" / f"{option}.yaml")
     assert isinstance(difference, DictConfig)
     difference.pop("defaults", None)
-    keys = list(leaves(OmegaConf.to_container(difference)))  # type: ignore[arg-type]
+    keys = list(leaves(assembly.container(difference)))
     assert len(keys) <= 8
     base = composed(f"experiment={option}")
     assert [key for key in keys if OmegaConf.select(base, key, default=...) is ...] == []
     assert "_target_" not in str(difference)
 
 
+@pytest.mark.slow
 def test_no_key_is_dead() -> None:
     """Every key that is no component's argument is read by the code, or used by another key."""
     read, named = reads(), constants()
     used = {key for path in FILES for key in re.findall(r"\$\{([\w.]+)\}", path.read_text(encoding="utf-8"))}
-    keys = {key for config in every_configuration() for key in leaves(OmegaConf.to_container(own(config)))}  # type: ignore[arg-type]
+    keys = {key for config in every_configuration() for key in leaves(assembly.container(own(config)))}
     assert {"epochs", "tracking.uri", "teacher.mode", "sweep.n_trials"} <= keys
     assert sorted(keys - read - used - named) == []
 

@@ -45,6 +45,7 @@ def test_the_source_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert environment.describe()["git_commit"] == first["git_commit"]
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_surroundings(home: Path) -> None:
     """environment.json of a real run describes the process that made it."""
     found = json.loads((artifacts(runs(home, "distill")[0]) / "environment.json").read_text())

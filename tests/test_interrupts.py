@@ -21,6 +21,8 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """kdsweep's handlers, for one test; a signal is sent again after half a second."""
     monkeypatch.setattr(interrupts, "PATIENCE_SECONDS", 0.5)
     before = {number: signal.getsignal(number) for number in interrupts.ENDS}
+    # Where the tests run in the background, SIGINT is ignored from the start, and would stay so.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     interrupts.install()
     yield
     interrupts.forget()

@@ -17,6 +17,8 @@ from kdsweep.study import kept_beside, parsed, require_key, with_float_bounds, w
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
+pytestmark = pytest.mark.slow
+
 # One step an epoch.
 QUICK = (*SHORT, "epochs=1", "batch_size=64")
 STUDY = ("sweep=alpha_tau", *QUICK, "sweep.n_trials=6", "sweep.baseline_seeds=2")

@@ -21,6 +21,8 @@ from kdsweep.files import hash_tensors
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
+pytestmark = pytest.mark.slow
+
 PER_EPOCH = {
     *("train/loss", "train/accuracy", "lr", "images_per_second", "epoch_seconds"),
     *("val/accuracy", "val/nll", "val/ece", "val/top5", "val/agreement", "val/teacher_kl"),
