@@ -147,7 +147,7 @@ def test_gradients_that_a_cpu_gets_wrong_are_refused() -> None:
     small = ("data.image_size=16", "device=cpu")
     wrong = config(*small, "precision=bf16")
     data, _ = assembly.inputs(assembly.key_of(wrong.data), 0, "cpu")
-    with pytest.raises(UserError, match="precision: pictures of 16 x 16 .* precision=fp32"):
+    with pytest.raises(UserError, match=r"precision: pictures of 16 x 16 .* precision=fp32"):
         assembly.student(wrong, data)
     for right in ("precision=fp32", "model.stem=cifar", "model.input_size=32"):
         assembly.student(config(*small, "precision=bf16", right), data)
