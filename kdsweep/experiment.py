@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from torch import Tensor
 from kdsweep.data import Dataset
 from kdsweep.evaluation import evaluate
 from kdsweep.teachers import Teacher
-from kdsweep.training import Metrics
+from kdsweep.training import DivergedError, Metrics
 
 History = dict[str, list[tuple[int, float]]]
 
@@ -44,6 +45,9 @@ def run(
         data: The labels to compare with.
         teacher: The teacher to compare with, or None.
         log: Receives the metrics of an epoch and its number, from 1.
+
+    Raises:
+        DivergedError: The network's answers to the validation pictures are not finite.
     """
     start = time.perf_counter()
     teacher_before = 0.0 if teacher is None else teacher.seconds
@@ -52,6 +56,9 @@ def run(
     for epoch, trained in enumerate(training, start=1):
         metrics = {**trained, **_scores("val", "validation", predict, data, teacher)}
         log(metrics, epoch)
+        # The loss is measured before each step: only this sees what the last one did.
+        if not math.isfinite(metrics["val/nll"]):
+            raise DivergedError(f"after epoch {epoch} the validation NLL is {metrics['val/nll']}. Lower optimizer.lr.")
         for name, value in metrics.items():
             history.setdefault(name, []).append((epoch, value))
         if not best or metrics["val/accuracy"] > best["best/val_accuracy"]:

@@ -130,13 +130,13 @@ class Study(OptunaSweeperImpl):
         jobs = super()._configure_trials(trials, search_space_distributions, fixed_params, fixed_overrides)
         done = trials[0].number
         left = (time.perf_counter() - self._search_start) / done * (self.n_trials - done) if done else None
-        eta = "" if left is None else f" (about {left / 60:.1f} min left)"
+        eta = "" if left is None else f", about {left / 60:.1f} min left"
         for trial in trials:
             setting = ", ".join(
                 f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
                 for key, value in trial.params.items()
             )
-            note(f"Trial {trial.number + 1} of {self.n_trials}{eta}: {setting}")
+            note(f"Trial {trial.number} ({trial.number + 1} of {self.n_trials}){eta}: {setting}")
         return [(*job, f"tracking.trial={trial.number}") for job, trial in zip(jobs, trials, strict=True)]
 
 

@@ -19,7 +19,7 @@ from kdsweep.experiment import run
 from kdsweep.losses import kd
 from kdsweep.schedules import one_cycle
 from kdsweep.teachers import Teacher
-from kdsweep.training import Metrics, fit, predict
+from kdsweep.training import DivergedError, Metrics, fit, predict
 from kdsweep.views import Views
 
 OPTIONS: Any = {"val_size": 20, "train_fraction": 1.0, "split_seed": 0, "padding": 4, "flip": True}
@@ -176,3 +176,13 @@ def test_a_distilled_run_has_all_its_metrics(tmp_path: Path) -> None:
     assert result.history.keys() == per_epoch
     assert result.metrics.keys() == per_epoch | summary
     assert all(torch.tensor(value).isfinite() for value in result.metrics.values())
+
+
+def test_a_network_that_diverged_in_its_last_step_is_told() -> None:
+    """The loss of a step is computed before it: what the last one broke shows on validation."""
+
+    def broken(split: str) -> Tensor:
+        return torch.full((len(getattr(DATA, split)), 6), torch.nan)
+
+    with pytest.raises(DivergedError, match="after epoch 1 the validation NLL is nan"):
+        run(Course([5], [1]), broken, DATA, None, no_log)
