@@ -67,7 +67,8 @@ def check(cfg: DictConfig) -> None:
         require(type(cfg[key]) is int and cfg[key] >= 0, f"{key} >= 0", cfg[key], key, "It is a whole number.")
     require(cfg.arm in ARMS, f"arm in {ARMS}", cfg.arm, "arm", "Choose an experiment, such as experiment=scratch.")
     remedy = "The test split is not selected on."
-    require(cfg.objective in OBJECTIVES, f"objective in {OBJECTIVES}", cfg.objective, "objective", remedy)
+    for name in objectives(cfg):
+        require(name in OBJECTIVES, f"objective in {OBJECTIVES}", name, "objective", remedy)
     attempt("tracking", lambda: store_uri(cfg.tracking.uri, Path(cfg.paths.root)))
     for key in ("data", "model", "loss", "optimizer", "schedule"):
         require(cfg[key] is not None, f"{key} is chosen", None, key, f"`kdsweep --help` lists its options ({key}=...).")
@@ -76,6 +77,16 @@ def check(cfg: DictConfig) -> None:
     set_threads(cfg.threads)
     set_determinism(cfg.deterministic, device)
     _check_components(cfg)
+
+
+def objectives(cfg: DictConfig) -> list[str]:
+    """The metrics that a run returns to a sweep."""
+    return [str(name) for name in cfg.objective] if OmegaConf.is_list(cfg.objective) else [str(cfg.objective)]
+
+
+def direction(objective: str) -> str:
+    """Which way a metric is better: "maximize" or "minimize"."""
+    return "minimize" if objective.endswith(("nll", "ece", "kl")) else "maximize"
 
 
 def _check_components(cfg: DictConfig) -> None:

@@ -28,6 +28,21 @@ class RunError(RuntimeError):
     """A run that can't go on, though its configuration is sound: what happened and where, in one line."""
 
 
+class PrunedError(Exception):
+    """Ends a run that its study's pruner stops: no failure, and no result.
+
+    Args:
+        epoch: The last epoch that was trained, from 1.
+    """
+
+    def __init__(self, epoch: int) -> None:
+        super().__init__(epoch)
+        self.epoch = epoch
+
+    def __str__(self) -> str:
+        return f"pruned after epoch {self.epoch}"
+
+
 def require(condition: bool, rule: str, value: object, key: str, remedy: str = "") -> None:
     """Raises `UserError` unless `condition` holds: "`rule` must hold, but got key=value. remedy"."""
     if not condition:

@@ -39,13 +39,34 @@ def expected_calibration_error(probabilities: Tensor, labels: Tensor) -> float:
 
     Guo et al. 2017, arXiv 1706.04599, equation 3, with 15 bins. probabilities: (N, C), labels: (N,).
     """
+    _, confidence, correct = _binned(probabilities, labels)
+    return float((confidence - correct).abs().sum() / len(labels))
+
+
+def reliability(logits: Tensor, labels: Tensor) -> list[dict[str, float | None]]:
+    """What a reliability diagram shows: the 15 bins of `expected_calibration_error`, lowest confidence first.
+
+    Args:
+        logits: (N, C).
+        labels: (N,) int64.
+
+    Returns:
+        Of each bin "count" (of pictures, an int), their mean "confidence" and their "accuracy" (fractions; None where
+        the bin is empty). JSON-able. The sum of count / N * |confidence - accuracy| is the calibration error.
+    """
+    sums = _binned(logits.float().softmax(dim=1), labels).T.tolist()
+    means = [(int(n), confidence / n, correct / n) if n else (0, None, None) for n, confidence, correct in sums]
+    return [{"count": n, "confidence": confidence, "accuracy": accuracy} for n, confidence, accuracy in means]
+
+
+def _binned(probabilities: Tensor, labels: Tensor) -> Tensor:
+    """Per bin the pictures, the sum of their confidences, and how many are right: (3, 15) float64."""
     confidence, predicted = probabilities.max(dim=1)
-    correct = (predicted == labels).to(torch.float64)
     # Bins (0, 1/15], (1/15, 2/15], ...: a confidence of exactly 1 is in the last one.
     bins = (confidence * CALIBRATION_BINS).ceil().long().clamp(1, CALIBRATION_BINS) - 1  # (N,)
-    gaps = torch.zeros(CALIBRATION_BINS, dtype=torch.float64, device=labels.device)
-    gaps.index_add_(0, bins, confidence.to(torch.float64) - correct)
-    return float(gaps.abs().sum() / len(labels))
+    rows = torch.stack([torch.ones_like(confidence), confidence, predicted == labels]).to(torch.float64)  # (3, N)
+    sums = torch.zeros(3, CALIBRATION_BINS, dtype=torch.float64, device=labels.device)
+    return sums.index_add_(1, bins, rows)
 
 
 def _mean(hits: Tensor) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,7 +29,8 @@ def progress(description: str, total: int) -> Iterator[Callable[..., None]]:
     On a terminal: a bar with elapsed and remaining time, removed at the end. Elsewhere: a line every `LINE_SECONDS`,
     and one at the end of a job that took more than `QUIET_SECONDS`. Ctrl-C and SIGTERM end the job in `advance`.
     """
-    show = _bar if console.is_terminal else _lines
+    # Bars of several processes would overwrite one another: workers set KDSWEEP_PLAIN.
+    show = _bar if console.is_terminal and "KDSWEEP_PLAIN" not in os.environ else _lines
     with show(description, total) as advance:
 
         def step(units: int, description: str | None = None) -> None:

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -20,11 +21,15 @@ from kdsweep.data import Dataset
 from kdsweep.experiment import Result
 from kdsweep.figures import learning_curve
 from kdsweep.files import hash_tensors, write_tensors
+from kdsweep.processes import this_process
 from kdsweep.progress import note
 from kdsweep.stores import store_uri
 from kdsweep.teachers import Teacher
 from kdsweep.tracking import Run, Store, flatten
 from kdsweep.training import Metrics
+
+if TYPE_CHECKING:
+    from kdsweep.trials import TrialLink
 
 log = logging.getLogger(__name__)
 
@@ -58,12 +63,20 @@ def started(cfg: DictConfig, data: Dataset, store: Store, teacher: Teacher | Non
         yield run
 
 
-def epoch_log(run: Run) -> Callable[[Metrics, int], None]:
-    """Receives the metrics of each epoch, for MLflow and for the run's log file."""
+def epoch_log(
+    run: Run, objective: str = "val/accuracy", trial: TrialLink | None = None
+) -> Callable[[Metrics, int], None]:
+    """Receives the metrics of each epoch: for MLflow, for the run's log file, and the objective for its `trial`."""
+    best: float | None = None
 
     def record(metrics: Metrics, epoch: int) -> None:
+        nonlocal best
         run.log(metrics, epoch)
         log.info("epoch %d: %s", epoch, ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+        if trial is not None:
+            accuracy = metrics["val/accuracy"]
+            best = accuracy if best is None else max(best, accuracy)
+            trial.report(metrics.get(objective, best), epoch)
 
     return record
 
@@ -79,8 +92,14 @@ def finish(cfg: DictConfig, run: Run, result: Result, weights: dict[str, Tensor]
     # A teacher's steps are weight decays, not epochs.
     if result.history and cfg.arm != "teacher":
         run.figure("learning_curve.png", learning_curve(result.history, _name(cfg)))
-    validation, test = result.metrics["val/accuracy"], result.metrics["test/accuracy"]
-    note(f"{_name(cfg)}: validation {validation:.2%}, test {test:.2%}, {result.metrics['seconds']:.1f} s, run {run.id}")
+    if result.reliability:
+        run.text("reliability.json", json.dumps({"bins": result.reliability}))
+        run.tag({"kdsweep.test_read": "true"})
+    accuracies = [
+        (name, result.metrics.get(f"{key}/accuracy")) for name, key in (("validation", "val"), ("test", "test"))
+    ]
+    shown = ", ".join(f"{name} {value:.2%}" for name, value in accuracies if value is not None)
+    note(f"{_name(cfg)}: {shown}, {result.metrics['seconds']:.1f} s, run {run.id}")
 
 
 def _tags(cfg: DictConfig, surroundings: dict[str, object], teacher: Teacher | None) -> dict[str, str]:
@@ -88,7 +107,9 @@ def _tags(cfg: DictConfig, surroundings: dict[str, object], teacher: Teacher | N
         "role": cfg.arm,
         "stage": cfg.tracking.stage,
         "study": cfg.tracking.study,
+        "job": cfg.tracking.job,
         "trial": cfg.tracking.trial,
+        "process": this_process(),
         "teacher": None if teacher is None else teacher_id(cfg, teacher),
         "git_commit": surroundings["git_commit"],
         "git_dirty": surroundings["git_dirty"],

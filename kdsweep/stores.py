@@ -28,7 +28,7 @@ def store_uri(uri: str | None, root: Path) -> str:
         UserError: the URI is neither a database nor a server.
     """
     if uri is None:
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or _sqlite_uri(root / "mlflow.db")
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(root / "mlflow.db")
     scheme = uri.partition(":")[0].partition("+")[0]
     if scheme not in (*SERVERS, *DATABASES) or uri in (SQLITE, f"{SQLITE}:memory:"):
         example = f"`{SQLITE}mlflow.db` or `http://127.0.0.1:5000`"
@@ -37,10 +37,11 @@ def store_uri(uri: str | None, root: Path) -> str:
     if path is None:
         return uri
     _, mark, query = uri.partition("?")
-    return _sqlite_uri(path) + mark + query
+    return sqlite_uri(path) + mark + query
 
 
-def _sqlite_uri(path: Path) -> str:
+def sqlite_uri(path: Path) -> str:
+    """The URI of an SQLite file."""
     # SQLAlchemy unquotes the path; quoting more than it needs would make MLflow create a folder of the quoted name too.
     return SQLITE + str(path.absolute()).replace("%", "%25").replace("?", "%3F")
 
@@ -58,11 +59,11 @@ def artifact_folder(database: Path) -> Path:
 def require_store(uri: str) -> None:
     """Raises `UserError` if `uri` names an SQLite file in which there is no MLflow store (a server is not asked)."""
     path = sqlite_path(uri)
-    if path is not None and not _holds_store(path):
+    if path is not None and not holds_store(path):
         raise UserError(f"There is no MLflow store at {path}. Make one with `kdsweep`, or name another.", "uri")
 
 
-def _holds_store(path: Path) -> bool:
+def holds_store(path: Path) -> bool:
     """Whether an SQLite file is there and not empty; `UserError` if it is something other than an MLflow store."""
     if not path.exists():
         return False
@@ -92,11 +93,11 @@ def lock_path(uri: str, database: Path | None) -> Path:
 
 
 def write_ahead(path: Path) -> None:
-    """Makes a fresh SQLite file one in which readers and a writer do not wait for each other; a store is left as it is.
+    """Makes a fresh SQLite file one in which readers and a writer do not wait for each other; another is left as it is.
 
     The mode stays with the file. MLflow itself lets a writer wait 20 s for another.
     """
-    if not _holds_store(path):
+    if not path.exists() or path.stat().st_size == 0:
         with closing(sqlite3.connect(path)) as database:
             database.execute("PRAGMA journal_mode = WAL")
 

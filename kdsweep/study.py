@@ -1,189 +1,263 @@
-"""The study: baselines, then a search over alpha and tau, as the children of one MLflow run."""
+"""The study: one command from the first baseline to the verdict, as the children of one MLflow run."""
 
 from __future__ import annotations
 
-import functools
-import time
-from collections.abc import Iterable, Mapping, Sequence
+import json
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import optuna
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override
-from hydra.utils import instantiate
-from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl, create_optuna_distribution_from_override
+from filelock import FileLock, Timeout
+from hydra.core.override_parser.types import Override
+from hydra.types import HydraContext, TaskFunction
+from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl
 from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import BaseDistribution
-from optuna.trial import Trial, TrialState
 
 from kdsweep import assembly, recording, report
-from kdsweep.errors import RunError, UserError, require
+from kdsweep.environment import cores
+from kdsweep.errors import UserError, require
+from kdsweep.executors import EXECUTORS, open_executor
+from kdsweep.jobs import Task
+from kdsweep.overrides import parsed, require_key, with_float_bounds, without_replaced_sweeps
+from kdsweep.processes import parse_process, this_process
 from kdsweep.progress import note
-from kdsweep.tracking import flatten
+from kdsweep.search import Search, build_pruner, delete, described, distribution_of, held_by
+from kdsweep.stages import Baseline, Stages
+from kdsweep.tracking import Run, Store, flatten
+from kdsweep.trials import storage_url
 
-# What stands for a key that a configuration doesn't have, since null is a value.
-UNKNOWN = object()
-
-SAMPLERS = ("optuna.samplers.*", "hydra_plugins.hydra_optuna_sweeper.*")
+# What may differ when a study goes on: how much of it there is to be, and where and how it is carried out.
+FREE = re.compile(
+    r"sweep\.(n_trials|baseline_seeds|confirm_seeds|executor|n_jobs|max_restarts|restart|ray_address)$"
+    r"|tracking\.|paths\.|threads$|device$"
+)
+NAME = re.compile(r"\w[\w.+,-]*")
 
 
 class Study(OptunaSweeperImpl):
-    """hydra-optuna-sweeper's search with the baselines before it and the report after it.
+    """hydra-optuna-sweeper's search inside a whole experiment: baselines before it, confirmation and verdict after it.
 
     Args:
-        baselines: Name -> overrides and number of seeds of the runs that are made first.
-        sampler: Configuration of an Optuna sampler; Hydra leaves it to the sweeper to build it.
+        sampler, pruner: Their configurations; Hydra leaves it to the sweeper to build them.
+        baselines: Arm -> overrides, number of seeds, and whether it is a control.
+        confirm_seeds: Fresh seeds of the chosen setting and of the controls.
+        executor: Where runs are carried out; None is `in_process` for one at a time and `workers` for more.
+        ray_address: The Ray cluster; None starts Ray on this machine.
+        max_restarts: How often a run whose process died is started again.
+        restart: "fresh" forgets what was done; None goes on with it.
         search: The plug-in's own arguments.
     """
 
     storage: str | None
 
-    def __init__(self, *, baselines: Mapping[str, Any], sampler: DictConfig, **search: Any) -> None:
-        super().__init__(sampler=instantiate(sampler, _execution_whitelist_=SAMPLERS), **search)
-        self._baselines = baselines
-        self._search_start = 0.0
+    def __init__(
+        self,
+        *,
+        sampler: DictConfig,
+        pruner: DictConfig | None,
+        baselines: Mapping[str, Any],
+        confirm_seeds: int,
+        executor: str | None,
+        ray_address: str | None,
+        max_restarts: int,
+        restart: str | None,
+        **search: Any,
+    ) -> None:
+        super().__init__(sampler=sampler, **search)
+        self._pruner = pruner
+        self._baselines = {
+            name: Baseline(tuple(baseline.overrides), baseline.seeds, baseline.control)
+            for name, baseline in baselines.items()
+        }
+        self._confirm_seeds, self._max_restarts, self._restart = confirm_seeds, max_restarts, restart
+        self._executor = executor or ("in_process" if self.n_jobs == 1 else "workers")
+        self._ray_address = ray_address
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        self._task = Task(hydra_context, config, task_function)
 
     def sweep(self, arguments: list[str]) -> None:
-        """Runs the study; `arguments` are the overrides of the command line."""
+        """Runs the study, or what is left of it; `arguments` are the overrides of the command line."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        Path(self.sweep_dir).mkdir(parents=True, exist_ok=True)
-        # Not by interpolation in YAML: the folder's name holds the time, which would be another one there.
-        self.storage = self.storage or f"sqlite:///{self.sweep_dir}/optuna.db"
+        # Constant liars and the like: chosen on purpose.
+        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
         overrides = without_replaced_sweeps(parsed([*self._parse_sweeper_params_config(), *arguments]))
-        # From here on the overrides are the one source of the search space.
-        self.params = None
-        self._check(overrides)
-        store = recording.open_store(self.config)
-        tags = {"kdsweep.role": "study", "kdsweep.study": self.study_name}
-        with store.run(self.study_name, tags=tags, params=self._parameters(overrides)) as parent:
-            runs = [f"{baseline.seeds} {name}" for name, baseline in self._baselines.items()]
-            note(f"Study {self.study_name}: {', '.join(runs)}, then {self.n_trials} trials.")
-            ours = [f"tracking.parent={parent.id}", f"tracking.study={self.study_name}"]
-            self._run_baselines(overrides, ours)
-            self._search(overrides, ours)
-        folder = report.default_folder(Path(self.config.paths.root), store.study(parent.id))
-        report.show(report.write(store, parent.id, folder))
+        objectives = assembly.objectives(self.config)
+        directions = self._directions(objectives)
+        space = self._check(overrides, directions)
+        folder = Path(self.sweep_dir)
+        with only_controller(folder, str(self.study_name)):
+            url = storage_url(self.storage, self.sweep_dir)
+            if self._restart == "fresh":
+                delete(url, str(self.study_name))
+            search = Search(
+                url,
+                str(self.study_name),
+                directions,
+                space,
+                self.sampler,
+                self._pruner,
+                self.n_trials,
+                self._max_restarts,
+                self._extender(),
+            )
+            with search.held():
+                searched = [override for override in overrides if override.is_sweep_override()]
+                search.require_same(self._conditions(searched))
+                self._run(search, overrides, list(zip(objectives, directions, strict=True)))
 
-    def _check(self, overrides: Iterable[Override]) -> None:
-        """Refuses now what would be refused after the baselines."""
+    # Before anything is done
+
+    def _directions(self, objectives: Sequence[str]) -> list[str]:
+        """Which way each objective is better: as configured, or as its metric is."""
+        if self.direction is None:
+            return [assembly.direction(name) for name in objectives]
+        directions = [str(direction) for direction in self._get_directions()]
+        rule = "one direction for each objective"
+        require(len(directions) == len(objectives), rule, directions, "hydra.sweeper.direction", "null chooses them.")
+        known = ("maximize", "minimize")
+        require(set(directions) <= {*known}, f"direction in {known}", directions, "hydra.sweeper.direction")
+        return directions
+
+    def _check(self, overrides: Iterable[Override], directions: Sequence[str]) -> dict[str, BaseDistribution]:
+        """Refuses now what would be refused after the baselines; returns the search space."""
         assembly.check(self.config)
-        require(self.n_trials >= 1, "n_trials >= 1", self.n_trials, "sweep.n_trials")
+        for key, least in (("n_trials", 1), ("n_jobs", 1), ("confirm_seeds", 0), ("max_restarts", 0)):
+            value = {"n_trials": self.n_trials, "n_jobs": self.n_jobs}.get(key, getattr(self, f"_{key}", None))
+            require(type(value) is int and value >= least, f"{key} >= {least}", value, f"sweep.{key}")
+        require(self._restart in (None, "fresh"), "restart in (null, fresh)", self._restart, "sweep.restart")
+        require(self._executor in EXECUTORS, f"executor in {EXECUTORS}", self._executor, "sweep.executor")
+        remedy = "It names a folder too: letters, digits and . _ + , -"
+        require(NAME.fullmatch(str(self.study_name)) is not None, "a plain name", self.study_name, "sweep.name", remedy)
+        if self._pruner is not None:
+            require(len(directions) == 1, "one objective with a pruner", len(directions), "hydra.sweeper.pruner")
+            build_pruner(self._pruner)
+        space = {}
         for override in overrides:
             if override.is_sweep_override():
                 require_key(override, self.config)
-                self._check_space(override)
-        directions = self._get_directions()
-        self._record = assembly.attempt(
-            "hydra.sweeper",
-            lambda: optuna.create_study(
-                study_name=self.study_name, storage=self.storage, directions=directions, load_if_exists=True
-            ),
-        )
+                (exact,) = parsed([with_float_bounds(override, self.config)])
+                space[override.get_key_element()] = distribution_of(override.get_key_element(), exact)
         assembly.rehearse(self.config)
+        return space
 
-    def _check_space(self, override: Override) -> None:
-        key = override.get_key_element()
-        (exact,) = parsed([with_float_bounds(override, self.config)])
-        distribution = assembly.attempt(key, lambda: create_optuna_distribution_from_override(exact))
-        if isinstance(self.sampler, functools.partial):  # the grid: only it waits for the search space
-            assembly.attempt(key, lambda: self._to_grid_sampler_choices(distribution))
+    def _extender(self) -> Any:
+        extend = self.custom_search_space_extender
+        return None if extend is None else lambda trial: extend(self.config, trial)
 
-    def _parameters(self, overrides: Iterable[Override]) -> dict[str, object]:
-        """What the study's own run shows: the configuration that its runs share, and the search space."""
-        own = [key for key in self.config if isinstance(key, str) and key != "hydra"]
-        shared = OmegaConf.masked_copy(self.config, own)
-        space = {
-            override.get_key_element(): override.input_line for override in overrides if override.is_sweep_override()
-        }
-        return {**flatten(assembly.container(shared)), **{f"space.{key}": line for key, line in space.items()}}
+    def _own(self) -> dict[str, object]:
+        """The configuration that the study's runs share."""
+        keys = [key for key in self.config if isinstance(key, str) and key != "hydra"]
+        return flatten(assembly.container(OmegaConf.masked_copy(self.config, keys)))
 
-    def _run_baselines(self, overrides: Sequence[Override], ours: list[str]) -> None:
-        for baseline in self._baselines.values():
-            runs = [[*baseline.overrides, f"seed={seed}"] for seed in range(baseline.seeds)]
-            jobs = [[*kept_beside(own, overrides), *own, *ours, "tracking.stage=baseline"] for own in runs]
-            for done in self.launcher.launch(jobs, initial_job_idx=self.job_idx):
-                # Raises what the job raised: without a baseline there is nothing to compare with.
-                _ = done.return_value
-            self.job_idx += len(jobs)
+    def _conditions(self, searched: Iterable[Override]) -> dict[str, object]:
+        """What must be the same when the study goes on."""
+        own = {key: value for key, value in self._own().items() if not FREE.match(key)}
+        return {**own, **_space_lines(searched)}
 
-    def _search(self, overrides: Sequence[Override], ours: list[str]) -> None:
-        self._search_start = time.perf_counter()
-        lines = [with_float_bounds(override, self.config) for override in overrides]
-        try:
-            super().sweep([*lines, *ours, "tracking.stage=search"])
-        except ValueError as error:
-            # The plug-in asks for the best trial even where there is none.
-            if self._record.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-                raise
-            message = f"none of the {self.n_trials} trials could be finished: the warnings above say why."
-            raise RunError(message) from error
+    # The study's own run
 
-    def _configure_trials(
-        self,
-        trials: list[Trial],
-        search_space_distributions: dict[str, BaseDistribution],
-        fixed_params: dict[str, Any],
-        fixed_overrides: list[str],
-    ) -> Sequence[Sequence[str]]:
-        """The plug-in's overrides for the next trials, and each trial's number."""
-        jobs = super()._configure_trials(trials, search_space_distributions, fixed_params, fixed_overrides)
-        done = trials[0].number
-        left = (time.perf_counter() - self._search_start) / done * (self.n_trials - done) if done else None
-        eta = "" if left is None else f", about {left / 60:.1f} min left"
-        for trial in trials:
-            setting = ", ".join(
-                f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
-                for key, value in trial.params.items()
+    @contextmanager
+    def _parent(self, store: Store, search: Search, params: Mapping[str, object]) -> Iterator[Run]:
+        """The MLflow run above all others: the one that the study has, or a new one."""
+        known = store.tagged(study_key=search.key)
+        if known:
+            with store.reopened(known[0].id) as run:
+                yield run
+        else:
+            tags = {"kdsweep.role": "study", "kdsweep.study": search.name, "kdsweep.study_key": search.key}
+            with store.run(search.name, tags=tags, params=params) as run:
+                yield run
+
+    def _run(self, search: Search, overrides: Sequence[Override], objectives: Sequence[tuple[str, str]]) -> None:
+        store = recording.open_store(self.config)
+        searched = [override for override in overrides if override.is_sweep_override()]
+        with self._parent(store, search, {**self._own(), **_space_lines(searched)}) as parent:
+            parent.tag(self._tags(search, objectives))
+            threads = self.config.threads
+            if threads is None and self._executor != "in_process":
+                threads = max(1, cores() // self.n_jobs)
+            executor = open_executor(
+                self._executor,
+                self._task,
+                self.launcher,
+                self.n_jobs,
+                threads=threads or cores(),
+                device=self.config.device,
+                ray_address=self._ray_address,
             )
-            note(f"Trial {trial.number} ({trial.number + 1} of {self.n_trials}){eta}: {setting}")
-        return [(*job, f"tracking.trial={trial.number}") for job, trial in zip(jobs, trials, strict=True)]
+            stages = Stages(
+                store,
+                parent.id,
+                search,
+                executor,
+                overrides,
+                [] if threads is None else [f"threads={threads}"],
+                [name for name, _ in objectives],
+                self._baselines,
+                self._confirm_seeds,
+                self._max_restarts,
+                self.max_failure_rate,
+            )
+            try:
+                self._announce(search, stages.left(), threads)
+                stages.run_baselines()
+                stages.run_search()
+                parent.tag({"kdsweep.chosen": str(stages.confirm())})
+            finally:
+                executor.close()
+                stages.give_back()
+            search.write_results(Path(self.sweep_dir) / "optimization_results.yaml")
+        folder = report.default_folder(Path(self.config.paths.root), store.study(parent.id))
+        report.show(report.write(store, parent.id, folder))
+
+    def _tags(self, search: Search, objectives: Sequence[tuple[str, str]]) -> dict[str, str]:
+        """What the report wants to know of the study as a whole."""
+        planned = {
+            "n_trials": search.n_trials,
+            "baseline_seeds": max((baseline.seeds for baseline in self._baselines.values()), default=0),
+            "confirm_seeds": self._confirm_seeds,
+        }
+        space = {key: described(distribution) for key, distribution in search.space.items()}
+        values = {"space": space, "objectives": objectives, "planned": planned}
+        tags = {f"kdsweep.{name}": json.dumps(value) for name, value in values.items()}
+        return {**tags, "kdsweep.process": str(this_process())}
+
+    def _announce(self, search: Search, left: Mapping[str, int], threads: int | None) -> None:
+        """What is going to be done, and about how long it will take."""
+        parts = [f"{count} {name}" for name, count in left.items() if count]
+        note(f"Study {search.name}: {', '.join(parts) or 'all runs are there'}.")
 
 
-def parsed(lines: list[str]) -> list[Override]:
-    """Lines of the command line as Hydra understands them."""
-    return list(OverridesParser.create().parse_overrides(lines))
+@contextmanager
+def only_controller(folder: Path, name: str) -> Iterator[None]:
+    """In this block no other controller of this machine works in the study's folder.
 
-
-def without_replaced_sweeps(overrides: Sequence[Override]) -> list[Override]:
-    """The overrides without the sweeps over keys that a later one sets or sweeps."""
-    last = {override.key_or_group: override for override in overrides}
-    return [o for o in overrides if not o.is_sweep_override() or last[o.key_or_group] is o]
-
-
-def kept_beside(own: Iterable[str], overrides: Iterable[Override]) -> list[str]:
-    """The lines of `overrides` that still hold beside a run's `own`: no sweeps, nothing that `own` sets or replaces.
-
-    An override of a group ("loss=ce") replaces all that was set in it ("loss.alpha=0.3").
+    Raises:
+        UserError: One does already; it says which.
     """
-    replaced = {line.partition("=")[0] for line in own}
-
-    def holds(override: Override) -> bool:
-        key = override.key_or_group
-        return not override.is_sweep_override() and key not in replaced and key.partition(".")[0] not in replaced
-
-    return [str(override.input_line) for override in overrides if holds(override)]
-
-
-def require_key(override: Override, config: DictConfig) -> None:
-    """Raises `UserError` where a sweep varies a key that the configuration doesn't have."""
-    key = override.get_key_element()
-    known = override.is_add() or OmegaConf.select(config, key.replace("/", "."), default=UNKNOWN) is not UNKNOWN
-    if not known:
-        line = override.input_line
-        raise UserError(f"the search varies a key that isn't there ({line}). Choose its group, or other keys.", key)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "controller.lock")
+    holder = folder / "controller"
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        text = holder.read_text(encoding="utf-8") if holder.exists() else str(this_process())
+        raise UserError(held_by(name, parse_process(text)), "sweep.name") from None
+    try:
+        holder.write_text(str(this_process()), encoding="utf-8")
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
 
 
-def with_float_bounds(override: Override, config: DictConfig) -> str:
-    """The override's line; `interval(0,1)` becomes `interval(0.0,1.0)` for a key whose default is a float.
-
-    To Optuna whole bounds mean whole numbers, which nobody wants of alpha.
-    """
-    interval, line = override.value(), str(override.input_line)
-    if not isinstance(interval, IntervalSweep):
-        return line
-    key = override.get_key_element()
-    if not isinstance(OmegaConf.select(config, key), float):
-        return line
-    bounds = f"interval({float(interval.start or 0)},{float(interval.end or 0)})"
-    return f"{key}=tag({','.join(interval.tags)},{bounds})" if interval.tags else f"{key}={bounds}"
+def _space_lines(searched: Iterable[Override]) -> dict[str, object]:
+    """What is searched, as it was written."""
+    return {f"space.{override.get_key_element()}": override.input_line for override in searched}

@@ -14,18 +14,28 @@ from omegaconf import DictConfig
 
 @dataclass
 class BaselineConf:
-    """Runs that a study makes before its search."""
+    """Runs before the search; a control is run again, with fresh seeds, beside the chosen setting."""
 
     overrides: list[str] = field(default_factory=list)
     seeds: int = 1
+    control: bool = True
 
 
 @dataclass
 class StudySweeperConf(OptunaSweeperConf):
-    """hydra-optuna-sweeper's configuration, and the baselines."""
+    """hydra-optuna-sweeper's configuration, and the study's own."""
 
     _target_: str = "kdsweep.sweeper.StudySweeper"
+    # Beside the plug-in's own keys; each is described in conf/sweep/alpha_tau.yaml.
+    n_jobs: int = 1
+    direction: Any = None
+    pruner: Any = None
     baselines: dict[str, BaselineConf] = field(default_factory=dict)
+    confirm_seeds: int = 0
+    executor: str | None = None
+    ray_address: str | None = None
+    max_restarts: int = 3
+    restart: str | None = None
 
 
 class StudySweeper(Sweeper):

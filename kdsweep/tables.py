@@ -55,7 +55,7 @@ class Tables:
         Raises:
             TableMismatchError: The file is whole, but the network now answers something else.
         """
-        path = self.folder / f"{name}.safetensors"
+        path = self._path(name)
         table = _read(path, n)
         if table is None:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -68,6 +68,13 @@ class Tables:
             self._verify(path, table, compute)
             self._verified.add(name)
         return table
+
+    def has(self, name: str) -> bool:
+        """Whether the pass called `name` has a file; that it is whole only `rows` finds out."""
+        return self._path(name).exists()
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.safetensors"
 
     def _compute(self, path: Path, n: int, compute: Callable[[Tensor], Tensor]) -> Tensor:
         batches = []

@@ -64,10 +64,9 @@ class Teacher:
         if self.mode == "online":
             # clone: a loss may keep the answer for its gradient, which autograd refuses for inference tensors.
             return lambda _, pictures: self._forward(self.network, pictures).clone()
-        name = f"pass-{pass_index:04d}"
         table = self._rows(
             self._logits_tables(),
-            name,
+            _pass_name(pass_index),
             len(self._views),
             lambda rows: self._forward(self.network, self._view(rows, pass_index)),
         )
@@ -88,6 +87,18 @@ class Teacher:
         with torch.inference_mode():
             return self.network.head(self.features(split))
 
+    def missing_passes(self, n_passes: int) -> list[int]:
+        """Which of the passes 0 .. n_passes - 1 have still to be computed, with the head as it is now; none online."""
+        if self.mode == "online":
+            return []
+        # Not kept: whoever asks what a training would cost may still train the head.
+        tables = self._new_logits_tables() if self._logits is None else self._logits
+        return [pass_index for pass_index in range(n_passes) if not tables.has(_pass_name(pass_index))]
+
+    def missing_features(self) -> list[str]:
+        """The splits whose features have still to be computed."""
+        return [split for split in SPLITS if not self._features.has(split)]
+
     def _rows(self, tables: Tables, name: str, n: int, compute: Callable[[Tensor], Tensor]) -> Tensor:
         start = time.perf_counter()
         table = tables.rows(name, n, compute).to(self._device)
@@ -104,10 +115,13 @@ class Teacher:
     def _logits_tables(self) -> Tables:
         # Made when first asked for: until then the head may still be trained.
         if self._logits is None:
-            views = {"padding": self._views.padding, "flip": self._views.flip, "seed": self._views.seed}
-            weights = hash_tensors(self.network.net.state_dict())
-            self._logits = self._tables({"outputs": "logits", "weights": weights, "views": views})
+            self._logits = self._new_logits_tables()
         return self._logits
+
+    def _new_logits_tables(self) -> Tables:
+        views = {"padding": self._views.padding, "flip": self._views.flip, "seed": self._views.seed}
+        weights = hash_tensors(self.network.net.state_dict())
+        return self._tables({"outputs": "logits", "weights": weights, "views": views})
 
     def _tables(self, identity: dict[str, Any]) -> Tables:
         common = {
@@ -118,6 +132,10 @@ class Teacher:
             "backend": f"torch {torch.__version__} {self._device.type}",
         }
         return Tables(self._root, {**common, **identity}, self._batch_size, TOLERANCE[self._precision])
+
+
+def _pass_name(pass_index: int) -> str:
+    return f"pass-{pass_index:04d}"
 
 
 def _preprocessing(network: Classifier) -> dict[str, Any]:

@@ -26,9 +26,9 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from kdsweep import interrupts
-from kdsweep.errors import UserError
+from kdsweep.errors import PrunedError, UserError
 from kdsweep.records import RunRecord, StudyRecord
-from kdsweep.stores import artifact_folder, lock_path, shown, sqlite_path, user_name, write_ahead
+from kdsweep.stores import artifact_folder, holds_store, lock_path, shown, sqlite_path, user_name, write_ahead
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -161,7 +161,7 @@ class Store:
         path = sqlite_path(uri)
         self._lock = FileLock(lock_path(uri, path))
         with _opening(uri), self._lock:
-            if path is not None:
+            if path is not None and not holds_store(path):
                 write_ahead(path)
             mlflow = _import_mlflow()
             self._client = mlflow.MlflowClient(tracking_uri=uri)
@@ -192,8 +192,9 @@ class Store:
     ) -> Iterator[Run]:
         """A run that ends with its block, whichever way the block ends.
 
-        FINISHED without an error; KILLED by KeyboardInterrupt and SystemExit; FAILED by any other exception, which the
-        tag kdsweep.error names in one line. What was logged before is written in each case.
+        FINISHED without an error; KILLED by KeyboardInterrupt, SystemExit and PrunedError (whose epoch is the tag
+        kdsweep.pruned); FAILED by any other exception, which the tag kdsweep.error names in one line. What was logged
+        before is written in each case.
 
         Args:
             name: Shown in the UI; names need not be unique.
@@ -208,17 +209,39 @@ class Store:
         with interrupts.deferred():
             created = self._client.create_run(self._experiment_id, tags={**own, **tags}, run_name=name)
             run = Run(self._client, created.info.run_id)
-            try:
+            with self._ended(run):
                 self._log_params(run.id, params)
                 yield run
-                run.flush()
-                self._client.set_terminated(run.id, "FINISHED")
-            except BaseException as error:
-                try:
-                    self._end(run, error)
-                except Exception as second:  # the first error is the one to show
-                    error.add_note(f"The MLflow run {run.id} could not be closed either: {second}")
-                raise
+
+    @contextmanager
+    def reopened(self, run_id: str) -> Iterator[Run]:
+        """A run that was interrupted, going on; it ends with the block as in `run`."""
+        with interrupts.deferred():
+            self._client.update_run(run_id, status="RUNNING")
+            run = Run(self._client, run_id)
+            with self._ended(run):
+                yield run
+
+    @contextmanager
+    def _ended(self, run: Run) -> Iterator[None]:
+        """Ends a run with the block."""
+        try:
+            yield
+            run.flush()
+            self._client.set_terminated(run.id, "FINISHED")
+        except BaseException as error:
+            try:
+                self._end(run, error)
+            except Exception as second:  # the first error is the one to show
+                error.add_note(f"The MLflow run {run.id} could not be closed either: {second}")
+            raise
+
+    def close_lost(self, run_id: str, cause: str) -> None:
+        """Ends, as KILLED, a run whose process is gone."""
+        from mlflow.entities import RunTag
+
+        self._client.log_batch(run_id, tags=[RunTag("kdsweep.error", cause)], synchronous=True)
+        self._client.set_terminated(run_id, "KILLED")
 
     def _log_params(self, run_id: str, params: Mapping[str, object]) -> None:
         from mlflow.entities import Param
@@ -228,9 +251,11 @@ class Store:
 
     def _end(self, run: Run, error: BaseException) -> None:
         """Ends a run whose block raised."""
-        killed = isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit)
+        killed = isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit | PrunedError)
         try:
-            if not killed:
+            if isinstance(error, PrunedError):
+                run.tag({"kdsweep.pruned": str(error.epoch)})
+            elif not killed:
                 line = " ".join(f"{type(error).__name__}: {error}".split())
                 run.tag({"kdsweep.error": line[:MAX_ERROR_CHARACTERS]})
             run.flush()
@@ -247,7 +272,7 @@ class Store:
             name: Name of the run, if it is to be made.
         """
         with self._lock:
-            for record in self._search("tags.`kdsweep.role` = 'group'"):
+            for record in self.tagged(role="group"):
                 if record.tags["kdsweep.group"] == key:
                     return record.id
             with self.run(name, tags={"kdsweep.role": "group", "kdsweep.group": key}, params={}) as run:
@@ -255,7 +280,7 @@ class Store:
 
     def studies(self) -> list[RunRecord]:
         """The parent runs of studies and of plain multiruns, the latest first."""
-        found = [run for role in ("study", "group") for run in self._search(f"tags.`kdsweep.role` = '{role}'")]
+        found = [run for role in ("study", "group") for run in self.tagged(role=role)]
         return sorted(found, key=lambda run: run.start, reverse=True)
 
     def study(self, name_or_id: str | None = None) -> StudyRecord:
@@ -277,6 +302,19 @@ class Store:
     def children(self, run_id: str) -> list[RunRecord]:
         """The runs directly under a run, in the order of their start."""
         return self._search(f"tags.`{PARENT}` = '{run_id}'")
+
+    def tagged(self, **tags: str) -> list[RunRecord]:
+        """The runs with these kdsweep tags, in the order of their start."""
+        return self._search(" and ".join(f"tags.`kdsweep.{key}` = '{value}'" for key, value in tags.items()))
+
+    def text(self, run_id: str, name: str) -> str | None:
+        """An artifact of a run as text; None where it has none of that name."""
+        folder = Path(name).parent.as_posix()
+        known = self._client.list_artifacts(run_id, None if folder == "." else folder)
+        if name not in {artifact.path for artifact in known}:
+            return None
+        with tempfile.TemporaryDirectory() as temporary:
+            return Path(self._client.download_artifacts(run_id, name, temporary)).read_text(encoding="utf-8")
 
     def history(self, run_id: str, metric: str) -> list[tuple[int, float]]:
         """(step, value) of a metric, by step; empty if the run has none of that name."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from kdsweep.experiment import Result
     from kdsweep.teachers import Teacher
     from kdsweep.training import Metrics
+    from kdsweep.trials import TrialLink
 
 # In a wheel the configuration lies inside the package, in a checkout beside it.
 _PACKAGE = Path(__file__).resolve().parent
@@ -46,7 +48,7 @@ def main() -> None:
 
 
 @hydra.main(config_path=str(CONFIG_FOLDER), config_name="config")
-def hydra_main(cfg: DictConfig) -> float:
+def hydra_main(cfg: DictConfig) -> float | tuple[float, ...]:
     """What Hydra calls for a run, and for each job of a multirun."""
     try:
         return train(cfg)
@@ -58,26 +60,54 @@ def hydra_main(cfg: DictConfig) -> float:
         cli.fail("kdsweep", known)
 
 
-def train(cfg: DictConfig) -> float:
-    """Runs the experiment that `cfg` describes, logs it, and returns its objective.
+def train(cfg: DictConfig) -> float | tuple[float, ...]:
+    """Runs the experiment that `cfg` describes, logs it, and returns its objective; several as a tuple.
 
     Raises:
         UserError: A value, a file or a key is wrong; its message says which.
         DivergedError: The loss became NaN or infinite.
+        PrunedError: The run is a trial that its study's pruner stops.
     """
-    from kdsweep.assembly import OBJECTIVES, check, settled, teacher_config
+    from kdsweep.assembly import check, objectives, settled, teacher_config
 
     cfg = settled(cfg)
     check(cfg)
-    result = train_teacher(teacher_config(cfg)) if cfg.arm == "teacher" else train_student(cfg)
-    if cfg.objective not in result.metrics:
-        known = ", ".join(name for name in OBJECTIVES if name in result.metrics)
-        raise UserError(f"this run has no metric {cfg.objective!r}. It has {known}.", "objective")
-    return result.metrics[cfg.objective]
+    with _trial(cfg) as trial:
+        result = train_teacher(teacher_config(cfg)) if cfg.arm == "teacher" else train_student(cfg, trial)
+        values = tuple(_value(result.metrics, name) for name in objectives(cfg))
+        if trial is not None:
+            trial.leave(values)
+    return values if len(values) > 1 else values[0]
 
 
-def train_student(cfg: DictConfig) -> Result:
-    """One student, with a teacher or without: builds it, trains it, logs it."""
+def _value(metrics: Metrics, objective: str) -> float:
+    from kdsweep.assembly import OBJECTIVES
+
+    if objective not in metrics:
+        known = ", ".join(name for name in OBJECTIVES if name in metrics)
+        raise UserError(f"this run has no metric {objective!r}. It has {known}.", "objective")
+    return metrics[objective]
+
+
+@contextmanager
+def _trial(cfg: DictConfig) -> Iterator[TrialLink | None]:
+    """The line to the trial that this run is; None for a run that is none."""
+    if cfg.tracking.trial is None or cfg.tracking.stage != "search":
+        yield None
+        return
+    from kdsweep.search import build_pruner
+    from kdsweep.trials import TrialLink, storage_url
+
+    study = HydraConfig.get().sweeper
+    pruner = None if study.pruner is None else build_pruner(study.pruner)
+    url = storage_url(study.storage, HydraConfig.get().sweep.dir)
+    link = TrialLink(url, study.study_name, cfg.tracking.trial, pruner)
+    with link.alive():
+        yield link
+
+
+def train_student(cfg: DictConfig, trial: TrialLink | None = None) -> Result:
+    """One student, with a teacher or without: builds it, trains it, logs it, and reports its epochs to its `trial`."""
     from kdsweep import assembly, experiment, recording, training
 
     device, precision = assembly.hardware(cfg)
@@ -105,7 +135,8 @@ def train_student(cfg: DictConfig) -> Result:
             order_seed=cfg.order_seed,
             precision=precision,
         )
-        result = experiment.run(fitting, predict, data, teacher, recording.epoch_log(run))
+        log = recording.epoch_log(run, cfg.objective, trial)
+        result = experiment.run(fitting, predict, data, teacher, log, cfg.evaluate_test)
         recording.finish(cfg, run, result, network.net.state_dict(), "model.safetensors")
     return result
 
@@ -126,7 +157,7 @@ def train_teacher(cfg: DictConfig) -> Result:
             fitting = assembly.build(cfg, "teacher.head")(
                 teacher.network, features[0], labels[0], features[1], labels[1]
             )
-        result = experiment.run(fitting, teacher.logits, data, None, recording.epoch_log(run))
+        result = experiment.run(fitting, teacher.logits, data, None, recording.epoch_log(run), cfg.evaluate_test)
         head = teacher.network.head.state_dict()
         write_tensors(_head_path(cfg, teacher), head)
         recording.finish(cfg, run, result, head, "head.safetensors")
@@ -166,7 +197,8 @@ def trained_teacher(teacher_key: str) -> Teacher:
 def _shared(cfg: DictConfig) -> DictConfig:
     """The same run as part of no study: a teacher that a student had to make serves all later ones too."""
     own = cfg.copy()
-    own.tracking.update({"parent": None, "study": None, "stage": "single", "trial": None})
+    own.tracking.update({"parent": None, "study": None, "stage": "single", "job": None, "trial": None})
+    own.evaluate_test = True
     return own
 
 

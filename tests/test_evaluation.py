@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
 import torch
 from torch import Tensor
 
-from kdsweep.evaluation import evaluate, expected_calibration_error
+from kdsweep.evaluation import evaluate, expected_calibration_error, reliability
 
 
 def answers(n: int = 500, classes: int = 7, scale: float = 2.0, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -68,6 +69,33 @@ def test_the_lowest_bins_are_not_merged() -> None:
     rest = torch.ones(2, 19) * torch.tensor([[0.94], [0.88]]) / 19
     probabilities = torch.cat([torch.tensor([[0.06], [0.12]]), rest], dim=1)
     assert expected_calibration_error(probabilities, torch.tensor([1, 0])) == pytest.approx((0.06 + 0.88) / 2)
+
+
+@pytest.mark.parametrize("scale", [0.1, 2.0, 10.0])
+def test_the_calibration_error_follows_from_the_reliability_bins(scale: float) -> None:
+    """The diagram and the number are one thing: counts times gaps, over all pictures."""
+    logits, labels = answers(scale=scale)
+    bins = reliability(logits, labels)
+    rows = [(bin["count"] or 0, bin["confidence"] or 0, bin["accuracy"] or 0) for bin in bins]
+    error = sum(count * abs(confidence - accuracy) for count, confidence, accuracy in rows) / len(labels)
+    assert error == pytest.approx(evaluate(logits, labels)["ece"], abs=1e-12)
+    assert sum(count for count, _, _ in rows) == len(labels)
+
+
+def test_reliability_bins_are_the_means_of_their_pictures() -> None:
+    """Confidences of .5, .95 and 1, the last wrong: three pictures in two of fifteen bins, the others empty."""
+    logits = torch.tensor([[0.0, 0.0], [0.0, math.log(19)], [-200.0, 0.0]])
+    bins = reliability(logits, torch.tensor([0, 1, 0]))
+    assert bins[7] == pytest.approx({"count": 1, "confidence": 0.5, "accuracy": 1.0})
+    assert bins[14] == pytest.approx({"count": 2, "confidence": 0.975, "accuracy": 0.5})
+    empty = {"count": 0, "confidence": None, "accuracy": None}
+    assert [bin for i, bin in enumerate(bins) if i not in (7, 14)] == [empty] * 13
+
+
+def test_reliability_is_json() -> None:
+    """As a run keeps it: what is read back is what was written."""
+    bins = reliability(*answers())
+    assert json.loads(json.dumps(bins)) == bins
 
 
 def test_accuracy_likelihood_and_top5() -> None:

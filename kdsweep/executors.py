@@ -1,0 +1,129 @@
+"""Where the jobs of a study run: in this process, in worker processes, on Ray, or by any Hydra launcher."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from hydra.errors import HydraException
+from hydra.plugins.launcher import Launcher
+
+from kdsweep.errors import UserError, require
+from kdsweep.jobs import Job, Outcome, Task, all_overrides, outcome, run_job
+
+__all__ = ["EXECUTORS", "Executor", "Job", "Outcome", "Task", "open_executor", "run_job"]
+
+EXECUTORS = ("in_process", "workers", "ray", "launcher")
+
+
+class Executor(Protocol):
+    """Runs jobs, at most `slots` at a time."""
+
+    slots: int
+
+    def submit(self, job: Job) -> None:
+        """Takes a job; at most `slots` jobs may be outstanding."""
+
+    def wait(self) -> list[tuple[Job, Outcome]]:
+        """Blocks until at least one outstanding job has ended, and returns those that have.
+
+        Ctrl-C and SIGTERM raise here, also where they are deferred; the jobs then go on until `close`.
+        """
+
+    def close(self) -> None:
+        """Ends what still runs, the way SIGTERM ends it, and kills what hasn't ended ten seconds later."""
+
+
+def open_executor(
+    name: str,
+    task: Task,
+    launcher: Launcher,
+    n_jobs: int,
+    *,
+    threads: int = 1,
+    device: str = "auto",
+    ray_address: str | None = None,
+) -> Executor:
+    """The executor called `name`.
+
+    Args:
+        name: One of `EXECUTORS`.
+        task: What all jobs share.
+        launcher: Hydra's, set up; only the executor of that name uses it.
+        n_jobs: Jobs at a time.
+        threads: CPU threads of each job: workers and Ray reserve them; the jobs' overrides set them for torch.
+        device: The configuration's; jobs that may choose among several GPUs are spread over them.
+        ray_address: A Ray cluster's; None starts one on this machine and ends it with the executor.
+
+    Raises:
+        UserError: There is no such executor, or it can't run `n_jobs` jobs, or Ray is not installed.
+    """
+    require(name in EXECUTORS, f"executor in {EXECUTORS}", name, "sweep.executor")
+    require(type(n_jobs) is int and n_jobs >= 1, "n_jobs >= 1", n_jobs, "sweep.n_jobs", "It is a whole number.")
+    if name == "in_process":
+        remedy = "One process runs one job at a time: set sweep.executor=workers."
+        require(n_jobs == 1, "n_jobs == 1 in process", n_jobs, "sweep.n_jobs", remedy)
+        return InProcess(task)
+    if name == "launcher":
+        return Launched(launcher, n_jobs)
+    if name == "workers":
+        from kdsweep.workers import Workers, gpus
+
+        return Workers(task, n_jobs, threads, gpus(device))
+    try:
+        from kdsweep.ray_executor import RayExecutor
+    except ImportError as error:
+        remedy = "Install it (pip install 'kdsweep[ray]'), or set sweep.executor=workers."
+        raise UserError(f"Ray can't be imported ({error}). {remedy}", "sweep.executor") from error
+    return RayExecutor(task, n_jobs, threads, device, ray_address)
+
+
+class InProcess:
+    """Runs each job in this process, when it is waited for."""
+
+    slots = 1
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._jobs: list[Job] = []
+
+    def submit(self, job: Job) -> None:
+        assert not self._jobs, "one job at a time"
+        self._jobs.append(job)
+
+    def wait(self) -> list[tuple[Job, Outcome]]:
+        job = self._jobs.pop()
+        return [(job, run_job(self._task, job))]
+
+    def close(self) -> None:
+        self._jobs.clear()
+
+
+class Launched:
+    """Hands jobs in batches to a Hydra launcher, whose `launch` returns when the whole batch has ended.
+
+    An exception of `launch` is nobody's answer. Where Hydra raised it, a configuration couldn't be composed, and it
+    counts as each job's own error; otherwise the batch is lost: a worker of joblib's was killed, Slurm gave up.
+    """
+
+    def __init__(self, launcher: Launcher, slots: int) -> None:
+        self.slots = slots
+        self._launcher = launcher
+        self._jobs: list[Job] = []
+        self._launched = 0
+
+    def submit(self, job: Job) -> None:
+        assert len(self._jobs) < self.slots, "a slot must be free"
+        self._jobs.append(job)
+
+    def wait(self) -> list[tuple[Job, Outcome]]:
+        batch, self._jobs = self._jobs, []
+        try:
+            done = self._launcher.launch([all_overrides(job) for job in batch], initial_job_idx=self._launched)
+            ends = [outcome(answer) for answer in done]
+        except Exception as error:
+            ends = [Outcome(error=error, lost=not isinstance(error, HydraException))] * len(batch)
+        self._launched += len(batch)
+        return list(zip(batch, ends, strict=True))
+
+    def close(self) -> None:
+        self._jobs.clear()

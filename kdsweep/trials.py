@@ -1,0 +1,118 @@
+"""A job's line to its trial: says that it lives, reports each epoch, hears whether to go on, and leaves its result.
+
+Only the sweeper tells Optuna how a trial ended; the job reports, and raises `PrunedError` where it is to stop.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import optuna
+from optuna.storages import RDBStorage
+from optuna.trial import Trial
+
+from kdsweep.errors import PrunedError
+from kdsweep.processes import this_process
+from kdsweep.stores import sqlite_path, sqlite_uri, write_ahead
+
+log = logging.getLogger(__name__)
+
+# What a job writes into its trial, as user attributes.
+PROCESS, BEAT, VALUES = "kdsweep.process", "kdsweep.beat", "kdsweep.values"
+
+BEAT_SECONDS = 20.0
+# A job on another machine that has said nothing for so long is taken for dead.
+STALE_SECONDS = 120.0
+# How long one writer of an SQLite file waits for another.
+SQLITE_WAIT_SECONDS = 60
+
+
+def storage_url(storage: str | None, folder: str) -> str:
+    """The URL of a study's Optuna storage: `storage`, else an SQLite file in the study's `folder`."""
+    return sqlite_uri(Path(folder) / "optuna.db") if storage is None else str(storage)
+
+
+@functools.lru_cache(maxsize=2)
+def open_storage(url: str) -> RDBStorage:
+    """Optuna's storage at `url`; kept, because opening it takes a tenth of a second."""
+    path = sqlite_path(url)
+    if path is None:
+        # An idle connection may be closed by the server between two trials.
+        return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+    write_ahead(path)
+    return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": SQLITE_WAIT_SECONDS}})
+
+
+class TrialLink:
+    """The trial of a study, as seen from the job that computes it.
+
+    Args:
+        url: The study's Optuna storage.
+        study_name: Its name there.
+        number: The trial's number.
+        pruner: Decides after each report; None never stops a run.
+    """
+
+    def __init__(self, url: str, study_name: str, number: int, pruner: optuna.pruners.BasePruner | None) -> None:
+        self._storage = open_storage(url)
+        # The job never samples: with the study's own sampler each report could fit a Gaussian process.
+        study = optuna.load_study(
+            study_name=study_name,
+            storage=self._storage,
+            sampler=optuna.samplers.RandomSampler(),
+            pruner=pruner or optuna.pruners.NopPruner(),
+        )
+        study_id = self._storage.get_study_id_from_name(study_name)
+        self._id = self._storage.get_trial_id_from_study_id_trial_number(study_id, number)
+        self._trial = Trial(study, self._id)
+        self._prunes = pruner is not None
+
+    @contextmanager
+    def alive(self) -> Iterator[None]:
+        """In this block the trial shows that its job lives."""
+        ended = threading.Event()
+        self._storage.set_trial_user_attr(self._id, PROCESS, str(this_process()))
+        self._beat()
+        thread = threading.Thread(target=keep_beating, args=(self._beat, ended), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def report(self, value: float, epoch: int) -> None:
+        """Records the objective after an epoch (from 1).
+
+        Raises:
+            PrunedError: The trial isn't worth going on with.
+        """
+        # A run that diverges fails by itself, and is not to be taken for pruned.
+        if not self._prunes or not math.isfinite(value):
+            return
+        self._trial.report(value, epoch)
+        if self._trial.should_prune():
+            raise PrunedError(epoch)
+
+    def leave(self, values: Sequence[float]) -> None:
+        """Leaves the result, in case that whoever waits for it is killed before it arrives."""
+        self._storage.set_trial_user_attr(self._id, VALUES, list(values))
+
+    def _beat(self) -> None:
+        self._storage.set_trial_user_attr(self._id, BEAT, time.time())
+
+
+def keep_beating(beat: Callable[[], None], ended: threading.Event) -> None:
+    """Calls `beat` again and again until `ended` is set; for a thread of its own."""
+    while not ended.wait(BEAT_SECONDS):
+        try:
+            beat()
+        except Exception as error:  # the database may be away for a moment; the run itself doesn't need it now
+            log.warning("no sign of life could be written: %s", error)
