@@ -34,6 +34,9 @@ OBJECTIVES = (
     "best/val_accuracy",
 )
 
+# Pictures in a forward pass without gradients.
+EVALUATION_BATCH = 256
+
 # Of a component from a package that isn't trusted.
 HYDRAS_REMEDY = "Pass _execution_whitelist_ from trusted code to allow expected targets."
 OUR_REMEDY = "If it is yours, name its package in the environment: KDSWEEP_TRUST='package.*'."
@@ -215,3 +218,8 @@ def teacher_id(cfg: DictConfig, teacher: Teacher) -> str:
     """16 hex digits that stand for everything that made a trained teacher."""
     head = None if cfg.teacher.head is None else container(cfg.teacher.head)
     return hash_identity({"features": teacher.features_key, "head": head})
+
+
+def head_path(cfg: DictConfig, teacher: Teacher) -> Path:
+    """Where the trained head of a teacher is kept."""
+    return Path(cfg.paths.cache) / "teachers" / f"{teacher_id(cfg, teacher)}.safetensors"

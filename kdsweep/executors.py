@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Protocol
 
 from hydra.errors import HydraException
@@ -13,6 +14,15 @@ from kdsweep.jobs import Job, Outcome, Task, all_overrides, outcome, run_job
 __all__ = ["EXECUTORS", "Executor", "Job", "Outcome", "Task", "open_executor", "run_job"]
 
 EXECUTORS = ("in_process", "workers", "ray", "launcher")
+
+RAY_SETTINGS = {
+    # Nothing is sent to Ray's makers.
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Instead of a warning that this will be the default: a task without a GPU sees what its machine has.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # The study says it in its own words.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed",
+}
 
 
 class Executor(Protocol):
@@ -69,6 +79,9 @@ def open_executor(
         from kdsweep.workers import Workers, gpus
 
         return Workers(task, n_jobs, threads, gpus(device))
+    # Ray reads these when it is imported, unless the user has set them.
+    for variable, value in RAY_SETTINGS.items():
+        os.environ.setdefault(variable, value)
     try:
         from kdsweep.ray_executor import RayExecutor
     except ImportError as error:

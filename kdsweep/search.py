@@ -83,8 +83,10 @@ class Search:
     def _sampler(self, config: DictConfig) -> Any:
         known = len(self.trials())
         seed = OmegaConf.select(config, "seed")
-        # A sampler that begins anew with its seed would propose its first points again. QMC counts in the storage.
-        if seed is not None and known and not str(config["_target_"]).endswith("QMCSampler"):
+        # A sampler that begins anew with its seed would propose its first points again. QMC and the grid count their
+        # points in the storage, in an order that is the seed's.
+        counts = str(config["_target_"]).endswith(("QMCSampler", "GridSampler"))
+        if seed is not None and known and not counts:
             config = OmegaConf.create({**config, "seed": seed + known})
         sampler = instantiate(config, _execution_whitelist_=TRUSTED)
         if isinstance(sampler, functools.partial):  # the grid: only it waits for the search space
@@ -170,7 +172,7 @@ class Search:
 
     def complete(self, number: int, values: Sequence[float]) -> None:
         """Tells the result of a trial."""
-        self._study.tell(number, list(values), skip_if_finished=True)
+        self._tell(number, values=list(values))
 
     def prune(self, number: int, epoch: int) -> None:
         """Tells that a trial was stopped after `epoch`."""
@@ -178,14 +180,14 @@ class Search:
         self._set(trial, PRUNED_AT, epoch)
         value = self._extrapolated(trial) if self._hides_pruned else None
         if value is None:
-            self._study.tell(number, state=TrialState.PRUNED, skip_if_finished=True)
+            self._tell(number, state=TrialState.PRUNED)
         else:
-            self._study.tell(number, value, skip_if_finished=True)
+            self._tell(number, values=value)
 
     def fail(self, number: int, cause: str) -> None:
         """Tells that a trial has no result."""
         self._set(self._study.trials[number], CAUSE, cause)
-        self._study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
+        self._tell(number, state=TrialState.FAIL)
 
     def give_back(self, number: int) -> None:
         """A trial that was interrupted on purpose: it is proposed again, and that doesn't count as a restart."""
@@ -257,6 +259,14 @@ class Search:
         best = self._study.direction == StudyDirection.MAXIMIZE
         limit = (max if best else min)(t.values[0] for t in full)
         return (min if best else max)(trial.intermediate_values[epoch] + gain, limit)
+
+    def _tell(self, number: int, **end: Any) -> None:
+        try:
+            self._study.tell(number, skip_if_finished=True, **end)
+        except RuntimeError as error:
+            # After its last point a grid wants to stop `optimize`, which isn't there; the trial has been told by then.
+            if "Study.stop" not in str(error):
+                raise
 
     def _id(self, number: int) -> int:
         return int(self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number))

@@ -6,7 +6,8 @@ import itertools
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from hydra.core.override_parser.types import Override
@@ -49,7 +50,6 @@ class Stages:
         store: Where the runs are recorded.
         parent_id: The study's own run.
         search: The study in Optuna.
-        executor: Where jobs run.
         overrides: The command line's.
         shared: Override lines that all jobs get.
         objectives: The metrics that the search optimises.
@@ -64,7 +64,6 @@ class Stages:
         store: Store,
         parent_id: str,
         search: Search,
-        executor: Executor,
         overrides: Sequence[Override],
         shared: Sequence[str],
         objectives: Sequence[str],
@@ -73,7 +72,7 @@ class Stages:
         max_restarts: int,
         max_failure_rate: float,
     ) -> None:
-        self._store, self._parent_id, self._search, self._executor = store, parent_id, search, executor
+        self._store, self._parent_id, self._search = store, parent_id, search
         self._overrides, self._objectives, self._baselines = overrides, objectives, baselines
         self._confirm_seeds, self._max_restarts = confirm_seeds, max_restarts
         self._max_failure_rate = max_failure_rate
@@ -84,15 +83,33 @@ class Stages:
         self._finished = self._recover()
         self._start, self._ended = time.perf_counter(), 0
 
+    @contextmanager
+    def carried_out_by(self, executor: Executor) -> Iterator[None]:
+        """In this block `executor` runs the jobs; it is closed with the block, and what didn't end is given back."""
+        self._executor = executor
+        self._start = time.perf_counter()
+        try:
+            yield
+        finally:
+            executor.close()
+            self._give_back()
+
     # What is to be done
 
+    def planned(self) -> dict[str, int]:
+        """How many runs the study has: one entry for each baseline, "trials", and "confirmation"."""
+        baselines = {name: baseline.seeds for name, baseline in self._baselines.items()}
+        arms = 1 + sum(baseline.control for baseline in self._baselines.values())
+        return {**baselines, "trials": self._search.n_trials, "confirmation": arms * self._confirm_seeds}
+
     def left(self) -> dict[str, int]:
-        """How many runs each part still takes: one entry for each baseline, "trials", and "confirmation"."""
-        baselines = {name: len(self._seeds_left(name)) for name in self._baselines}
-        trials = self._search.n_trials - self._search.count(*FINISHED)
-        controls = 1 + sum(baseline.control for baseline in self._baselines.values())
-        done = sum(name.startswith("confirm-") for name in self._finished)
-        return {**baselines, "trials": trials, "confirmation": max(controls * self._confirm_seeds - done, 0)}
+        """How many of the planned runs are still to be made."""
+        left = {name: len(self._seeds_left(name)) for name in self._baselines}
+        planned = self.planned()
+        confirmed = sum(name.startswith("confirm-") for name in self._finished)
+        left["trials"] = max(planned["trials"] - self._search.count(*FINISHED), 0)
+        left["confirmation"] = max(planned["confirmation"] - confirmed, 0)
+        return left
 
     def run_baselines(self) -> None:
         """Makes the runs without a search that aren't there yet.
@@ -253,8 +270,7 @@ class Stages:
 
     # What an interruption leaves
 
-    def give_back(self) -> None:
-        """After the executor has been closed: what didn't end is to be done another time."""
+    def _give_back(self) -> None:
         for trial in self._trials.values():
             self._search.give_back(trial.number)
         self._trials.clear()

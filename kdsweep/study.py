@@ -21,7 +21,8 @@ from optuna.distributions import BaseDistribution
 from kdsweep import assembly, recording, report
 from kdsweep.environment import cores
 from kdsweep.errors import UserError, require
-from kdsweep.executors import EXECUTORS, open_executor
+from kdsweep.executors import EXECUTORS, Executor, open_executor
+from kdsweep.forecast import forecast
 from kdsweep.jobs import Task
 from kdsweep.overrides import parsed, require_key, with_float_bounds, without_replaced_sweeps
 from kdsweep.processes import parse_process, this_process
@@ -180,39 +181,24 @@ class Study(OptunaSweeperImpl):
         searched = [override for override in overrides if override.is_sweep_override()]
         with self._parent(store, search, {**self._own(), **_space_lines(searched)}) as parent:
             parent.tag(self._tags(search, objectives))
-            threads = self.config.threads
-            if threads is None and self._executor != "in_process":
-                threads = max(1, cores() // self.n_jobs)
-            executor = open_executor(
-                self._executor,
-                self._task,
-                self.launcher,
-                self.n_jobs,
-                threads=threads or cores(),
-                device=self.config.device,
-                ray_address=self._ray_address,
-            )
             stages = Stages(
                 store,
                 parent.id,
                 search,
-                executor,
                 overrides,
-                [] if threads is None else [f"threads={threads}"],
+                [] if self._threads is None else [f"threads={self._threads}"],
                 [name for name, _ in objectives],
                 self._baselines,
                 self._confirm_seeds,
                 self._max_restarts,
                 self.max_failure_rate,
             )
-            try:
-                self._announce(search, stages.left(), threads)
+            # Before the workers start, whose imports would spoil what is measured.
+            self._announce(stages)
+            with stages.carried_out_by(self._open_executor()):
                 stages.run_baselines()
                 stages.run_search()
                 parent.tag({"kdsweep.chosen": str(stages.confirm())})
-            finally:
-                executor.close()
-                stages.give_back()
             search.write_results(Path(self.sweep_dir) / "optimization_results.yaml")
         folder = report.default_folder(Path(self.config.paths.root), store.study(parent.id))
         report.show(report.write(store, parent.id, folder))
@@ -229,10 +215,42 @@ class Study(OptunaSweeperImpl):
         tags = {f"kdsweep.{name}": json.dumps(value) for name, value in values.items()}
         return {**tags, "kdsweep.process": str(this_process())}
 
-    def _announce(self, search: Search, left: Mapping[str, int], threads: int | None) -> None:
+    @property
+    def _threads(self) -> int | None:
+        """What each run sets: its share of the cores, so that runs side by side don't fight; None: its own choice."""
+        if self.config.threads is not None or self._executor == "in_process":
+            return None
+        return max(1, cores() // self.n_jobs)
+
+    def _open_executor(self) -> Executor:
+        return open_executor(
+            self._executor,
+            self._task,
+            self.launcher,
+            self.n_jobs,
+            threads=self.config.threads or self._threads or cores(),
+            device=self.config.device,
+            ray_address=self._ray_address,
+        )
+
+    def _announce(self, stages: Stages) -> None:
         """What is going to be done, and about how long it will take."""
-        parts = [f"{count} {name}" for name, count in left.items() if count]
-        note(f"Study {search.name}: {', '.join(parts) or 'all runs are there'}.")
+        planned, left = stages.planned(), stages.left()
+        if not any(left.values()):
+            note(f"Study {self.study_name}: all {sum(planned.values())} runs are there.")
+            return
+        elsewhere = self._executor == "launcher" or self._ray_address is not None
+        found = forecast(
+            self.config,
+            planned,
+            left,
+            self.n_jobs,
+            name=str(self.study_name),
+            threads=self._threads,
+            elsewhere=elsewhere,
+        )
+        for line in found.words():
+            note(line)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from hydra_plugins.hydra_optuna_sweeper.config import OptunaSweeperConf
-from omegaconf import DictConfig
+from omegaconf import MISSING, DictConfig
 
 
 @dataclass
@@ -26,10 +26,11 @@ class StudySweeperConf(OptunaSweeperConf):
     """hydra-optuna-sweeper's configuration, and the study's own."""
 
     _target_: str = "kdsweep.sweeper.StudySweeper"
+    defaults: list[Any] = field(default_factory=lambda: [{"sampler": "gp"}, {"pruner": "none"}])
     # Beside the plug-in's own keys; each is described in conf/sweep/alpha_tau.yaml.
     n_jobs: int = 1
     direction: Any = None
-    pruner: Any = None
+    pruner: Any = MISSING
     baselines: dict[str, BaselineConf] = field(default_factory=dict)
     confirm_seeds: int = 0
     executor: str | None = None

@@ -360,9 +360,10 @@ def _admitted(name: str) -> str:
 
 def _import_mlflow() -> Any:
     # Both can be set to false from outside. Telemetry: an experiment on this machine tells nobody else about itself.
-    # Addresses: MLflow prints two lines at the end of each run, into the progress bar.
+    # Addresses: MLflow prints two lines at the end of each run, into the progress bar; and a bar of its own per file.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow
 
     # A fresh store would report its eighty migrations, since Hydra shows everything from INFO upwards.

@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 _PACKAGE = Path(__file__).resolve().parent
 CONFIG_FOLDER = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
 
-# Pictures in a forward pass without gradients.
-EVALUATION_BATCH = 256
-
 
 def main() -> None:
     """The command `kdsweep`."""
@@ -118,7 +115,7 @@ def train_student(cfg: DictConfig, trial: TrialLink | None = None) -> Result:
     teacher = None if cfg.teacher is None else trained_teacher(assembly.key_of(_shared(assembly.teacher_config(cfg))))
 
     def predict(split: str) -> Tensor:
-        return training.predict(network, getattr(data, split).images, EVALUATION_BATCH, precision)
+        return training.predict(network, getattr(data, split).images, assembly.EVALUATION_BATCH, precision)
 
     with recording.started(cfg, data, store, teacher) as run:
         fitting = training.fit(
@@ -159,7 +156,7 @@ def train_teacher(cfg: DictConfig) -> Result:
             )
         result = experiment.run(fitting, teacher.logits, data, None, recording.epoch_log(run), cfg.evaluate_test)
         head = teacher.network.head.state_dict()
-        write_tensors(_head_path(cfg, teacher), head)
+        write_tensors(assembly.head_path(cfg, teacher), head)
         recording.finish(cfg, run, result, head, "head.safetensors")
     return result
 
@@ -180,7 +177,7 @@ def trained_teacher(teacher_key: str) -> Teacher:
     teacher = assembly.untrained_teacher(cfg)
     if cfg.teacher.head is None:
         return teacher
-    path = _head_path(cfg, teacher)
+    path = assembly.head_path(cfg, teacher)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
         head = read_tensors(path)
@@ -200,12 +197,6 @@ def _shared(cfg: DictConfig) -> DictConfig:
     own.tracking.update({"parent": None, "study": None, "stage": "single", "job": None, "trial": None})
     own.evaluate_test = True
     return own
-
-
-def _head_path(cfg: DictConfig, teacher: Teacher) -> Path:
-    from kdsweep.assembly import teacher_id
-
-    return Path(cfg.paths.cache) / "teachers" / f"{teacher_id(cfg, teacher)}.safetensors"
 
 
 if __name__ == "__main__":

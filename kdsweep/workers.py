@@ -12,7 +12,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
@@ -104,31 +104,29 @@ class Worker:
             forkserver.ensure_running()
         self.job: Job | None = None
         self.connection, theirs = context.Pipe()
-        # A daemon: should the parent end without `close`, it doesn't wait for jobs.
-        arguments = (theirs, task, environment, str(Path.cwd()))
-        self.process: ForkServerProcess = context.Process(target=serve, args=arguments, daemon=True)
+        # A daemon: should the parent end without `close`, it doesn't wait for jobs. And with no more arguments than a
+        # pipe takes at once: cut short by Ctrl-C while the server still imports, they would cost a stack trace.
+        self.process: ForkServerProcess = context.Process(target=serve, args=(theirs,), daemon=True)
         self.process.start()
         theirs.close()
-        _send_terminal(self.connection)
+        with suppress(OSError):
+            _send_terminal(self.connection)
+            self.connection.send((task, environment, str(Path.cwd())))
 
     def start(self, job: Job) -> None:
-        """Sends a job; whether the process still lived shows when it has ended."""
+        """Sends a job; one that the process did not live to take shows as lost."""
         self.job = job
-        try:
+        with suppress(OSError):
             self.connection.send(job)
-        except OSError:
-            return
 
     def end(self) -> tuple[Job, Outcome]:
         """The job and its outcome, once it has answered or died."""
         assert self.job is not None
         job, self.job = self.job, None
-        try:
-            # A process that has just died may have answered before.
+        # A process that has just died may have answered before.
+        with suppress(EOFError, OSError):
             if self.connection.poll():
                 return job, received_outcome(self.connection.recv_bytes())
-        except (EOFError, OSError):
-            pass
         self.process.join(GRACE_SECONDS)
         how = _ending(self.process.exitcode)
         self.kill()

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
-from kdsweep.comparison import Report, summarise
+from kdsweep.comparison import Comparison, Readings, compare
 from kdsweep.records import RunRecord, StudyRecord
+from kdsweep.summary import Report, summarise
 
 ids = itertools.count()
+
+SPACE = {"loss.alpha": {"low": 0, "high": 1, "log": False}, "loss.tau": {"low": 1, "high": 20, "log": True}}
 
 
 def record(
@@ -21,6 +26,7 @@ def record(
     stage: str = "single",
     params: Mapping[str, object] | None = None,
     tags: Mapping[str, str] | None = None,
+    metrics: Mapping[str, float] | None = None,
 ) -> RunRecord:
     """A run as the store would give it back."""
     number = next(ids)
@@ -31,7 +37,7 @@ def record(
         start=datetime(2026, 1, 1, tzinfo=UTC),
         duration_s=10.0,
         params={key: str(value) for key, value in (params or {}).items()},
-        metrics={"val/accuracy": val} | ({} if test is None else {"test/accuracy": test}),
+        metrics={"val/accuracy": val} | ({} if test is None else {"test/accuracy": test}) | dict(metrics or {}),
         tags={"kdsweep.role": role, "kdsweep.stage": stage, **(tags or {})},
     )
 
@@ -42,7 +48,40 @@ def trial(number: int, alpha: float, tau: float, *, val: float = 0.9, test: floa
     return record("distill", val=val, test=test, params=searched, tags={"kdsweep.trial": str(number)})
 
 
-def summary(*runs: RunRecord, curves: Mapping[int, Sequence[float]] | None = None) -> Report:
+def pruned(number: int, epoch: int, epochs: int = 10) -> RunRecord:
+    """A run of the search that was stopped."""
+    tags = {"kdsweep.trial": str(number), "kdsweep.pruned": str(epoch)}
+    params = {"loss.alpha": 0.5, "loss.tau": 4, "epochs": epochs}
+    return record("distill", val=0.3, test=None, status="KILLED", params=params, tags=tags)
+
+
+def fresh(
+    role: str, tests: Sequence[float], *, val: float = 0.9, start: int = 1000, **params: object
+) -> list[RunRecord]:
+    """Confirmation runs with these test accuracies, one a seed."""
+    return [
+        record(role, val=val, test=test, stage="confirmation", params={"seed": seed, **params})
+        for seed, test in enumerate(tests, start)
+    ]
+
+
+def study(*runs: RunRecord, **tags: object) -> StudyRecord:
+    """A study of these runs; `tags` (planned=..., chosen=...) are those of its parent run, written as JSON."""
+    parent = record("study", tags={f"kdsweep.{key}": json.dumps(value) for key, value in tags.items()})
+    return StudyRecord(replace(parent, metrics={}), runs)
+
+
+def readings(runs: Sequence[RunRecord], curves: Mapping[int, Sequence[float]] | None) -> Readings:
+    """Validation accuracies by epoch of the runs at these positions."""
+    curve = {runs[i].id: list(enumerate(values, start=1)) for i, values in (curves or {}).items()}
+    return Readings({"val/accuracy": curve})
+
+
+def compared(*runs: RunRecord, curves: Mapping[int, Sequence[float]] | None = None, **tags: object) -> Comparison:
+    """These runs, sorted."""
+    return compare(study(*runs, **tags), readings(runs, curves))
+
+
+def summary(*runs: RunRecord, curves: Mapping[int, Sequence[float]] | None = None, **tags: object) -> Report:
     """The report of a study of these runs; `curves` are accuracies by epoch of the runs at these positions."""
-    histories = {runs[i].id: list(enumerate(curve, start=1)) for i, curve in (curves or {}).items()}
-    return summarise(StudyRecord(record("study"), runs), histories)
+    return summarise(study(*runs, **tags), readings(runs, curves))

@@ -147,6 +147,16 @@ def test_answers_may_be_all_zero(tmp_path: Path) -> None:
         assert not tables(tmp_path).rows("pass-0000", N, lambda rows: torch.zeros(len(rows), 5)).any()
 
 
+def test_tables_say_what_they_have(tmp_path: Path) -> None:
+    """A pass that was computed, by whomever, is there; asking computes nothing, and makes no folder."""
+    assert not tables(tmp_path).has("pass-0000")
+    assert list(tmp_path.iterdir()) == []
+    tables(tmp_path).rows("pass-0000", N, network)
+    assert tables(tmp_path).has("pass-0000")
+    assert not tables(tmp_path).has("pass-0001")
+    assert not tables(tmp_path, weights="abd").has("pass-0000")
+
+
 def test_a_failed_computation_leaves_nothing(tmp_path: Path) -> None:
     """After an error half-way there is no file, no lock is held, and the next attempt computes all rows."""
 

@@ -108,6 +108,31 @@ def test_only_passes_that_are_asked_for_are_computed(tmp_path: Path) -> None:
     assert found == ["pass-0001.safetensors", "pass-0004.safetensors"]
 
 
+def test_a_teacher_says_what_it_has_still_to_compute(tmp_path: Path) -> None:
+    """Passes and features that have no table yet; online no pass is kept, and so none is missing."""
+    ours = teacher(tmp_path)
+    ours.answers(2)
+    ours.features("validation")
+    for one in (ours, teacher(tmp_path)):
+        assert one.missing_passes(4) == [0, 1, 3]
+        assert one.missing_features() == ["train", "test"]
+    assert teacher(tmp_path, mode="online").missing_passes(4) == []
+    assert teacher(tmp_path / "elsewhere").missing_passes(2) == [0, 1]
+
+
+def test_a_question_about_passes_leaves_the_head_free(tmp_path: Path) -> None:
+    """What is missing is asked before the head is trained, and the answers are the trained one's."""
+    network = build(6, seed=9)
+    ours = teacher(tmp_path, network)
+    ours.missing_passes(1)
+    with torch.no_grad():
+        network.head.weight.mul_(-1)
+        network.head.bias.mul_(-1)
+    ours.answers(0)
+    assert teacher(tmp_path, network).missing_passes(1) == []
+    assert teacher(tmp_path, build(6, seed=9)).missing_passes(1) == [0]
+
+
 def test_features_are_what_the_head_takes(tmp_path: Path) -> None:
     """The features of the plain pictures, through the head, are the network's logits of them."""
     ours = teacher(tmp_path)

@@ -1,0 +1,191 @@
+"""Which figures a report has, and what each of them is given."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from kdsweep import arm_figures, figures, search_figures, surface_figure, verdict
+from kdsweep.aims import Dimension, short_key
+from kdsweep.arm_figures import Interval
+from kdsweep.comparison import STUDENTS, Arm
+from kdsweep.landscape import axes
+from kdsweep.search_figures import Course, Scale
+from kdsweep.summary import Report
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# File name of each figure, in the order in which they are shown, and what it is called.
+CAPTIONS = {
+    "differences.png": "Differences on test",
+    "alpha_tau_surface.png": "Surface over the searched parameters",
+    "learning_curves.png": "Learning curves",
+    "reach.png": "Epochs and seconds to reach accuracies",
+    "reliability.png": "Reliability on test",
+    "history.png": "Course of the search",
+    "parallel.png": "Trials across their parameters",
+    "pareto.png": "Pareto set",
+}
+LABELS = {"loss.alpha": "alpha (weight of the distillation term)", "loss.tau": "tau (softmax temperature)"}
+
+
+def draw(report: Report) -> Iterator[tuple[str, Figure]]:
+    """The figures that there is something to draw for: (file name, figure), in the order of `CAPTIONS`."""
+    makers = (_differences, _surface, _learning, _reach, _reliability, _history, _parallel, _pareto)
+    for name, make in zip(CAPTIONS, makers, strict=True):
+        figure = make(report)
+        if figure is not None:
+            yield name, figure
+
+
+def _differences(report: Report) -> Figure | None:
+    rows = [
+        Interval(
+            f"{paired.first.replace('_', ' ')} - {paired.second.replace('_', ' ')}",
+            [100 * difference for difference in verdict.pair_differences(paired)],
+            100 * paired.difference.mean,
+            100 * paired.difference.low,
+            100 * paired.difference.high,
+            clear=paired.outcome in ("better", "worse"),
+        )
+        for paired in report.verdict.comparisons
+    ]
+    return arm_figures.differences(rows) if rows else None
+
+
+def _surface(report: Report) -> Figure | None:
+    """Over alpha and tau where both are there, else over the first two numeric parameters."""
+    land, chosen, objective = report.landscape, report.comparison.chosen, report.comparison.aims.objective
+    keys = axes(land.space) if land.space is not None and len(land.space.names) > 1 else ("loss.alpha", "loss.tau")
+    trials = [t for t in report.trials if all(t.params.get(key) == value for key, value in land.fixed.items())]
+    trials = [trial for trial in trials if all(_is_number(trial.params.get(key, "")) for key in keys)]
+    if chosen not in trials:
+        return None
+    scale = objective.scale
+    surface, trusted = land.surface, land.plateau is not None and land.plateau.trusted
+    caption = "No outline: the plateau can't be told." if surface is not None and not trusted else ""
+    if surface is not None:
+        # An outline that isn't trusted would be read all the same.
+        member = surface.member & trusted
+        mean = objective.sign * scale * surface.mean
+        surface = dataclasses.replace(surface, mean=mean, sd=scale * surface.sd, member=member)
+    points = surface_figure.Points(
+        [float(trial.params[keys[0]]) for trial in trials],
+        [float(trial.params[keys[1]]) for trial in trials],
+        [scale * trial.value for trial in trials],
+        [trial.number for trial in trials],
+        trials.index(chosen),
+    )
+    logs = dict(zip(land.space.names, land.space.log, strict=True)) if land.space is not None else {}
+    x, y = (surface_figure.Axis(LABELS.get(key, key), logs.get(key, key == "loss.tau")) for key in keys)
+    scratch = report.comparison.arm("scratch")
+    level = None if scratch is None else scratch.metrics.get(objective.metric)
+    baseline = None if level is None else (scale * level.mean, scale * level.sd)
+    return surface_figure.search_surface(points, (x, y), objective.name, surface, baseline, caption)
+
+
+def _learning(report: Report) -> Figure | None:
+    curves: dict[str, list[figures.Curve]] = {}
+    for arm in report.arms:
+        histories = [report.comparison.readings.history("val/accuracy", run) for run in arm.runs]
+        if arm.role == "teacher" and "val/accuracy" in arm.metrics:
+            curves[arm.name] = [[(1, arm.metrics["val/accuracy"].mean)]]
+        elif any(histories):
+            curves[_label(report, arm)] = [curve for curve in histories if curve]
+    students = curves.keys() - {"teacher"}
+    return figures.arm_curves(curves, "validation accuracy", report.target) if students else None
+
+
+def _label(report: Report, arm: Arm) -> str:
+    """An arm in a legend: the distilled one says which trial it is."""
+    chosen = report.comparison.chosen
+    if arm.role != "distill" or chosen is None or len(report.trials) < 2:
+        return arm.name
+    return f"distill, trial {chosen.number}" if arm.confirmed else f"distill, best of {len(report.trials)} trials"
+
+
+def _reach(report: Report) -> Figure | None:
+    readings = report.comparison.readings
+    arms = {}
+    for arm in report.arms:
+        pairs = [(readings.history("val/accuracy", run), readings.history("epoch_seconds", run)) for run in arm.runs]
+        told = [(curve, seconds) for curve, seconds in pairs if len(curve) > 1]
+        if arm.role != "teacher" and told:
+            arms[_label(report, arm)] = told
+    return arm_figures.reach(arms) if arms else None
+
+
+def _reliability(report: Report) -> Figure | None:
+    bins = report.comparison.readings.bins
+    arms = {}
+    for role in STUDENTS:
+        told = [bins[run.id] for run in report.comparison.confirmed(role) if bins.get(run.id)]
+        if told:
+            arms[role.replace("_", " ")] = told
+    return arm_figures.reliability(arms) if arms else None
+
+
+def _history(report: Report) -> Figure | None:
+    found, objective = report.comparison, report.comparison.aims.objective
+    if len(found.trials) < 2:
+        return None
+    scale, noise = objective.scale, report.verdict.validation_noise
+    scratch = found.arm("scratch")
+    level = None if scratch is None else scratch.metrics.get(objective.metric)
+    course = Course(
+        [(trial.number, scale * trial.value) for trial in found.trials],
+        [trial.number for trial in found.pruned],
+        None if found.chosen is None else found.chosen.number,
+        objective.maximise,
+        None if noise is None else scale * noise.sd,
+        None if report.verdict.confirmed is None else scale * report.verdict.confirmed,
+        None if level is None else scale * level.mean,
+    )
+    return search_figures.history(course, objective.name)
+
+
+def _parallel(report: Report) -> Figure | None:
+    found, objective = report.comparison, report.comparison.aims.objective
+    declared = {dimension.key: dimension for dimension in found.aims.space}
+    columns = []
+    for key in found.trials[0].params if found.trials else ():
+        texts = [trial.params[key] for trial in found.trials]
+        if len(set(texts)) > 1:
+            columns.append((_scale(key, texts, declared.get(key)), texts))
+    if len(found.trials) < 2 or not columns or found.chosen is None:
+        return None
+    values = [objective.scale * trial.value for trial in found.trials]
+    return search_figures.parallel(columns, values, found.trials.index(found.chosen), objective.name)
+
+
+def _scale(key: str, texts: list[str], declared: Dimension | None) -> Scale:
+    if not all(map(_is_number, texts)):
+        return Scale(short_key(key), choices=tuple(sorted(set(texts))))
+    positive = min(map(float, texts)) > 0
+    return Scale(
+        short_key(key), positive and (key == "loss.tau" if declared is None or declared.choices else declared.log)
+    )
+
+
+def _pareto(report: Report) -> Figure | None:
+    found, objectives = report.comparison, report.comparison.aims.objectives[:2]
+    if not report.front:
+        return None
+    points = [(objectives[0].scale * trial.values[0], objectives[1].scale * trial.values[1]) for trial in found.trials]
+    return search_figures.pareto_front(
+        points,
+        [trial.number for trial in found.trials],
+        [found.trials.index(trial) for trial in report.front],
+        None if found.chosen is None else found.trials.index(found.chosen),
+        (objectives[0].name, objectives[1].name),
+    )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False

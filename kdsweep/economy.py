@@ -1,0 +1,142 @@
+"""What a study cost, and what pruning saved of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from kdsweep import statistics
+from kdsweep.comparison import STUDENTS, Comparison, Spread, finished, spread
+from kdsweep.statistics import RankCorrelation
+
+# Below this a score at the pruning epoch tells too little about the final one.
+LOW_RANK = 0.7
+FEWEST_FULL = 5  # full runs; with fewer a rank correlation says nothing
+
+
+@dataclass(frozen=True)
+class Savings:
+    """What pruning saved.
+
+    Attributes:
+        pruned, full: Numbers of trials that were stopped, and of trials that went to their end.
+        epochs_saved, epochs_all: Epochs that were not trained, of those that all these trials would have taken.
+        seconds_saved: By the full runs' seconds an epoch; None where they didn't tell.
+        ranks: Epoch at which trials were stopped -> Spearman's correlation between the score there and the final one,
+            over the full runs that told both.
+    """
+
+    pruned: int
+    full: int
+    epochs_saved: int
+    epochs_all: int
+    seconds_saved: float | None
+    ranks: dict[int, RankCorrelation]
+
+
+@dataclass(frozen=True)
+class Economy:
+    """What a study cost.
+
+    Attributes:
+        seconds: Role -> seconds of a run, without the teacher's passes.
+        teacher_seconds: Spent by all runs on the teacher's passes together.
+        total_seconds: Of all runs that ended, whichever way; runs beside each other are added up.
+        savings: None where nothing was pruned.
+    """
+
+    seconds: dict[str, Spread] = field(default_factory=dict)
+    teacher_seconds: float = 0.0
+    total_seconds: float = 0.0
+    savings: Savings | None = None
+
+
+def account(found: Comparison) -> Economy:
+    """Adds up what the runs of a study took."""
+    seconds = {role: spread(found.seconds(role)) for role in ("teacher", *STUDENTS)}
+    children = found.study.children
+    return Economy(
+        {role: cost for role, cost in seconds.items() if cost is not None},
+        math.fsum(run.metrics.get("teacher_seconds", 0) for run in children),
+        math.fsum(run.duration_s or 0 for run in children),
+        _savings(found) if found.pruned else None,
+    )
+
+
+def _savings(found: Comparison) -> Savings:
+    metric = found.aims.objective.metric
+    full = [run for run in finished(found.study, "distill") if run.stage != "confirmation"]
+    histories = {run.id: dict(found.readings.history(metric, run)) for run in full}
+    last = {id_: history[max(history)] for id_, history in histories.items() if history}
+    ranks = {}
+    for epoch in sorted({trial.epoch for trial in found.pruned}):
+        both = [(histories[id_][epoch], final) for id_, final in last.items() if epoch in histories[id_]]
+        if len(both) >= FEWEST_FULL:
+            ranks[epoch] = statistics.rank_correlation([early for early, _ in both], [final for _, final in both])
+    saved = sum(trial.epochs - trial.epoch for trial in found.pruned)
+    epochs = sum(int(run.params.get("epochs", "0")) for run in full)
+    trained = [(run.metrics["seconds"], int(run.params["epochs"])) for run in full if _timed(run.metrics, run.params)]
+    per_epoch = math.fsum(s for s, _ in trained) / sum(e for _, e in trained) if trained else None
+    return Savings(
+        pruned=len(found.pruned),
+        full=len(full),
+        epochs_saved=saved,
+        epochs_all=epochs + sum(trial.epochs for trial in found.pruned),
+        seconds_saved=None if per_epoch is None else saved * per_epoch,
+        ranks=ranks,
+    )
+
+
+def _timed(metrics: dict[str, float], params: dict[str, str]) -> bool:
+    return "seconds" in metrics and int(params.get("epochs", "0")) > 0
+
+
+def words(economy: Economy) -> Iterator[str]:
+    """The findings about cost, a sentence or two each."""
+    if economy.savings is not None:
+        yield _savings_words(economy.savings)
+        yield _rank_words(economy.savings)
+    distill, scratch = economy.seconds.get("distill"), economy.seconds.get("scratch")
+    if distill is not None and scratch is not None and scratch.mean > 0:
+        yield (
+            f"A distilled run takes {duration(distill.mean)}, {distill.mean / scratch.mean:.2f} times a scratch run "
+            f"({duration(scratch.mean)}); the teacher's passes took {duration(economy.teacher_seconds)} once for all "
+            f"runs, and all runs together {duration(economy.total_seconds)}."
+        )
+
+
+def _savings_words(savings: Savings) -> str:
+    share = savings.epochs_saved / savings.epochs_all if savings.epochs_all else 0
+    time = "" if savings.seconds_saved is None else f", about {duration(savings.seconds_saved)}"
+    trials = savings.pruned + savings.full
+    return (
+        f"Pruning stopped {savings.pruned} of {trials} trials and saved {savings.epochs_saved:,} of "
+        f"{savings.epochs_all:,} epochs ({share:.0%}{time})."
+    )
+
+
+def _rank_words(savings: Savings) -> str:
+    known = {epoch: rank for epoch, rank in savings.ranks.items() if not math.isnan(rank.rho)}
+    if not known:
+        return (
+            f"Whether the scores at which trials were stopped foretell the final ones is unknown: that takes at least "
+            f"{FEWEST_FULL} full runs, and there are {savings.full}. Pruned settings may have been good ones."
+        )
+    epoch, worst = min(known.items(), key=lambda item: item[1].rho)
+    told = (
+        f"Over {worst.n} full runs the score after epoch {epoch} has a rank correlation of {worst.rho:.2f} "
+        f"({worst.low:.2f} to {worst.high:.2f}) with the final one"
+    )
+    if worst.rho < LOW_RANK:
+        return f"{told}: too low to stop trials there. Good settings may have been pruned; prune later or not at all."
+    return f"{told}, the lowest of the epochs at which trials were stopped."
+
+
+def duration(seconds: float) -> str:
+    """Seconds as hours and minutes, minutes and seconds, or seconds."""
+    if 0 < seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,249 @@
+"""What a study will cost before it starts: its runs, the teacher's passes, the time, and what would shorten it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from kdsweep.environment import cores
+from kdsweep.errors import UserError
+from kdsweep.estimate import CONFIRMATION, TRIALS, Estimate, asks_teacher, controls, estimate
+from kdsweep.speed import Speed, measure, student_speed
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+# Above this a forecast says what would make the study shorter.
+LONG_SECONDS = 3600.0
+# A proposal that saves less is not worth a line, and fewer passes are one only where the teacher takes so much.
+LEAST_SAVING = 0.1
+TEACHERS_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """Another way to get an answer.
+
+    Attributes:
+        overrides: What to put on the command line.
+        speed: How fast it would be.
+        n_jobs: Runs at a time.
+        price: What is lost by it; empty if nothing is.
+        seconds: Of the whole study, once computed.
+    """
+
+    overrides: str
+    speed: Speed
+    n_jobs: int
+    price: str = ""
+    seconds: float = math.nan
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a study will cost.
+
+    Attributes:
+        name: The study's.
+        planned: Runs of each part: baselines by name, "trials", "confirmation".
+        left: Those still to be made.
+        n_jobs: Runs at a time.
+        speed: What it was computed from.
+        cost: Of the runs that are left.
+        shorter: Alternatives, shortest first; only where the study is long.
+    """
+
+    name: str
+    planned: Mapping[str, int]
+    left: Mapping[str, int]
+    n_jobs: int
+    speed: Speed
+    cost: Estimate
+    shorter: tuple[Alternative, ...] = ()
+
+    def words(self) -> list[str]:
+        """The forecast in lines for the terminal."""
+        return [line for line in (self._runs(), self._teacher(), self._time(), *self._shorter()) if line]
+
+    def _runs(self) -> str:
+        baselines = [f"{n} {name}" for name, n in self.planned.items() if n and name not in (TRIALS, CONFIRMATION)]
+        parts = [", ".join(baselines), f"{self.planned.get(TRIALS, 0)} trials", self._confirmation()]
+        total, left = sum(self.planned.values()), sum(self.left.values())
+        done = "" if left == total else f" {total - left} of them are done."
+        return f"Study {self.name}: {'; '.join(part for part in parts if part)}: {total} runs.{done}"
+
+    def _confirmation(self) -> str:
+        runs, n_controls = self.planned.get(CONFIRMATION, 0), len(controls(self.planned))
+        if not runs:
+            return ""
+        seeds, rest = divmod(runs, 1 + n_controls)
+        if rest:
+            return f"then {runs} runs with fresh seeds"
+        of_controls = {0: "", 1: " and of the control", 2: " and of both controls"}
+        others = of_controls.get(n_controls, f" and of {n_controls} controls")
+        return f"then {seeds} fresh seed{'s' * (seeds > 1)} of the best setting{others}"
+
+    def _teacher(self) -> str:
+        speed = self.speed
+        if speed.teacher_rate is None or not asks_teacher(self.left):
+            return ""
+        missing = []
+        if self.cost.passes:
+            missing.append(f"{self.cost.passes} of {speed.n_passes} passes over {speed.n_train:,} pictures")
+        if speed.features_missing:
+            missing.append(f"features of {speed.features_missing:,} pictures")
+        online = "it answers every batch" if speed.online else ""
+        if not missing:
+            return f"Teacher: {online or f'all {speed.n_passes} passes are there'}."
+        need = f"{' and '.join(missing)} still to be computed (about {roughly(self.cost.teacher_seconds)})"
+        return f"Teacher: {need}{', then ' * bool(online)}{online}."
+
+    def _time(self) -> str:
+        if not any(self.left.values()):
+            return "Nothing is left to run."
+        speed = self.speed
+        step = f"one step of {speed.batch_size} pictures takes {_step(speed.step_seconds)}; measured now"
+        where = f"on {self.n_jobs} workers" if self.n_jobs > 1 else "one run at a time"
+        return f"About {roughly(self.cost.seconds)}, {where} ({step})."
+
+    def _shorter(self) -> list[str]:
+        if not self.shorter and (self.cost.seconds <= LONG_SECONDS or self.speed.gpus):
+            return []
+        width = max((len(way.overrides) for way in self.shorter), default=0)
+        lines = [
+            f"  {way.overrides:<{width}}  about {roughly(way.seconds)}{way.price and f' ({way.price})'}"
+            for way in self.shorter
+        ]
+        if not self.speed.gpus:
+            lines.append("  A GPU would be many times as fast (not measured here).")
+        return ["Each of these alone would make it shorter:", *lines]
+
+
+def forecast(
+    cfg: DictConfig,
+    planned: Mapping[str, int],
+    left: Mapping[str, int],
+    n_jobs: int,
+    *,
+    name: str,
+    threads: int | None = None,
+    elsewhere: bool = False,
+) -> Forecast:
+    """Measures for some seconds, and says what the study's remaining runs will cost.
+
+    Args:
+        cfg: The configuration that the study's runs share; `assembly.check` has passed it.
+        planned: Runs of each part of the study: its baselines by name (all but "teacher" count as controls), "trials",
+            and "confirmation" (runs, not seeds).
+        left: The same, without the runs that are done.
+        n_jobs: Runs at a time.
+        name: The study's.
+        threads: CPU threads of a run; None: the configuration's, and where it has none, its share of the cores.
+        elsewhere: Runs may be made on other machines, whose cores and GPUs aren't known.
+    """
+    if threads is None and cfg.threads is None and n_jobs > 1:
+        threads = max(1, cores() // n_jobs)
+    speed = measure(cfg, threads)
+    cost = estimate(speed, left, n_jobs, elsewhere)
+    ways: list[Alternative] = []
+    if cost.seconds > LONG_SECONDS:
+        ways += [] if elsewhere else _more_workers(cfg, speed, n_jobs)
+        # What is done was done with the settings as they are: then the rest can only be shared out otherwise.
+        if sum(left.values()) == sum(planned.values()):
+            ways += [*_another_stem(cfg, speed, n_jobs), *less_work(speed, n_jobs, cost)]
+    return Forecast(name, planned, left, n_jobs, speed, cost, worth_it(ways, left, cost, elsewhere))
+
+
+# ------------------------------------------------------------------------------------------------- alternatives
+
+
+def _more_workers(cfg: DictConfig, speed: Speed, n_jobs: int) -> Iterator[Alternative]:
+    """Every GPU, or every core with one thread a run, which a network on small batches uses best."""
+    places = speed.gpus or speed.cores
+    if n_jobs < places:
+        more = speed if speed.gpus or speed.threads == 1 else measure(cfg, 1)
+        alone = "" if cfg.threads in (None, 1) or speed.gpus else " threads=1"
+        yield Alternative(f"sweep.executor=workers sweep.n_jobs={places}{alone}", more, places)
+
+
+def _another_stem(cfg: DictConfig, speed: Speed, n_jobs: int) -> Iterator[Alternative]:
+    """The published stem, which makes the maps of a ResNet sixteen times smaller."""
+    from omegaconf import OmegaConf
+
+    if "stem" in cfg.model and cfg.model.stem == "cifar":
+        own = cfg.copy()
+        OmegaConf.set_readonly(own, False)
+        own.model.stem = "imagenet"
+        try:
+            step_seconds, evaluation_rate = student_speed(own, speed.threads)
+        except UserError:  # the pictures are too small for it
+            return
+        other = replace(speed, step_seconds=step_seconds, evaluation_rate=evaluation_rate)
+        yield Alternative("model.stem=imagenet", other, n_jobs, "another student, weaker on small pictures")
+
+
+def less_work(speed: Speed, n_jobs: int, cost: Estimate) -> Iterator[Alternative]:
+    """Half the epochs or pictures, and a quarter of the teacher's passes where they take much of the time."""
+    if speed.epochs > 1:
+        epochs = speed.epochs // 2
+        # By default there are as many passes as epochs.
+        n_passes = epochs if speed.n_passes == speed.epochs else speed.n_passes
+        other = replace(_with_passes(speed, n_passes), epochs=epochs)
+        yield Alternative(f"epochs={epochs}", other, n_jobs, "all arms learn for half as long")
+    if speed.train_fraction is not None and speed.n_train >= 2 * speed.batch_size:
+        yield Alternative(
+            f"data.train_fraction={speed.train_fraction / 2:.3g}",
+            _with_pictures(speed, speed.n_train // 2),
+            n_jobs,
+            "another question: what half the labels give",
+        )
+    n_passes = max(1, speed.n_passes // 4)
+    if n_passes < speed.n_passes and cost.teacher_seconds > TEACHERS_SHARE * cost.seconds:
+        other = _with_passes(speed, n_passes)
+        yield Alternative(f"n_passes={n_passes}", other, n_jobs, "epochs see the same views again")
+
+
+def _with_passes(speed: Speed, n_passes: int) -> Speed:
+    missing = tuple(index for index in speed.passes_missing if index < n_passes)
+    return replace(speed, n_passes=n_passes, passes_missing=missing)
+
+
+def _with_pictures(speed: Speed, n_train: int) -> Speed:
+    """With other training pictures, of which the teacher knows none: its tables belong to one set of pictures."""
+    if speed.teacher_rate is None:
+        return replace(speed, n_train=n_train)
+    passes = () if speed.online else tuple(range(speed.n_passes))
+    pictures = n_train + speed.n_validation + speed.n_test
+    return replace(speed, n_train=n_train, passes_missing=passes, features_missing=pictures)
+
+
+def worth_it(
+    ways: Iterable[Alternative], left: Mapping[str, int], cost: Estimate, elsewhere: bool = False
+) -> tuple[Alternative, ...]:
+    """Those that save enough of `cost`, with their own seconds, shortest first."""
+    timed = [replace(way, seconds=estimate(way.speed, left, way.n_jobs, elsewhere).seconds) for way in ways]
+    saving = [way for way in timed if way.seconds <= (1 - LEAST_SAVING) * cost.seconds]
+    return tuple(sorted(saving, key=lambda way: way.seconds))
+
+
+# -------------------------------------------------------------------------------------------------------- words
+
+
+def roughly(seconds: float) -> str:
+    """A length of time as far as an estimate can tell it: "20 s", "12 min", "1 h 40 min", "31 h", "5 days"."""
+    if seconds < 57.5:
+        return f"{max(5, 5 * round(seconds / 5))} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 10 * 60:
+        hours, rest = divmod(5 * round(minutes / 5), 60)
+        return f"{hours} h {rest} min" if rest else f"{hours} h"
+    hours = round(seconds / 3600)
+    return f"{hours} h" if hours < 72 else f"{round(hours / 24)} days"
+
+
+def _step(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms"

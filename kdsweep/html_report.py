@@ -1,0 +1,53 @@
+"""A report as one HTML file, which needs no network and no script: the figures are inside."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from pathlib import Path
+
+import kdsweep
+from kdsweep import report_tables
+from kdsweep.drawings import CAPTIONS
+from kdsweep.summary import Report
+
+TEMPLATE = "report.html.jinja"
+
+
+def render(report: Report, pictures: Mapping[str, bytes]) -> str:
+    """The page.
+
+    Args:
+        pictures: PNG files by their names in `kdsweep.drawings.CAPTIONS`.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    folder = Path(__file__).with_name("templates")
+    # A study's name and its parameters come from outside: everything is escaped.
+    environment = Environment(
+        loader=FileSystemLoader(folder),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    main = report.verdict.of("distill", "scratch")
+    figures = [
+        {"title": CAPTIONS[name], "name": name, "data": base64.b64encode(data).decode("ascii")}
+        for name, data in pictures.items()
+    ]
+    return environment.get_template(TEMPLATE).render(
+        study=report.study.parent,
+        heading=list(report_tables.heading(report.study)),
+        headline=report.headline,
+        outcome="unknown" if main is None else main.outcome.replace(" ", "-"),
+        comparisons=report_tables.comparisons(report),
+        arms=report_tables.arms(report),
+        front=report_tables.trials(report, report.front),
+        trials=report_tables.trials(report, report.trials),
+        pruned=report_tables.pruned(report),
+        findings=report.findings,
+        missing=report.missing,
+        figures=figures,
+        version=kdsweep.__version__,
+    )

@@ -1,0 +1,153 @@
+"""What the search found out about its space: spread against noise, the plateau, which parameters matter."""
+
+from __future__ import annotations
+
+import math
+import statistics as plain
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from kdsweep import plateau as fitted
+from kdsweep.aims import Dimension, Objective, setting, short_key
+from kdsweep.comparison import Comparison, Trial
+from kdsweep.plateau import Importance, Plateau, Space, Surface
+from kdsweep.statistics import NoiseFloor
+
+# A key without a declared scale that was tried over this ratio is seen on a logarithmic one.
+LOG_RATIO = 10
+# The plateau is told as the whole space from this share on.
+WHOLE = 0.95
+# Below this share of its box, the box alone would mislead.
+FILLED = 0.7
+
+
+@dataclass(frozen=True)
+class Landscape:
+    """The search space as the trials show it, for the first objective.
+
+    Attributes:
+        space: The numeric parameters that were varied; None where there are none, or no trials.
+        declared: Whether the study's own limits are used, rather than the range that was tried.
+        fixed: Parameters that are words, and their value in the chosen trial: other trials are left out of the fit.
+        n: Trials in the fit.
+        spread: Standard deviation of these trials' objective; NaN below two trials.
+        plateau: In the objective's unit times its sign (to be maximised); None below five trials.
+        importances: By parameter.
+        surface: Over alpha and tau, or else the first two parameters; None without two of them.
+    """
+
+    space: Space | None = None
+    declared: bool = False
+    fixed: dict[str, str] = field(default_factory=dict)
+    n: int = 0
+    spread: float = math.nan
+    plateau: Plateau | None = None
+    importances: dict[str, Importance] = field(default_factory=dict)
+    surface: Surface | None = None
+
+
+def survey(found: Comparison, noise: NoiseFloor | None) -> Landscape:
+    """Fits the surface to the finished trials.
+
+    Args:
+        noise: Of one run's objective over seeds, where it is known.
+    """
+    if not found.trials or found.chosen is None:
+        return Landscape()
+    dimensions = found.aims.space or tuple(Dimension(key) for key in found.trials[0].params)
+    words = {d.key for d in dimensions if not all(map(_is_number, _tried(d, found)))}
+    fixed = {key: found.chosen.params[key] for key in words}
+    trials = [trial for trial in found.trials if all(trial.params[key] == value for key, value in fixed.items())]
+    limits = {d.key: _limits(d, trials) for d in dimensions if d.key not in words}
+    limits = {key: limit for key, limit in limits.items() if limit[0] < limit[1]}
+    values = [found.aims.objective.sign * trial.value for trial in trials]
+    spread = plain.stdev(values) if len(values) > 1 else math.nan
+    if not limits:
+        return Landscape(fixed=fixed, n=len(trials), spread=spread)
+    low, high, log = zip(*limits.values(), strict=True)
+    space = Space(tuple(limits), low, high, log)
+    points = [[float(trial.params[key]) for key in limits] for trial in trials]
+    region = surface = None
+    importances: dict[str, Importance] = {}
+    # Equal values have no surface.
+    if spread > 0:
+        region = fitted.plateau(space, points, values, noise=noise)
+        importances = fitted.importances(space, points, values, noise=noise)
+        if len(limits) > 1:
+            surface = fitted.surface(space, points, values, *axes(space), noise=noise)
+    return Landscape(space, bool(found.aims.space), fixed, len(trials), spread, region, importances, surface)
+
+
+def axes(space: Space) -> tuple[str, str]:
+    """The two parameters of the figure: alpha and tau where both are searched, else the first two."""
+    both = ("loss.alpha", "loss.tau")
+    return both if set(both) <= set(space.names) else (space.names[0], space.names[1])
+
+
+def words(landscape: Landscape, objective: Objective, noise: NoiseFloor | None) -> Iterator[str]:
+    """The findings about the space, a sentence or two each."""
+    unit = " points" if objective.scale == 100 else ""
+    if noise is not None and not math.isnan(landscape.spread):
+        yield _against_noise(landscape, objective, noise, unit)
+    if landscape.plateau is not None:
+        yield _plateau_words(landscape, landscape.plateau)
+    elif 0 < landscape.n < fitted.FEWEST:
+        yield f"A region of good settings takes at least {fitted.FEWEST} trials; there are {landscape.n}."
+    elif landscape.spread == 0:
+        yield f"All {landscape.n} trials have the same {objective.name.removesuffix(' %')}: no setting stands out."
+    if landscape.importances and landscape.plateau is not None and landscape.plateau.trusted:
+        ranked = sorted(landscape.importances.items(), key=lambda item: -item[1].total)
+        shares = ", ".join(f"{short_key(key)} {max(share.total, 0):.0%}" for key, share in ranked)
+        alone = ", ".join(f"{short_key(key)} {max(share.first, 0):.0%}" for key, share in ranked)
+        yield f"Share in the fitted surface's variance (Sobol, total): {shares}; alone: {alone}."
+
+
+def _against_noise(landscape: Landscape, objective: Objective, noise: NoiseFloor, unit: str) -> str:
+    both = (
+        f"The standard deviation of the {landscape.n} trials' {objective.name.removesuffix(' %')} is "
+        f"{objective.shown(landscape.spread)}{unit}, that of repeated seeds {objective.shown(noise.sd)} "
+        f"({objective.shown(noise.low)} to {objective.shown(noise.high)})"
+    )
+    if landscape.spread <= noise.sd:
+        return f"{both}: the settings differ by no more than seeds do, so their order is mostly luck."
+    if landscape.spread <= noise.high:
+        return f"{both}: the order of the trials may be luck."
+    return f"{both}: the settings do matter, the order of neighbours need not."
+
+
+def _plateau_words(landscape: Landscape, region: Plateau) -> str:
+    assert landscape.space is not None
+    whole = "the space" if landscape.declared else "the range that was tried"
+    within = f" (with {setting(landscape.fixed)})" if landscape.fixed else ""
+    if not region.trusted:
+        return f"Which settings are good{within} can't be told: {region.reason}."
+    if region.share >= WHOLE:
+        told = f"No region stands out{within}: all of {whole} is as good as the best"
+        return f"{told}, as far as {region.n} trials can tell."
+    limits = zip(landscape.space.names, region.limits, strict=True)
+    box = " and ".join(f"{short_key(key)} {low:.2g} to {high:.3g}" for key, (low, high) in limits)
+    shape = "" if region.fill >= FILLED else f" (not all of it: {region.fill:.0%} of that box)"
+    return (
+        f"Plateau{within}: {box}{shape}, {region.share:.0%} of {whole}. Any setting there is as good as the best, as "
+        f"far as {region.n} trials can tell."
+    )
+
+
+def _tried(dimension: Dimension, found: Comparison) -> list[str]:
+    return [*dimension.choices, *(trial.params[dimension.key] for trial in found.trials)]
+
+
+def _limits(dimension: Dimension, trials: list[Trial]) -> tuple[float, float, bool]:
+    """(low, high, log) of a parameter: as declared, else what was tried."""
+    if dimension.low is not None and dimension.high is not None:
+        return dimension.low, dimension.high, dimension.log
+    values = [float(trial.params[dimension.key]) for trial in trials] + [float(choice) for choice in dimension.choices]
+    low, high = min(values), max(values)
+    return low, high, low > 0 and (dimension.key == "loss.tau" or high / low >= LOG_RATIO)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False

@@ -1,0 +1,231 @@
+"""Where the good settings are: the region of the search space that is as good as the best, as far as the trials tell.
+
+A Gaussian process is fitted to all trials. Values are maximised: negate what is minimised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from kdsweep.errors import require
+from kdsweep.gaussian_process import Fit, Space, fit
+from kdsweep.statistics import NoiseFloor
+
+__all__ = ["FEWEST", "Importance", "Plateau", "Space", "Surface", "importances", "plateau", "surface"]
+
+Array = NDArray[np.float64]
+
+FEWEST = 5  # trials; below that a fit would show its prior alone
+CONFIDENCE = 0.95  # with which a setting is ruled out
+# A region that is more of the space than this says nothing. Of flat surfaces, where it should be all of the space, one
+# in ten got a smaller one from 12 trials, one in thirty from 30.
+TRUSTED_SHARE = 0.85
+# Points a dimension on which a region is measured; in three dimensions and more Sobol's points, so many in all.
+GRID = {1: 257, 2: 65}
+SOBOL_POINTS = 4096
+
+
+@dataclass(frozen=True)
+class Plateau:
+    """The region that is as good as the best setting, as far as the trials tell; `plateau` has the rule.
+
+    Attributes:
+        best: The setting with the highest posterior mean, in the parameters' own units.
+        mean, sd: The posterior at `best`, of the value without a run's noise.
+        noise_sd: The noise of one run, as fitted.
+        limits: The smallest box that holds the region, (low, high) a parameter, in its own unit.
+        share: The region's share of the space's volume (as searched: logarithmic where the search is), in [0, 1].
+        fill: The region's share of the box of `limits`: near 1 the box may be read as the region.
+        n: Trials that it rests on.
+        trusted: Whether the trials rule out enough for the region to mean something.
+        reason: Why it isn't trusted, a clause; empty where it is.
+    """
+
+    best: tuple[float, ...]
+    mean: float
+    sd: float
+    noise_sd: float
+    limits: tuple[tuple[float, float], ...]
+    share: float
+    fill: float
+    n: int
+    trusted: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Surface:
+    """The fitted surface over two parameters, the others at the best setting.
+
+    Attributes:
+        names: Of the two parameters, x and y.
+        x, y: Grid coordinates (size,) in the parameters' own units, spaced as the search is.
+        mean, sd: The posterior without a run's noise, (size, size): rows are y, columns x, as matplotlib wants it.
+        member: Whether the grid point belongs to the plateau, (size, size) of bool.
+    """
+
+    names: tuple[str, str]
+    x: Array
+    y: Array
+    mean: Array
+    sd: Array
+    member: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Importance:
+    """Sobol indices of one parameter: shares of the fitted surface's variance over the space, in [0, 1].
+
+    Attributes:
+        first: By this parameter alone.
+        total: With all interactions that it takes part in.
+    """
+
+    first: float
+    total: float
+
+
+def plateau(
+    space: Space, points: ArrayLike, values: Sequence[float], seed: int = 0, noise: NoiseFloor | None = None
+) -> Plateau | None:
+    """The region of settings that the trials don't show to be worse than the best by more than a run's noise.
+
+    The rule: with f the surface without noise, and `best` where its posterior mean is highest, a setting x is ruled out
+    where f(best) - f(x) > noise_sd has a posterior probability of 95 % or more; the difference's own posterior decides,
+    so that an error common to both cancels. All else belongs: an area without trials does, since nothing speaks against
+    it. The region is thus a set that holds the true optimum (in 97 % or more of the simulated surfaces, twelve trials)
+    and what is as good, and shrinks as trials rule settings out.
+
+    Args:
+        points: (n, d), in the parameters' own units, inside the space.
+        values: (n,); trials whose value is not finite are left out.
+        seed: For the points on which a region of three dimensions or more is measured.
+        noise: Of one run, where repeated seeds told it. It steadies the fit.
+
+    Returns:
+        None below five trials.
+    """
+    fitted = _fit(space, points, values, noise)
+    if fitted is None:
+        return None
+    cube = _cube(len(space.names), seed)
+    best = _best(fitted, cube)
+    cube = np.vstack([cube, best])  # so that no region is empty
+    member = _members(fitted, best, cube)
+    low, high = cube[member].min(axis=0), cube[member].max(axis=0)
+    boxed = np.all((low <= cube) & (cube <= high), axis=1)
+    share, n = float(member.mean()), len(fitted.inputs)
+    trusted = share <= TRUSTED_SHARE
+    return Plateau(
+        best=tuple(space.from_unit(best).tolist()),
+        mean=float(fitted.mean(best[None])[0]),
+        sd=float(fitted.sd(best[None])[0]),
+        noise_sd=fitted.noise_sd,
+        limits=tuple(zip(*space.from_unit([low, high]).tolist(), strict=True)),
+        share=share,
+        fill=float(member[boxed].mean()),
+        n=n,
+        trusted=trusted,
+        reason="" if trusted else _reason(n, share),
+    )
+
+
+def surface(
+    space: Space,
+    points: ArrayLike,
+    values: Sequence[float],
+    x: str,
+    y: str,
+    size: int = 61,
+    seed: int = 0,
+    noise: NoiseFloor | None = None,
+) -> Surface | None:
+    """The fit of `plateau` on a grid over the parameters named `x` and `y`, for a figure; None below five trials."""
+    for name, axis in ((x, "x"), (y, "y")):
+        require(name in space.names, f"{axis} one of {', '.join(space.names)}", name, axis)
+    fitted = _fit(space, points, values, noise)
+    if fitted is None:
+        return None
+    best = _best(fitted, _cube(len(space.names), seed))
+    columns = [space.names.index(x), space.names.index(y)]
+    line = np.linspace(0, 1, size)
+    grid = np.tile(best, (size * size, 1))
+    grid[:, columns] = np.stack(np.meshgrid(line, line), axis=-1).reshape(-1, 2)
+    across, up = space.from_unit(np.tile(line[:, None], len(space.names))).T[columns]
+    shown = (size, size)
+    return Surface(
+        names=(x, y),
+        x=across,
+        y=up,
+        mean=fitted.mean(grid).reshape(shown),
+        sd=fitted.sd(grid).reshape(shown),
+        member=_members(fitted, best, grid).reshape(shown),
+    )
+
+
+def importances(
+    space: Space, points: ArrayLike, values: Sequence[float], seed: int = 0, noise: NoiseFloor | None = None
+) -> dict[str, Importance]:
+    """How much each parameter moves the fitted surface: Sobol indices of its mean (Sobol 2001) over the whole space.
+
+    They say nothing of how sure the surface is: read them where the plateau is trusted. All are 0 for a flat surface;
+    {} below five trials.
+    """
+    fitted = _fit(space, points, values, noise)
+    if fitted is None:
+        return {}
+    names, model = space.names, fitted
+    if len(names) == 1:  # scipy 1.17 fails here
+        all_or_nothing = float(np.ptp(model.mean(_cube(1, seed))) > 0)
+        return {names[0]: Importance(all_or_nothing, all_or_nothing)}
+    indices = stats.sobol_indices(
+        func=lambda cube: model.mean(cube.T)[None],  # scipy's points come as (d, n)
+        n=1024,
+        dists=[stats.uniform()] * len(names),
+        rng=np.random.default_rng(seed),
+    )
+    # Estimates from a sample leave [0, 1] by a little.
+    first, total = np.clip(indices.first_order, 0, 1), np.clip(indices.total_order, 0, 1)
+    return {name: Importance(float(a), float(b)) for name, a, b in zip(names, first, total, strict=True)}
+
+
+def _reason(n: int, share: float) -> str:
+    if share == 1:
+        return f"{n} trials rule out no part of the space"
+    return f"{n} trials rule out {max(1 - share, 0.01):.0%} of the space, which noise alone can do"
+
+
+def _fit(space: Space, points: ArrayLike, values: Sequence[float], noise: NoiseFloor | None) -> Fit | None:
+    """None below five finite values."""
+    targets = np.asarray(values, dtype=float)
+    inputs = np.asarray(points, dtype=float).reshape(len(targets), len(space.names))
+    finite = np.isfinite(targets)
+    if finite.sum() < FEWEST:
+        return None
+    return fit(space.to_unit(inputs[finite]), targets[finite], noise)
+
+
+def _cube(dimensions: int, seed: int) -> Array:
+    """Points (n, dimensions) that fill the unit cube evenly and reach its edges."""
+    if dimensions in GRID:
+        line = np.linspace(0, 1, GRID[dimensions])
+        return np.stack(np.meshgrid(*[line] * dimensions, indexing="ij"), axis=-1).reshape(-1, dimensions)
+    cube = stats.qmc.Sobol(dimensions, rng=seed).random(SOBOL_POINTS)
+    return np.asarray((cube - cube.min(axis=0)) / np.ptp(cube, axis=0))
+
+
+def _best(fitted: Fit, cube: Array) -> Array:
+    """Where the posterior mean is highest, of the trials' own points and the cube's, (d,)."""
+    candidates = np.vstack([fitted.inputs, cube])
+    return np.asarray(candidates[fitted.mean(candidates).argmax()])
+
+
+def _members(fitted: Fit, best: Array, points: Array) -> NDArray[np.bool_]:
+    """Which points (n, d) aren't ruled out, (n,); `plateau` has the rule."""
+    mean, sd = fitted.behind(best, points)
+    return np.asarray(mean - stats.norm.ppf(CONFIDENCE) * sd <= fitted.noise_sd)

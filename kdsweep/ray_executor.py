@@ -1,0 +1,153 @@
+"""Jobs on Ray: on this machine, or on a cluster whose machines have kdsweep installed and share the study's folder."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from kdsweep import interrupts
+from kdsweep.errors import RunError, UserError
+from kdsweep.jobs import Job, Outcome, Task
+from kdsweep.shipping import packed_task, received_outcome, worker_environment
+from kdsweep.worker import answered
+
+# How long a job that was cancelled may take: it closes its MLflow run.
+GRACE_SECONDS = 10.0
+
+# How often a deferred signal is looked for.
+POLL_SECONDS = 0.1
+
+# How long a cluster may take to answer.
+CONNECT_SECONDS = 5.0
+
+# What a machine of a cluster needs of this one's environment.
+SENT = ("KDSWEEP_", "MLFLOW_", "OMP_", "MKL_", "OPENBLAS_")
+
+
+class RayExecutor:
+    """An `Executor`: each job is a Ray task, which reserves its CPU threads and its share of a GPU.
+
+    What jobs print is in Ray's own log files.
+
+    Args:
+        task: What all jobs share.
+        slots: Jobs at a time.
+        threads: CPU threads of each.
+        device: The configuration's; GPUs are reserved unless it is the CPU.
+        address: The cluster's; None starts Ray here, on the loopback, until `close`.
+    """
+
+    def __init__(self, task: Task, slots: int, threads: int, device: str, address: str | None) -> None:
+        self.slots = slots
+        self._ours = not ray.is_initialized()
+        if self._ours:
+            _start(address, slots * threads)
+        found = 0 if device == "cpu" else int(ray.cluster_resources().get("GPU", 0))
+        self._environment = {
+            name: value for name, value in worker_environment(threads).items() if name.startswith(SENT)
+        }
+        self._task = ray.put(packed_task(task))
+        # A user's own package may be importable from here alone.
+        self._path = tuple(sys.path)
+        share = 1 / math.ceil(slots / found) if found else 0
+        # Nothing is tried again by Ray: the study counts.
+        self._run = ray.remote(max_retries=0, num_cpus=threads, num_gpus=share)(_run)
+        self._jobs: dict[Any, Job] = {}
+
+    def submit(self, job: Job) -> None:
+        assert len(self._jobs) < self.slots, "a slot must be free"
+        surroundings = (self._environment, self._path, str(Path.cwd()))
+        reference = self._run.options(name=job.name).remote(self._task, job, *surroundings)
+        self._jobs[reference] = job
+
+    def wait(self) -> list[tuple[Job, Outcome]]:
+        assert self._jobs, "a job must be outstanding"
+        while not (ready := ray.wait(list(self._jobs), num_returns=1, timeout=POLL_SECONDS)[0]):
+            interrupts.check()
+        return [(self._jobs.pop(reference), _outcome(reference)) for reference in ready]
+
+    def close(self) -> None:
+        try:
+            for reference in self._jobs:
+                ray.cancel(reference, force=False)
+            if self._jobs:
+                ray.wait(list(self._jobs), num_returns=len(self._jobs), timeout=GRACE_SECONDS)
+        finally:
+            for reference in self._jobs:
+                with suppress(RayError):
+                    ray.cancel(reference, force=True)
+            self._jobs.clear()
+            if self._ours:
+                ray.shutdown()
+
+
+def _start(address: str | None, threads: int) -> None:
+    """Starts Ray with room for this many threads on this machine, or connects to a cluster; quietly."""
+    quiet = {"logging_level": "ERROR", "log_to_driver": False}
+    with _own_signals():
+        if address is None:
+            cores = max(len(os.sched_getaffinity(0)), threads)
+            ray.init(_node_ip_address="127.0.0.1", include_dashboard=False, num_cpus=cores, **quiet)
+            return
+        try:
+            _knock(address)
+            ray.init(address=address, **quiet)
+        except (OSError, RuntimeError, ValueError) as error:
+            remedy = "Give the address that `ray start --head` printed, or none to start Ray on this machine."
+            raise UserError(f"no Ray answers at {address!r} ({error}). {remedy}", "sweep.ray_address") from error
+
+
+def _knock(address: str) -> None:
+    """Raises OSError where nobody listens: Ray itself would try for two minutes, aloud."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+
+
+def _outcome(reference: Any) -> Outcome:
+    try:
+        return received_outcome(ray.get(reference))
+    except RayTaskError as error:
+        # Raised outside of the job: the task could not even be read there.
+        return Outcome(error=RunError(f"Ray could not run the job: {error.cause}"))
+    except RayError as error:
+        what = next(iter(str(error).splitlines()), "")
+        return Outcome(error=RunError(f"Ray lost the job ({type(error).__name__}: {what})"), lost=True)
+
+
+def _run(task: bytes, job: Job, environment: dict[str, str], path: tuple[str, ...], folder: str) -> bytes:
+    """Runs a job in a process of Ray's, which stays, and with it data and teacher in its memory."""
+    os.environ.update(environment)
+    sys.path += [place for place in path if place not in sys.path]
+    with _own_signals():
+        # `ray.cancel` raises SIGINT here.
+        interrupts.install()
+        try:
+            return answered(task, job, folder)
+        finally:
+            interrupts.forget()
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Puts signal handlers back after the block: Ray sets its own, and must not find ours in its processes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

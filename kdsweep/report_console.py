@@ -1,0 +1,80 @@
+"""A report in the terminal: the verdict first, then the numbers that it rests on."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from kdsweep import report_tables
+from kdsweep.summary import Report
+
+TRIALS_SHOWN = 10
+WIDTH = 100  # characters a line, where the output is no terminal
+
+
+def show(report: Report) -> None:
+    """Prints a report to the standard output; names are printed as they are, whatever markup they resemble."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Where the output's encoding lacks a character, it gets a question mark: a study must not end in an exception.
+        sys.stdout.reconfigure(errors="replace")
+    console = Console(markup=False, emoji=False, highlight=False)
+    if not console.is_terminal:
+        console.width = WIDTH
+    study = report.study
+    status = "" if study.parent.status == "FINISHED" else f" ({study.parent.status.lower()})"
+    console.print(f"Study {study.parent.name}{status}", style="bold")
+    for line in report_tables.heading(study):
+        console.print(line)
+    console.print(f"\n{report.headline}\n", style="bold")
+    if report.arms:
+        console.print(_arms(report, narrow=console.width < WIDTH))
+        console.print()
+    sentences = Table.grid(padding=(0, 1))
+    for sentence in (*report.findings, *report.missing):
+        sentences.add_row("-", sentence)
+    console.print(sentences)
+    _print_trials(console, report)
+    if report.files:
+        console.print("\nWritten, and attached to the study's run in MLflow under report/:")
+        for path in report.files:
+            console.print(f"  {path}", soft_wrap=True)
+
+
+def _arms(report: Report, narrow: bool) -> Table:
+    texts = report_tables.arms(report)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, caption_justify="left")
+    table.caption = texts.caption
+    for index, heading in enumerate(texts.headings):
+        # The arm's name may break, the numbers may not.
+        table.add_column(heading, justify="right" if index else "left", min_width=None if index else 9)
+    for row in texts.rows:
+        table.add_row(*row[:2], *(cell.replace(" ", "\n", 1) if narrow else cell for cell in row[2:]))
+    return table
+
+
+def _print_trials(console: Console, report: Report) -> None:
+    if report.front:
+        console.print()
+        console.print(_table(report_tables.trials(report, report.front), "Pareto set: beaten by no other trial"))
+    if not report.trials:
+        return
+    shown = report.trials[:TRIALS_SHOWN]
+    title = "Trials, best first"
+    if len(shown) < len(report.trials):
+        title = f"Trials, the best {len(shown)} of {len(report.trials)}"
+    console.print()
+    console.print(_table(report_tables.trials(report, shown), title))
+
+
+def _table(texts: report_tables.Table, title: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, title=title, title_justify="left")
+    table.title_style = "bold"
+    for heading in texts.headings:
+        table.add_column(heading, justify="right")
+    for index, row in enumerate(texts.rows):
+        table.add_row(*row, style="bold" if index in texts.marked else None)
+    return table

@@ -1,0 +1,193 @@
+"""Figures of the search besides its surface: its course, its trials across their parameters, the Pareto set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kdsweep.figures import BLACK, BLUE, COLOURS, GREEN, ORANGE, Array, legend_below, panels
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Course:
+    """The search, trial by trial, in the objective's shown unit.
+
+    Attributes:
+        done: (number, value) of the trials that went to their end.
+        pruned: Numbers of those that were stopped.
+        chosen: Number of the chosen trial, or None.
+        noise: Standard deviation over seeds; None where it isn't known.
+        fresh: Mean of the chosen setting over fresh seeds; None without confirmation.
+        baseline: Scratch's mean; None where it is of another metric.
+    """
+
+    done: Sequence[tuple[int, float]]
+    pruned: Sequence[int]
+    chosen: int | None
+    maximise: bool
+    noise: float | None = None
+    fresh: float | None = None
+    baseline: float | None = None
+
+
+def history(course: Course, value_label: str) -> Figure:
+    """The objective of each trial in their order, the best so far, and what lies within the noise of the best."""
+    from matplotlib.ticker import MaxNLocator
+
+    figure, (axis,) = panels(8.2, 4.4, 1)
+    numbers, values = np.array(sorted(course.done), float).reshape(-1, 2).T
+    best = np.maximum.accumulate(values) if course.maximise else np.minimum.accumulate(values)
+    if course.noise is not None:
+        limits = best[-1] - course.noise, best[-1] + course.noise
+        label = "one standard deviation of seeds about the best"
+        axis.axhspan(*limits, color=ORANGE, alpha=0.13, linewidth=0, label=label)
+    axis.step(numbers, best, where="post", color=ORANGE, label="best so far")
+    axis.scatter(numbers, values, 30, color=BLUE, zorder=3, label="trial")
+    if course.pruned:
+        # The score at which a trial was stopped can't be compared with final ones: only its number is shown.
+        heights, edge = [0.03] * len(course.pruned), axis.get_xaxis_transform()
+        axis.scatter(course.pruned, heights, 30, "grey", marker="x", label="pruned", transform=edge)
+    for number, value in course.done:
+        if number == course.chosen:
+            axis.scatter(number, value, 130, facecolors="none", edgecolors=ORANGE, linewidths=2, label="chosen")
+    if course.fresh is not None:
+        axis.axhline(course.fresh, color=GREEN, linestyle="-.", label="chosen setting, mean of fresh seeds")
+    if course.baseline is not None:
+        axis.axhline(course.baseline, color=BLACK, linestyle="--", linewidth=1, label="scratch, mean")
+    _keep_sight(axis, course, numbers, values)
+    axis.set(xlabel="trial", ylabel=value_label)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.grid(alpha=0.25)
+    legend_below(figure, axis)
+    axis.set_title("Course of the search", fontsize=11)
+    return figure
+
+
+def _keep_sight(axis: Axes, course: Course, numbers: Array, values: Array) -> None:
+    """A trial that diverged must not flatten the others: it is shown at the edge."""
+    sign = 1 if course.maximise else -1
+    heights = sign * values
+    middle, best = float(np.median(heights)), float(heights.max())
+    # Such a one is further below the median than four times what the best is above it.
+    lines = [sign * level for level in (course.fresh, course.baseline) if level is not None]
+    limit = min([middle - 4 * (best - middle), *lines])
+    outside = heights < limit
+    if best > middle and outside.any():
+        # Both limits, since what was drawn outside has widened them.
+        margin = 0.06 * (best + (course.noise or 0) - limit)
+        ends = sign * (limit - margin), sign * (best + (course.noise or 0) + margin)
+        axis.set_ylim(min(ends), max(ends))
+        axis.scatter(
+            numbers[outside],
+            [0.03 if course.maximise else 0.97] * int(outside.sum()),
+            40,
+            BLUE,
+            marker="v" if course.maximise else "^",
+            label="trial that is far worse",
+            transform=axis.get_xaxis_transform(),
+        )
+
+
+@dataclass(frozen=True)
+class Scale:
+    """One axis of the parallel coordinates: numbers, on a logarithmic scale where `log`, or words (`choices`)."""
+
+    label: str
+    log: bool = False
+    choices: tuple[str, ...] = ()
+
+    def place(self, texts: Sequence[str]) -> tuple[Array, list[tuple[float, str]]]:
+        """Places in [0, 1], and ticks (place, text)."""
+        if self.choices:
+            step = 1 / max(len(self.choices) - 1, 1)
+            ticks = [(index * step, choice) for index, choice in enumerate(self.choices)]
+            return np.array([self.choices.index(text) * step for text in texts]), ticks
+        values = np.array([float(text) for text in texts])
+        low, high = float(values.min()), float(values.max())
+        if high <= low:
+            return np.full(len(values), 0.5), [(0.5, f"{low:.4g}")]
+        from matplotlib.ticker import LogLocator, MaxNLocator
+
+        # Few decades have too few powers of ten.
+        locator = LogLocator(subs=(1, 2, 5) if high / low < 1000 else (1,)) if self.log else MaxNLocator(5)
+        marks = np.array([mark for mark in locator.tick_values(low, high) if low <= mark <= high])
+        places, heights = (
+            (np.log(each / low) / math.log(high / low) if self.log else (each - low) / (high - low))
+            for each in (values, marks)
+        )
+        return places, [(float(height), f"{mark:.4g}") for height, mark in zip(heights, marks, strict=True)]
+
+
+def parallel(columns: Sequence[tuple[Scale, Sequence[str]]], values: Sequence[float], best: int, label: str) -> Figure:
+    """Every trial as a line across its parameters to its objective, coloured by the objective.
+
+    Args:
+        columns: A scale and the trials' values for each parameter.
+        values: The objective of each trial as it is shown; the last axis.
+        best: Position of the trial that is drawn thick.
+        label: Of the objective.
+    """
+    from matplotlib.collections import LineCollection
+
+    figure, (axis,) = panels(max(6.0, 2.2 * (len(columns) + 1)), 4.6, 1)
+    every = [*columns, (Scale(label), [str(value) for value in values])]
+    placed = [scale.place(texts) for scale, texts in every]
+    rows = np.stack([places for places, _ in placed], axis=1)  # (trials, axes)
+    lines = [np.stack([np.arange(len(every)), row], axis=1) for row in rows]
+    shades = rows[:, -1]
+    order = np.argsort(shades)
+    axis.add_collection(LineCollection([lines[i] for i in order], array=shades[order], cmap=COLOURS, alpha=0.75))
+    axis.plot(*lines[best].T, color=ORANGE, linewidth=3, zorder=3)
+    for position, (_, ticks) in enumerate(placed):
+        axis.axvline(position, color=BLACK, linewidth=1)
+        for height, text in ticks:
+            axis.annotate(
+                text, (position, height), (4, 0), textcoords="offset points", fontsize=8, va="center", zorder=4,
+                bbox={"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 0.8}, parse_math=False,
+            )  # fmt: skip
+    axis.set_xticks(range(len(every)), [scale.label for scale, _ in every])
+    axis.set(xlim=(-0.15, len(every) - 0.6), ylim=(-0.05, 1.05), yticks=[])
+    axis.spines[["left", "bottom"]].set_visible(False)
+    axis.tick_params(length=0)
+    axis.set_title("Trials across their parameters (orange: the chosen one)", fontsize=11)
+    return figure
+
+
+def pareto_front(
+    points: Sequence[tuple[float, float]],
+    numbers: Sequence[int],
+    front: Sequence[int],
+    chosen: int | None,
+    labels: tuple[str, str],
+) -> Figure:
+    """Trials by two objectives, with those that no other beats in both joined by a line.
+
+    Args:
+        points: Both objectives of each trial, as they are shown.
+        numbers: The trials' numbers.
+        front: Positions of the Pareto set.
+        chosen: Position of the chosen trial, or None.
+    """
+    figure, (axis,) = panels(6.6, 4.8, 1)
+    x, y = np.array(points, float).T
+    axis.scatter(x, y, 40, color="grey", alpha=0.7, label="trial", linewidths=0)
+    on = sorted(front, key=lambda index: (x[index], y[index]))
+    axis.plot(x[on], y[on], color=BLUE, linewidth=1, alpha=0.6)
+    axis.scatter(x[on], y[on], 70, color=BLUE, zorder=3, label="beaten by no other in every objective")
+    if chosen is not None:
+        axis.scatter(x[chosen], y[chosen], 220, facecolors="none", edgecolors=ORANGE, linewidths=2.4, label="chosen")
+    for index in on:
+        axis.annotate(str(numbers[index]), (x[index], y[index]), (6, 6), textcoords="offset points", fontsize=9)
+    axis.set(xlabel=labels[0], ylabel=labels[1])
+    axis.grid(alpha=0.25)
+    legend_below(figure, axis)
+    axis.set_title("Pareto set of the search", fontsize=11)
+    return figure

@@ -1,0 +1,204 @@
+"""How fast this machine trains a configuration's student and asks its teacher: a measurement of a few seconds."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from kdsweep import assembly
+from kdsweep.data import Dataset
+from kdsweep.environment import cores
+from kdsweep.files import read_tensors
+from kdsweep.hardware import set_threads
+from kdsweep.models import Classifier
+from kdsweep.teachers import Teacher
+from kdsweep.training import DivergedError, fit, predict
+from kdsweep.views import Views
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+# What the parts of a measurement may take: several steps together, one step, one forward pass.
+STEPS_SECONDS = 2.0
+STEP_SECONDS = 1.5
+FORWARD_SECONDS = 0.4
+MAX_STEPS = 12
+
+# A training step costs about as much as three forward passes: forward, and the gradients of outputs and of weights.
+FORWARDS_PER_STEP = 3
+# In smaller batches the network's layers would not be busy.
+SMALLEST_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What the parts of a run take on this machine, and how many there are.
+
+    Attributes:
+        step_seconds: One training step of `batch_size` pictures, without the teacher.
+        evaluation_rate: The student's forward passes, in pictures/s.
+        teacher_rate: The teacher's forward passes, in pictures/s; None without a teacher.
+        batch_size, epochs, n_passes: The configuration's.
+        train_fraction: The configuration's; None where its data set has none.
+        n_train, n_validation, n_test: Pictures of the splits.
+        online: The teacher answers every batch, and no pass is kept.
+        passes_missing: The passes, of 0 .. n_passes - 1, that the teacher has still to compute.
+        features_missing: Un-augmented pictures whose features the teacher has still to compute.
+        threads, cores: CPU threads of the measured run; CPU cores that this process may use.
+        gpus: GPUs that runs may use; 0 where they use the CPU.
+    """
+
+    step_seconds: float
+    evaluation_rate: float
+    teacher_rate: float | None
+    batch_size: int
+    epochs: int
+    n_passes: int
+    train_fraction: float | None
+    n_train: int
+    n_validation: int
+    n_test: int
+    online: bool
+    passes_missing: tuple[int, ...]
+    features_missing: int
+    threads: int
+    cores: int
+    gpus: int
+
+
+def measure(cfg: DictConfig, threads: int | None = None) -> Speed:
+    """The speed of `cfg`, which `assembly.check` has passed: of real pictures on the path that runs take.
+
+    It writes nothing, and leaves torch's random numbers and number of threads as they were.
+
+    Args:
+        threads: CPU threads; None: the configuration's, and where it has none, torch's choice.
+    """
+    step_seconds, evaluation_rate = student_speed(cfg, threads)
+    device, precision = assembly.hardware(cfg)
+    data, _ = assembly.inputs(assembly.key_of(cfg.data), cfg.view_seed, cfg.device)
+    with _undisturbed(cfg, threads):
+        teacher_rate: float | None = None
+        passes: tuple[int, ...] = ()
+        features = 0
+        if cfg.teacher is not None:
+            teacher = assembly.untrained_teacher(cfg)
+            teacher_rate = _rate(teacher.network, data.train.images[: cfg.teacher.batch_size], precision)
+            passes = missing_passes(cfg, teacher)
+            features = sum(len(getattr(data, split)) for split in teacher.missing_features())
+        return Speed(
+            step_seconds=step_seconds,
+            evaluation_rate=evaluation_rate,
+            teacher_rate=teacher_rate,
+            batch_size=min(cfg.batch_size, len(data.train)),
+            epochs=cfg.epochs,
+            n_passes=cfg.n_passes,
+            train_fraction=cfg.data.train_fraction if "train_fraction" in cfg.data else None,
+            n_train=len(data.train),
+            n_validation=len(data.validation),
+            n_test=len(data.test),
+            online=cfg.teacher is not None and cfg.teacher.mode == "online",
+            passes_missing=passes,
+            features_missing=features,
+            threads=torch.get_num_threads(),
+            cores=cores(),
+            gpus=torch.cuda.device_count() if device.type == "cuda" else 0,
+        )
+
+
+def student_speed(cfg: DictConfig, threads: int | None = None) -> tuple[float, float]:
+    """Seconds of a training step of `cfg.batch_size` pictures, and pictures/s of forward passes; as `measure`."""
+    data, _ = assembly.inputs(assembly.key_of(cfg.data), cfg.view_seed, cfg.device)
+    with _undisturbed(cfg, threads):
+        student = assembly.student(cfg, data)
+        rate = _rate(student, data.train.images[: assembly.EVALUATION_BATCH], assembly.hardware(cfg)[1])
+        return _step_seconds(cfg, student, data, rate), rate
+
+
+def missing_passes(cfg: DictConfig, teacher: Teacher) -> tuple[int, ...]:
+    """The passes that the teacher has still to compute once its head is trained: all, where it isn't yet."""
+    if cfg.teacher.head is not None:
+        head = read_tensors(assembly.head_path(cfg, teacher))
+        if head is None:
+            return () if teacher.mode == "online" else tuple(range(cfg.n_passes))
+        teacher.network.head.load_state_dict(head)
+    return tuple(teacher.missing_passes(cfg.n_passes))
+
+
+@contextmanager
+def _undisturbed(cfg: DictConfig, threads: int | None) -> Iterator[None]:
+    """In this block torch has other threads; after it, its threads and its random numbers are as they were."""
+    device, _ = assembly.hardware(cfg)
+    before = torch.get_num_threads()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        try:
+            set_threads(cfg.threads if threads is None else threads)
+            yield
+        finally:
+            torch.set_num_threads(before)
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+
+
+def _rate(network: Classifier, pictures: torch.Tensor, precision: str) -> float:
+    """Pictures/s of forward passes in batches of `pictures`, or of as many as take FORWARD_SECONDS."""
+
+    def seconds(n: int) -> float:
+        return _timed(lambda: predict(network, pictures[:n], n, precision).cpu())
+
+    seconds(1)  # the first pass also sets up what later ones find ready
+    n = min(SMALLEST_BATCH, len(pictures))
+    took = seconds(n)
+    while n < len(pictures) and took < FORWARD_SECONDS / 2:
+        n = min(2 * n, len(pictures))
+        took = seconds(n)
+    return n / (took if took > FORWARD_SECONDS else statistics.median([took, seconds(n), seconds(n)]))
+
+
+def _step_seconds(cfg: DictConfig, network: Classifier, data: Dataset, rate: float) -> float:
+    """The median of a few training steps on one batch; where one would take too long, of a part of a batch, scaled."""
+    device, precision = assembly.hardware(cfg)
+    batch_size = min(cfg.batch_size, len(data.train))
+    affordable = max(SMALLEST_BATCH, int(rate / FORWARDS_PER_STEP * STEP_SECONDS))
+    n = min(batch_size, affordable)
+    loss = assembly.build(cfg, "loss")
+    # Stands for the teacher's answers: what a loss takes doesn't depend on them.
+    answers = None if cfg.teacher is None else torch.zeros(n, data.n_classes, device=device)
+    epochs_of_one_step = fit(
+        network,
+        Views(data.train.images[:n].to(device), data.padding, data.flip, cfg.view_seed),
+        data.train.labels[:n].to(device),
+        loss=lambda logits, _, labels: loss(logits, answers, labels),
+        teacher=None,
+        optimizer=assembly.build(cfg, "optimizer"),
+        schedule=assembly.build(cfg, "schedule"),
+        epochs=MAX_STEPS + 1,
+        batch_size=n,
+        n_passes=1,
+        order_seed=cfg.order_seed,
+        precision=precision,
+    )
+    steps: list[float] = []
+    try:
+        for metrics in epochs_of_one_step:
+            steps.append(metrics["epoch_seconds"])
+            # The first alone is believed only where a second would take far too long.
+            enough = STEPS_SECONDS if len(steps) > 1 else 3 * STEPS_SECONDS
+            if len(steps) == MAX_STEPS or sum(steps) > enough:
+                break
+    except DivergedError:  # that is for the runs to say, of which some may have other settings
+        pass
+    # The first step also sets up what later ones find ready.
+    return statistics.median(steps[1:] or steps) * batch_size / n
+
+
+def _timed(action: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start

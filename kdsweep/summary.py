@@ -1,0 +1,223 @@
+"""The report of a study before it is printed: the sorted runs, the statistics on them, and sentences about both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kdsweep import economy, landscape, verdict
+from kdsweep.aims import setting
+from kdsweep.comparison import (
+    SETTING,
+    STUDENTS,
+    TRAINING,
+    Arm,
+    Comparison,
+    Readings,
+    Spread,
+    Trial,
+    compare,
+    differing,
+    pareto,
+)
+from kdsweep.economy import Economy
+from kdsweep.landscape import Landscape
+from kdsweep.records import StudyRecord
+from kdsweep.verdict import Verdict
+
+SAME = 0.005  # points; less is not visible in the table
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is told about a study.
+
+    Attributes:
+        headline: The verdict, or that there is none; and why.
+        front: The Pareto set of a study with several objectives, best by the first one first; else empty.
+        findings: Sentences about the numbers.
+        missing: Sentences about what is not there yet.
+        files: What `kdsweep.report.write` wrote.
+    """
+
+    comparison: Comparison
+    verdict: Verdict
+    landscape: Landscape
+    economy: Economy
+    headline: str
+    front: tuple[Trial, ...]
+    findings: tuple[str, ...]
+    missing: tuple[str, ...]
+    files: tuple[Path, ...] = field(default=())
+
+    @property
+    def study(self) -> StudyRecord:
+        """The runs as they were read."""
+        return self.comparison.study
+
+    @property
+    def arms(self) -> tuple[Arm, ...]:
+        """The rows of the comparison."""
+        return self.comparison.arms
+
+    @property
+    def trials(self) -> tuple[Trial, ...]:
+        """The search's settings, the best first."""
+        return self.comparison.trials
+
+    @property
+    def target(self) -> float | None:
+        """The accuracy of "epochs to target"."""
+        return self.comparison.target
+
+
+def summarise(study: StudyRecord, readings: Readings) -> Report:
+    """The report of a study from its runs and their histories."""
+    found = compare(study, readings)
+    judged = verdict.judge(found)
+    surveyed = landscape.survey(found, judged.validation_noise)
+    cost = economy.account(found)
+    objectives = found.aims.objectives
+    front = pareto(found.trials, objectives) if len(objectives) > 1 else ()
+    findings = (
+        *verdict.words(judged),
+        *_chosen(found, front),
+        *_unconfirmed(found, judged),
+        *_teacher(found),
+        *verdict.curse_words(judged, found),
+        *landscape.words(surveyed, found.aims.objective, judged.validation_noise),
+        *economy.words(cost),
+        *_unfair(found),
+    )
+    return Report(
+        found, judged, surveyed, cost, verdict.headline(judged), front, tuple(findings), tuple(_missing(found))
+    )
+
+
+def _chosen(found: Comparison, front: tuple[Trial, ...]) -> Iterable[str]:
+    """Which trial the distilled row is, and how it was chosen."""
+    chosen, trials = found.chosen, found.trials
+    if chosen is None:
+        return
+    metric = found.aims.objective.name.removesuffix(" %")
+    what = f"distill is trial {chosen.number} ({setting(chosen.params)})"
+    fresh = found.confirmed("distill")
+    repeated = "one run" if len(chosen.runs) == 1 else f"{len(chosen.runs)} runs"
+    if fresh:
+        how = f"its row shows {len(fresh)} fresh {'seed' if len(fresh) == 1 else 'seeds'}, which chose nothing"
+    else:
+        how = repeated
+    ties = sum(trial.values == chosen.values for trial in trials)
+    shared = f" {ties} trials share this {metric}; the first of them is taken." if ties > 1 else ""
+    if len(trials) == 1:
+        yield f"{what}, the only setting tried; {how}."
+    elif front:
+        size = f"one of the {len(front)} of {len(trials)} trials that no other beats in every objective"
+        yield f"{what}, {size if chosen in front else f'chosen from {len(trials)} trials'}; {how}."
+    else:
+        place = "best" if chosen is trials[0] else f"number {trials.index(chosen) + 1}"
+        luck = "" if fresh else ": includes the luck of the search"
+        stopped = f" ({len(found.pruned)} pruned besides)" if found.pruned else ""
+        yield f"{what}, {place} of {len(trials)} trials by {metric}{stopped}; {how}{luck}.{shared}"
+
+
+def _unconfirmed(found: Comparison, judged: Verdict) -> Iterable[str]:
+    """What the first runs say on test, or else on validation, where nothing was confirmed."""
+    if judged.comparisons:
+        return
+    for metric, where in (("test/accuracy", "test"), ("val/accuracy", "validation")):
+        spreads = {arm.role: arm.metrics[metric] for arm in found.arms if metric in arm.metrics}
+        scratch, distilled, smoothed = (spreads.get(role) for role in ("scratch", "distill", "label_smoothing"))
+        if scratch is None:
+            continue
+        if distilled is not None:
+            yield (
+                f"On {where}, distill ({distilled.mean:.2%}, {_runs(distilled)}) is {_compare(distilled, scratch)} "
+                f"scratch ({scratch.mean:.2%}, {_runs(scratch)}): no significance is claimed, that takes fresh seeds."
+            )
+        if smoothed is not None:
+            what = f"Label smoothing, which needs no teacher, is {_compare(smoothed, scratch)}"
+            yield f"{what} scratch on {where} ({_runs(smoothed)})."
+        return
+
+
+def _teacher(found: Comparison) -> Iterable[str]:
+    """Where the teacher stands among its students, on test."""
+    tested = {arm.role: arm.metrics["test/accuracy"] for arm in found.arms if "test/accuracy" in arm.metrics}
+    teacher, scratch = tested.get("teacher"), tested.get("scratch")
+    relations = [
+        f"{_relation(teacher, tested[name])} {name}" for name in ("scratch", "distill") if teacher and name in tested
+    ]
+    if teacher is not None and relations:
+        weak = scratch is not None and points(teacher, scratch) <= -SAME
+        remark = " From a weaker teacher a student may gain only what label smoothing gives: that arm is the control."
+        yield f"The teacher's test accuracy is {teacher.mean:.2%}, {' and '.join(relations)}.{remark if weak else ''}"
+
+
+def points(first: Spread, second: Spread) -> float:
+    """The difference of two mean accuracies in points."""
+    return 100 * (first.mean - second.mean)
+
+
+def _compare(first: Spread, second: Spread) -> str:
+    difference = points(first, second)
+    if abs(difference) < SAME:
+        return "as accurate as"
+    return f"{abs(difference):.2f} points {'more' if difference > 0 else 'less'} accurate than"
+
+
+def _relation(first: Spread, second: Spread) -> str:
+    difference = points(first, second)
+    return "equal to" if abs(difference) < SAME else "above" if difference > 0 else "below"
+
+
+def _runs(spread: Spread) -> str:
+    return "one run" if spread.n == 1 else f"mean of {spread.n} runs"
+
+
+def _unfair(found: Comparison) -> Iterable[str]:
+    """What differs besides the arm, and so could explain a difference."""
+    for arm in found.arms:
+        if keys := differing(arm.runs, SETTING):
+            yield f"The {arm.name} runs differ in {_listed(keys)} too: their mean mixes settings."
+    scratch, distilled = found.arm("scratch"), found.arm("distill")
+    if scratch is not None and distilled is not None:
+        both = differing([*scratch.runs, *distilled.runs], TRAINING)
+        searched = set(found.chosen.params) if found.chosen is not None else set()
+        keys = both - differing(scratch.runs, TRAINING) - differing(distilled.runs, TRAINING)
+        tuned = ", of which the search chose the distilled one's" if keys & searched else ""
+        if keys:
+            yield f"distill and scratch differ in {_listed(keys)} too{tuned}, which may explain a difference."
+
+
+def _listed(keys: Iterable[str]) -> str:
+    return ", ".join(sorted(keys))
+
+
+def _missing(found: Comparison) -> Iterable[str]:
+    roles = {arm.role for arm in found.arms}
+    if "distill" not in roles:
+        yield "There is no finished distilled run yet, so there is nothing to compare with scratch."
+    if "scratch" not in roles:
+        yield "There is no finished scratch run here, so there is no difference and no target accuracy."
+    if "teacher" not in roles:
+        yield "There is no teacher run here: a teacher that was trained before, or by a student, has a run of its own."
+    planned, ended = found.aims.n_trials, len(found.trials) + len(found.pruned)
+    if planned is not None and ended < planned:
+        # A trial that failed counts as one of the planned: only an interrupted study has some left.
+        going_on = found.study.parent.status != "FINISHED"
+        rest = "the same command goes on with the study" if going_on else "the others failed"
+        yield f"{ended} of {planned} trials have ended well; {rest}."
+    yield from _missing_confirmation(found, {role: len(found.confirmed(role)) for role in STUDENTS})
+
+
+def _missing_confirmation(found: Comparison, fresh: Mapping[str, int]) -> Iterable[str]:
+    planned = found.aims.confirm_seeds
+    if planned == 0:
+        yield "Nothing was confirmed, as configured (sweep.confirm_seeds=0): with five or so there is a verdict."
+    elif planned is None and not any(fresh.values()):
+        yield "Nothing was confirmed with fresh seeds, so there is no verdict: `kdsweep sweep=alpha_tau` makes one."
+    elif planned is not None and min(fresh.values()) < planned:
+        counts = ", ".join(f"{role.replace('_', ' ')} {n}" for role, n in fresh.items())
+        yield f"The confirmation is not complete: of {planned} fresh seeds an arm there are {counts}."

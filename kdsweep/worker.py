@@ -1,0 +1,109 @@
+"""The inside of a worker process: it runs the jobs that it is sent, and ends with its parent."""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from multiprocessing.connection import Connection, wait
+from types import FrameType
+
+from kdsweep import interrupts
+from kdsweep.jobs import Job, Outcome, run_job
+from kdsweep.shipping import packed_outcome, received_task
+
+# How long a job may take to close its MLflow run once the study's process is gone.
+GRACE_SECONDS = 10.0
+
+
+def serve(connection: Connection) -> None:
+    """Runs jobs until the connection is closed or SIGTERM comes, which ends a job as it ends a single run.
+
+    Args:
+        connection: Brings the descriptors of stdout and stderr; then what `packed_task` made, all of the environment
+            and the working directory; then jobs. Takes their outcomes.
+    """
+    # Ctrl-C in the terminal reaches this process too. Its parent decides, and says so by SIGTERM.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        interrupts.install()
+        _take_repetitions_for_one()
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+        _receive_terminal(connection)
+        task, environment, folder = connection.recv()
+        os.environ.clear()
+        os.environ.update(environment)
+        while True:
+            connection.send_bytes(answered(task, connection.recv(), folder))
+    except (KeyboardInterrupt, EOFError, OSError):
+        # Told to end, or the parent has closed the connection, or is gone.
+        return
+    finally:
+        interrupts.forget()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def answered(task: bytes, job: Job, folder: str) -> bytes:
+    """Runs a job, and packs its outcome.
+
+    Args:
+        task: What `packed_task` made; one that can't be read here is the job's error.
+        folder: The working directory.
+    """
+    try:
+        os.chdir(folder)
+        outcome = run_job(_received(task), job)
+    except Exception as error:
+        outcome = Outcome(error=error)
+    return packed_outcome(outcome)
+
+
+# A process serves one study after the other, at most.
+_received = functools.lru_cache(maxsize=1)(received_task)
+
+
+def _take_repetitions_for_one() -> None:
+    """Lets no second SIGTERM cut short what the first has begun: the closing of a run.
+
+    It comes where the first was sent to the study's whole process group, and the study passes it on.
+    """
+    receive = signal.getsignal(signal.SIGTERM)
+    if not callable(receive):
+        return
+    last = float("-inf")
+
+    def take(number: int, frame: FrameType | None) -> None:
+        nonlocal last
+        # Later ones count: `interrupts` itself sends again what has led to nothing.
+        if time.monotonic() - last >= interrupts.PATIENCE_SECONDS:
+            last = time.monotonic()
+            receive(number, frame)
+
+    signal.signal(signal.SIGTERM, take)
+
+
+def _receive_terminal(connection: Connection) -> None:
+    with socket.socket(fileno=os.dup(connection.fileno())) as channel:
+        _, descriptors, _, _ = socket.recv_fds(channel, 1, 2)
+    if not descriptors:
+        raise EOFError("the parent is gone")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    for number, descriptor in zip((1, 2), descriptors, strict=True):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+
+
+def _end_with_parent() -> None:
+    """Waits for the end of the parent, however it ended, and then ends this process."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE_SECONDS)
+    os.kill(os.getpid(), signal.SIGKILL)

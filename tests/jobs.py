@@ -1,0 +1,124 @@
+"""A tiny Hydra application whose jobs return, fail, sleep or die as they are told, for the tests of executors.
+
+`python tests/jobs.py FOLDER EXECUTOR [MODULE]` runs two long jobs of it: a study's process that can be sent signals.
+Its server imports the module first.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra import initialize_config_dir
+from hydra._internal.callbacks import Callbacks
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig
+
+from kdsweep.errors import UserError
+from kdsweep.executors import Job, Task, open_executor
+
+CONFIG = """
+action: value   # what the job does
+value: 0        # what it returns
+seconds: 0.0    # how long it sleeps first
+until: null     # a file that ends its sleep
+hydra:
+  output_subdir: null
+"""
+
+
+class TwoArgumentsError(Exception):
+    """Pickles, and can't be unpickled."""
+
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(f"{first} {second}")
+
+
+def job(name: str, **values: object) -> Job:
+    """A job that sets these keys."""
+    return Job(name, tuple(f"{key}={value}" for key, value in values.items()))
+
+
+@contextmanager
+def application(folder: Path) -> Iterator[Task]:
+    """The application, with what its jobs write in `folder`; its function can't be imported by name."""
+
+    def act(cfg: DictConfig) -> Any:
+        Path(folder, "started").mkdir(exist_ok=True)
+        Path(folder, "started", str(os.getpid())).touch()
+        if cfg.action == "deaf":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        try:
+            # In steps, as training: Ray's cancelling doesn't end a call of the system.
+            limit = time.monotonic() + cfg.seconds
+            while time.monotonic() < limit and not (cfg.until and Path(cfg.until).exists()):
+                time.sleep(0.01)
+        except KeyboardInterrupt as interrupt:
+            time.sleep(0.3)  # closing an MLflow run takes its time
+            Path(folder, f"{os.getpid()}.ended").write_text(type(interrupt).__name__)
+            raise
+        match cfg.action:
+            case "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "refuse":
+                raise UserError("`value > 0` must hold.", "value")
+            case "fail":
+                raise TwoArgumentsError("out of", "luck")
+            case "leave":
+                sys.exit(3)
+            case "lock":
+                return threading.Lock()
+            case "print":
+                print("a line of the job", file=sys.stderr)
+            case "surroundings":
+                return {"pid": os.getpid(), "folder": str(Path.cwd()), "environment": dict(os.environ)}
+            case "hydra":
+                hydra = HydraConfig.get()
+                return hydra.runtime.output_dir, hydra.job.id, hydra.job.num
+        return cfg.value
+
+    (folder / "conf").mkdir(parents=True, exist_ok=True)
+    (folder / "conf" / "config.yaml").write_text(CONFIG)
+    with initialize_config_dir(str(folder / "conf")):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        sweep = [f"hydra.sweep.dir={folder}/sweep", f"hydra.run.dir={folder}/run"]
+        config = hydra.compose_config("config", sweep, RunMode.MULTIRUN, with_log_configuration=False)
+        yield Task(HydraContext(hydra.config_loader, Callbacks()), config, act)
+
+
+def started(folder: Path) -> set[int]:
+    """The processes in which jobs have been started."""
+    return {int(path.name) for path in (folder / "started").glob("*")}
+
+
+def main() -> None:
+    """Two jobs that would take minutes, with two threads each."""
+    from kdsweep import cli, workers
+
+    folder, name = Path(sys.argv[1]), sys.argv[2]
+    workers.PRELOADED[:] = [*sys.argv[3:], "kdsweep.worker"]  # these jobs need no torch
+
+    def study() -> None:
+        with (
+            application(folder) as task,
+            closing(open_executor(name, task, None, 2, threads=2, device="cpu")) as executor,  # type: ignore[arg-type]
+        ):
+            for number in range(2):
+                executor.submit(job(f"long-{number}", seconds=200))
+            executor.wait()
+
+    cli.command("jobs", study)
+
+
+if __name__ == "__main__":
+    main()

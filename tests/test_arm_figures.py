@@ -1,0 +1,72 @@
+"""Figures that compare arms: differences, the time to an accuracy, reliability."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from kdsweep.arm_figures import Interval, differences, reach, reliability
+
+EMPTY = {"count": 0, "confidence": None, "accuracy": None}
+
+
+def curve(*accuracies: float) -> list[tuple[int, float]]:
+    return list(enumerate(accuracies, start=1))
+
+
+def test_differences_have_a_row_each(tmp_path: Path) -> None:
+    """First on top; one pair has a point and no interval."""
+    rows = [
+        Interval("a - b", [1.0, 1.4], 1.2, 0.4, 2.0, True),
+        Interval("c - b", [0.1], 0.1, math.nan, math.nan, False),
+    ]
+    figure = differences(rows)
+    axis = figure.axes[0]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["c - b", "a - b"]
+    (interval,) = axis.lines[1:]
+    assert list(interval.get_xdata()) == [0.4, 2.0]
+    figure.savefig(tmp_path / "figure.png")
+
+
+def test_an_accuracy_is_reached_when_it_was_first_exceeded() -> None:
+    """A dip after it changes nothing; seconds are those of all epochs until then."""
+    seconds = [(1, 10.0), (2, 20.0), (3, 30.0), (4, 40.0)]
+    figure = reach({"scratch": [(curve(0.2, 0.6, 0.5, 0.8), seconds)]})
+    (epochs,), (took,) = (axis.lines for axis in figure.axes)
+    x, y = epochs.get_xdata(), epochs.get_ydata()
+    assert (y[0], max(y[x <= 60]), min(y[x > 60]), y[-1]) == (1, 2, 4, 4)
+    assert (took.get_ydata()[0], took.get_ydata()[-1]) == (10, 100)
+
+
+def test_a_line_ends_where_the_weakest_run_does() -> None:
+    """Beyond it a mean would be over the lucky runs."""
+    figure = reach({"scratch": [(curve(0.1, 0.9), []), (curve(0.1, 0.5), [])]})
+    (line,) = figure.axes[0].lines
+    assert max(line.get_xdata()) == pytest.approx(50)
+
+
+def test_without_seconds_there_is_one_panel(tmp_path: Path) -> None:
+    """Runs of an older version measured none."""
+    figure = reach({"scratch": [(curve(0.1, 0.9), [])], "distill": [(curve(0.3, 0.2), [])]})
+    figure.savefig(tmp_path / "figure.png")
+    assert len(figure.axes) == 1
+
+
+def test_reliability_pools_runs_by_their_counts() -> None:
+    """One picture at 50 % and three at 100 % are 87.5 % together; the error is the distance to the confidence."""
+    first = [EMPTY, {"count": 1, "confidence": 0.9, "accuracy": 0.5}]
+    second = [EMPTY, {"count": 3, "confidence": 0.9, "accuracy": 1.0}]
+    figure = reliability({"distill": [first, second]})
+    line = figure.axes[0].lines[1]
+    assert (list(line.get_xdata()), list(line.get_ydata())) == ([pytest.approx(90)], [pytest.approx(87.5)])
+    assert line.get_label() == "distill (calibration error 2.5%)"
+
+
+def test_the_share_of_pictures_is_below(tmp_path: Path) -> None:
+    """A quarter and three quarters."""
+    bins = [{"count": n, "confidence": c, "accuracy": c} for n, c in ((1, 0.5), (3, 0.9))]
+    figure = reliability({"scratch": [bins], "distill": [bins]})
+    figure.savefig(tmp_path / "figure.png")
+    assert list(figure.axes[1].lines[0].get_ydata()) == [25, 75]

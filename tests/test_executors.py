@@ -1,0 +1,475 @@
+"""Claims about where jobs run: real processes, real signals, and a real Ray on the loopback."""
+
+# ruff: noqa: PT012 (the claim about a deferred signal needs several statements)
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from multiprocessing import forkserver
+from pathlib import Path
+from typing import Any
+
+import commands
+import jobs
+import psutil
+import pytest
+from hydra.core.utils import JobReturn, JobStatus
+from jobs import application, job, started
+from rich.console import Console
+
+from kdsweep import interrupts, progress, workers
+from kdsweep.errors import RunError, UserError
+from kdsweep.executors import Executor, Job, Outcome, Task, open_executor, run_job
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Iterator[Task]:
+    """The application of these jobs."""
+    with application(tmp_path) as ours:
+        yield ours
+
+
+@pytest.fixture
+def two(task: Task, monkeypatch: pytest.MonkeyPatch) -> Iterator[Executor]:
+    """Two worker processes."""
+    # There is one server for all tests, started as the tests of commands start it: with more, and not deaf to Ctrl-C.
+    monkeypatch.setattr(workers, "PRELOADED", commands.PRELOADED)
+    forkserver.set_forkserver_preload(commands.PRELOADED)
+    forkserver.ensure_running()
+    with closing(opened("workers", task, 2)) as executor:
+        yield executor
+
+
+def opened(name: str, task: Task, n_jobs: int = 1, launcher: Any = None, **options: Any) -> Executor:
+    return open_executor(name, task, launcher, n_jobs, **{"device": "cpu", **options})
+
+
+def only(executor: Executor, name: str = "one", **values: object) -> Outcome:
+    """The outcome of a job when nothing else runs."""
+    executor.submit(job(name, **values))
+    ((_, outcome),) = executor.wait()
+    return outcome
+
+
+def all_of(executor: Executor, count: int) -> list[tuple[Job, Outcome]]:
+    """The outcomes of this many jobs, in the order of their end."""
+    ends: list[tuple[Job, Outcome]] = []
+    while len(ends) < count:
+        ends += executor.wait()
+    return ends
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    """Waits until the condition holds."""
+    limit = time.monotonic() + 180
+    while not condition():
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+
+
+def test_a_job_returns_its_value(task: Task) -> None:
+    """What the task function returns, with the job's overrides in its configuration."""
+    assert run_job(task, job("one", value=3)) == Outcome(3)
+
+
+def test_a_job_has_a_folder_of_its_name(task: Task, tmp_path: Path) -> None:
+    """A resumed study's trial finds the folder that it had before."""
+    assert run_job(task, job("trial-0007", action="hydra")).value == (f"{tmp_path}/sweep/trial-0007", "trial-0007", 0)
+
+
+def test_a_jobs_error_is_its_outcome(task: Task) -> None:
+    """The study decides what it means, whether the job or its configuration was refused."""
+    refused, misspelt = run_job(task, job("one", action="refuse")), run_job(task, job("two", vlaue=3))
+    assert isinstance(refused.error, UserError)
+    assert "Could not override 'vlaue'" in str(misspelt.error)
+    assert not refused.lost
+    assert not misspelt.lost
+
+
+def test_a_job_can_not_leave_the_study(task: Task) -> None:
+    """`sys.exit` in a job ends the job."""
+    assert str(run_job(task, job("one", action="leave")).error) == "the job ended by sys.exit(3)"
+
+
+def test_a_job_leaves_stderr_alone(task: Task, capfd: pytest.CaptureFixture[str]) -> None:
+    """Hydra's own lines about a failed job don't reach the terminal."""
+    run_job(task, job("one", action="refuse"))
+    assert capfd.readouterr().err == ""
+
+
+def test_ctrl_c_passes_through_a_job(task: Task) -> None:
+    """It ends the study, not the job alone."""
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_job(task, job("one", seconds=20))
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_in_process_is_this_process(task: Task) -> None:
+    """No process is started, and data stay in memory."""
+    with closing(opened("in_process", task)) as executor:
+        value: Any = only(executor, action="surroundings").value
+    assert value["pid"] == os.getpid()
+
+
+def test_in_process_refuses_two_jobs(task: Task) -> None:
+    """The message names the executor that runs them."""
+    with pytest.raises(UserError, match=r"n_jobs == 1 in process.*got n_jobs=2.*sweep.executor=workers"):
+        opened("in_process", task, 2)
+
+
+@pytest.mark.parametrize(("name", "n_jobs", "match"), [("dask", 1, "'workers', 'ray'"), ("workers", 0, "n_jobs >= 1")])
+def test_what_is_no_executor_is_refused(task: Task, name: str, n_jobs: int, match: str) -> None:
+    """An unknown name lists the four."""
+    with pytest.raises(UserError, match=match):
+        opened(name, task, n_jobs)
+
+
+def test_without_ray_its_executor_names_the_extra(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray comes with an extra."""
+    monkeypatch.delitem(sys.modules, "kdsweep.ray_executor", raising=False)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"sweep.executor: Ray can't be imported.*kdsweep\[ray\]"):
+        opened("ray", task)
+
+
+@pytest.mark.slow
+def test_a_cluster_that_is_not_there_is_refused(task: Task) -> None:
+    """At once; the remedy says how to do without."""
+    pytest.importorskip("ray")
+    with pytest.raises(UserError, match=r"ray_address: no Ray answers at '127.0.0.1:1' .*refused.* none to start Ray"):
+        opened("ray", task, ray_address="127.0.0.1:1")
+
+
+class Batches:
+    """A launcher that answers as it is told, and keeps what it was asked."""
+
+    def __init__(self, *answers: JobReturn | Exception) -> None:
+        self.answers = answers
+        self.asked: list[tuple[list[list[str]], int]] = []
+
+    def launch(self, overrides: list[list[str]], initial_job_idx: int) -> list[JobReturn]:
+        self.asked.append((overrides, initial_job_idx))
+        for answer in self.answers:
+            if isinstance(answer, Exception):
+                raise answer
+        return [answer for answer in self.answers if isinstance(answer, JobReturn)]
+
+
+def answer(status: JobStatus, value: object) -> JobReturn:
+    return JobReturn(status=status, _return_value=value)
+
+
+def test_a_launcher_gets_batches(task: Task) -> None:
+    """As many jobs as there are slots, in their own folders, and the answers in their order."""
+    failed = RunError("diverged")
+    launcher = Batches(answer(JobStatus.COMPLETED, 1), answer(JobStatus.FAILED, failed))
+    executor = opened("launcher", task, 2, launcher)
+    jobs = [job("a", value=1), job("b", value=2)]
+    for each in jobs:
+        executor.submit(each)
+    assert executor.wait() == [(jobs[0], Outcome(1)), (jobs[1], Outcome(error=failed))]
+    assert launcher.asked == [([["value=1", "hydra.sweep.subdir=a"], ["value=2", "hydra.sweep.subdir=b"]], 0)]
+
+
+def test_a_launcher_that_fails_has_lost_its_batch(task: Task) -> None:
+    """Its error is no job's; the jobs may be tried again."""
+    died = RuntimeError("a worker was killed")
+    executor = opened("launcher", task, 1, Batches(died))
+    assert only(executor) == Outcome(error=died, lost=True)
+
+
+def test_hydras_own_launcher_runs_jobs(task: Task, tmp_path: Path) -> None:
+    """The real one, in the job's own folder."""
+    from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+
+    launcher = BasicLauncher()
+    launcher.setup(hydra_context=task.hydra_context, task_function=task.task_function, config=task.config)
+    value: Any = only(opened("launcher", task, 1, launcher), "trial-1", action="hydra").value
+    assert value[0] == f"{tmp_path}/sweep/trial-1"
+
+
+@pytest.mark.slow
+def test_a_free_slot_is_refilled_at_once(two: Executor, tmp_path: Path) -> None:
+    """A short job doesn't wait for the long one beside it, and each process stays."""
+    two.submit(job("long", action="surroundings", seconds=60, until=tmp_path / "go"))
+    pids = [only(two, f"short-{number}", action="surroundings").value["pid"] for number in range(3)]  # type: ignore[index]
+    (tmp_path / "go").touch()
+    ((last, outcome),) = two.wait()
+    assert last.name == "long"
+    assert len({*pids, outcome.value["pid"]}) == 2  # type: ignore[index]
+
+
+@pytest.mark.slow
+def test_a_killed_worker_loses_one_job(two: Executor, tmp_path: Path) -> None:
+    """Its outcome says how it died, the job beside it goes on, and another process takes its slot."""
+    two.submit(job("beside", value=1, seconds=60, until=tmp_path / "go"))
+    lost = only(two, "dies", action="die")
+    assert lost.lost
+    assert str(lost.error) == "the worker process of dies was ended by SIGKILL (out of memory?)"
+    assert only(two, value=2) == Outcome(2)
+    (tmp_path / "go").touch()
+    ((_, beside),) = two.wait()
+    assert beside == Outcome(1)
+
+
+@pytest.mark.slow
+def test_a_worker_killed_between_jobs_is_replaced(two: Executor) -> None:
+    """The next job doesn't notice."""
+    before: Any = only(two, action="surroundings").value
+    os.kill(before["pid"], signal.SIGKILL)
+    eventually(lambda: not psutil.pid_exists(before["pid"]))
+    assert only(two, value=2) == Outcome(2)
+
+
+@pytest.mark.slow
+def test_errors_come_back_from_workers(two: Executor) -> None:
+    """As themselves, or as a RunError with their type and message; results that can't be sent are errors."""
+    refused, failed, unsent = (only(two, action=action).error for action in ("refuse", "fail", "lock"))
+    assert isinstance(refused, UserError)
+    assert str(refused) == "value: `value > 0` must hold."
+    assert isinstance(failed, RunError)
+    assert str(failed) == "TwoArgumentsError: out of luck"
+    assert 'raise TwoArgumentsError("out of", "luck")' in failed.__notes__[0]
+    assert str(unsent).startswith("the job's result, a lock, can't be sent to the study")
+
+
+@pytest.mark.slow
+def test_a_worker_has_this_process_surroundings(two: Executor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Environment and folder as they are now, one thread for each library, and no progress bars."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///here.db")
+    monkeypatch.chdir(tmp_path)
+    value: Any = only(two, action="surroundings").value
+    expected = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "KDSWEEP_PLAIN": "1"}
+    assert {**expected, "MLFLOW_TRACKING_URI": "sqlite:///here.db"}.items() <= value["environment"].items()
+    assert value["folder"] == str(tmp_path)
+
+
+def test_a_worker_shows_no_bars(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal too: several would overwrite one another."""
+    buffer = io.StringIO()
+    monkeypatch.setattr(progress, "console", Console(file=buffer, force_terminal=True, width=100))
+    monkeypatch.setenv("KDSWEEP_PLAIN", "1")
+    with progress.progress("training", total=2) as advance:
+        advance(2)
+    assert buffer.getvalue() == ""
+
+
+@pytest.mark.slow
+def test_what_a_worker_prints_comes_to_our_terminal(two: Executor, capfd: pytest.CaptureFixture[str]) -> None:
+    """Wherever the server that forked it prints."""
+    only(two, action="print")
+    assert capfd.readouterr().err == "a line of the job\n"
+
+
+@pytest.mark.slow
+def test_slots_take_gpus_in_turns(task: Task) -> None:
+    """Three workers on two GPUs."""
+    with closing(workers.Workers(task, 3, 1, ["4", "7"])) as executor:
+        for number in range(3):
+            executor.submit(job(f"job-{number}", action="surroundings", seconds=0.5))
+        values: list[Any] = [outcome.value for _, outcome in all_of(executor, 3)]
+    assert sorted(value["environment"]["CUDA_VISIBLE_DEVICES"] for value in values) == ["4", "4", "7"]
+
+
+@pytest.mark.slow
+def test_gpus_are_bound_where_there_is_a_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not for a device by name, nor for a single GPU; by the names that the environment allows."""
+    import torch
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert workers.gpus("auto") == ("GPU-a", "GPU-b")
+    assert workers.gpus("cuda:1") == workers.gpus("cpu") == ()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert workers.gpus("cuda") == ()
+
+
+@pytest.mark.slow
+def test_close_ends_jobs_as_sigterm_does(two: Executor, tmp_path: Path) -> None:
+    """So that an MLflow run is closed as killed."""
+    two.submit(job("long", seconds=100))
+    eventually(lambda: len(started(tmp_path)) == 1)
+    (pid,) = started(tmp_path)
+    two.close()
+    assert (tmp_path / f"{pid}.ended").read_text() == "TerminatedError"
+    assert not psutil.pid_exists(pid)
+
+
+@pytest.mark.slow
+def test_a_deferred_signal_ends_the_wait(two: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A study waits while its own MLflow run is open, which defers signals."""
+    monkeypatch.setattr(interrupts, "PATIENCE_SECONDS", 100.0)
+    before = {number: signal.getsignal(number) for number in interrupts.ENDS}
+    interrupts.install()
+    try:
+        with pytest.raises(interrupts.TerminatedError), interrupts.deferred():
+            two.submit(job("long", seconds=8))
+            os.kill(os.getpid(), signal.SIGTERM)
+            two.wait()
+            pytest.fail("the wait lasted as long as the job")
+    finally:
+        interrupts.forget()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@pytest.mark.slow
+def test_a_second_sigterm_cuts_nothing_short(two: Executor, tmp_path: Path) -> None:
+    """It comes when the first went to the whole process group: the MLflow run must be closed in spite of it."""
+    two.submit(job("long", seconds=100))
+    eventually(lambda: len(started(tmp_path)) == 1)
+    os.kill(started(tmp_path).pop(), signal.SIGTERM)
+    time.sleep(0.1)  # the job closes its run
+    two.close()
+    assert ends(tmp_path) == ["TerminatedError"]
+
+
+@pytest.mark.slow
+def test_a_worker_does_not_hear_ctrl_c(two: Executor, tmp_path: Path) -> None:
+    """Its parent decides what it means, and ignores it under `nohup`."""
+    two.submit(job("long", value=1, seconds=1))
+    eventually(lambda: len(started(tmp_path)) == 1)
+    os.kill(started(tmp_path).pop(), signal.SIGINT)
+    assert two.wait()[0][1] == Outcome(1)
+
+
+@pytest.mark.slow
+def test_close_kills_what_does_not_end(two: Executor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that ignores SIGTERM has its time, and no more."""
+    monkeypatch.setattr(workers, "GRACE_SECONDS", 0.2)
+    two.submit(job("deaf", action="deaf", seconds=100))
+    eventually(lambda: len(started(tmp_path)) == 1)
+    two.close()
+    assert not alive(started(tmp_path))
+
+
+def start_study(*words: object) -> subprocess.Popen[str]:
+    """A study in a process group of its own, as at a terminal."""
+    command = [sys.executable, "-W", "error", jobs.__file__, *map(str, words)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, process_group=0)
+
+
+def study(folder: Path, executor: str) -> subprocess.Popen[str]:
+    """A study whose two jobs run."""
+    process = start_study(folder, executor)
+    eventually(lambda: len(started(folder)) == 2 or process.poll() is not None)
+    assert process.poll() is None, process.communicate()
+    return process
+
+
+def alive(pids: set[int]) -> set[int]:
+    return {pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE}
+
+
+def ends(folder: Path) -> list[str]:
+    """What ended the jobs that could say so."""
+    return [path.read_text() for path in folder.glob("*.ended")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_to_the_group_end_study_and_jobs(tmp_path: Path, number: int, status: int) -> None:
+    """Ctrl-C reaches all processes: each job is ended once, and one line is printed."""
+    process = study(tmp_path, "workers")
+    os.killpg(process.pid, number)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, len(err.splitlines())) == (status, 1), err
+    assert ends(tmp_path) == ["TerminatedError", "TerminatedError"]
+    assert not alive(started(tmp_path))
+
+
+@pytest.mark.slow
+def test_ctrl_c_before_the_first_job_is_quiet(tmp_path: Path) -> None:
+    """While the server imports what jobs need, it doesn't hear Ctrl-C, and so prints no stack trace."""
+    process = start_study(tmp_path, "workers", "torch")
+    shell = psutil.Process(process.pid)
+    eventually(lambda: any("forkserver" in " ".join(child.cmdline()) for child in shell.children()))
+    time.sleep(0.3)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "jobs: interrupted\n")
+
+
+@pytest.mark.slow
+def test_no_job_survives_its_study(tmp_path: Path) -> None:
+    """After kill -9 of the study its workers close their runs and are gone, and their server too."""
+    process = study(tmp_path, "workers")
+    family = {child.pid for child in psutil.Process(process.pid).children(recursive=True)}
+    assert started(tmp_path) <= family
+    # What the server was started with: its libraries read it when it imports them.
+    assert {psutil.Process(pid).environ()["OMP_NUM_THREADS"] for pid in started(tmp_path)} == {"2"}
+    process.kill()
+    eventually(lambda: not alive(family))
+    _, err = process.communicate()
+    assert (ends(tmp_path), err) == (["TerminatedError", "TerminatedError"], "")
+
+
+@pytest.fixture(scope="module")
+def on_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Executor]:
+    """A real Ray on the loopback, which takes seconds to start."""
+    with application(tmp_path_factory.mktemp("ray")) as task, closing(opened("ray", task, 2)) as executor:
+        yield executor
+
+
+@pytest.mark.slow
+def test_ray_runs_jobs(on_ray: Executor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In another process, with this one's surroundings; errors come back as from workers."""
+    monkeypatch.chdir(tmp_path)
+    value: Any = only(on_ray, action="surroundings").value
+    assert (value["pid"] != os.getpid(), value["folder"]) == (True, str(tmp_path))
+    assert {"OMP_NUM_THREADS": "1", "KDSWEEP_PLAIN": "1"}.items() <= value["environment"].items()
+    refused, failed = (only(on_ray, action=action).error for action in ("refuse", "fail"))
+    assert str(refused) == "value: `value > 0` must hold."
+    assert str(failed) == "TwoArgumentsError: out of luck"
+
+
+@pytest.mark.slow
+def test_ray_refills_a_free_slot_at_once(on_ray: Executor, tmp_path: Path) -> None:
+    """A short job doesn't wait for the long one beside it."""
+    on_ray.submit(job("long", value=9, seconds=60, until=tmp_path / "go"))
+    assert [only(on_ray, f"short-{number}", value=number).value for number in range(3)] == [0, 1, 2]
+    (tmp_path / "go").touch()
+    assert [(last.name, outcome.value) for last, outcome in on_ray.wait()] == [("long", 9)]
+
+
+@pytest.mark.slow
+def test_a_worker_killed_on_ray_loses_one_job(
+    on_ray: Executor, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The job beside it goes on, the next one is run, and the terminal stays ours."""
+    on_ray.submit(job("beside", value=1, seconds=60, until=tmp_path / "go"))
+    lost = only(on_ray, "dies", action="die")
+    assert lost.lost
+    assert "Ray lost the job (WorkerCrashedError" in str(lost.error)
+    assert only(on_ray, value=2) == Outcome(2)
+    (tmp_path / "go").touch()
+    assert on_ray.wait()[0][1] == Outcome(1)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_nothing_of_ray_survives_its_study(tmp_path: Path, number: int) -> None:
+    """Ctrl-C and SIGTERM close the jobs' runs; after kill -9 they are gone all the same."""
+    process = study(tmp_path, "ray")
+    family = {child.pid for child in psutil.Process(process.pid).children(recursive=True)}
+    assert started(tmp_path) <= family
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert len(err.splitlines()) == (0 if number == signal.SIGKILL else 1), err
+    assert ends(tmp_path) == ([] if number == signal.SIGKILL else ["KeyboardInterrupt"] * 2)
+    # After kill -9, two of Ray's own processes take a minute.
+    eventually(lambda: not alive(started(tmp_path) if number == signal.SIGKILL else family))
+    for left in alive(family):
+        psutil.Process(left).kill()

@@ -1,0 +1,132 @@
+"""The search space as it is told: limits, parameters that are words, spread against noise, the plateau."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from records import SPACE, compared, record, trial
+
+from kdsweep.aims import Objective
+from kdsweep.comparison import Comparison
+from kdsweep.landscape import Landscape, axes, survey, words
+from kdsweep.plateau import Importance, Plateau, Space
+from kdsweep.statistics import NoiseFloor
+
+ACCURACY = Objective("val/accuracy")
+AREA = Space(("loss.alpha", "loss.tau"), (0, 1), (1, 20), (False, True))
+
+
+def hill(n: int, **tags: object) -> Comparison:
+    """Trials on a hill with its top at alpha .6, tau 4, and noise of a tenth of a point."""
+    random = np.random.default_rng(0)
+    runs = []
+    for number in range(n):
+        alpha, log_tau = random.uniform(0, 1), random.uniform(0, 3)
+        value = 0.95 - 0.2 * (alpha - 0.6) ** 2 - 0.01 * (log_tau - np.log(4)) ** 2 + random.normal(0, 0.001)
+        runs.append(trial(number, alpha, float(np.exp(log_tau)), val=value))
+    return compared(*runs, **tags)
+
+
+def told(landscape: Landscape, noise: NoiseFloor | None = None) -> str:
+    return " ".join(words(landscape, ACCURACY, noise))
+
+
+def region(**changes: object) -> Landscape:
+    """A landscape with this plateau."""
+    given: dict[str, object] = {
+        "best": (0.5, 4.0), "mean": 0.95, "sd": 0.001, "noise_sd": 0.002, "limits": ((0.2, 0.7), (3.0, 20.0)),
+        "share": 0.41, "fill": 0.9, "n": 12, "trusted": True, "reason": "", **changes,
+    }  # fmt: skip
+    return Landscape(AREA, True, n=12, plateau=Plateau(**given))  # type: ignore[arg-type]
+
+
+def test_no_trials_no_landscape() -> None:
+    """Nothing is fitted and nothing is said."""
+    assert survey(compared(record("scratch")), None) == Landscape()
+    assert told(Landscape()) == ""
+
+
+@pytest.mark.slow  # the first to import scikit-learn
+def test_the_plateau_holds_the_top_of_the_hill() -> None:
+    """From many trials with little noise, over the declared space."""
+    found = survey(hill(30, space=SPACE), None)
+    assert found.declared
+    assert found.plateau is not None
+    (alpha_low, alpha_high), (tau_low, tau_high) = found.plateau.limits
+    assert alpha_low < 0.6 < alpha_high
+    assert tau_low < 4 < tau_high
+    assert found.surface is not None
+    assert found.importances.keys() == {"loss.alpha", "loss.tau"}
+
+
+def test_less_is_better_is_turned_round() -> None:
+    """The fit maximises: a metric to be minimised comes in negated."""
+    runs = [trial(n, 0.1 * n, 2 + n, val=0.5 + 0.01 * n) for n in range(4)]
+    found = survey(compared(*runs, objectives=[["val/accuracy", "minimize"]]), None)
+    assert found.spread == survey(compared(*runs), None).spread
+    assert found.plateau is None  # four trials
+    assert "takes at least 5 trials; there are 4" in told(found)
+
+
+def test_without_declared_limits_the_tried_range_counts() -> None:
+    """tau is seen logarithmically; a parameter that never changed is no dimension."""
+    found = survey(compared(trial(0, 0.5, 2), trial(1, 0.5, 8, val=0.8)), None)
+    assert found.space == Space(("loss.tau",), (2.0,), (8.0,), (True,))
+    assert not found.declared
+
+
+def test_words_are_held_fixed() -> None:
+    """A search over models too: the fit is of the chosen model's trials, and the text says so."""
+    space = {**SPACE, "model.name": {"choices": ["a", "b"]}}
+    runs = [trial(n, 0.1 * n, 2 + n, val=0.8 + 0.01 * n, **{"model.name": "ab"[n % 2]}) for n in range(8)]
+    found = survey(compared(*runs, space=space), None)
+    assert (found.fixed, found.n) == ({"model.name": "b"}, 4)
+    assert found.space is not None
+    assert found.space.names == ("loss.alpha", "loss.tau")
+
+
+def test_equal_trials_have_no_surface() -> None:
+    """Nothing to fit, and the reason is told."""
+    found = survey(compared(*(trial(n, 0.1 * n, 2 + n) for n in range(6))), None)
+    assert found.plateau is None
+    assert told(found) == "All 6 trials have the same validation accuracy: no setting stands out."
+
+
+def test_figures_are_over_alpha_and_tau_where_both_are_searched() -> None:
+    """Else over the first two parameters."""
+    more = Space(("a", "loss.alpha", "loss.tau"), (0, 0, 1), (1, 1, 2), (False, False, True))
+    assert axes(more) == ("loss.alpha", "loss.tau")
+    assert axes(Space(("a", "b"), (0, 0), (1, 1), (False, False))) == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("spread", "words_of_it"),
+    [(0.001, "no more than seeds do"), (0.0025, "may be luck"), (0.01, "the settings do matter")],
+)
+def test_the_spread_is_held_against_the_noise(spread: float, words_of_it: str) -> None:
+    """Below the noise, within its interval, above it."""
+    assert words_of_it in told(Landscape(n=8, spread=spread), NoiseFloor(0.002, 0.0015, 0.003, 9, 6))
+
+
+def test_a_plateau_is_told_by_its_limits() -> None:
+    """Box, share of the space, number of trials; and that the box isn't full where it isn't."""
+    assert told(region()) == (
+        "Plateau: alpha 0.2 to 0.7 and tau 3 to 20, 41% of the space. Any setting there is as good as the best, as far "
+        "as 12 trials can tell."
+    )
+    assert "(not all of it: 50% of that box)" in told(region(fill=0.5))
+
+
+def test_a_plateau_that_is_everything_or_nothing_is_told_so() -> None:
+    """The whole space, and a region that the trials don't determine."""
+    assert told(region(share=0.97)).startswith("No region stands out: all of the space is as good as the best")
+    assert told(region(trusted=False, reason="noise")) == "Which settings are good can't be told: noise."
+
+
+def test_importances_need_a_trusted_surface() -> None:
+    """Shares of a surface that isn't there say nothing."""
+    from dataclasses import replace
+
+    shares = {"loss.alpha": Importance(0.1, 0.2), "loss.tau": Importance(0.7, 0.8)}
+    assert "total): tau 80%, alpha 20%" in told(replace(region(), importances=shares))
+    assert "Sobol" not in told(replace(region(trusted=False, reason="noise"), importances=shares))

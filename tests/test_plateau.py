@@ -1,0 +1,235 @@
+"""Claims about kdsweep.plateau and its Gaussian process, against written-out formulas and simulated surfaces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.stats import qmc
+
+from kdsweep.errors import UserError
+from kdsweep.gaussian_process import fit
+from kdsweep.plateau import Importance, Plateau, Space, importances, plateau, surface
+from kdsweep.statistics import NoiseFloor
+
+Array = NDArray[np.float64]
+
+SPACE = Space(("loss.alpha", "loss.tau"), (0.0, 1.0), (1.0, 20.0), (False, True))
+NOISE = 0.004
+
+
+def trials(n: int, seed: int = 0) -> Array:
+    """Settings (n, 2) that fill the unit square, as a search's start does."""
+    return np.asarray(qmc.Halton(2, rng=seed).random(n))
+
+
+def bowl(unit: Array, centre: tuple[float, float] = (0.4, 0.6)) -> Array:
+    """Accuracy without noise (n,): 90 % at the centre, up to 6 points less at the corners."""
+    return np.asarray(0.9 - 0.1 * (unit[:, 0] - centre[0]) ** 2 - 0.06 * (unit[:, 1] - centre[1]) ** 2)
+
+
+def found(unit: Array, values: Array, noise: NoiseFloor | None = None) -> Plateau:
+    """The plateau of settings that are given in the unit square."""
+    region = plateau(SPACE, SPACE.from_unit(unit), values.tolist(), noise=noise)
+    assert region is not None
+    return region
+
+
+def simulated(n_studies: int, n: int, height: float) -> Iterator[tuple[Array, Array, Array]]:
+    """Settings, noisy values and the true optimum (2,) of bowls of some height, their centres anywhere."""
+    rng = np.random.default_rng(0)
+    for study in range(n_studies):
+        centre = rng.random(2)
+        unit = trials(n, study)
+        values = 0.9 + height * (bowl(unit, centre) - 0.9) + rng.normal(0, NOISE, n)
+        yield unit, values, centre
+
+
+def holds(region: Plateau, unit: Array) -> bool:
+    """Whether the box of a region holds a point (2,)."""
+    point = SPACE.from_unit(unit[None])[0]
+    return all(low <= value <= high for value, (low, high) in zip(point, region.limits, strict=True))
+
+
+def test_units_and_back() -> None:
+    """Logarithmic where the search is; the limits come back exactly."""
+    unit = trials(16)
+    assert SPACE.to_unit(SPACE.from_unit(unit)) == pytest.approx(unit)
+    assert SPACE.from_unit([[0, 0], [1, 1]]).tolist() == [[0, 1], [1, 20]]
+    assert SPACE.to_unit([[0.5, np.sqrt(20)]]) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("low", "high", "rule"), [(2.0, 2.0, "low < high"), (0.0, 1.0, "low > 0 on a logarithmic")])
+def test_impossible_spaces_are_refused(low: float, high: float, rule: str) -> None:
+    """A box has an extent, and a logarithm no zero."""
+    with pytest.raises(UserError, match=rule):
+        Space(("loss.tau",), (low,), (high,), (True,))
+
+
+def test_posterior_is_the_textbooks() -> None:
+    """Mean, sd and the difference's sd are those of Rasmussen and Williams (2006), eq. 2.25 and 2.26, by inversion."""
+    unit, points = trials(12), trials(5, seed=1)
+    values = 100 * bowl(unit)
+    fitted = fit(unit, values)
+    k, scale = fitted.kernel, values.std()
+    inverse = np.linalg.inv(k(unit) + (fitted.noise_sd / scale) ** 2 * np.eye(12))
+    mean = values.mean() + k(points, unit) @ inverse @ (values - values.mean())
+    covariance = scale**2 * (k(points) - k(points, unit) @ inverse @ k(unit, points))
+    assert fitted.mean(points) == pytest.approx(mean)
+    assert fitted.sd(points) == pytest.approx(np.sqrt(np.diag(covariance)), rel=1e-3)
+    contrast = covariance[0, 0] + np.diag(covariance) - 2 * covariance[0]
+    assert fitted.behind(points[0], points)[0] == pytest.approx(mean[0] - mean, abs=1e-6)
+    assert fitted.behind(points[0], points)[1][1:] == pytest.approx(np.sqrt(contrast)[1:], rel=1e-2)
+
+
+def test_plateau_of_a_clear_surface() -> None:
+    """Many trials of a bowl far above the noise: the centre is in, the corners are out, the numbers are its own."""
+    unit = trials(64)
+    region = found(unit, bowl(unit) + np.random.default_rng(0).normal(0, 0.002, 64))
+    assert region.trusted
+    assert region.best == pytest.approx((0.4, 20**0.6), rel=0.2)
+    assert region.mean == pytest.approx(0.9, abs=0.002)
+    assert region.sd < 0.002
+    assert region.noise_sd == pytest.approx(0.002, rel=0.3)
+    assert holds(region, np.array([0.4, 0.6]))
+    assert not holds(region, np.array([1.0, 0.6]))
+    # The settings that truly are within .002 of the best fill an ellipse, 8 % of the space.
+    assert 0.08 < region.share < 0.3
+    assert region.fill == pytest.approx(np.pi / 4, abs=0.1)
+
+
+def test_too_few_trials_have_no_plateau() -> None:
+    """Below five finite values nothing is fitted; a trial that failed is left out."""
+    unit = trials(8)
+    points, values = SPACE.from_unit(unit), bowl(unit)
+    assert plateau(SPACE, points[:4], values[:4].tolist()) is None
+    values[4:] = [np.nan, np.inf, 0.9, 0.9]
+    region = plateau(SPACE, points, values.tolist())
+    assert region is not None
+    assert region.n == 6
+    assert plateau(SPACE, points[:6], values[:6].tolist()) is None
+    assert importances(SPACE, points[:4], values[:4].tolist()) == {}
+    assert surface(SPACE, points[:4], values[:4].tolist(), *SPACE.names) is None
+
+
+def test_equal_values_rule_out_nothing() -> None:
+    """Without a difference but rounding's every setting belongs, none is important, and the region isn't trusted."""
+    unit = trials(12)
+    region = found(unit, 0.9 + 1e-14 * unit[:, 0])
+    assert (region.share, region.trusted, region.reason) == (1, False, "12 trials rule out no part of the space")
+    assert region.mean == pytest.approx(0.9)
+    assert region.limits == ((0, 1), (1, 20))
+    assert importances(SPACE, SPACE.from_unit(unit), [0.9] * 12) == dict.fromkeys(SPACE.names, Importance(0, 0))
+
+
+def test_unit_of_the_values_does_not_matter() -> None:
+    """Points instead of fractions: the same region, the noise a hundredfold."""
+    unit = trials(20)
+    values = bowl(unit) + np.random.default_rng(0).normal(0, NOISE, 20)
+    one, other = found(unit, values), found(unit, 100 * values)
+    assert (other.limits, other.share, other.best) == (one.limits, one.share, one.best)
+    assert other.noise_sd == pytest.approx(100 * one.noise_sd)
+
+
+def test_known_noise_steadies_the_fit() -> None:
+    """A noise floor from many seeds all but decides the noise; one of few degrees leaves it to the trials."""
+    unit = trials(12)
+    values = bowl(unit) + np.random.default_rng(0).normal(0, NOISE, 12)
+    firm, vague = (found(unit, values, NoiseFloor(0.03, 0.02, 0.04, n + 1, n)).noise_sd for n in (1000, 1))
+    assert firm == pytest.approx(0.03, rel=0.05)
+    assert vague < 0.02
+    assert found(unit, values, NoiseFloor(0, 0, 0, 4, 3)) == found(unit, values)
+
+
+def test_importances_follow_the_surface() -> None:
+    """A surface that depends on alpha alone; first-order and total agree where nothing interacts."""
+    unit = trials(32)
+    values = 0.9 - 0.1 * (unit[:, 0] - 0.4) ** 2 + np.random.default_rng(0).normal(0, 0.001, 32)
+    shares = importances(SPACE, SPACE.from_unit(unit), values.tolist())
+    alpha, tau = shares["loss.alpha"], shares["loss.tau"]
+    assert alpha.first > 0.95 > 0.05 > tau.total
+    assert alpha.total - alpha.first < 0.02
+
+
+def test_interaction_shows_in_the_total_alone() -> None:
+    """A saddle, on which neither parameter does anything by itself."""
+    unit = trials(64)
+    values = 0.9 + 0.1 * (unit[:, 0] - 0.5) * (unit[:, 1] - 0.5)
+    for share in importances(SPACE, SPACE.from_unit(unit), values.tolist()).values():
+        assert share.first < 0.05
+        assert share.total > 0.9
+
+
+def test_surface_is_the_plateaus_fit_with_rows_for_y() -> None:
+    """Columns are x and rows y, whichever parameter is which; the plateau's best is on its membership."""
+    unit = trials(32)
+    points, values = SPACE.from_unit(unit), bowl(unit, (0.2, 0.9)).tolist()
+    drawn = surface(SPACE, points, values, "loss.tau", "loss.alpha", size=21)
+    assert drawn is not None
+    assert (drawn.x[[0, -1]].tolist(), drawn.y[[0, -1]].tolist()) == ([1, 20], [0, 1])
+    row, column = np.unravel_index(drawn.mean.argmax(), (21, 21))
+    assert (drawn.y[row], drawn.x[column]) == pytest.approx((0.2, 20**0.9), rel=0.1)
+    assert drawn.member[row, column]
+    assert not drawn.member[-1, 0]
+    with pytest.raises(UserError, match=r"x one of loss\.alpha, loss\.tau"):
+        surface(SPACE, points, values, "loss.gamma", "loss.tau")
+
+
+def test_one_parameter_and_three() -> None:
+    """A line has an interval; in three dimensions the surface is drawn at the best of the third."""
+    unit = np.asarray(qmc.Halton(3, rng=0).random(32))
+    values = (bowl(unit) - 0.05 * (unit[:, 2] - 0.9) ** 2).tolist()
+    cube = Space(("a", "b", "c"), (0.0,) * 3, (1.0,) * 3, (False,) * 3)
+    region, drawn = plateau(cube, unit, values), surface(cube, unit, values, "a", "b", size=11)
+    assert region is not None
+    assert drawn is not None
+    assert region.best == pytest.approx((0.4, 0.6, 0.9), abs=0.12)
+    assert drawn.mean.max() == pytest.approx(region.mean, abs=0.002)
+    line = Space(("a",), (0.0,), (1.0,), (False,))
+    assert importances(line, unit[:, :1], values) == {"a": Importance(1, 1)}
+    assert importances(line, unit[:, :1], [0.9] * 32) == {"a": Importance(0, 0)}
+    region = plateau(line, unit[:, :1], (0.9 - 0.3 * (unit[:, 0] - 0.4) ** 2).tolist())
+    assert region is not None
+    assert region.limits[0] == pytest.approx((0.4, 0.4), abs=0.15)
+    assert region.fill == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("n", "height"), [(12, 1.0), (12, 0.3), (30, 1.0)])
+def test_plateau_holds_the_true_optimum(n: int, height: float) -> None:
+    """On simulated noisy bowls, steep or nearly flat, in at least 95 of a hundred."""
+    held = [holds(found(unit, values), centre) for unit, values, centre in simulated(60, n, height)]
+    assert np.mean(held) >= 0.95
+
+
+@pytest.mark.slow
+def test_true_plateau_is_held_and_the_rest_mostly_not() -> None:
+    """Of the settings truly within the noise of the best 9 in 10 belong; of the others, after 30 trials, few."""
+    recall, excess = [], []
+    for unit, values, centre in simulated(40, 30, 1.0):
+        drawn = surface(SPACE, SPACE.from_unit(unit), values.tolist(), *SPACE.names, size=31)
+        assert drawn is not None
+        line = np.linspace(0, 1, 31)
+        truth = bowl(np.stack(np.meshgrid(line, line), axis=-1).reshape(-1, 2), centre).reshape(31, 31) >= 0.9 - NOISE
+        recall.append(drawn.member[truth].mean())
+        excess.append(drawn.member[~truth].mean())
+    assert np.mean(recall) > 0.9
+    assert np.mean(excess) < 0.4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("n", "least"), [(6, 0.85), (12, 0.85), (30, 0.93)])
+def test_flat_surfaces_rarely_get_a_trusted_plateau(n: int, least: float) -> None:
+    """Where no setting is better the trials don't pretend to know a region."""
+    regions = [found(unit, values) for unit, values, _ in simulated(60, n, 0.0)]
+    assert np.mean([not region.trusted for region in regions]) >= least
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("height", [0.0, 1.0])
+def test_noise_is_recovered(height: float) -> None:
+    """Of 30 trials without repeated seeds, in the median within 15 %."""
+    noise = [found(unit, values).noise_sd for unit, values, _ in simulated(40, 30, height)]
+    assert np.median(noise) == pytest.approx(NOISE, rel=0.15)

@@ -1,0 +1,93 @@
+"""A report in the terminal: what is there is shown, what isn't is no zero, and lines fit."""
+
+from __future__ import annotations
+
+import pytest
+from records import fresh, pruned, record, summary, trial
+
+from kdsweep import report_console
+from kdsweep.report_console import WIDTH
+from kdsweep.summary import Report
+
+
+def shown(report: Report, capsys: pytest.CaptureFixture[str]) -> str:
+    report_console.show(report)
+    return capsys.readouterr().out
+
+
+def test_nothing_at_all_is_still_a_report(capsys: pytest.CaptureFixture[str]) -> None:
+    """A study that has just begun prints what is not there yet."""
+    printed = shown(summary(), capsys)
+    assert "runs: no runs" in printed
+    assert "No verdict" in printed
+    assert "no finished distilled run" in printed
+    assert "no finished scratch run" in printed
+
+
+def test_trials_without_baselines(capsys: pytest.CaptureFixture[str]) -> None:
+    """There is a table and no target; nothing is said about a difference."""
+    found = summary(trial(0, 0.5, 4))
+    assert "target:" not in shown(found, capsys)
+    assert found.target is None
+    assert not any("On test" in finding for finding in found.findings)
+
+
+def test_a_run_without_test_metrics(capsys: pytest.CaptureFixture[str]) -> None:
+    """A missing metric is a dash, not a zero."""
+    printed = shown(summary(record("scratch", test=None)), capsys)
+    (row,) = [line for line in printed.splitlines() if line.startswith("scratch")]
+    assert row.split() == ["scratch", "1", "90.00", "-", "-", "-", "-", "never", "10.0"]
+
+
+def test_runs_that_never_reach_the_target_are_not_averaged_away(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of two scratch runs one gets there: the cell says so; a distilled run that doesn't: never."""
+    runs = (record("scratch", val=0.9), record("scratch", val=0.7), trial(0, 0.5, 4))
+    printed = shown(summary(*runs, curves={0: [0.5, 0.9], 1: [0.6, 0.7], 2: [0.1, 0.2]}), capsys)
+    assert "2.0 (1 of 2)" in printed
+    assert "never" in printed
+
+
+def test_lines_fit_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    """The widest table, three fresh runs an arm, keeps to 100 characters without breaking a cell."""
+    values = (0.91, 0.92, 0.93)
+    runs = [run for role in ("scratch", "label_smoothing", "distill") for run in fresh(role, values, val=0.9)]
+    runs += [trial(number, 0.01234 * number, 2) for number in range(40)]
+    printed = shown(summary(*runs), capsys)
+    assert max(map(len, printed.splitlines())) <= WIDTH
+    assert "label smoothing    3*  90.00 ±0.00  92.00 ±1.00" in printed
+    assert "the best 10 of 40" in printed
+
+
+def test_the_verdict_stands_above_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is what the reader came for."""
+    runs = [*fresh("scratch", [0.9, 0.91]), *fresh("distill", [0.92, 0.935])]
+    printed = shown(summary(*runs), capsys)
+    assert 0 < printed.index("Distillation is not distinguishable") < printed.index("test")
+
+
+def test_pruned_runs_are_not_called_killed(capsys: pytest.CaptureFixture[str]) -> None:
+    """In the heading they are counted as what they are."""
+    killed = record("scratch", status="KILLED")
+    assert "runs: 1 pruned, 1 killed" in shown(summary(pruned(0, 2), killed), capsys)
+
+
+def test_the_pareto_set_has_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    """With both objectives; a study of one objective has none."""
+    runs = [
+        record("distill", val=a, metrics={"val/nll": n}, params={"loss.alpha": i}, tags={"kdsweep.trial": str(i)})
+        for i, (a, n) in enumerate([(0.9, 0.5), (0.8, 0.1)])
+    ]
+    both = [["val/accuracy", "maximize"], ["val/nll", "minimize"]]
+    assert "Pareto set" in shown(summary(*runs, objectives=both), capsys)
+    assert "Pareto set" not in shown(summary(*runs), capsys)
+
+
+def test_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """At 80 columns the deviation stands under the mean, and every number is whole."""
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes the output for a terminal
+    monkeypatch.setenv("COLUMNS", "80")
+    printed = shown(summary(record("scratch", val=0.9), record("scratch", val=0.92)), capsys)
+    assert "91.00 " in printed
+    assert "±1.41" in printed
+    assert "91.00 ±1.41" not in printed
+    assert "…" not in printed

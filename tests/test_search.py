@@ -1,0 +1,316 @@
+"""Claims about the search: real Optuna studies in SQLite files, interrupted in every way."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+import psutil
+import pytest
+from omegaconf import DictConfig, OmegaConf
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.trial import TrialState
+
+from kdsweep import trials
+from kdsweep.errors import UserError
+from kdsweep.processes import ProcessId, this_process
+from kdsweep.search import PRUNED_AT, STARTS, Search, delete, described
+from kdsweep.stores import sqlite_uri
+
+SPACE = {"loss.alpha": FloatDistribution(0, 1), "loss.tau": FloatDistribution(1, 20, log=True)}
+SAMPLERS = {"gp": "GP", "tpe": "TPE", "cmaes": "CmaEs", "qmc": "QMC", "random": "Random"}
+
+
+def sampler(name: str = "random", **arguments: object) -> DictConfig:
+    return OmegaConf.create({"_target_": f"optuna.samplers.{SAMPLERS[name]}Sampler", "seed": 0, **arguments})
+
+
+def search(
+    folder: Path,
+    *,
+    kind: DictConfig | None = None,
+    n_trials: int = 5,
+    max_restarts: int = 3,
+    directions: Sequence[str] = ("maximize",),
+    space: Mapping[str, BaseDistribution] = SPACE,
+    pruner: DictConfig | None = None,
+) -> Search:
+    """A controller's view of the study in a folder."""
+    url = sqlite_uri(folder / "optuna.db")
+    return Search(url, "study", directions, space, kind or sampler(), pruner, n_trials, max_restarts)
+
+
+def ask(found: Search) -> Any:
+    trial = found.next()
+    assert trial is not None
+    return trial
+
+
+def params(found: Search) -> list[tuple[object, ...]]:
+    return [tuple(trial.params.values()) for trial in found.trials()]
+
+
+def test_the_search_ends_with_its_total(tmp_path: Path) -> None:
+    """Finished, failed and running trials count alike."""
+    found = search(tmp_path, n_trials=3)
+    found.complete(ask(found).number, [0.5])
+    found.fail(ask(found).number, "because")
+    ask(found)
+    assert found.next() is None
+    assert found.count(TrialState.COMPLETE, TrialState.FAIL) == 2
+
+
+def test_more_trials_can_be_asked_for_later(tmp_path: Path) -> None:
+    """A study of two becomes one of three."""
+    found = search(tmp_path, n_trials=2)
+    for _ in range(2):
+        found.complete(ask(found).number, [0.5])
+    assert ask(search(tmp_path, n_trials=3)).number == 2
+
+
+def test_an_orphan_keeps_its_number_and_parameters(tmp_path: Path) -> None:
+    """The next controller proposes it again before anything new."""
+    orphan = ask(search(tmp_path))
+    later = search(tmp_path)
+    assert later.orphans() == ([0], [])
+    assert "started again" in later.recover(0)
+    again = ask(later)
+    assert (again.number, again.params) == (0, orphan.params)
+    assert ask(later).number == 1
+
+
+def test_a_trial_that_had_no_parameters_yet_gets_them(tmp_path: Path) -> None:
+    """Killed between the trial's row and its parameters' rows."""
+    found = search(tmp_path)
+    study = optuna.load_study(study_name="study", storage=sqlite_uri(tmp_path / "optuna.db"))
+    study.ask({"loss.alpha": SPACE["loss.alpha"]})
+    found.recover(0)
+    trial = ask(found)
+    assert (trial.number, set(trial.params)) == (0, set(SPACE))
+    assert trial.params["loss.alpha"] == study.trials[0].params["loss.alpha"]
+
+
+def test_a_result_that_was_left_is_taken(tmp_path: Path) -> None:
+    """By the job in its trial, or by its run in MLflow: the trial isn't computed again."""
+    found = search(tmp_path, n_trials=2)
+    for _ in range(2):
+        ask(found)
+    trials.TrialLink(sqlite_uri(tmp_path / "optuna.db"), "study", 0, None).leave([0.7])
+    later = search(tmp_path, n_trials=2)
+    later.recover(0)
+    later.recover(1, [0.6])
+    assert [trial.values for trial in later.trials()] == [[0.7], [0.6]]
+    assert later.next() is None
+
+
+def test_a_trial_that_always_dies_is_given_up(tmp_path: Path) -> None:
+    """After its start and the restarts that it may have, it has failed."""
+    found = search(tmp_path, max_restarts=2)
+    for _ in range(3):
+        assert ask(found).number == 0
+        said = found.recover(0)
+    assert said == "given up after 3 starts"
+    assert found.trials()[0].state == TrialState.FAIL
+    assert ask(found).number == 1
+
+
+def test_an_interruption_on_purpose_is_no_restart(tmp_path: Path) -> None:
+    """Ctrl-C as often as one likes."""
+    found = search(tmp_path, max_restarts=0)
+    for _ in range(3):
+        found.give_back(ask(found).number)
+    assert found.trials()[0].state == TrialState.WAITING
+    assert found.trials()[0].user_attrs[STARTS] == 0
+
+
+def test_a_trial_of_a_living_process_is_no_orphan(tmp_path: Path) -> None:
+    """A process of this machine is asked for, and waited for while it lives."""
+    found = search(tmp_path)
+    trial = ask(found)
+    with subprocess.Popen(["sleep", "60"]) as process:
+        owner = ProcessId(this_process().host, process.pid, psutil.Process(process.pid).create_time())
+        trial.set_user_attr(trials.PROCESS, str(owner))
+        assert found.orphans() == ([], [owner])
+        process.kill()
+    assert found.orphans() == ([trial.number], [])
+
+
+@pytest.mark.parametrize("age", [0.0, trials.STALE_SECONDS + 1])
+def test_another_machine_is_believed_for_a_while(age: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its trial is an orphan when its last sign of life is old."""
+    found = search(tmp_path)
+    trial = ask(found)
+    trial.set_user_attr(trials.PROCESS, "elsewhere:1:0.0")
+    trial.set_user_attr(trials.BEAT, time.time() - age)
+    assert bool(found.orphans()[0]) == (age > 0)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_a_resumed_sampler_repeats_no_point(name: str, tmp_path: Path) -> None:
+    """A new controller for each trial: all points differ."""
+    for index in range(7):
+        found = search(tmp_path, kind=sampler(name), n_trials=7)
+        found.complete(ask(found).number, [index / 10])
+    assert len(set(params(found))) == 7
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_quasi_random_points_go_on_where_they_stopped(tmp_path: Path) -> None:
+    """QMC counts in the storage: resumed or not, the points are the same."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for folder in (whole, parts):
+        folder.mkdir()
+    at_once = search(whole, kind=sampler("qmc", scramble=True))
+    for _ in range(4):
+        at_once.complete(ask(at_once).number, [0.0])
+        resumed = search(parts, kind=sampler("qmc", scramble=True))
+        resumed.complete(ask(resumed).number, [0.0])
+    # The first is drawn independently, before a relative space is known.
+    assert params(at_once)[1:] == params(resumed)[1:]
+
+
+def test_a_grid_ends_with_its_last_point(tmp_path: Path) -> None:
+    """Each point once, across controllers, though more trials were asked for."""
+    grid = {"a": CategoricalDistribution([1, 2]), "b": CategoricalDistribution(["x", "y"])}
+    kind = OmegaConf.create({"_target_": "optuna.samplers.GridSampler", "_partial_": True, "seed": 0})
+    for _ in range(4):
+        found = search(tmp_path, kind=kind, space=grid, n_trials=30)
+        found.complete(ask(found).number, [0.0])
+    assert sorted(params(found)) == [(1, "x"), (1, "y"), (2, "x"), (2, "y")]
+    assert search(tmp_path, kind=kind, space=grid, n_trials=30).next() is None
+
+
+# Pruning
+
+
+def median() -> DictConfig:
+    return OmegaConf.create({"_target_": "optuna.pruners.MedianPruner", "n_startup_trials": 1})
+
+
+def pruned_study(folder: Path, name: str) -> Search:
+    """Two full trials (.8 and .6 after .5 and .3 at epoch 2), and one stopped at epoch 2 with .1."""
+    found = search(folder, kind=sampler(name), pruner=median())
+    for reached, early in ((0.8, 0.5), (0.6, 0.3)):
+        trial = ask(found)
+        trial.report(early, 2)
+        found.complete(trial.number, [reached])
+    trial = ask(found)
+    trial.report(0.1, 2)
+    found.prune(trial.number, 2)
+    return found
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_the_gaussian_process_sees_pruned_trials(tmp_path: Path) -> None:
+    """They count as complete, with their last value and what the others gained from there on."""
+    pruned = pruned_study(tmp_path, "gp").trials()[2]
+    assert pruned.state == TrialState.COMPLETE
+    assert pruned.value == pytest.approx(0.1 + 0.3)
+    assert pruned.user_attrs[PRUNED_AT] == 2
+
+
+def test_other_samplers_are_told_that_a_trial_was_pruned(tmp_path: Path) -> None:
+    """They can deal with it themselves."""
+    pruned = pruned_study(tmp_path, "tpe").trials()[2]
+    assert (pruned.state, pruned.user_attrs[PRUNED_AT]) == (TrialState.PRUNED, 2)
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_a_pruned_trial_is_never_the_best(tmp_path: Path) -> None:
+    """Not even when its extrapolation is: that is held down to the best value reached."""
+    found = search(tmp_path, kind=sampler("gp"), pruner=median())
+    for early, reached in ((0.1, 0.8), (0.9, None)):
+        trial = ask(found)
+        trial.report(early, 1)
+        if reached is None:
+            found.prune(trial.number, 1)
+        else:
+            found.complete(trial.number, [reached])
+    assert found.trials()[1].value == 0.8
+    best = found.best()
+    assert best is not None
+    assert best.number == 0
+
+
+def test_without_a_full_trial_there_is_nothing_to_extrapolate_from(tmp_path: Path) -> None:
+    """Then the trial is pruned for every sampler."""
+    found = search(tmp_path, kind=sampler("random"), pruner=median())
+    trial = ask(found)
+    found.prune(trial.number, 1)
+    assert found.trials()[0].state == TrialState.PRUNED
+    assert found.best() is None
+
+
+# Several objectives
+
+
+def test_of_several_objectives_the_first_chooses(tmp_path: Path) -> None:
+    """Both trials are on the Pareto front; the one with the better first value is taken, and all are written down."""
+    found = search(tmp_path, directions=("maximize", "minimize"))
+    for values in ([0.8, 0.1], [0.9, 0.3], [0.7, 0.2]):
+        found.complete(ask(found).number, values)
+    best = found.best()
+    assert best is not None
+    assert best.number == 1
+    found.write_results(tmp_path / "results.yaml")
+    written = OmegaConf.load(tmp_path / "results.yaml")
+    assert [list(solution["values"]) for solution in written.solutions] == [[0.8, 0.1], [0.9, 0.3]]
+
+
+def test_at_equal_values_the_earlier_trial_is_best(tmp_path: Path) -> None:
+    """Also where less is better."""
+    found = search(tmp_path, directions=("minimize",))
+    for value in (0.5, 0.2, 0.2):
+        found.complete(ask(found).number, [value])
+    best = found.best()
+    assert best is not None
+    assert best.number == 1
+
+
+# Who may work on it
+
+
+def test_a_study_goes_on_under_its_own_conditions_alone(tmp_path: Path) -> None:
+    """A changed key is named with both values, and with what to do."""
+    search(tmp_path).require_same({"epochs": 3, "loss.smoothing": None})
+    search(tmp_path).require_same({"epochs": 3, "loss.smoothing": None})
+    with pytest.raises(UserError, match=r"^sweep\.name: .*\(epochs was 3 and is 4\)\. .*sweep\.restart=fresh"):
+        search(tmp_path).require_same({"epochs": 4, "loss.smoothing": None})
+
+
+def test_a_second_controller_is_refused(tmp_path: Path) -> None:
+    """On another machine: as long as the first gives signs of life. The message says who it is."""
+    url = sqlite_uri(tmp_path / "optuna.db")
+    found = search(tmp_path)
+    study = optuna.load_study(study_name="study", storage=url)
+    holder = {"process": "elsewhere:42:0.0", "beat": time.time()}
+    study.set_user_attr("kdsweep.controller", holder)
+    with pytest.raises(UserError, match=r"process 42 on elsewhere"), search(tmp_path).held():
+        pass
+    study.set_user_attr("kdsweep.controller", {**holder, "beat": holder["beat"] - trials.STALE_SECONDS - 1})
+    with search(tmp_path).held():
+        assert study.user_attrs["kdsweep.controller"]["process"] == str(this_process())
+    assert study.user_attrs["kdsweep.controller"] is None
+    assert found.key == search(tmp_path).key
+
+
+def test_a_fresh_start_forgets_all(tmp_path: Path) -> None:
+    """Trials, conditions, and the key by which its MLflow run is found; deleting what isn't there is fine."""
+    url = sqlite_uri(tmp_path / "optuna.db")
+    delete(url, "study")
+    found = search(tmp_path)
+    key = found.key
+    found.complete(ask(found).number, [0.5])
+    delete(url, "study")
+    assert (search(tmp_path).trials(), search(tmp_path).key != key) == ([], True)
+
+
+def test_a_space_is_described_in_plain_values() -> None:
+    """Limits and scale, or choices."""
+    assert described(SPACE["loss.tau"]) == {"low": 1, "high": 20, "log": True}
+    assert described(CategoricalDistribution(["a", 2])) == {"choices": ["a", 2]}

@@ -1,0 +1,165 @@
+"""The sentences of a report: the choice of a trial, first differences, the teacher, unfairness, what is missing."""
+
+from __future__ import annotations
+
+import pytest
+from records import fresh, record, summary, trial
+
+from kdsweep.records import RunRecord
+
+
+def about(text: str, *runs: RunRecord, **tags: object) -> str:
+    """The one finding in which `text` stands."""
+    (found,) = [sentence for sentence in summary(*runs, **tags).findings if text in sentence]
+    return found
+
+
+def missing(*runs: RunRecord, **tags: object) -> str:
+    return " ".join(summary(*runs, **tags).missing)
+
+
+# The choice
+
+
+def test_the_choice_is_named_with_its_luck() -> None:
+    """The sentence has number, alpha, tau, the number of trials, and what that does to the result."""
+    assert about("distill is trial", trial(0, 0.1, 1), trial(7, 0.625, 4, val=0.95)) == (
+        "distill is trial 7 (alpha 0.625, tau 4), best of 2 trials by validation accuracy; one run: includes the luck "
+        "of the search."
+    )
+
+
+def test_fresh_seeds_have_no_luck() -> None:
+    """A confirmed trial's row holds runs that chose nothing."""
+    chosen = about("distill is trial", trial(0, 0.1, 1), trial(7, 0.625, 4, val=0.95), *fresh("distill", [0.9, 0.9]))
+    assert chosen.endswith("its row shows 2 fresh seeds, which chose nothing.")
+
+
+def test_ties_are_told() -> None:
+    """With few validation pictures several trials share the best accuracy."""
+    runs = [trial(number, 0.1 * number, 2) for number in (5, 3, 4)]
+    assert "3 trials share this validation accuracy" in about("distill is trial", *runs)
+
+
+def test_one_setting_was_not_chosen() -> None:
+    """Where there was no choice there was no luck."""
+    assert "the only setting tried" in about("distill is trial", trial(0, 0.5, 4))
+
+
+def test_another_searched_key_is_shown() -> None:
+    """A search over the learning rate, too, names it in the trials."""
+    runs = (trial(0, 0.5, 4, **{"optimizer.lr": 0.1}), trial(1, 0.5, 4, **{"optimizer.lr": 0.2}))
+    assert "optimizer.lr 0.1" in about("distill is trial", *runs)
+
+
+def test_of_several_objectives_the_front_is_told() -> None:
+    """The chosen trial is one that no other beats in both."""
+    runs = [
+        record("distill", val=a, metrics={"val/nll": n}, params={"loss.alpha": i}, tags={"kdsweep.trial": str(i)})
+        for i, (a, n) in enumerate([(0.9, 0.5), (0.8, 0.1), (0.7, 0.6)])
+    ]
+    both = [["val/accuracy", "maximize"], ["val/nll", "minimize"]]
+    assert [t.number for t in summary(*runs, objectives=both).front] == [0, 1]
+    assert "one of the 2 of 3 trials that no other beats" in about("distill is trial", *runs, objectives=both)
+    assert summary(*runs).front == ()
+
+
+# Without confirmation
+
+
+@pytest.mark.parametrize(
+    ("distilled", "words"),
+    [
+        (0.93, "is 2.00 points more accurate than scratch (91.00%, mean of 2 runs): no significance is claimed"),
+        (0.90, "is 1.00 points less accurate than scratch (91.00%, mean of 2 runs)"),
+        (0.91, "is as accurate as scratch (91.00%, mean of 2 runs)"),
+        (0.91004, "is as accurate as scratch"),  # 0.004 points print as 0.00
+    ],
+)
+def test_the_first_difference_has_its_sign(distilled: float, words: str) -> None:
+    """Better, worse and equal are told apart, and nothing is claimed."""
+    scratch = record("scratch", test=0.90), record("scratch", test=0.92)
+    assert words in about("On test", *scratch, trial(0, 0.5, 4, test=distilled))
+
+
+def test_without_test_accuracies_validation_is_compared() -> None:
+    """The baselines and trials of a study read no test split."""
+    runs = record("scratch", val=0.8, test=None), record("label_smoothing", val=0.812, test=None)
+    assert "1.20 points more accurate than scratch on validation (one run)" in about("Label smoothing", *runs)
+
+
+def test_a_verdict_replaces_the_first_difference() -> None:
+    """With confirmation nothing is said from other runs."""
+    runs = [trial(0, 0.5, 4), *fresh("scratch", [0.9, 0.91]), *fresh("distill", [0.92, 0.925])]
+    assert not any("no significance" in finding for finding in summary(*runs).findings)
+    assert summary(*runs).findings[0].startswith("distill and scratch are not distinguishable")
+
+
+# Teacher and fairness
+
+
+@pytest.mark.parametrize(
+    ("teacher", "words"),
+    [
+        (0.99, "99.00%, above scratch and above distill."),
+        (0.94, "94.00%, above scratch and below distill."),
+        (0.95, "95.00%, above scratch and equal to distill."),
+        (0.80, "80.00%, below scratch and below distill. From a weaker teacher"),
+    ],
+)
+def test_the_teacher_is_placed_among_its_students(teacher: float, words: str) -> None:
+    """A teacher that is weaker than scratch is said to be, and only then the control is recalled."""
+    runs = (record("teacher", test=teacher), record("scratch", test=0.9), trial(0, 0.5, 4, test=0.95))
+    sentence = about("The teacher's test", *runs)
+    assert words in sentence
+    assert ("From a weaker teacher" in sentence) == (teacher == 0.80)
+
+
+def test_a_mean_over_different_settings_is_told() -> None:
+    """Scratch runs that differ in more than their seeds are no repetitions; the seed alone is fine."""
+    fractions = [record("scratch", params={"data.train_fraction": f, "seed": i}) for i, f in enumerate((0.1, 1.0))]
+    assert "The scratch runs differ in data.train_fraction" in about("mixes", *fractions)
+    seeds = record("scratch", params={"seed": 0}), record("scratch", params={"seed": 1})
+    assert not any("mixes" in finding for finding in summary(*seeds).findings)
+
+
+def test_an_unfair_comparison_is_told() -> None:
+    """Arms that were trained for different times; and a learning rate that only the search could choose."""
+    runs = (record("scratch", params={"epochs": 10}), trial(0, 0.5, 4, epochs=30))
+    assert "distill and scratch differ in epochs too, which may" in about("distill and scratch differ", *runs)
+    rates = [trial(n, 0.5, 4, **{"optimizer.lr": lr}) for n, lr in enumerate((0.1, 0.2))]
+    told = about("distill and scratch differ", record("scratch", params={"optimizer.lr": 0.3}), *rates)
+    assert "of which the search chose the distilled one's" in told
+
+
+# What is missing
+
+
+def test_baselines_without_trials() -> None:
+    """The baselines are shown while the search has not begun."""
+    found = summary(record("teacher"), record("scratch"))
+    assert [arm.role for arm in found.arms] == ["teacher", "scratch"]
+    assert "no finished distilled run" in found.missing[0]
+    assert found.headline.startswith("No verdict")
+
+
+def test_a_study_of_an_older_version_is_told_how_to_get_a_verdict() -> None:
+    """No plan and no confirmation: the command that makes one."""
+    assert "so there is no verdict: `kdsweep sweep=alpha_tau`" in missing(trial(0, 0.5, 4))
+
+
+def test_a_confirmation_that_was_switched_off_is_told() -> None:
+    """sweep.confirm_seeds=0 is a choice, and its price is named."""
+    assert "sweep.confirm_seeds=0" in missing(trial(0, 0.5, 4), planned={"n_trials": 1, "confirm_seeds": 0})
+
+
+def test_an_incomplete_confirmation_is_counted() -> None:
+    """How many seeds there are of each arm, and of how many."""
+    runs = [trial(0, 0.5, 4), *fresh("scratch", [0.9, 0.91])]
+    told = missing(*runs, planned={"n_trials": 1, "confirm_seeds": 5})
+    assert "of 5 fresh seeds an arm there are scratch 2, label smoothing 0, distill 0" in told
+
+
+def test_trials_that_are_not_there_are_counted() -> None:
+    """A finished study's missing trials have failed."""
+    assert "1 of 3 trials have ended well; the others failed" in missing(trial(0, 0.5, 4), planned={"n_trials": 3})

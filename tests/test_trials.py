@@ -1,0 +1,76 @@
+"""Claims about a job's line to its trial, on a real Optuna storage."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+
+from kdsweep import trials
+from kdsweep.errors import PrunedError
+from kdsweep.processes import this_process
+from kdsweep.stores import sqlite_uri
+from kdsweep.trials import BEAT, PROCESS, VALUES, TrialLink, open_storage, storage_url
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> optuna.Study:
+    """A study with one running trial, as a controller has it."""
+    made = optuna.create_study(storage=open_storage(sqlite_uri(tmp_path / "optuna.db")), study_name="study")
+    made.ask()
+    return made
+
+
+def link(folder: Path, pruner: optuna.pruners.BasePruner | None = None) -> TrialLink:
+    return TrialLink(sqlite_uri(folder / "optuna.db"), "study", 0, pruner)
+
+
+def test_a_job_shows_that_it_lives(study: optuna.Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who it is, and again and again that it is still there."""
+    monkeypatch.setattr(trials, "BEAT_SECONDS", 0.01)
+    with link(tmp_path).alive():
+        first = study.trials[0].user_attrs
+        assert first[PROCESS] == str(this_process())
+        end = time.monotonic() + 30
+        while study.trials[0].user_attrs[BEAT] == first[BEAT]:
+            assert time.monotonic() < end
+    last = study.trials[0].user_attrs[BEAT]
+    time.sleep(0.1)
+    assert study.trials[0].user_attrs[BEAT] == last
+
+
+def test_a_job_is_told_to_stop(study: optuna.Study, tmp_path: Path) -> None:
+    """By the pruner, as an exception with the epoch; the trial itself stays running, since only the sweeper tells."""
+    strict = link(tmp_path, optuna.pruners.ThresholdPruner(lower=0.5))
+    strict.report(0.6, 1)
+    with pytest.raises(PrunedError, match="pruned after epoch 2") as caught:
+        strict.report(0.4, 2)
+    assert caught.value.epoch == 2
+    assert study.trials[0].state == optuna.trial.TrialState.RUNNING
+    assert study.trials[0].intermediate_values == {1: 0.6, 2: 0.4}
+
+
+def test_without_a_pruner_nothing_is_reported(study: optuna.Study, tmp_path: Path) -> None:
+    """MLflow has the epochs; a second database needn't."""
+    link(tmp_path).report(0.1, 1)
+    assert study.trials[0].intermediate_values == {}
+
+
+def test_a_run_that_diverges_is_not_pruned(study: optuna.Study, tmp_path: Path) -> None:
+    """Pruners take NaN for a bad value; the run says by itself that it failed."""
+    link(tmp_path, optuna.pruners.ThresholdPruner(lower=0.5)).report(float("nan"), 1)
+    assert study.trials[0].intermediate_values == {}
+
+
+def test_a_result_is_left_in_the_trial(study: optuna.Study, tmp_path: Path) -> None:
+    """For a controller that comes after the one that asked."""
+    link(tmp_path).leave((0.5, 0.1))
+    assert study.trials[0].user_attrs[VALUES] == [0.5, 0.1]
+
+
+def test_the_default_storage_lies_in_the_studys_folder(tmp_path: Path) -> None:
+    """As an SQLite file by its full path; another storage is taken as it is written."""
+    assert storage_url(None, str(tmp_path)) == f"sqlite:///{tmp_path}/optuna.db"
+    assert storage_url("postgresql://host/name", str(tmp_path)) == "postgresql://host/name"
