@@ -251,7 +251,7 @@ def winners_curse(search_best: float, confirmed: Sequence[float], confidence: fl
     require(len(confirmed) > 0, "at least one confirmed value", len(confirmed), "confirmed")
     values = np.asarray(confirmed, dtype=float)
     mean = search_best - float(values.mean())
-    margin = _half_width(_sd(values), len(values), confidence) if len(values) > 1 else math.nan
+    margin = _half_width(_sd(values), len(values), confidence)
     return WinnersCurse(mean, mean - margin, mean + margin, len(values))
 
 
@@ -292,6 +292,7 @@ def _sd(values: Array) -> float:
 
 
 def _half_width(sd: float, n: int, confidence: float) -> float:
+    """Half of Student's t interval of a mean; NaN for one value."""
     return float(stats.t.isf((1 - confidence) / 2, n - 1)) * sd / math.sqrt(n)
 
 

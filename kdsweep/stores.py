@@ -93,13 +93,12 @@ def lock_path(uri: str, database: Path | None) -> Path:
 
 
 def write_ahead(path: Path) -> None:
-    """Makes a fresh SQLite file one in which readers and a writer do not wait for each other; another is left as it is.
+    """Makes an SQLite file one in which readers and a writer do not wait for each other; a missing file is made.
 
     The mode stays with the file. MLflow itself lets a writer wait 20 s for another.
     """
-    if not path.exists() or path.stat().st_size == 0:
-        with closing(sqlite3.connect(path)) as database:
-            database.execute("PRAGMA journal_mode = WAL")
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("PRAGMA journal_mode = WAL")
 
 
 def shown(uri: str) -> str:

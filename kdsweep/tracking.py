@@ -17,6 +17,7 @@ import re
 import shutil
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -28,7 +29,16 @@ from filelock import FileLock
 from kdsweep import interrupts
 from kdsweep.errors import PrunedError, UserError
 from kdsweep.records import RunRecord, StudyRecord
-from kdsweep.stores import artifact_folder, holds_store, lock_path, shown, sqlite_path, user_name, write_ahead
+from kdsweep.stores import (
+    artifact_folder,
+    holds_store,
+    lock_path,
+    shown,
+    sqlite_path,
+    sqlite_uri,
+    user_name,
+    write_ahead,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -161,9 +171,9 @@ class Store:
         path = sqlite_path(uri)
         self._lock = FileLock(lock_path(uri, path))
         with _opening(uri), self._lock:
-            if path is not None and not holds_store(path):
-                write_ahead(path)
             mlflow = _import_mlflow()
+            if path is not None and not holds_store(path):
+                _make_store(mlflow, path)
             self._client = mlflow.MlflowClient(tracking_uri=uri)
             location = None if path is None else artifact_folder(path).as_uri()
             self._experiment_id = self._find_experiment(location)
@@ -370,6 +380,17 @@ def _import_mlflow() -> Any:
     for name in ("alembic", "mlflow.store.db.utils"):
         logging.getLogger(name).setLevel(logging.WARNING)
     return mlflow
+
+
+def _make_store(mlflow: Any, path: Path) -> None:
+    """Makes a fresh SQLite store: aside, since MLflow takes seconds, and can't open one that was left half-made."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        mlflow.MlflowClient(tracking_uri=sqlite_uri(temporary)).search_experiments(max_results=1)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    write_ahead(path)
 
 
 @contextmanager

@@ -80,6 +80,10 @@ class Command:
         assert self._process.pid is not None
         os.kill(self._process.pid, number)
 
+    def kill(self) -> None:
+        """Sends SIGKILL, if the process hasn't ended by itself."""
+        self._process.kill()
+
     def wait_for(self, condition: Callable[[], bool]) -> None:
         """Waits until the condition holds; fails if the command ends before that."""
         while not condition():

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import servers
 from commands import SHORT, Outcome
 
 # One thread is fastest for small tensors, and torch, which reads this when it is imported, isn't yet.
@@ -24,6 +26,15 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = console_script(*SHORT, root=root)
     assert done.status == 0, done.err
     return root
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[servers.PostgreSQL]:
+    """A database server on loopback; scripts/test.sh installs it where it can."""
+    if servers.programs() is None:
+        pytest.skip("PostgreSQL isn't installed (Debian: apt-get install postgresql)")
+    with servers.postgresql() as server:
+        yield server
 
 
 def console_script(*words: str, root: Path) -> Outcome:

@@ -125,6 +125,21 @@ def test_a_wrong_value_is_found_before_any_data() -> None:
         assembly.check(composed("loss.tau=0"))
 
 
+def test_one_objective_or_a_list_of_them() -> None:
+    """Both are read as names, in order; each of them has to be a metric that may be selected on."""
+    assert assembly.objectives(config()) == ["val/accuracy"]
+    assert assembly.objectives(config("objective=[val/accuracy,val/ece]")) == ["val/accuracy", "val/ece"]
+    with pytest.raises(UserError, match=r"^objective: .*objective='test/accuracy'.*not selected on"):
+        assembly.check(config("objective=[val/accuracy,test/accuracy]"))
+
+
+@pytest.mark.parametrize("name", assembly.OBJECTIVES)
+def test_every_objective_has_a_direction(name: str) -> None:
+    """More accuracy and agreement are better; less loss, calibration error and divergence are."""
+    better = {True: "maximize", False: "minimize"}
+    assert assembly.direction(name) == better["accuracy" in name or name in ("val/top5", "val/agreement")]
+
+
 def test_what_does_not_fit_is_found_before_a_study() -> None:
     """`rehearse` loads data and weights, and makes the teacher."""
     assembly.rehearse(config())

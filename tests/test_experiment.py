@@ -14,7 +14,7 @@ from networks import build
 from torch import Tensor
 
 from kdsweep import data as datasets
-from kdsweep.evaluation import evaluate
+from kdsweep.evaluation import evaluate, reliability
 from kdsweep.experiment import run
 from kdsweep.losses import kd
 from kdsweep.schedules import one_cycle
@@ -58,14 +58,32 @@ def no_log(metrics: Metrics, epoch: int) -> None:
 def test_every_epoch_is_validated_and_test_is_read_once() -> None:
     """Test pictures are looked at when all training is over, and then once."""
     course = Course([5, 10, 15], [1, 2, 3])
-    run(course, course.predict, DATA, None, no_log)
+    run(course, course.predict, DATA, None, no_log, evaluate_test=True)
     assert course.asked == [("validation", 1), ("validation", 2), ("validation", 3), ("test", 3)]
+
+
+def test_a_run_that_may_not_read_test_reads_it_never() -> None:
+    """No test metric, no bins of confidence, and nobody asked for the pictures; all else is the same."""
+    course = Course([5, 10, 15], [1, 2, 3])
+    result = run(course, course.predict, DATA, None, no_log, evaluate_test=False)
+    assert {split for split, _ in course.asked} == {"validation"}
+    assert not any(name.startswith("test/") for name in result.metrics)
+    assert result.reliability == []
+    assert result.metrics["val/accuracy"] == pytest.approx(0.75)
+
+
+def test_confidence_is_told_bin_by_bin_on_test() -> None:
+    """The bins are those of the last epoch's answers to the test pictures."""
+    course = Course([5, 10], [1, 4])
+    bins = run(course, course.predict, DATA, None, no_log, evaluate_test=True).reliability
+    assert bins == reliability(answers("test", 4), DATA.test.labels)
+    assert sum(found["count"] or 0 for found in bins) == 10
 
 
 def test_the_best_epoch_is_validations() -> None:
     """best/... names the first epoch with the highest validation accuracy, though test was better in others."""
     course = Course([5, 16, 16, 12], [10, 1, 9, 4])
-    metrics = run(course, course.predict, DATA, None, no_log).metrics
+    metrics = run(course, course.predict, DATA, None, no_log, evaluate_test=True).metrics
     assert (metrics["best/epoch"], metrics["best/val_accuracy"]) == (2, 0.8)
     assert metrics["val/accuracy"] == pytest.approx(0.6)
     assert metrics["test/accuracy"] == pytest.approx(0.4)
@@ -74,7 +92,7 @@ def test_the_best_epoch_is_validations() -> None:
 def test_a_best_accuracy_of_zero_is_a_best() -> None:
     """Zero is a value: the first epoch stays the best when none gets anything right."""
     course = Course([0, 0], [0, 0])
-    metrics = run(course, course.predict, DATA, None, no_log).metrics
+    metrics = run(course, course.predict, DATA, None, no_log, evaluate_test=True).metrics
     assert (metrics["best/epoch"], metrics["best/val_accuracy"]) == (1, 0)
 
 
@@ -82,7 +100,9 @@ def test_log_and_history_have_every_epoch() -> None:
     """Both get the training's own metrics and the validation's, epoch by epoch from 1."""
     course = Course([5, 10], [1, 2])
     logged: list[tuple[int, Metrics]] = []
-    result = run(course, course.predict, DATA, None, lambda metrics, epoch: logged.append((epoch, metrics)))
+    result = run(
+        course, course.predict, DATA, None, lambda metrics, epoch: logged.append((epoch, metrics)), evaluate_test=True
+    )
     assert [(epoch, metrics["train/loss"], metrics["val/accuracy"]) for epoch, metrics in logged] == [
         (1, 1.0, 0.25),
         (2, 0.5, 0.5),
@@ -93,7 +113,7 @@ def test_log_and_history_have_every_epoch() -> None:
 
 def test_a_network_that_needs_no_training_is_evaluated() -> None:
     """A teacher with a trained head has scores, and no history and no best epoch."""
-    result = run((), lambda split: answers(split, 7), DATA, None, no_log)
+    result = run((), lambda split: answers(split, 7), DATA, None, no_log, evaluate_test=True)
     assert result.history == {}
     assert result.metrics["val/accuracy"] == pytest.approx(7 / 20)
     assert result.metrics["test/accuracy"] == pytest.approx(7 / 10)
@@ -110,7 +130,7 @@ def test_an_error_in_training_gets_out() -> None:
     course = Course([5, 10], [1, 2])
     epochs: list[int] = []
     with pytest.raises(RuntimeError, match="diverged"):
-        run(training(), course.predict, DATA, None, lambda _, epoch: epochs.append(epoch))
+        run(training(), course.predict, DATA, None, lambda _, epoch: epochs.append(epoch), evaluate_test=True)
     assert epochs == [1, 2]
     assert ("test", 2) not in course.asked
 
@@ -128,7 +148,7 @@ def teacher(root: Path) -> Teacher:
 def test_a_student_is_compared_with_its_teacher(tmp_path: Path) -> None:
     """Agreement and divergence are those of the two networks' logits, on validation and on test."""
     ours, course = teacher(tmp_path), Course([5, 10], [1, 2])
-    metrics = run(course, course.predict, DATA, ours, no_log).metrics
+    metrics = run(course, course.predict, DATA, ours, no_log, evaluate_test=True).metrics
     for prefix, split, right in (("val", "validation", 10), ("test", "test", 2)):
         expected = evaluate(answers(split, right), getattr(DATA, split).labels, ours.logits(split))
         assert {f"{prefix}/{name}": value for name, value in expected.items()}.items() <= metrics.items()
@@ -145,7 +165,7 @@ def test_the_time_of_the_tables_is_told_apart(tmp_path: Path) -> None:
 
     ours = teacher(tmp_path)
     ours.seconds = 500.0
-    metrics = run(slow(), lambda split: answers(split, 3), DATA, ours, no_log).metrics
+    metrics = run(slow(), lambda split: answers(split, 3), DATA, ours, no_log, evaluate_test=True).metrics
     assert 1000 <= metrics["teacher_seconds"] < 1100
     assert metrics["seconds"] == pytest.approx(0.05 - 1000, abs=5)
 
@@ -168,7 +188,14 @@ def test_a_distilled_run_has_all_its_metrics(tmp_path: Path) -> None:
         order_seed=0,
         precision="fp32",
     )
-    result = run(fitting, lambda split: predict(student, getattr(DATA, split).images, 16, "fp32"), DATA, guide, no_log)
+    result = run(
+        fitting,
+        lambda split: predict(student, getattr(DATA, split).images, 16, "fp32"),
+        DATA,
+        guide,
+        no_log,
+        evaluate_test=True,
+    )
     scores = {"accuracy", "nll", "ece", "top5", "agreement", "teacher_kl"}
     per_epoch = {"train/loss", "train/accuracy", "lr", "images_per_second", "epoch_seconds"}
     per_epoch |= {f"val/{name}" for name in scores}
@@ -185,4 +212,4 @@ def test_a_network_that_diverged_in_its_last_step_is_told() -> None:
         return torch.full((len(getattr(DATA, split)), 6), torch.nan)
 
     with pytest.raises(DivergedError, match="after epoch 1 the validation NLL is nan"):
-        run(Course([5], [1]), broken, DATA, None, no_log)
+        run(Course([5], [1]), broken, DATA, None, no_log, evaluate_test=True)

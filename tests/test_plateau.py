@@ -196,6 +196,17 @@ def test_one_parameter_and_three() -> None:
     assert region.fill == 1
 
 
+def test_a_region_smaller_than_the_grid_is_its_best_setting() -> None:
+    """In four dimensions and without noise none of the points measured may belong; the best one always does."""
+    unit = np.asarray(qmc.Halton(4, rng=0).random(40))
+    unit[0] = 1
+    region = plateau(Space(tuple("abcd"), (0.0,) * 4, (2.0,) * 4, (False,) * 4), 2 * unit, unit.sum(axis=1).tolist())
+    assert region is not None
+    assert region.best == (2, 2, 2, 2)
+    assert region.limits == ((2, 2),) * 4
+    assert region.share < 0.001
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("n", "height"), [(12, 1.0), (12, 0.3), (30, 1.0)])
 def test_plateau_holds_the_true_optimum(n: int, height: float) -> None:

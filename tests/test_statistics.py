@@ -225,12 +225,13 @@ def test_winners_curse_has_the_interval_of_the_confirmed_mean() -> None:
 
 
 def test_rank_correlation_is_scipys_with_limits_that_hold_it() -> None:
-    """Ties and order are Spearman's; the interval is wide for few pairs."""
+    """Ties and order are Spearman's; the limits are Fisher's with Bonett and Wright's standard error."""
     early, final = [1.0, 2.0, 2.0, 4.0, 5.0, 6.0], [2.0, 1.0, 3.0, 4.0, 6.0, 5.0]
     found = rank_correlation(early, final)
     assert found.rho == pytest.approx(stats.spearmanr(early, final).statistic)
-    assert -1 < found.low < found.rho < found.high < 1
-    assert found.high - found.low > 0.5
+    margin = 1.959964 * math.sqrt((1 + found.rho**2 / 2) / 3)
+    limits = np.tanh([math.atanh(found.rho) - margin, math.atanh(found.rho) + margin])
+    assert (found.low, found.high) == pytest.approx(tuple(limits), rel=1e-5)
 
 
 def test_perfect_rank_correlation_of_five_is_not_certainty() -> None:
@@ -239,7 +240,8 @@ def test_perfect_rank_correlation_of_five_is_not_certainty() -> None:
     assert (five.rho, five.high) == pytest.approx((1, 1))
     assert five.low < 0.3
     assert thirty.low > 0.99
-    assert rank_correlation(range(5), range(5, 0, -1)).high == pytest.approx(-five.low)
+    reverse = rank_correlation(range(5), range(5, 0, -1))
+    assert (reverse.low, reverse.high) == pytest.approx((-1, -five.low))
 
 
 def test_rank_correlation_is_unknown_without_order() -> None:

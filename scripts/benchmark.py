@@ -1,0 +1,608 @@
+"""How fast kdsweep is, measured on this machine: `.venv/bin/python scripts/benchmark.py study`.
+
+Each subcommand is a pair of functions: one adds its arguments to the parser, the other measures and returns a
+`Finding`, which `main` prints and writes as JSON. Medians of many repetitions; what the machine did besides is noted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import os
+import random
+import sys
+import tempfile
+import time
+import uuid
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console, Group, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from kdsweep import cli, environment, interrupts, progress
+from kdsweep.errors import PrunedError, RunError
+from kdsweep.jobs import Job, Outcome
+from kdsweep.overrides import parsed
+from kdsweep.search import FINISHED, Search, build_pruner, delete, distribution_of
+from kdsweep.stages import Stages
+from kdsweep.stores import sqlite_uri
+from kdsweep.tracking import Store, flatten
+from kdsweep.train import CONFIG_FOLDER
+from kdsweep.trials import TrialLink
+
+if TYPE_CHECKING:
+    from kdsweep.data import Dataset
+
+Seconds = tuple[float, float]  # of the clock on the wall, and of the processor
+
+# What all subcommands share
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a subcommand found: for the terminal, and JSON-able."""
+
+    shown: RenderableType
+    values: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Load:
+    """How many processes of this machine wanted a core, the average of a minute, before and after a measurement."""
+
+    before: float
+    after: float
+    cores: int
+
+    @property
+    def busy(self) -> bool:
+        """Whether others took part of the time that was measured."""
+        return max(self.before, self.after) > self.cores
+
+    def words(self) -> str:
+        text = f"load {self.before:.1f} before and {self.after:.1f} after, {self.cores} cores"
+        return f"{text}: BUSY, trust the processor's time more than the wall's" if self.busy else f"{text}: not busy"
+
+
+class Clock:
+    """Divides time among parts: at every moment exactly one part is charged, the innermost, so parts add up to all.
+
+    Args:
+        rest: The part that is charged outside of every block.
+    """
+
+    def __init__(self, rest: str) -> None:
+        self._stack = [rest]
+        self._parts: dict[str, Seconds] = {}
+        self._since = self._now()
+
+    @staticmethod
+    def _now() -> Seconds:
+        return time.perf_counter(), time.process_time()
+
+    def _charge(self) -> None:
+        wall, cpu = self._now()
+        known = self._parts.get(self._stack[-1], (0.0, 0.0))
+        self._parts[self._stack[-1]] = known[0] + wall - self._since[0], known[1] + cpu - self._since[1]
+        self._since = wall, cpu
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Charges the block to `name`."""
+        self._charge()
+        self._stack.append(name)
+        try:
+            yield
+        finally:
+            self._charge()
+            self._stack.pop()
+
+    def lap(self) -> dict[str, Seconds]:
+        """The parts since the last lap."""
+        self._charge()
+        parts, self._parts = self._parts, {}
+        return parts
+
+
+@contextmanager
+def bar(description: str, total: int) -> Iterator[Callable[[], None]]:
+    """A progress bar with elapsed and remaining time on stderr; yields what moves it on by one, and hears Ctrl-C."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    shown = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True))
+    with shown:
+        task = shown.add_task(description, total=total)
+
+        def advance() -> None:
+            shown.update(task, advance=1)
+            interrupts.check()
+
+        yield advance
+
+
+def in_milliseconds(seconds: float) -> str:
+    return shown_number(1000 * seconds, 1 if seconds < 0.1 else 0)
+
+
+def shown_number(value: float, digits: int) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+# study: what the controller of a study does for each trial
+
+ASK, TELL, REST = "ask", "tell", "everything else"
+LINK = "the trial's line to Optuna"
+OPEN, ENDS, PARAMS, TAGS, DATA = "store opened", "run created and ended", "parameters", "tags", "data sets"
+METRICS, MADE = "metrics", "what is logged, gathered"
+FILES = "written"
+STAND_IN = "stand-in for Hydra"  # the benchmark's own work; in no sum
+
+GROUPS = {
+    "controller": (ASK, TELL, REST),
+    "job, Optuna": (LINK,),
+    "job, MLflow": (OPEN, ENDS, PARAMS, TAGS, DATA, METRICS, MADE),
+}
+
+EVERYTHING = tuple(part for parts in GROUPS.values() for part in parts)
+
+# Artifacts cost more than all else and are files of their run alone, which can't grow with their number: every tenth
+# trial has them, and its time is in no other sum.
+WITH_ARTIFACTS = 10
+
+SAMPLERS = ("random", "tpe", "gp", "qmc")
+PRUNERS = ("none", "median", "percentile", "asha", "hyperband")
+# How many trials where none are asked for: a Gaussian process is fitted at each ask, to all trials before it.
+TRIALS = {"gp": 100}
+MANY_TRIALS = 500
+WINDOW = 50  # trials at either end whose medians are compared
+FLAT = 1.5  # goal: last / first
+MARKS = (10, 50, 100, 200, 500, 1000)  # trials around which a sampler's ask is shown
+AROUND = 5
+
+SEARCHED = ("loss.alpha=interval(0.0,1.0)", "loss.tau=tag(log,interval(1.0,20.0))")
+EPOCH_METRICS = (
+    *("train/loss", "train/accuracy", "lr", "images_per_second", "epoch_seconds"),
+    *("val/accuracy", "val/nll", "val/ece", "val/top5", "val/agreement", "val/teacher_kl"),
+)
+
+
+@dataclass
+class Series:
+    """One sampler's trials.
+
+    Args:
+        sampler: Its name.
+        laps: Of each trial, in order: part -> seconds.
+    """
+
+    sampler: str
+    laps: Sequence[Mapping[str, Seconds]]
+    window: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.window = max(1, min(WINDOW, len(self.laps) // 2))
+
+    def seconds(self, parts: Iterable[str], kind: int = 0) -> dict[int, float]:
+        """Trial -> what these parts took; of the trials that write artifacts if they are a part, else of the others.
+
+        `kind` 0 is the wall's time, 1 the processor's.
+        """
+        names = tuple(parts)
+        return {
+            number: sum(lap[name][kind] for name in names if name in lap)
+            for number, lap in enumerate(self.laps)
+            if (FILES in names) == (FILES in lap)
+        }
+
+    def ends(self, parts: Iterable[str], kind: int = 0) -> tuple[float, float]:
+        """Medians over the first and the last `window` trials; NaN where none is among them."""
+        seconds = self.seconds(parts, kind)
+        first = [value for number, value in seconds.items() if number < self.window]
+        last = [value for number, value in seconds.items() if number >= len(self.laps) - self.window]
+        return (median(first) if first else math.nan), (median(last) if last else math.nan)
+
+    def ratio(self, parts: Iterable[str], kind: int = 0) -> float:
+        """Last over first."""
+        first, last = self.ends(parts, kind)
+        return last / first if first > 0 else math.nan
+
+    def asks(self) -> dict[int, float]:
+        """Trial -> what an ask took, the median over the `AROUND` trials that end with it."""
+        seconds = [lap.get(ASK, (0.0, 0.0))[0] for lap in self.laps]
+        return {mark: median(seconds[mark - AROUND : mark]) for mark in MARKS if mark <= len(seconds)}
+
+    def rows(self) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+        """(group, row's name, parts) of each line of the table; the sums come below their parts."""
+        for group, parts in GROUPS.items():
+            if len(parts) > 1:
+                yield from ((group, part, (part,)) for part in parts)
+            yield group, "sum" if len(parts) > 1 else parts[0], parts
+        yield "trial", "sum", EVERYTHING
+        yield "artifacts", "config, environment, curve, weights", (FILES, MADE)
+
+    def values(self) -> dict[str, object]:
+        """Everything as plain values, in seconds."""
+        found = []
+        for group, name, parts in self.rows():
+            (first, last), (cpu_first, cpu_last) = self.ends(parts, 0), self.ends(parts, 1)
+            numbers = {
+                "wall": {"first": first, "last": last, "ratio": self.ratio(parts, 0)},
+                "cpu": {"first": cpu_first, "last": cpu_last, "ratio": self.ratio(parts, 1)},
+            }
+            # JSON knows no NaN.
+            known = {k: {n: None if math.isnan(v) else v for n, v in kind.items()} for k, kind in numbers.items()}
+            found.append({"group": group, "part": name, **known})
+        return {
+            "sampler": self.sampler,
+            "trials": len(self.laps),
+            "window": self.window,
+            "parts": found,
+            "ask_around": self.asks(),
+            "wall_of_each": [{name: seconds[0] for name, seconds in lap.items()} for lap in self.laps],
+        }
+
+
+class TimedSearch(Search):
+    """The product's search; each `next` begins a lap of the clock."""
+
+    clock: Clock
+
+    def next(self) -> Any:
+        self.laps.append(self.clock.lap())
+        with self.clock.part(ASK):
+            return super().next()
+
+    def complete(self, number: int, values: Sequence[float]) -> None:
+        with self.clock.part(TELL):
+            super().complete(number, values)
+
+    def prune(self, number: int, epoch: int) -> None:
+        with self.clock.part(TELL):
+            super().prune(number, epoch)
+
+    def timed_by(self, clock: Clock) -> list[dict[str, Seconds]]:
+        """Has the clock measure; what it measures, a lap before the first trial first."""
+        self.clock = clock
+        self.laps: list[dict[str, Seconds]] = []
+        return self.laps
+
+
+class TimedClient:
+    """An MLflow client whose calls are charged to what they write.
+
+    Args:
+        client: MLflow's own.
+        clock: Measures.
+        artifacts: Whether it writes files.
+    """
+
+    PARTS: Mapping[str, str] = {"create_run": ENDS, "set_terminated": ENDS, "log_inputs": DATA}
+    BATCHES: Mapping[str, str] = {"params": PARAMS, "metrics": METRICS, "tags": TAGS}
+    ARTIFACTS = ("log_text", "log_artifact", "log_figure")
+
+    def __init__(self, client: Any, clock: Clock, artifacts: bool) -> None:
+        self._client, self._clock, self._artifacts = client, clock, artifacts
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def timed(*arguments: Any, **named: Any) -> Any:
+            batch = next((part for key, part in self.BATCHES.items() if key in named), MADE)
+            with self._clock.part(FILES if name in self.ARTIFACTS else self.PARTS.get(name, batch)):
+                return getattr(self._client, name)(*arguments, **named)
+
+        if name in self.ARTIFACTS and not self._artifacts:
+            return lambda *arguments, **named: None
+        return timed
+
+
+class TimedStore(Store):
+    """The product's store; its client's calls are measured."""
+
+    def __init__(self, uri: str, clock: Clock, artifacts: bool) -> None:
+        with clock.part(OPEN):
+            super().__init__(uri)
+        self._client = TimedClient(self._client, clock, artifacts)
+
+
+@dataclass
+class EmptyTrials:
+    """An executor whose jobs train nothing: they record a run as a real trial does, and return a number.
+
+    What Hydra does for a job (its configuration, its log file) is not in it, nor the weights' size: one number.
+
+    Args:
+        cfg: The configuration of a study's run, before its own overrides.
+        data: The pictures that the run would read.
+        mlflow: URI of the store.
+        storage: URL of Optuna's.
+        study: The study's name there.
+        pruner: Its configuration, or None.
+        clock: Measures.
+        ended: Called after each job.
+    """
+
+    cfg: DictConfig
+    data: Dataset
+    mlflow: str
+    storage: str
+    study: str
+    pruner: DictConfig | None
+    clock: Clock
+    ended: Callable[[], None]
+    slots: int = 1
+
+    def submit(self, job: Job) -> None:
+        self._job = job
+
+    def wait(self) -> list[tuple[Job, Outcome]]:
+        with self.clock.part(STAND_IN):
+            cfg = OmegaConf.merge(self.cfg, OmegaConf.from_dotlist([*self._job.overrides]))
+            assert isinstance(cfg, DictConfig)
+            try:
+                outcome = Outcome(self._run(cfg))
+            except PrunedError as error:
+                outcome = Outcome(error=error)
+            self.ended()
+        return [(self._job, outcome)]
+
+    def close(self) -> None:
+        pass
+
+    def _run(self, cfg: DictConfig) -> float:
+        """What `kdsweep.train` does around a trial's training."""
+        clock, number = self.clock, int(cfg.tracking.trial)
+        with ExitStack() as stack:
+            with clock.part(LINK):
+                pruner = None if self.pruner is None else build_pruner(self.pruner)
+                link = TrialLink(self.storage, self.study, number, pruner)
+                stack.enter_context(link.alive())
+            value = self._record(cfg, TimedLink(link, clock), number)
+            with clock.part(LINK):
+                link.leave([value])
+                stack.close()
+        return value
+
+    def _record(self, cfg: DictConfig, link: Any, number: int) -> float:
+        """The MLflow run of a trial."""
+        from torch import zeros
+
+        from kdsweep import experiment, recording
+
+        value = score(cfg.loss.alpha, cfg.loss.tau, number)
+        metrics = dict.fromkeys(EPOCH_METRICS, value)
+        artifacts = number % WITH_ARTIFACTS == 0
+        points = [(epoch, value) for epoch in range(1, cfg.epochs + 1)]
+        result = experiment.Result(
+            {**metrics, "best/val_accuracy": value, "best/epoch": 1.0, "seconds": 0.0, "teacher_seconds": 0.0},
+            # Without a history there is no curve.
+            dict.fromkeys(metrics, points) if artifacts else {},
+        )
+        store = TimedStore(self.mlflow, self.clock, artifacts)
+        with self.clock.part(MADE), recording.started(cfg, self.data, store, None) as run:
+            log = recording.epoch_log(run, cfg.objective, link)
+            for epoch in range(1, cfg.epochs + 1):
+                log(metrics, epoch)
+            recording.finish(cfg, run, result, {"weight": zeros(1)}, "model.safetensors")
+        return value
+
+
+@dataclass
+class TimedLink:
+    """A trial's line to Optuna; its reports are measured."""
+
+    link: TrialLink
+    clock: Clock
+
+    def report(self, value: float, epoch: int) -> None:
+        with self.clock.part(LINK):
+            self.link.report(value, epoch)
+
+
+def score(alpha: float, tau: float, number: int) -> float:
+    """An accuracy to model: smooth in both searched keys, and noisy as real ones are (sd .005)."""
+    smooth = 0.8 - 0.1 * (alpha - 0.6) ** 2 - 0.02 * math.log(tau / 4) ** 2
+    return smooth + random.Random(number).gauss(0, 0.005)
+
+
+@contextmanager
+def quiet(folder: Path) -> Iterator[None]:
+    """In this block the product's lines go to files of `folder`, in which they cost what they cost in a study."""
+    from optuna.exceptions import ExperimentalWarning
+    from optuna.logging import WARNING, set_verbosity
+
+    set_verbosity(WARNING)
+    handler = logging.FileHandler(folder / "study.log")
+    root, terminal = logging.getLogger(), progress.console.file
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    with (folder / "notes.txt").open("w") as notes, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=ExperimentalWarning)
+        progress.console.file = notes
+        try:
+            yield
+        finally:
+            progress.console.file = terminal
+            root.setLevel(level)
+            root.removeHandler(handler)
+            handler.close()
+
+
+def composed(sampler: str, pruner: str, folder: Path) -> DictConfig:
+    """The configuration of the product's study."""
+    lines = ["sweep=alpha_tau", "data=synthetic", "device=cpu", f"paths.root={folder}"]
+    lines += [f"hydra/sweeper/sampler={sampler}", f"hydra/sweeper/pruner={pruner}"]
+    with hydra.initialize_config_dir(str(CONFIG_FOLDER)):
+        return hydra.compose("config", lines, return_hydra_config=True)
+
+
+def measure_study(sampler: str, pruner: str, n_trials: int, storage: str | None, folder: Path) -> Series:
+    """Runs a study of empty trials, without baselines and confirmation, with stores of its own in `folder`."""
+    from kdsweep import assembly
+
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = composed(sampler, pruner, folder)
+    own = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
+    data, _ = assembly.inputs(assembly.key_of(own.data), own.view_seed, own.device)
+    overrides = parsed([*SEARCHED])
+    space = {o.get_key_element(): distribution_of(o.get_key_element(), o) for o in overrides}
+    settings = whole.hydra.sweeper
+    # A storage that others use too may hold an earlier study.
+    url, name = storage or sqlite_uri(folder / "optuna.db"), f"benchmark-{uuid.uuid4().hex[:8]}"
+    clock, mlflow = Clock(REST), sqlite_uri(folder / "mlflow.db")
+    with quiet(folder), bar(f"study, {sampler}", n_trials) as advance:
+        search = TimedSearch(
+            url, name, ["maximize"], space, settings.sampler, settings.pruner, n_trials, settings.max_restarts
+        )
+        laps = search.timed_by(clock)
+        store = Store(mlflow)
+        executor = EmptyTrials(own, data, mlflow, url, name, settings.pruner, clock, advance)
+        tags = {"kdsweep.role": "study", "kdsweep.study": name, "kdsweep.study_key": search.key}
+        params = flatten(assembly.container(own))
+        try:
+            with search.held(), store.run(name, tags=tags, params=params) as parent:
+                stages = Stages(
+                    store, parent.id, search, overrides, [], assembly.objectives(own), {}, 0, settings.max_restarts, 0.0
+                )
+                with stages.carried_out_by(executor):
+                    stages.run_search()
+            if search.count(*FINISHED) != n_trials:
+                raise RunError(f"{search.count(*FINISHED)} of {n_trials} trials have ended")
+        finally:
+            if storage is not None:
+                delete(url, name)
+    return Series(sampler, laps[1:])
+
+
+def table(series: Series) -> Table:
+    """Medians of both ends, and their ratio, part by part."""
+    title = f"study: {len(series.laps)} empty trials, sampler {series.sampler}; median milliseconds a trial"
+    shown = Table(title=title, title_justify="left")
+    for column in ("", "part"):
+        shown.add_column(column)
+    for column in (f"first {series.window}", f"last {series.window}", "last/first"):
+        shown.add_column(column, justify="right")
+    for column in ("CPU first", "CPU last", "last/first"):
+        shown.add_column(column, justify="right", style="dim")
+    last_group = None
+    for group, name, parts in series.rows():
+        cells = []
+        for kind in (0, 1):
+            first, last = series.ends(parts, kind)
+            cells += [in_milliseconds(first), in_milliseconds(last), shown_number(series.ratio(parts, kind), 2)]
+        is_sum = name == "sum" or len(GROUPS.get(group, ())) == 1
+        style = "bold" if is_sum else None
+        shown.add_row("" if group == last_group else group, name, *cells, style=style, end_section=is_sum)
+        last_group = group
+    return shown
+
+
+def verdict(series: Series) -> str:
+    """Whether the time per trial stays the same."""
+    if series.sampler == "gp":
+        marks = ", ".join(f"{in_milliseconds(seconds)} at trial {mark}" for mark, seconds in series.asks().items())
+        return (
+            f"Sampler gp: an ask takes (ms) {marks or 'no time that so few trials could show'}. It is fitted to all "
+            "trials before, so this grows by its nature; the other parts are the controller's own."
+        )
+    words = []
+    for name, parts in (("a trial", EVERYTHING), ("the controller", GROUPS["controller"])):
+        wall, cpu = (series.ratio(parts, kind) for kind in (0, 1))
+        words.append(f"{name} {'flat' if wall <= FLAT else 'GROWS'} ({wall:.2f}, processor's time {cpu:.2f})")
+    return f"Sampler {series.sampler}: {' and '.join(words)}; goal: last/first <= {FLAT}."
+
+
+def study(arguments: argparse.Namespace) -> Finding:
+    """Time per trial outside of training, over a study of empty trials."""
+    from kdsweep import tracking
+
+    tracking._import_mlflow()  # seconds that no trial should be charged
+    chosen = [arguments.sampler] if arguments.sampler else ["random", "gp"]
+    found = []
+    before = os.getloadavg()[0]
+    with ExitStack() as stack:
+        out = arguments.out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kdsweep-benchmark-")))
+        for sampler in chosen:
+            default = TRIALS.get(sampler, MANY_TRIALS)
+            # Asked for nothing in particular, the process gets no more trials than it can be fitted to in a minute.
+            n_trials = arguments.trials or default
+            if arguments.sampler is None:
+                n_trials = min(n_trials, default)
+            folder = out / f"{sampler}-{uuid.uuid4().hex[:8]}"
+            found.append(measure_study(sampler, arguments.pruner, n_trials, arguments.storage, folder))
+    load = Load(before, os.getloadavg()[0], os.cpu_count() or 1)
+    machine = environment.describe()
+    lines = [verdict(series) for series in found]
+    lines.append(
+        f"Every {WITH_ARTIFACTS}th trial writes artifacts, and counts for them alone. Not measured: Hydra's part of a job, and "
+        "weights of a real size. The sampler random costs nothing itself, so its study is "
+        "the controller's own overhead."
+    )
+    lines.append(f"{machine['cpu']}, {load.words()}; this process may use {machine['cores']}.")
+    values = {
+        "machine": machine,
+        "load": {"before": load.before, "after": load.after, "cores": load.cores, "busy": load.busy},
+        "pruner": arguments.pruner,
+        "goal": FLAT,
+        "studies": [series.values() for series in found],
+    }
+    return Finding(Group(*(table(series) for series in found), *(Text(line) for line in lines)), values)
+
+
+def add_study(parser: argparse.ArgumentParser) -> None:
+    help_sampler = "default: random, which shows the controller's own overhead, and then gp over fewer trials"
+    parser.add_argument("--trials", type=positive, metavar="N", help="default: 500; for gp 100")
+    parser.add_argument("--sampler", choices=SAMPLERS, help=help_sampler)
+    parser.add_argument("--pruner", choices=PRUNERS, default="none", help="with one, each epoch is reported to Optuna")
+    parser.add_argument("--storage", metavar="URL", help="of Optuna's record; default: an SQLite file")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="keep the stores there; default: a temporary folder")
+
+
+# The command
+
+SUBCOMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], Finding]]] = {
+    "study": (add_study, study),
+}
+
+
+def positive(text: str) -> int:
+    """A whole number from 1, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a whole number from 1 must be given, but got {text!r}")
+    return int(text)
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="benchmark", description=(__doc__ or "").partition("\n")[0])
+    commands = made.add_subparsers(dest="command", required=True)
+    for name, (add_arguments, measure) in SUBCOMMANDS.items():
+        own = commands.add_parser(name, help=measure.__doc__, description=measure.__doc__)
+        own.add_argument("--json", type=Path, metavar="FILE", help="write everything that was found there")
+        add_arguments(own)
+    return made
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """The command."""
+    arguments = parser().parse_args(words)
+    _, measure = SUBCOMMANDS[arguments.command]
+    finding = measure(arguments)
+    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120, highlight=False).print(finding.shown)
+    if arguments.json is not None:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"benchmark": arguments.command, **finding.values}, indent=1)
+        arguments.json.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    cli.command("benchmark", main)

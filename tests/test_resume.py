@@ -1,0 +1,146 @@
+"""Claims about studies that are killed: real commands, real signals, real stores, and the same command again."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sqlite3
+import time
+from contextlib import closing
+from pathlib import Path
+
+import optuna
+import pytest
+from commands import SHORT, Command, Outcome, kdsweep, runs
+from optuna.storages import RDBStorage
+from optuna.trial import TrialState
+from servers import PostgreSQL
+
+from kdsweep.processes import parse_process
+from kdsweep.stores import sqlite_uri
+
+pytestmark = pytest.mark.slow
+
+N_TRIALS = 6
+# A run is one step. No trial is given up, however often the dice hit it.
+STUDY = (
+    "sweep=alpha_tau",
+    *SHORT,
+    *("epochs=1", "batch_size=96", "sweep.baseline_seeds=1", "sweep.confirm_seeds=1", "sweep.max_restarts=50"),
+    f"sweep.n_trials={N_TRIALS}",
+)
+KILLS = 10
+
+
+def assert_whole(root: Path, storage: str, n_trials: int = N_TRIALS) -> None:
+    """The study is as if nobody had disturbed it."""
+    record = RDBStorage(storage)
+    trials = optuna.load_study(study_name="alpha_tau", storage=record).trials
+    record.remove_session()
+    record.engine.dispose()
+    assert [trial.number for trial in trials] == list(range(n_trials))
+    assert {trial.state for trial in trials} == {TrialState.COMPLETE}
+    assert len({tuple(trial.params.values()) for trial in trials}) == n_trials
+    found = runs(root)
+    (parent,) = runs(root, "study")
+    assert {run.info.status for run in found} <= {"FINISHED", "FAILED", "KILLED"}
+    assert parent.info.status == "FINISHED"
+    children = [run for run in found if run.info.run_id != parent.info.run_id]
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
+    finished = [run.data.tags["kdsweep.job"] for run in children if run.info.status == "FINISHED"]
+    chosen = f"confirm-trial-{int(parent.data.tags['kdsweep.chosen']):04d}-1000"
+    baselines = ["teacher-0", "scratch-0", "label_smoothing-0"]
+    confirmations = [chosen, "confirm-scratch-1000", "confirm-label_smoothing-1000"]
+    numbered = [f"trial-{number:04d}" for number in range(n_trials)]
+    assert sorted(finished) == sorted([*baselines, *confirmations, *numbered])
+
+
+def working(root: Path) -> list[int]:
+    """The processes in which runs, other than the study's own, are open; read past MLflow while it writes."""
+    query = """
+        SELECT process.value FROM runs
+        JOIN tags AS process ON process.run_uuid = runs.run_uuid AND process.key = 'kdsweep.process'
+        JOIN tags AS job ON job.run_uuid = runs.run_uuid AND job.key = 'kdsweep.job'
+        WHERE runs.status = 'RUNNING'
+    """
+    try:
+        with closing(sqlite3.connect(f"file:{root}/mlflow.db?mode=ro", uri=True)) as database:
+            return [parse_process(text).pid for (text,) in database.execute(query)]
+    except sqlite3.OperationalError:  # it isn't there, or its tables are being made
+        return []
+
+
+def killed_and_repeated(words: tuple[str, ...], root: Path, kills: int, dice: random.Random) -> Outcome:
+    """A study whose controller is killed at random moments, and started again each time; how the last one ended."""
+    for _ in range(kills):
+        command = Command(*words, root=root)
+        # From before its first line of work to some runs later.
+        time.sleep(dice.uniform(0.5, 8))
+        command.kill()
+        done = command.outcome()
+        assert done.status in (-signal.SIGKILL, 0), done.err
+    return kdsweep(*words, root=root)
+
+
+def test_a_controller_killed_ten_times_loses_nothing(tmp_path: Path) -> None:
+    """SIGKILL at ten random moments, the same command each time."""
+    done = killed_and_repeated(STUDY, tmp_path, KILLS, random.Random(0))
+    assert done.status == 0, done.err
+    assert_whole(tmp_path, sqlite_uri(tmp_path / "studies" / "alpha_tau" / "optuna.db"))
+    # The dice did hit: some runs were cut short.
+    assert [run.info.status for run in runs(tmp_path)].count("KILLED") >= 3
+
+
+def test_killed_workers_cost_a_retry_each(tmp_path: Path) -> None:
+    """Of two workers four are killed in the middle of a run, and at last the controller, which none outlives."""
+    words = (*STUDY, "sweep.n_jobs=2", "epochs=12", "n_passes=1")
+    command = Command(*words, root=tmp_path)
+    for _ in range(4):
+        command.wait_for(lambda: len(working(tmp_path)) == 2)
+        os.kill(working(tmp_path)[0], signal.SIGKILL)
+        time.sleep(0.5)
+    command.wait_for(lambda: len(working(tmp_path)) == 2)
+    workers = working(tmp_path)
+    command.signal(signal.SIGKILL)
+    command.outcome()
+    end = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    done = kdsweep(*words, root=tmp_path)
+    assert done.status == 0, done.err
+    assert_whole(tmp_path, sqlite_uri(tmp_path / "studies" / "alpha_tau" / "optuna.db"))
+    assert [run.info.status for run in runs(tmp_path)].count("KILLED") >= 5
+
+
+def test_a_study_on_postgresql_survives_the_same(tmp_path: Path, postgresql: PostgreSQL) -> None:
+    """Optuna's record on a server, the controller killed four times."""
+    words = (*STUDY, f"hydra.sweeper.storage={postgresql.uri}")
+    done = killed_and_repeated(words, tmp_path, 4, random.Random(1))
+    assert done.status == 0, done.err
+    assert_whole(tmp_path, postgresql.uri)
+
+
+def test_a_study_on_ray_survives_a_killed_worker(tmp_path: Path) -> None:
+    """Eight trials, two at a time; one of them costs a retry."""
+    words = (*STUDY, "sweep.n_trials=8", "sweep.executor=ray", "sweep.n_jobs=2", "epochs=12", "n_passes=1")
+    command = Command(*words, root=tmp_path)
+    command.wait_for(lambda: len(working(tmp_path)) == 2)
+    os.kill(working(tmp_path)[0], signal.SIGKILL)
+    done = command.outcome()
+    assert done.status == 0, done.err
+    assert "it is started again" in done.err
+    assert_whole(tmp_path, sqlite_uri(tmp_path / "studies" / "alpha_tau" / "optuna.db"), n_trials=8)
+    assert [run.info.status for run in runs(tmp_path)].count("KILLED") == 1
+
+
+def test_a_second_controller_is_told_who_works(tmp_path: Path) -> None:
+    """On the same study at the same time: one line, exit status 2, and the first goes on undisturbed."""
+    first = Command(*STUDY, root=tmp_path)
+    first.wait_for(lambda: bool(working(tmp_path)))
+    second = kdsweep(*STUDY, root=tmp_path)
+    assert second.status == 2
+    assert "is being run by process" in second.error
+    assert first.outcome().status == 0
+    assert_whole(tmp_path, sqlite_uri(tmp_path / "studies" / "alpha_tau" / "optuna.db"))

@@ -1,0 +1,444 @@
+"""Claims about the stages of a study: made-up runs on a real MLflow store and a real Optuna storage."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from omegaconf import OmegaConf
+from optuna.distributions import FloatDistribution
+from optuna.trial import TrialState
+
+from kdsweep import stages as stages_module
+from kdsweep.errors import PrunedError, RunError
+from kdsweep.jobs import Job, Outcome
+from kdsweep.overrides import parsed
+from kdsweep.processes import ProcessId, this_process
+from kdsweep.records import RunRecord
+from kdsweep.search import CAUSE, PRUNED_AT, STARTS, Search
+from kdsweep.stages import Baseline, Stages
+from kdsweep.stores import sqlite_uri, store_uri
+from kdsweep.tracking import PARENT, Store
+
+ALPHA = {"loss.alpha": FloatDistribution(0, 1)}
+COMMAND = parsed(["loss.alpha=interval(0.0,1.0)", "optimizer.lr=0.03", "seed=5", "loss.tau=3"])
+BASELINES = {
+    "teacher": Baseline(("arm=teacher",), 1, control=False),
+    "scratch": Baseline(("arm=scratch", "loss=ce"), 2, control=True),
+    "smoothing": Baseline(("arm=smoothing", "loss=label_smoothing"), 1, control=True),
+}
+BASELINE_JOBS = ["teacher-0", "scratch-0", "scratch-1", "smoothing-0"]
+NOBODY = ProcessId(this_process().host, 2**22 + 1, 0.0)  # more than Linux numbers its processes
+LOST = RunError("its process was killed by signal 9")
+
+
+class Place:
+    """Where a study is made: an MLflow store, the study's own run in it, and Optuna's storage."""
+
+    def __init__(self, store: Store, folder: Path) -> None:
+        self.store, self._url = store, sqlite_uri(folder / "optuna.db")
+        with store.run("study", tags={"kdsweep.role": "study"}, params={}) as parent:
+            self.parent_id = parent.id
+
+    def search(self, n_trials: int = 2, n_objectives: int = 1, max_restarts: int = 2) -> Search:
+        sampler = OmegaConf.create({"_target_": "optuna.samplers.RandomSampler", "seed": 0})
+        directions = ["maximize", "minimize"][:n_objectives]
+        return Search(self._url, "study", directions, ALPHA, sampler, None, n_trials, max_restarts)
+
+    def stages(
+        self, n_trials: int = 2, confirm_seeds: int = 2, max_failure_rate: float = 1.0, n_objectives: int = 1
+    ) -> Stages:
+        """A controller that starts on the study, or goes on with it."""
+        objectives = ["val/accuracy", "val/ece"][:n_objectives]
+        search = self.search(n_trials, n_objectives)
+        work = COMMAND, ["threads=1"], objectives, BASELINES, confirm_seeds
+        return Stages(self.store, self.parent_id, search, *work, max_restarts=2, max_failure_rate=max_failure_rate)
+
+    def opened(self, name: str, process: ProcessId) -> str:
+        """A job's run in MLflow, as a process opens it."""
+        tags = {PARENT: self.parent_id, "kdsweep.job": name, "kdsweep.process": str(process)}
+        return str(self._client.create_run(self._experiment, tags=tags).info.run_id)
+
+    def ended(self, run_id: str, status: str, metrics: Sequence[float] = ()) -> None:
+        for name, value in zip(("val/accuracy", "val/ece"), metrics, strict=False):
+            self._client.log_metric(run_id, name, value)
+        self._client.set_terminated(run_id, status)
+
+    def runs(self, name: str) -> list[RunRecord]:
+        """The runs of a job."""
+        return [run for run in self.store.children(self.parent_id) if run.tags["kdsweep.job"] == name]
+
+    def trials(self) -> list[Any]:
+        return self.search().trials()
+
+    @property
+    def _client(self) -> Any:
+        from mlflow import MlflowClient
+
+        return MlflowClient(self.store.uri)
+
+    @property
+    def _experiment(self) -> str:
+        return str(self._client.get_experiment_by_name(self.store.experiment).experiment_id)
+
+
+class AtOnce:
+    """An executor that makes a run of each job when it is waited for, the latest first.
+
+    Args:
+        place: Where the runs are recorded.
+        slots: How many jobs it takes.
+        n_objectives: How many values a job returns: alpha, and 1 - alpha.
+        ends: Job -> how it ends, time after time, where it doesn't end well: an exception; LOST leaves its run open.
+    """
+
+    def __init__(self, place: Place, slots: int = 1, n_objectives: int = 1, **ends: Sequence[BaseException]) -> None:
+        self.slots, self.closed, self.most = slots, False, 0
+        self.jobs: list[Job] = []
+        self._place, self._n_objectives = place, n_objectives
+        self._ends = {name.replace("_", "-"): list(errors) for name, errors in ends.items()}
+        self._waiting: list[Job] = []
+
+    @property
+    def names(self) -> list[str]:
+        return [job.name for job in self.jobs]
+
+    def submit(self, job: Job) -> None:
+        assert len(self._waiting) < self.slots
+        self._waiting.append(job)
+        self.most = max(self.most, len(self._waiting))
+
+    def wait(self) -> list[tuple[Job, Outcome]]:
+        job = self._waiting.pop()
+        self.jobs.append(job)
+        return [(job, self._run(job))]
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _run(self, job: Job) -> Outcome:
+        error = next(iter(self._ends.get(job.name, [])), None)
+        run_id = self._place.opened(job.name, NOBODY if error is LOST else this_process())
+        if error is not None:
+            self._ends[job.name].pop(0)
+            if not isinstance(error, Exception):
+                raise error
+            if error is not LOST:
+                self._place.ended(run_id, "KILLED" if isinstance(error, PrunedError) else "FAILED")
+            return Outcome(error=error, lost=error is LOST)
+        alpha = float(words(job).get("loss.alpha", 0))
+        values = (alpha, 1 - alpha)[: self._n_objectives]
+        self._place.ended(run_id, "FINISHED", values)
+        return Outcome(values if self._n_objectives > 1 else values[0])
+
+
+def words(job: Job) -> dict[str, str]:
+    """A job's overrides by key."""
+    return {line.partition("=")[0]: line.partition("=")[2] for line in job.overrides}
+
+
+def carry_out(stages: Stages, executor: AtOnce) -> int:
+    """All stages, as the sweeper has them carried out; returns the number of the chosen trial."""
+    with stages.carried_out_by(executor):
+        stages.run_baselines()
+        stages.run_search()
+        return stages.confirm()
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Made once: a fresh one takes seconds."""
+    return Store(store_uri(None, tmp_path_factory.mktemp("stages")))
+
+
+@pytest.fixture
+def place(store: Store, tmp_path: Path) -> Place:
+    return Place(store, tmp_path)
+
+
+# What is run
+
+
+def test_stages_follow_each_other_and_pairs_each_seed(place: Place) -> None:
+    """Baselines, trials, and fresh seeds: whole pairs of the best setting and the controls, seed by seed."""
+    executor = AtOnce(place)
+    best = carry_out(place.stages(), executor)
+    pairs = [f"confirm-{arm}-{s}" for s in (1000, 1001) for arm in (f"trial-{best:04d}", "scratch", "smoothing")]
+    assert executor.names == [*BASELINE_JOBS, "trial-0000", "trial-0001", *pairs]
+    assert best == max(place.trials(), key=lambda trial: trial.value).number
+
+
+def test_only_the_teacher_and_confirmations_read_test(place: Place) -> None:
+    """What a search or its controls could be tuned on never sees the test split."""
+    executor = AtOnce(place)
+    carry_out(place.stages(), executor)
+    reading = {job.name for job in executor.jobs if words(job)["evaluate_test"] == "True"}
+    assert reading == {name for name in executor.names if name.startswith(("teacher", "confirm"))}
+    assert {words(job)["evaluate_test"] for job in executor.jobs} == {"True", "False"}
+
+
+def test_a_job_knows_its_place(place: Place) -> None:
+    """Study, parent, stage, name and trial are in its overrides, with what all jobs share."""
+    executor = AtOnce(place)
+    best = carry_out(place.stages(), executor)
+    found = {job.name: words(job) for job in executor.jobs}
+    assert {line["tracking.parent"] for line in found.values()} == {place.parent_id}
+    assert {(line["tracking.study"], line["threads"]) for line in found.values()} == {("study", "1")}
+    assert all(line["tracking.job"] == name for name, line in found.items())
+    stages = [found[name]["tracking.stage"] for name in ("scratch-0", "trial-0001", "confirm-scratch-1000")]
+    assert stages == ["baseline", "search", "confirmation"]
+    numbers = {name: line["tracking.trial"] for name, line in found.items() if "tracking.trial" in line}
+    chosen = {f"confirm-trial-{best:04d}-{seed}": str(best) for seed in (1000, 1001)}
+    assert numbers == {"trial-0000": "0", "trial-0001": "1", **chosen}
+
+
+def test_the_command_line_holds_beside_an_arms_own_words(place: Place) -> None:
+    """Its fixed values reach all arms, unless the arm sets them or replaces their group; its sweeps reach none."""
+    executor = AtOnce(place)
+    best = carry_out(place.stages(), executor)
+    found = {job.name: words(job) for job in executor.jobs}
+    assert {line["optimizer.lr"] for line in found.values()} == {"0.03"}
+    assert [found[name]["seed"] for name in ("scratch-0", "scratch-1", "trial-0000")] == ["0", "1", "5"]
+    assert "loss.tau" not in found["scratch-0"]
+    trial, confirmation = found[f"trial-{best:04d}"], found[f"confirm-trial-{best:04d}-1001"]
+    assert trial["loss.tau"] == "3"
+    assert float(trial["loss.alpha"]) == place.trials()[best].params["loss.alpha"]
+    assert {**trial, **confirmation} == {**confirmation}
+    assert confirmation["seed"] == "1001"
+    assert confirmation["loss.alpha"] == trial["loss.alpha"]
+
+
+def test_a_study_without_confirmation_only_chooses(place: Place) -> None:
+    """No fresh seeds: nothing runs after the search."""
+    executor = AtOnce(place)
+    stages = place.stages(confirm_seeds=0)
+    assert stages.planned() == {"teacher": 1, "scratch": 2, "smoothing": 1, "trials": 2, "confirmation": 0}
+    assert carry_out(stages, executor) in (0, 1)
+    assert executor.names == [*BASELINE_JOBS, "trial-0000", "trial-0001"]
+
+
+def test_all_slots_are_kept_busy_and_stages_apart(place: Place) -> None:
+    """As many jobs at a time as there are slots, and no trial before the last baseline has ended."""
+    executor = AtOnce(place, slots=3)
+    carry_out(place.stages(n_trials=4), executor)
+    assert executor.most == 3
+    kinds = [name.partition("-")[0] for name in executor.names]
+    assert kinds == [*sorted(kinds[:4], key=kinds.index), *["trial"] * 4, *["confirm"] * 6]
+    assert sorted(executor.names[:4]) == sorted(BASELINE_JOBS)
+
+
+def test_several_objectives_are_all_told(place: Place) -> None:
+    """A job returns a tuple; the trial gets each value, and the first one chooses."""
+    best = carry_out(place.stages(n_objectives=2), AtOnce(place, n_objectives=2))
+    values = [trial.values for trial in place.search(n_objectives=2).trials()]
+    assert values == [[alpha, 1 - alpha] for alpha, _ in values]
+    assert values[best][0] == max(first for first, _ in values)
+
+
+def test_what_is_left_is_said(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each job has a line; from the second on it tells how long the rest takes."""
+    carry_out(place.stages(), AtOnce(place))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "teacher-0"
+    assert all("about 0.0 min left" in line for line in lines[1:])
+    assert [line.partition(",")[0] for line in lines if line.startswith("Trial")] == [
+        "Trial 0 (1 of 2)",
+        "Trial 1 (2 of 2)",
+    ]
+    assert "loss.alpha 0." in lines[4]
+
+
+# What goes wrong
+
+
+@pytest.mark.parametrize("name", ["scratch-1", "confirm-scratch-1001"])
+def test_a_job_whose_process_died_is_started_again(name: str, place: Place) -> None:
+    """As often as it may, and each lost run is closed in MLflow, as killed, with the cause."""
+    executor = AtOnce(place, **{name.replace("-", "_"): [LOST, LOST]})
+    carry_out(place.stages(), executor)
+    assert executor.names.count(name) == 3
+    assert [run.status for run in place.runs(name)] == ["KILLED", "KILLED", "FINISHED"]
+    assert "killed" in place.runs(name)[0].tags["kdsweep.error"]
+
+
+def test_a_baseline_that_always_dies_ends_the_study(place: Place) -> None:
+    """After its restarts it counts as failed, and is what the study ends with."""
+    executor = AtOnce(place, scratch_0=[LOST] * 9)
+    with pytest.raises(RunError, match="signal 9"):
+        carry_out(place.stages(), executor)
+    assert executor.names == ["teacher-0", *["scratch-0"] * 3]
+    assert {run.status for run in place.runs("scratch-0")} == {"KILLED"}
+
+
+def test_a_baseline_that_fails_ends_the_study(place: Place) -> None:
+    """With the run's own error, without a second try; the executor is closed."""
+    executor = AtOnce(place, scratch_0=[ValueError("no such file")])
+    with pytest.raises(ValueError, match="no such file"):
+        carry_out(place.stages(), executor)
+    assert executor.names == ["teacher-0", "scratch-0"]
+    assert executor.closed
+
+
+def test_a_trial_that_fails_costs_one_trial(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    """The reason is said and kept, and another setting is chosen."""
+    best = carry_out(place.stages(), AtOnce(place, trial_0001=[ValueError("alpha\n is 2")]))
+    assert (best, place.trials()[1].state) == (0, TrialState.FAIL)
+    assert place.trials()[1].user_attrs[CAUSE] == "alpha is 2"
+    assert "Trial 1 failed: alpha is 2\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("n_failing", "ends"), [(2, False), (3, True)])
+def test_a_study_gives_up_when_too_many_trials_fail(n_failing: int, ends: bool, place: Place) -> None:
+    """More than the allowed share of all trials, not of those so far."""
+    failing = {f"trial_{number:04d}": [ValueError("diverged")] for number in range(n_failing)}
+    executor, stages = AtOnce(place, **failing), place.stages(n_trials=4, max_failure_rate=0.5)
+    if not ends:
+        assert carry_out(stages, executor) in (2, 3)
+        return
+    with pytest.raises(RunError, match=r"^3 of 4 trials have failed, and max_failure_rate is 0\.5"):
+        carry_out(stages, executor)
+    assert executor.names[-1] == "trial-0002"
+
+
+def test_without_a_finished_trial_there_is_nothing_to_confirm(place: Place) -> None:
+    """The study ends, and says that the reasons stand above."""
+    failing = AtOnce(place, trial_0000=[ValueError("a")], trial_0001=[PrunedError(1)])
+    with pytest.raises(RunError, match="none of the 2 trials could be finished"):
+        carry_out(place.stages(), failing)
+
+
+@pytest.mark.parametrize("value", [math.nan, None, "0.5"])
+def test_a_trial_without_a_number_has_failed(value: object, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Optuna isn't told what can't be compared."""
+    executor = AtOnce(place)
+    monkeypatch.setattr(executor, "_run", lambda job: Outcome(value))
+    stages = place.stages(n_trials=1)
+    with stages.carried_out_by(executor):
+        stages.run_search()
+    assert place.trials()[0].state == TrialState.FAIL
+    assert str(value) in place.trials()[0].user_attrs[CAUSE]
+
+
+def test_a_pruned_trial_is_told_as_pruned(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    """With its last epoch; it is no failure, and not the best."""
+    best = carry_out(place.stages(max_failure_rate=0.0), AtOnce(place, trial_0000=[PrunedError(3)]))
+    first = place.trials()[0]
+    assert (best, first.state, first.user_attrs[PRUNED_AT]) == (1, TrialState.PRUNED, 3)
+    assert "Trial 0 pruned after epoch 3.\n" in capsys.readouterr().err
+
+
+def test_a_trial_that_always_dies_is_given_up(place: Place) -> None:
+    """It keeps its number and setting in each start; then it has failed, and the search goes on."""
+    executor = AtOnce(place, trial_0000=[LOST] * 9)
+    carry_out(place.stages(), executor)
+    starts = [words(job)["loss.alpha"] for job in executor.jobs if job.name == "trial-0000"]
+    assert (len(starts), len(set(starts))) == (3, 1)
+    assert [trial.state for trial in place.trials()] == [TrialState.FAIL, TrialState.COMPLETE]
+    assert {run.status for run in place.runs("trial-0000")} == {"KILLED"}
+
+
+def test_a_confirmation_that_fails_costs_a_pair(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    """The others are made; the next controller tries it again."""
+    carry_out(place.stages(), AtOnce(place, confirm_scratch_1000=[ValueError("diverged")]))
+    assert "confirm-scratch-1000 failed: diverged\n" in capsys.readouterr().err
+    again = AtOnce(place)
+    stages = place.stages()
+    assert stages.left()["confirmation"] == 1
+    carry_out(stages, again)
+    assert again.names == ["confirm-scratch-1000"]
+
+
+# What an interruption leaves
+
+
+def test_a_finished_study_has_nothing_left(place: Place) -> None:
+    """The same command again: no job at all, and the same choice."""
+    stages = place.stages()
+    assert stages.left() == stages.planned()
+    best = carry_out(stages, AtOnce(place))
+    later, executor = place.stages(), AtOnce(place)
+    assert set(later.left().values()) == {0}
+    assert carry_out(later, executor) == best
+    assert executor.names == []
+
+
+def test_more_can_be_asked_for(place: Place) -> None:
+    """More trials and seeds than before: only those are run."""
+    best = carry_out(place.stages(n_trials=2, confirm_seeds=1), AtOnce(place))
+    executor = AtOnce(place, trial_0002=[ValueError("so that the choice stays")])
+    carry_out(place.stages(n_trials=3, confirm_seeds=2), executor)
+    fresh = [f"confirm-{arm}-1001" for arm in (f"trial-{best:04d}", "scratch", "smoothing")]
+    assert executor.names == ["trial-0002", *fresh]
+
+
+def test_an_interruption_gives_trials_back(place: Place) -> None:
+    """Ctrl-C in a trial: it is proposed again with its setting, and no restart is counted; its run is closed."""
+    executor = AtOnce(place, slots=2, trial_0001=[KeyboardInterrupt()])
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(place.stages(), executor)
+    given_back = place.trials()
+    assert executor.closed
+    assert [trial.state for trial in given_back] == [TrialState.WAITING] * 2
+    assert [trial.user_attrs[STARTS] for trial in given_back] == [0, 0]
+    assert [run.status for run in place.runs("trial-0001")] == ["KILLED"]
+    later = AtOnce(place)
+    carry_out(place.stages(), later)
+    assert later.names[:2] == ["trial-0000", "trial-0001"]
+    assert [trial.params for trial in place.trials()] == [trial.params for trial in given_back]
+
+
+def test_runs_that_a_dead_process_left_open_are_closed(place: Place) -> None:
+    """As killed, by the next controller, and their jobs are run again."""
+    run_id = place.opened("scratch-0", NOBODY)
+    place.ended(place.opened("teacher-0", NOBODY), "FINISHED")
+    stages, executor = place.stages(), AtOnce(place)
+    (closed,) = place.runs("scratch-0")
+    assert (closed.id, closed.status) == (run_id, "KILLED")
+    assert closed.tags["kdsweep.error"] == "its process was killed"
+    assert stages.left()["teacher"] == 0
+    carry_out(stages, executor)
+    assert executor.names[:2] == ["scratch-0", "scratch-1"]
+
+
+def test_a_result_that_nobody_was_told_is_taken_from_mlflow(place: Place) -> None:
+    """The trial's run has finished, its controller died before it told Optuna: it isn't computed again."""
+    assert place.search().next() is not None
+    place.ended(place.opened("trial-0000", NOBODY), "FINISHED", (0.75,))
+    stages, executor = place.stages(), AtOnce(place)
+    assert (place.trials()[0].state, place.trials()[0].values) == (TrialState.COMPLETE, [0.75])
+    carry_out(stages, executor)
+    assert "trial-0000" not in executor.names
+
+
+def test_a_trial_that_died_with_its_controller_is_started_again(place: Place) -> None:
+    """Its run had not finished; a restart is counted."""
+    assert place.search().next() is not None
+    place.opened("trial-0000", NOBODY)
+    executor = AtOnce(place)
+    carry_out(place.stages(), executor)
+    assert executor.names.count("trial-0000") == 1
+    assert place.trials()[0].user_attrs[STARTS] == 2
+    assert [run.status for run in place.runs("trial-0000")] == ["KILLED", "FINISHED"]
+
+
+def test_a_run_that_still_lives_is_waited_for(
+    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A worker outlives its controller by some seconds: what it finishes in them counts."""
+    with subprocess.Popen(["sleep", "60"]) as worker:
+        owner = ProcessId(this_process().host, worker.pid, psutil.Process(worker.pid).create_time())
+        run_id = place.opened("teacher-0", owner)
+
+        def meanwhile(seconds: float) -> None:
+            place.ended(run_id, "FINISHED")
+
+        monkeypatch.setattr(stages_module.time, "sleep", meanwhile)
+        stages = place.stages()
+        worker.kill()
+    assert stages.left()["teacher"] == 0
+    assert "Waiting for runs that an interrupted controller has left" in capsys.readouterr().err
