@@ -69,7 +69,9 @@ def check(cfg: DictConfig) -> None:
     for key in ("seed", "init_seed", "order_seed", "view_seed"):
         require(type(cfg[key]) is int and cfg[key] >= 0, f"{key} >= 0", cfg[key], key, "It is a whole number.")
     require(cfg.arm in ARMS, f"arm in {ARMS}", cfg.arm, "arm", "Choose an experiment, such as experiment=scratch.")
+    require(type(cfg.evaluate_test) is bool, "evaluate_test is true or false", cfg.evaluate_test, "evaluate_test")
     remedy = "The test split is not selected on."
+    require(len(objectives(cfg)) >= 1, "at least one objective", cfg.objective, "objective")
     for name in objectives(cfg):
         require(name in OBJECTIVES, f"objective in {OBJECTIVES}", name, "objective", remedy)
     attempt("tracking", lambda: store_uri(cfg.tracking.uri, Path(cfg.paths.root)))

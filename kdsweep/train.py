@@ -132,7 +132,7 @@ def train_student(cfg: DictConfig, trial: TrialLink | None = None) -> Result:
             order_seed=cfg.order_seed,
             precision=precision,
         )
-        log = recording.epoch_log(run, cfg.objective, trial)
+        log = recording.epoch_log(run, assembly.objectives(cfg)[0], trial)
         result = experiment.run(fitting, predict, data, teacher, log, cfg.evaluate_test)
         recording.finish(cfg, run, result, network.net.state_dict(), "model.safetensors")
     return result

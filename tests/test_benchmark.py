@@ -1,0 +1,136 @@
+"""Claims about the benchmarks: what they add up and what they say; that they measure, on a study of a few trials."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "benchmark.py"
+
+
+def loaded() -> ModuleType:
+    """The script as a module; scripts/ is no package."""
+    spec = importlib.util.spec_from_file_location("benchmark", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["benchmark"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+benchmark: Any = loaded()
+
+
+def series(*seconds: float, sampler: str = "random") -> Any:
+    """Trials whose ask took so long; nothing else took any time."""
+    return benchmark.Series(sampler, [{benchmark.ASK: (value, value / 2)} for value in seconds])
+
+
+def test_the_innermost_part_is_charged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is measured inside a part is not in that part too, and the parts of a lap add up to its time."""
+    now = iter([0.0, 1.0, 3.0, 7.0, 8.0, 13.0])
+    monkeypatch.setattr(benchmark.Clock, "_now", lambda self: (next(now), 0.0))
+    clock = benchmark.Clock("rest")
+    with clock.part("outer"), clock.part("inner"):
+        pass
+    lap = {name: wall for name, (wall, _) in clock.lap().items()}
+    assert lap == {"rest": 1.0 + 5.0, "outer": 2.0 + 1.0, "inner": 4.0}
+
+
+def test_a_lap_starts_at_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the lap before it took is not in it."""
+    now = iter([0.0, 5.0, 7.0])
+    monkeypatch.setattr(benchmark.Clock, "_now", lambda self: (next(now), 0.0))
+    clock = benchmark.Clock("rest")
+    clock.lap()
+    assert clock.lap() == {"rest": (2.0, 0.0)}
+
+
+@pytest.mark.parametrize(("last", "word"), [(1.4, "flat"), (1.6, "GROWS")])
+def test_the_ends_of_a_study_are_compared(last: float, word: str) -> None:
+    """The medians of the last 50 trials against those of the first 50, whatever lies between."""
+    found = series(*[1.0] * 49, 99.0, *[50.0] * 30, 99.0, *[last] * 49)
+    assert found.ratio([benchmark.ASK]) == pytest.approx(last)
+    assert f"the controller {word} ({last:.2f}" in benchmark.verdict(found)
+
+
+def test_ends_do_not_overlap() -> None:
+    """Of five trials, two and two."""
+    assert series(1.0, 1.0, 9.0, 2.0, 2.0).ends([benchmark.ASK]) == (1.0, 2.0)
+
+
+def test_trials_with_artifacts_count_for_those_alone() -> None:
+    """Their other parts are in no median; a window without such a trial has no number, which JSON shows as null."""
+    with_artifacts = {benchmark.FILES: (5.0, 5.0), benchmark.ASK: (9.0, 9.0)}
+    found = benchmark.Series("random", [with_artifacts, *series(1.0, 1.0, 1.0).laps])
+    assert found.ends([benchmark.ASK]) == (1.0, 1.0)
+    first, last = found.ends([benchmark.FILES])
+    assert first == 5.0
+    assert math.isnan(last)
+    assert "NaN" not in json.dumps(found.values())
+
+
+def test_a_gaussian_process_is_shown_over_its_trials() -> None:
+    """Its ask grows by its nature: it is said how much, and is no verdict."""
+    said = benchmark.verdict(series(*[0.01] * 10, *[0.2] * 40, sampler="gp"))
+    assert "10.0 at trial 10, 200 at trial 50" in said
+    assert "GROWS" not in said
+
+
+@pytest.mark.parametrize(("before", "after", "busy"), [(0.5, 2.0, False), (2.5, 1.0, True), (0.5, 2.1, True)])
+def test_a_busy_machine_is_said_to_be_one(before: float, after: float, busy: bool) -> None:
+    """More processes than cores want to run, before or after."""
+    load = benchmark.Load(before, after, 2)
+    assert load.busy is busy
+    assert ("BUSY" in load.words()) is busy
+
+
+@pytest.mark.slow
+def test_a_study_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Real stores; every trial has each part, MLflow has each run, the terminal a table without the study's notes."""
+    words = ["study", "--trials", "4", "--sampler", "random", "--pruner", "median", "--out", str(tmp_path / "kept")]
+    benchmark.main([*words, "--json", str(tmp_path / "found.json")])
+    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+    (measured,) = found["studies"]
+    assert measured["trials"] == len(measured["wall_of_each"]) == 4
+    assert all(lap.keys() >= set(benchmark.EVERYTHING) for lap in measured["wall_of_each"])
+    assert [benchmark.FILES in lap for lap in measured["wall_of_each"]] == [True, False, False, False]
+    assert found["machine"]["cpu"]
+    assert found["load"]["cores"] >= 1
+
+    (folder,) = (tmp_path / "kept").iterdir()
+    store = benchmark.Store(benchmark.sqlite_uri(folder / "mlflow.db"))
+    runs = store.study().runs(role="distill", stage="search")
+    assert [run.tags["kdsweep.job"] for run in runs] == [f"trial-{number:04d}" for number in range(4)]
+    assert store.text(runs[0].id, "config.yaml") is not None
+    assert store.text(runs[1].id, "config.yaml") is None
+
+    printed = capsys.readouterr()
+    assert "4 empty trials" in printed.out
+    assert "Trial 0" not in printed.out + printed.err
+    assert "Trial 3 (4 of 4)" in (folder / "notes.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_a_storage_of_others_is_left_as_it_was(tmp_path: Path) -> None:
+    """The study is taken out of a storage that was named."""
+    url = benchmark.sqlite_uri(tmp_path / "shared.db")
+    benchmark.main(["study", "--trials", "2", "--sampler", "qmc", "--storage", url])
+    import optuna
+
+    assert optuna.get_all_study_names(url) == []
+
+
+def test_trials_must_be_a_number(capsys: pytest.CaptureFixture[str]) -> None:
+    """One line says so."""
+    with pytest.raises(SystemExit):
+        benchmark.main(["study", "--trials", "0"])
+    assert "a whole number from 1 must be given, but got '0'" in capsys.readouterr().err
