@@ -6,7 +6,6 @@ import functools
 import json
 import math
 import statistics
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +25,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from kdsweep.assembly import attempt
 from kdsweep.errors import UserError
 from kdsweep.processes import ProcessId, parse_process, this_process
-from kdsweep.trials import BEAT, PROCESS, STALE_SECONDS, VALUES, keep_beating, open_storage
+from kdsweep.trials import BEAT, PROCESS, STALE_SECONDS, VALUES, beating, open_storage
 
 # What the sweeper writes into a trial, and into the study.
 STARTS, PRUNED_AT, CAUSE = "kdsweep.starts", "kdsweep.pruned_at", "kdsweep.cause"
@@ -143,19 +142,14 @@ class Search:
         holder = self._study.user_attrs.get(CONTROLLER)
         if holder is not None and _lives(parse_process(holder["process"]), holder["beat"]):
             raise UserError(held_by(self.name, parse_process(holder["process"])), "sweep.name")
-        ended = threading.Event()
 
         def beat() -> None:
             self._study.set_user_attr(CONTROLLER, {"process": str(this_process()), "beat": time.time()})
 
-        beat()
-        thread = threading.Thread(target=keep_beating, args=(beat, ended), daemon=True)
-        thread.start()
         try:
-            yield
+            with beating(beat):
+                yield
         finally:
-            ended.set()
-            thread.join()
             self._study.set_user_attr(CONTROLLER, None)
 
     def next(self) -> Trial | None:

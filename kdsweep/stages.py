@@ -18,7 +18,7 @@ from kdsweep.errors import PrunedError, RunError
 from kdsweep.executors import Executor
 from kdsweep.jobs import Job, Outcome
 from kdsweep.overrides import kept_beside
-from kdsweep.processes import parse_process, this_process
+from kdsweep.processes import ProcessId, parse_process, this_process
 from kdsweep.progress import note
 from kdsweep.records import RunRecord
 from kdsweep.search import FINISHED, Search
@@ -275,17 +275,17 @@ class Stages:
             self._search.give_back(trial.number)
         self._trials.clear()
         for run in self._store.children(self._parent_id):
-            if run.status == "RUNNING" and not _lives(run):
+            if run.status == "RUNNING" and _living_process(run) is None:
                 self._store.close_lost(run.id, "its process was ended with the study's")
 
     def _recover(self) -> set[str]:
         """Settles what earlier controllers left; returns the names of the jobs that are done."""
         runs = self._store.children(self._parent_id)
         said = False
-        while (living := self._search.orphans()[1]) or any(run.status == "RUNNING" and _lives(run) for run in runs):
+        while living := {*self._search.orphans()[1], *filter(None, map(_living_process, runs))}:
             if not said:
-                who = ", ".join(str(process.pid) for process in living)
-                note(f"Waiting for runs that an interrupted controller has left (processes {who or 'of its own'}).")
+                pids = ", ".join(str(process.pid) for process in living)
+                note(f"Waiting for runs that an interrupted controller has left (processes {pids}).")
                 said = True
             interrupts.check()
             time.sleep(1)
@@ -311,12 +311,12 @@ def settings(params: Mapping[str, object]) -> list[str]:
     return [f"{key}={value}" for key, value in params.items()]
 
 
-def _lives(run: RunRecord) -> bool:
-    """Whether the process of a run is another one of this machine, and still there."""
-    if "kdsweep.process" not in run.tags:
-        return False
+def _living_process(run: RunRecord) -> ProcessId | None:
+    """The process in which a run is going on, where that is another one of this machine, and still there."""
+    if run.status != "RUNNING" or "kdsweep.process" not in run.tags:
+        return None
     process = parse_process(run.tags["kdsweep.process"])
-    return process.is_here and process != this_process() and process.lives()
+    return process if process.is_here and process != this_process() and process.lives() else None
 
 
 def _line(error: BaseException | None) -> str:

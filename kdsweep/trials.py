@@ -77,16 +77,9 @@ class TrialLink:
     @contextmanager
     def alive(self) -> Iterator[None]:
         """In this block the trial shows that its job lives."""
-        ended = threading.Event()
         self._storage.set_trial_user_attr(self._id, PROCESS, str(this_process()))
-        self._beat()
-        thread = threading.Thread(target=keep_beating, args=(self._beat, ended), daemon=True)
-        thread.start()
-        try:
+        with beating(self._beat):
             yield
-        finally:
-            ended.set()
-            thread.join()
 
     def report(self, value: float, epoch: int) -> None:
         """Records the objective after an epoch (from 1).
@@ -109,10 +102,23 @@ class TrialLink:
         self._storage.set_trial_user_attr(self._id, BEAT, time.time())
 
 
-def keep_beating(beat: Callable[[], None], ended: threading.Event) -> None:
-    """Calls `beat` again and again until `ended` is set; for a thread of its own."""
-    while not ended.wait(BEAT_SECONDS):
-        try:
-            beat()
-        except Exception as error:  # the database may be away for a moment; the run itself doesn't need it now
-            log.warning("no sign of life could be written: %s", error)
+@contextmanager
+def beating(beat: Callable[[], None]) -> Iterator[None]:
+    """In this block `beat` is called: first now, where it may raise, then again and again from a thread of its own."""
+    ended = threading.Event()
+
+    def keep_beating() -> None:
+        while not ended.wait(BEAT_SECONDS):
+            try:
+                beat()
+            except Exception as error:  # the database may be away for a moment; the run itself doesn't need it now
+                log.warning("no sign of life could be written: %s", error)
+
+    beat()
+    thread = threading.Thread(target=keep_beating, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

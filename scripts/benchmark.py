@@ -545,7 +545,7 @@ def study(arguments: argparse.Namespace) -> Finding:
     lines = [verdict(series) for series in found]
     lines.append(
         f"Every {WITH_ARTIFACTS}th trial writes artifacts, and counts for them alone. Not measured: Hydra's part of a "
-        "job, and weights of a real size. The sampler random costs next to nothing, so its study is the controller's own "
+        "job, and weights of a real size. The sampler random costs next to nothing: its study is the controller's own "
         "overhead."
     )
     lines.append(f"{machine['cpu']}, {load.words()}; this process may use {machine['cores']}.")

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import optuna
 import pytest
 from commands import SHORT, Command, Outcome, artifacts, kdsweep, runs, statuses
 from omegaconf import OmegaConf
+from optuna.trial import TrialState
+
+from kdsweep.errors import UserError
+from kdsweep.stores import sqlite_uri
+from kdsweep.study import only_controller
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -18,7 +25,12 @@ pytestmark = pytest.mark.slow
 
 # One step an epoch.
 QUICK = (*SHORT, "epochs=1", "batch_size=64")
-STUDY = ("sweep=alpha_tau", *QUICK, "sweep.n_trials=6", "sweep.baseline_seeds=2")
+STUDY = ("sweep=alpha_tau", *QUICK, "sweep.n_trials=6", "sweep.baseline_seeds=2", "sweep.confirm_seeds=2")
+# Two settings, of which one is refused, and no controls.
+SMALL = (
+    *("sweep=alpha_tau", *QUICK, "sweep.baseline_seeds=0", "sweep.confirm_seeds=0"),
+    *("hydra/sweeper/sampler=grid", "loss.alpha=choice(0.5,2.0)", "loss.tau=4"),
+)
 # What a user may add, and what a baseline must not take over.
 OF_THE_USER = ("loss.alpha=interval(0,1)", "loss.tau=3", "optimizer.lr=0.03", "seed=5")
 
@@ -50,27 +62,75 @@ def children(parent: Run, place: Path) -> list[Run]:
     return [run for run in runs(place) if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
 
 
+@pytest.fixture(scope="session")
+def partly(finished: Outcome, place: Path) -> Outcome:
+    """How a study ended of which one trial of two must fail."""
+    done = kdsweep(*SMALL, "sweep.name=partly", root=place)
+    assert done.status == 0, done.err
+    return done
+
+
 def tags(found: list[Run], name: str) -> list[str]:
     return [run.data.tags[f"kdsweep.{name}"] for run in found]
+
+
+def trials(place: Path, name: str) -> list[optuna.trial.FrozenTrial]:
+    """The trials of a study as Optuna has them."""
+    return optuna.load_study(study_name=name, storage=sqlite_uri(place / "studies" / name / "optuna.db")).trials
 
 
 # A study
 
 
 def test_a_study_is_one_run_with_all_others_below(parent: Run, children: list[Run]) -> None:
-    """Baselines come first, then the search; all have finished, and nothing stands beside them."""
+    """Baselines come first, then search and confirmation; all have finished, and nothing stands beside them."""
     assert parent.info.status == "FINISHED"
     assert {run.info.status for run in children} == {"FINISHED"}
-    assert tags(children, "stage") == ["baseline"] * 5 + ["search"] * 6
+    assert tags(children, "stage") == ["baseline"] * 5 + ["search"] * 6 + ["confirmation"] * 6
     expected = ["teacher", "scratch", "scratch", "label_smoothing", "label_smoothing", *["distill"] * 6]
-    assert tags(children, "role") == expected
+    assert tags(children, "role") == [*expected, *["distill", "scratch", "label_smoothing"] * 2]
     assert set(tags(children, "study")) == {"alpha_tau"}
 
 
-def test_trials_are_numbered(children: list[Run]) -> None:
-    """Each trial carries Optuna's number; a baseline has none."""
+def test_trials_are_numbered(children: list[Run], parent: Run) -> None:
+    """Each trial carries Optuna's number, and so do the confirmations of the chosen one; others have none."""
     numbers = [run.data.tags.get("kdsweep.trial") for run in children]
-    assert numbers == [None] * 5 + [str(number) for number in range(6)]
+    pair = [parent.data.tags["kdsweep.chosen"], None, None]
+    assert numbers == [None] * 5 + [str(number) for number in range(6)] + pair * 2
+
+
+def test_each_job_has_a_name_of_its_own(children: list[Run], parent: Run) -> None:
+    """By it a repeated command knows what is done."""
+    chosen = f"trial-{int(parent.data.tags['kdsweep.chosen']):04d}"
+    baselines = ["teacher-0", "scratch-0", "scratch-1", "label_smoothing-0", "label_smoothing-1"]
+    fresh = [f"confirm-{arm}-{seed}" for seed in (1000, 1001) for arm in (chosen, "scratch", "label_smoothing")]
+    assert tags(children, "job") == [*baselines, *(f"trial-{number:04d}" for number in range(6)), *fresh]
+
+
+def test_only_the_teacher_and_confirmations_read_test(children: list[Run]) -> None:
+    """Theirs are the only test metrics and reliability diagrams; nothing is chosen by what they show."""
+    for run in children:
+        reads = run.data.tags["kdsweep.job"].startswith(("teacher", "confirm"))
+        assert ("test/accuracy" in run.data.metrics) == reads
+        assert (run.data.tags.get("kdsweep.test_read") == "true") == reads
+        assert (artifacts(run) / "reliability.json").exists() == reads
+
+
+def test_the_chosen_setting_is_the_searchs_best(children: list[Run], parent: Run) -> None:
+    """By validation accuracy; its confirmations have its alpha and fresh seeds, as the controls'."""
+    best = max(children[5:11], key=lambda run: run.data.metrics["val/accuracy"])
+    assert best.data.tags["kdsweep.trial"] == parent.data.tags["kdsweep.chosen"]
+    confirmed = [run.data.params for run in children[11:]]
+    assert {confirmed[0]["loss.alpha"], confirmed[3]["loss.alpha"]} == {best.data.params["loss.alpha"]}
+    assert [params["seed"] for params in confirmed] == ["1000"] * 3 + ["1001"] * 3
+
+
+def test_the_study_says_what_it_searched(parent: Run) -> None:
+    """Space, objectives and plan are tags of its own run, for the report."""
+    found = {name: json.loads(parent.data.tags[f"kdsweep.{name}"]) for name in ("space", "objectives", "planned")}
+    assert found["space"] == {"loss.alpha": {"low": 0.0, "high": 1.0, "log": False}}
+    assert found["objectives"] == [["val/accuracy", "maximize"]]
+    assert found["planned"] == {"n_trials": 6, "baseline_seeds": 2, "confirm_seeds": 2}
 
 
 def test_baselines_know_no_teacher(children: list[Run]) -> None:
@@ -86,7 +146,7 @@ def test_baselines_know_no_teacher(children: list[Run]) -> None:
 
 def test_seeds_of_baselines_count_from_zero(children: list[Run]) -> None:
     """Each baseline has the seeds 0, 1, ...; the trials have the one that the user set."""
-    assert [run.data.params["seed"] for run in children[1:]] == ["0", "1", "0", "1", *["5"] * 6]
+    assert [run.data.params["seed"] for run in children[1:11]] == ["0", "1", "0", "1", *["5"] * 6]
 
 
 def test_what_the_user_sets_holds_for_all_runs(children: list[Run]) -> None:
@@ -97,28 +157,28 @@ def test_what_the_user_sets_holds_for_all_runs(children: list[Run]) -> None:
     same = set.intersection(*(set(params.items()) for params in students))
     differing = {key for params in students for key in params if (key, params[key]) not in same}
     assert {key for key in differing if not key.startswith(("loss", "teacher", "tracking."))} <= {
-        *("arm", "seed", "init_seed", "order_seed")
+        *("arm", "seed", "init_seed", "order_seed", "evaluate_test")
     }
 
 
 def test_the_command_line_overrides_the_search_space(children: list[Run], parent: Run) -> None:
     """interval(0,1) stands for fractions, since alpha is one; a tau that is given is not searched."""
-    alphas = [float(run.data.params["loss.alpha"]) for run in children[5:]]
+    alphas = [float(run.data.params["loss.alpha"]) for run in children[5:11]]
     assert len({alpha for alpha in alphas if alpha not in (0, 1)}) >= 4
-    assert {run.data.params["loss.tau"] for run in children[5:]} == {"3"}
+    assert {run.data.params["loss.tau"] for run in children[5:11]} == {"3"}
     space = {key: value for key, value in parent.data.params.items() if key.startswith("space.")}
     assert space == {"space.loss.alpha": "loss.alpha=interval(0,1)"}
 
 
 def test_a_study_shares_one_teacher(children: list[Run]) -> None:
     """The teacher's run is a baseline; every distilled run names it by its hash."""
-    assert len(set(tags([children[0], *children[5:]], "teacher"))) == 1
+    assert len(set(tags([children[0], *children[5:12], children[14]], "teacher"))) == 1
 
 
 def test_a_study_ends_with_its_report(finished: Outcome, parent: Run, place: Path) -> None:
     """The table is printed; table and figures lie in reports/, and in MLflow under the study's run."""
     assert "Study alpha_tau" in finished.out
-    names = {"report.json", "alpha_tau_surface.png", "learning_curves.png"}
+    names = {"report.json", "report.html", "learning_curves.png"}
     for folder in (place / "reports" / "alpha_tau", artifacts(parent) / "report"):
         assert names - {path.name for path in folder.iterdir()} == set()
     report = json.loads((place / "reports" / "alpha_tau" / "report.json").read_text())
@@ -127,13 +187,27 @@ def test_a_study_ends_with_its_report(finished: Outcome, parent: Run, place: Pat
 
 
 def test_a_study_says_what_it_does(finished: Outcome) -> None:
-    """What is coming, each trial with its values, and how long it will take."""
+    """What is coming and how long it will take, then each trial with its values."""
     lines = finished.err.splitlines()
-    assert lines[0] == "Study alpha_tau: 1 teacher, 2 scratch, 2 label_smoothing, then 6 trials."
-    trials = [line for line in lines if line.startswith("Trial ")]
-    assert len(trials) == 6
-    assert "loss.alpha" in trials[0]
-    assert "min left" in trials[-1]
+    assert lines[0] == (
+        "Study alpha_tau: 1 teacher, 2 scratch, 2 label_smoothing; 6 trials; "
+        "then 2 fresh seeds of the best setting and of both controls: 17 runs."
+    )
+    assert lines[1].startswith("Teacher: 1 of 1 passes")
+    assert "one run at a time" in lines[2]
+    proposed = [line for line in lines if line.startswith("Trial ")]
+    assert len(proposed) == 6
+    assert "loss.alpha" in proposed[0]
+    assert "min left" in proposed[-1]
+
+
+def test_a_studys_files_lie_in_its_folder(finished: Outcome, place: Path) -> None:
+    """Optuna's record, the plug-in's results and a log for each job."""
+    folder = place / "studies" / "alpha_tau"
+    best = OmegaConf.load(folder / "optimization_results.yaml")
+    assert best.best_value == max(trial.value or 0 for trial in trials(place, "alpha_tau"))
+    assert {"teacher-0", "trial-0000", "confirm-scratch-1000"} <= {path.name for path in folder.iterdir()}
+    assert not (folder / "controller").exists()
 
 
 @pytest.mark.parametrize(
@@ -148,7 +222,20 @@ def test_a_study_says_what_it_does(finished: Outcome) -> None:
         ("teacher.mode=fast", "teacher.mode: "),
         ("loss.tau=tag(log,interval(0,20))", "loss.tau: "),
         ("hydra/sweeper/sampler=grid", "loss.alpha: GridSampler only supports discrete"),
-        ("hydra.sweeper.direction=sideways", "hydra.sweeper: `directions` must be"),
+        ("hydra.sweeper.direction=sideways", "hydra.sweeper.direction: `direction in ('maximize', 'minimize')`"),
+        ("hydra.sweeper.direction=[maximize,minimize]", "hydra.sweeper.direction: `one direction for each objective`"),
+        ("objective=[val/accuracy,test/accuracy]", "objective: "),
+        ("objective=[val/nll,val/ece] hydra/sweeper/pruner=median", "hydra.sweeper.pruner: `one objective"),
+        ("hydra/sweeper/pruner=median hydra.sweeper.pruner.n_startup_trials=-1", "hydra.sweeper.pruner: "),
+        ("sweep.confirm_seeds=-1", "sweep.confirm_seeds: `confirm_seeds >= 0`"),
+        ("sweep.max_restarts=-1", "sweep.max_restarts: `max_restarts >= 0`"),
+        ("sweep.n_jobs=0", "sweep.n_jobs: `n_jobs >= 1`"),
+        ("sweep.executor=gpu", "sweep.executor: `executor in ('in_process', 'workers', 'ray', 'launcher')`"),
+        ("sweep.executor=in_process sweep.n_jobs=2", "sweep.n_jobs: `n_jobs == 1 in process`"),
+        ("sweep.restart=new", "sweep.restart: "),
+        ("sweep.name=../elsewhere", "sweep.name: `a plain name` must hold, but got name='../elsewhere'"),
+        ("sweep.name='a,b'", "sweep.name: `a plain name`"),
+        ("sweep.name=null", "sweep.name: `a plain name`"),
         ("hydra.sweeper.sampler._target_=optuna.samplers.Best", "Error locating target"),
         ("tracking.uri=nowhere", "tracking.uri: "),
     ],
@@ -173,16 +260,95 @@ def test_a_study_without_a_finished_trial_says_so(finished: Outcome, place: Path
     assert statuses(place)[before:] == ["FAILED", "FINISHED", "FINISHED", "FINISHED"]
 
 
-def test_a_trial_that_fails_costs_one_trial(finished: Outcome, place: Path) -> None:
+def test_a_trial_that_fails_costs_one_trial(partly: Outcome, place: Path) -> None:
     """The search goes on, and the study finishes with the others."""
-    space = ("hydra/sweeper/sampler=grid", "loss.alpha=choice(0.5,2.0)", "loss.tau=4")
-    done = kdsweep(*STUDY, "sweep.name=partly", "sweep.baseline_seeds=0", *space, root=place)
-    assert done.status == 0, done.err
-    assert "alpha=2" in done.err
+    assert "alpha=2" in partly.err
     (study,) = runs(place, "study", study="partly")
-    trials = runs(place, "distill", study="partly")
+    found = runs(place, "distill", study="partly", stage="search")
     assert study.info.status == "FINISHED"
-    assert [run.data.params["loss.alpha"] for run in trials] == ["0.5"]
+    assert [run.data.params["loss.alpha"] for run in found] == ["0.5"]
+    assert sorted(trial.state for trial in trials(place, "partly")) == [TrialState.COMPLETE, TrialState.FAIL]
+
+
+def test_a_study_needs_its_own_configuration_to_go_on(partly: Outcome, place: Path) -> None:
+    """A changed key is named with both values, and nothing is run or changed; where runs are made may change."""
+    before = statuses(place)
+    done = kdsweep(*SMALL, "sweep.name=partly", "epochs=2", root=place)
+    assert done.status == 2
+    assert "begun with another configuration (epochs was 1 and is 2" in done.error
+    assert "sweep.restart=fresh" in done.error
+    assert kdsweep(*SMALL, "sweep.name=partly", "sweep.max_restarts=0", root=place).status == 0
+    assert statuses(place) == before
+
+
+def test_the_same_command_goes_on_with_what_is_missing(partly: Outcome, place: Path) -> None:
+    """Under the same run of MLflow: what is done is not repeated, and what is asked for beyond it is made."""
+    before = len(statuses(place))
+    assert kdsweep(*SMALL, "sweep.name=partly", root=place).err == "Study partly: all 3 runs are there.\n"
+    done = kdsweep(*SMALL, "sweep.name=partly", "sweep.confirm_seeds=1", root=place)
+    assert done.status == 0, done.err
+    assert done.err.splitlines()[0].endswith(": 6 runs. 3 of them are done.")
+    (study,) = runs(place, "study", study="partly")
+    made = runs(place)[before:]
+    assert {run.data.tags["mlflow.parentRunId"] for run in made} == {study.info.run_id}
+    chosen = f"confirm-trial-{int(study.data.tags['kdsweep.chosen']):04d}-1000"
+    assert tags(made, "job") == [chosen, "confirm-scratch-1000", "confirm-label_smoothing-1000"]
+
+
+def test_a_fresh_start_forgets_what_was_done(partly: Outcome, place: Path) -> None:
+    """Another run of MLflow, with all jobs below it; the old one stays as it was, and conditions may be others."""
+    done = kdsweep(*SMALL, "sweep.name=partly", "sweep.restart=fresh", "optimizer.lr=0.01", root=place)
+    assert done.status == 0, done.err
+    old, new = runs(place, "study", study="partly")
+    made = [run for run in runs(place) if run.data.tags.get("mlflow.parentRunId") == new.info.run_id]
+    assert {old.info.status, new.info.status} == {"FINISHED"}
+    finished_jobs = {run.data.tags["kdsweep.job"] for run in made if run.info.status == "FINISHED"}
+    assert finished_jobs == {"teacher-0", f"trial-{int(new.data.tags['kdsweep.chosen']):04d}"}
+
+
+def test_a_study_can_have_several_objectives(finished: Outcome, place: Path) -> None:
+    """Each trial has both values, one to be high and one to be low, and the Pareto set is written down."""
+    words = ("sweep.name=several", "objective=[val/accuracy,val/ece]", "loss.alpha=choice(0.5,0.9)")
+    done = kdsweep(*SMALL, *words, root=place)
+    assert done.status == 0, done.err
+    (study,) = runs(place, "study", study="several")
+    assert json.loads(study.data.tags["kdsweep.objectives"]) == [["val/accuracy", "maximize"], ["val/ece", "minimize"]]
+    found = runs(place, "distill", study="several")
+    values = [[run.data.metrics["val/accuracy"], run.data.metrics["val/ece"]] for run in found]
+    assert [trial.values for trial in trials(place, "several")] == values
+    solutions = OmegaConf.load(place / "studies" / "several" / "optimization_results.yaml").solutions
+    assert 1 <= len(solutions) <= 2
+
+
+def test_a_pruner_stops_trials_that_fall_behind(finished: Outcome, place: Path) -> None:
+    """A setting that learns, then two that can't: these are killed in MLflow after their first epoch, and say so."""
+    pruner = [f"hydra.sweeper.pruner.{key}=1" for key in ("n_startup_trials", "n_warmup_steps", "n_min_trials")]
+    # The grid's seed takes the last one first.
+    space = ("loss.alpha=0.5", "optimizer.lr=choice(1e-9,1e-8,0.003)")
+    slow = ("sweep.name=pruned", "epochs=2", "batch_size=8", "schedule=constant")
+    done = kdsweep(*SMALL, *slow, *space, "hydra/sweeper/pruner=median", *pruner, root=place)
+    assert done.status == 0, done.err
+    (study,) = runs(place, "study", study="pruned")
+    found = runs(place, "distill", study="pruned")
+    assert study.info.status == "FINISHED"
+    assert study.data.tags["kdsweep.chosen"] == "0"
+    assert [(run.info.status, run.data.tags.get("kdsweep.pruned")) for run in found] == [
+        *[("FINISHED", None), ("KILLED", "1"), ("KILLED", "1")]
+    ]
+    states = [trial.state for trial in trials(place, "pruned")]
+    assert states == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.PRUNED]
+    assert done.err.count(" pruned after epoch 1.") == 2
+    assert "kdsweep.error" not in found[1].data.tags
+
+
+def test_one_controller_at_a_time_works_on_a_study(tmp_path: Path) -> None:
+    """The second is refused with the process of the first; after the first the folder is free."""
+    refused = pytest.raises(UserError, match=rf"^sweep\.name: the study 's' is being run by process {os.getpid()} ")
+    with only_controller(tmp_path, "s"), refused, only_controller(tmp_path, "s"):
+        pass
+    with only_controller(tmp_path, "s"):
+        assert (tmp_path / "controller").exists()
+    assert not (tmp_path / "controller").exists()
 
 
 def test_sigterm_closes_a_study_and_its_run(finished: Outcome, place: Path) -> None:
