@@ -56,6 +56,7 @@ def source_state(folder: Path) -> dict[str, object]:
     return {"git_commit": commit, "git_dirty": None if changes is None else changes != ""}
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Installed versions of kdsweep's direct requirements and of its extras', by name."""
     try:

@@ -170,7 +170,7 @@ class Search:
 
     def prune(self, number: int, epoch: int) -> None:
         """Tells that a trial was stopped after `epoch`."""
-        trial = self._study.trials[number]
+        trial = self.trials()[number]
         self._set(trial, PRUNED_AT, epoch)
         value = self._extrapolated(trial) if self._hides_pruned else None
         if value is None:
@@ -180,12 +180,12 @@ class Search:
 
     def fail(self, number: int, cause: str) -> None:
         """Tells that a trial has no result."""
-        self._set(self._study.trials[number], CAUSE, cause)
+        self._set(self.trials()[number], CAUSE, cause)
         self._tell(number, state=TrialState.FAIL)
 
     def give_back(self, number: int) -> None:
         """A trial that was interrupted on purpose: it is proposed again, and that doesn't count as a restart."""
-        trial = self._study.trials[number]
+        trial = self.trials()[number]
         if trial.state == TrialState.RUNNING:
             self._set(trial, STARTS, trial.user_attrs.get(STARTS, 1) - 1)
             self.recover(number)
@@ -196,7 +196,7 @@ class Search:
         With a result (`values`, or what the job left) it is complete. Else it is proposed again with its number and
         parameters, or given up after too many starts.
         """
-        trial = self._study.trials[number]
+        trial = self.trials()[number]
         values = trial.user_attrs.get(VALUES, values)
         if values is not None:
             self.complete(number, values)

@@ -37,7 +37,7 @@ FREE = re.compile(
     r"sweep\.(n_trials|baseline_seeds|confirm_seeds|executor|n_jobs|max_restarts|restart|ray_address)$"
     r"|tracking\.|paths\.|threads$|device$"
 )
-NAME = re.compile(r"\w[\w.+,-]*")
+NAME = re.compile(r"\w[\w.+-]*")
 
 
 class Study(OptunaSweeperImpl):
@@ -134,8 +134,12 @@ class Study(OptunaSweeperImpl):
             require(type(value) is int and value >= least, f"{key} >= {least}", value, f"sweep.{key}")
         require(self._restart in (None, "fresh"), "restart in (null, fresh)", self._restart, "sweep.restart")
         require(self._executor in EXECUTORS, f"executor in {EXECUTORS}", self._executor, "sweep.executor")
-        remedy = "It names a folder too: letters, digits and . _ + , -"
-        require(NAME.fullmatch(str(self.study_name)) is not None, "a plain name", self.study_name, "sweep.name", remedy)
+        if self._executor == "in_process":
+            remedy = "One process runs one job at a time: set sweep.executor=workers."
+            require(self.n_jobs == 1, "n_jobs == 1 in process", self.n_jobs, "sweep.n_jobs", remedy)
+        remedy = "It names a folder too: letters, digits and . _ + -"
+        plain = self.study_name is not None and NAME.fullmatch(str(self.study_name)) is not None
+        require(plain, "a plain name", self.study_name, "sweep.name", remedy)
         if self._pruner is not None:
             require(len(directions) == 1, "one objective with a pruner", len(directions), "hydra.sweeper.pruner")
             build_pruner(self._pruner)

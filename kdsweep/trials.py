@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import optuna
-from optuna.storages import RDBStorage
+from optuna.storages import BaseStorage, RDBStorage, get_storage
 from optuna.trial import Trial
 
 from kdsweep.errors import PrunedError
@@ -40,14 +40,17 @@ def storage_url(storage: str | None, folder: str) -> str:
 
 
 @functools.lru_cache(maxsize=2)
-def open_storage(url: str) -> RDBStorage:
-    """Optuna's storage at `url`; kept, because opening it takes a tenth of a second."""
+def open_storage(url: str) -> BaseStorage:
+    """Optuna's storage at `url`; kept, because opening it takes a tenth of a second.
+
+    With Optuna's cache of finished trials, without which a job's first report reads all of them.
+    """
     path = sqlite_path(url)
     if path is None:
         # An idle connection may be closed by the server between two trials.
-        return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+        return get_storage(RDBStorage(url, engine_kwargs={"pool_pre_ping": True}))
     write_ahead(path)
-    return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": SQLITE_WAIT_SECONDS}})
+    return get_storage(RDBStorage(url, engine_kwargs={"connect_args": {"timeout": SQLITE_WAIT_SECONDS}}))
 
 
 class TrialLink:

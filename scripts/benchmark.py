@@ -507,6 +507,13 @@ def table(series: Series) -> Table:
     return shown
 
 
+def judged(ratio: float) -> str:
+    """A ratio in words; time that shrinks as much as it may grow says that the machine has changed, not the study."""
+    if ratio > FLAT:
+        return "GROWS"
+    return "flat" if ratio > 1 / FLAT else "UNCLEAR, since the machine had less else to do at the end"
+
+
 def verdict(series: Series) -> str:
     """Whether the time per trial stays the same."""
     if series.sampler == "gp":
@@ -518,7 +525,7 @@ def verdict(series: Series) -> str:
     words = []
     for name, parts in (("a trial", EVERYTHING), ("the controller", GROUPS["controller"])):
         wall, cpu = (series.ratio(parts, kind) for kind in (0, 1))
-        words.append(f"{name} {'flat' if wall <= FLAT else 'GROWS'} ({wall:.2f}, processor's time {cpu:.2f})")
+        words.append(f"{name} {judged(wall)} ({wall:.2f}, processor's time {cpu:.2f})")
     return f"Sampler {series.sampler}: {' and '.join(words)}; goal: last/first <= {FLAT}."
 
 

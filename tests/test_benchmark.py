@@ -54,12 +54,14 @@ def test_a_lap_starts_at_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert clock.lap() == {"rest": (2.0, 0.0)}
 
 
-@pytest.mark.parametrize(("last", "word"), [(1.4, "flat"), (1.6, "GROWS")])
+@pytest.mark.parametrize(("last", "word"), [(0.7, "flat"), (1.4, "flat"), (1.6, "GROWS"), (0.6, "UNCLEAR")])
 def test_the_ends_of_a_study_are_compared(last: float, word: str) -> None:
     """The medians of the last 50 trials against those of the first 50, whatever lies between."""
     found = series(*[1.0] * 49, 99.0, *[50.0] * 30, 99.0, *[last] * 49)
     assert found.ratio([benchmark.ASK]) == pytest.approx(last)
-    assert f"the controller {word} ({last:.2f}" in benchmark.verdict(found)
+    said = benchmark.verdict(found)
+    assert f"the controller {word}" in said
+    assert f"({last:.2f}" in said
 
 
 def test_ends_do_not_overlap() -> None:
@@ -80,7 +82,7 @@ def test_trials_with_artifacts_count_for_those_alone() -> None:
 
 def test_a_gaussian_process_is_shown_over_its_trials() -> None:
     """Its ask grows by its nature: it is said how much, and is no verdict."""
-    said = benchmark.verdict(series(*[0.01] * 10, *[0.2] * 40, sampler="gp"))
+    said = benchmark.verdict(series(*[9.0] * 5, *[0.01] * 5, *[0.2] * 40, sampler="gp"))
     assert "10.0 at trial 10, 200 at trial 50" in said
     assert "GROWS" not in said
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_object
@@ -20,6 +21,7 @@ from PIL import Image
 
 import kdsweep
 from kdsweep import assembly
+from kdsweep.search import build_pruner
 from kdsweep.sweeper import StudySweeper
 from kdsweep.train import CONFIG_FOLDER
 
@@ -37,7 +39,7 @@ GIVEN_WHEN_CALLED = {
 NEEDS_DOWNLOAD = {"cifar10", "cifar100"}
 
 # The modules that know the configuration.
-READERS = ("train", "recording", "assembly", "study")
+READERS = ("train", "recording", "assembly", "study", "forecast", "speed")
 
 
 def composed(*words: str) -> DictConfig:
@@ -47,7 +49,7 @@ def composed(*words: str) -> DictConfig:
 
 
 def selecting(group: str, option: str) -> list[str]:
-    """The words that select an option; a sampler's place exists in a sweep alone."""
+    """The words that select an option; the places of samplers and pruners exist in a sweep alone."""
     return [*(["sweep=alpha_tau"] if group.startswith("hydra") else []), f"{group}={option}"]
 
 
@@ -117,8 +119,9 @@ def test_every_option_composes_without_gaps(group: str, option: str) -> None:
 def test_every_component_gets_exactly_its_arguments(group: str, option: str) -> None:
     """No argument that the target doesn't know, and all that it needs: no default hides in the code."""
     config = composed(*selecting(group, option))
-    sampler = assembly.container(config.hydra.sweeper.get("sampler", OmegaConf.create({})))
-    for path, component in [*components(assembly.container(own(config))), *components(sampler)]:
+    searching = {key: config.hydra.sweeper.get(key) for key in ("sampler", "pruner")}
+    chosen = assembly.container(OmegaConf.merge(own(config), {key: node for key, node in searching.items() if node}))
+    for path, component in components(chosen):
         known = parameters(get_object(component["_target_"]))
         given = {key for key in component if not key.startswith("_")}
         required = {name for name, parameter in known.items() if parameter.default is parameter.empty}
@@ -157,7 +160,7 @@ def test_every_teacher_is_built(option: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("group", "option"), [o for o in OPTIONS if o[0] in ("experiment", "sweep", "hydra/sweeper/sampler")]
+    ("group", "option"), [o for o in OPTIONS if o[0] in ("experiment", "sweep") or o[0].startswith("hydra")]
 )
 def test_every_experiment_and_sweep_passes_its_own_checks(group: str, option: str) -> None:
     """The values of each preset keep the rules, and a sweep's sweeper and sampler can be made."""
@@ -165,6 +168,26 @@ def test_every_experiment_and_sweep_passes_its_own_checks(group: str, option: st
     assembly.check(own(config))
     if group != "experiment":
         StudySweeper(**{str(key): value for key, value in config.hydra.sweeper.items() if key != "_target_"})
+
+
+@pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "hydra/sweeper/pruner"])
+def test_every_pruner_is_built(option: str) -> None:
+    """Each option becomes one of Optuna's pruners, apart from none; Hyperband's last epoch is the run's."""
+    config = composed(*selecting("hydra/sweeper/pruner", option), "epochs=27").hydra.sweeper.pruner
+    if option == "none":
+        assert config is None
+        return
+    built = build_pruner(config)
+    assert isinstance(built, optuna.pruners.BasePruner)
+    assert option != "hyperband" or config.max_resource == 27
+
+
+@pytest.mark.parametrize("key", ["executor", "n_jobs", "ray_address", "max_restarts", "restart", "confirm_seeds"])
+def test_the_sweeper_gets_what_the_sweep_says(key: str) -> None:
+    """A study's settings stand in the group sweep, and are its sweeper's arguments too."""
+    config = composed("sweep=alpha_tau", f"sweep.{key}=7")
+    assert str(config.hydra.sweeper[key]) == "7"
+    assert config.hydra.sweep.dir == f"{config.paths.root}/studies/alpha_tau"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(CONFIG_FOLDER).as_posix())

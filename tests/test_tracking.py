@@ -19,7 +19,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from kdsweep import environment
-from kdsweep.errors import UserError
+from kdsweep.errors import PrunedError, UserError
 from kdsweep.stores import artifact_folder, require_store, sqlite_path, store_uri
 from kdsweep.tracking import Run, Store, flatten
 
@@ -197,6 +197,7 @@ def ended_by(error: BaseException, store: Store, metrics: dict[str, float]) -> R
         (RuntimeError("the loss is\n  not finite"), "FAILED", "RuntimeError: the loss is not finite"),
         (KeyboardInterrupt(), "KILLED", None),
         (SystemExit(143), "KILLED", None),
+        (PrunedError(4), "KILLED", None),
     ],
 )
 def test_an_error_ends_the_run_and_keeps_its_metrics(
@@ -208,6 +209,50 @@ def test_an_error_ends_the_run_and_keeps_its_metrics(
     assert found.info.status == status
     assert found.data.metrics == {"train/loss": 2.0}
     assert found.data.tags.get("kdsweep.error") == tag
+
+
+def test_a_pruned_run_says_after_which_epoch(store: Store) -> None:
+    """Its tag tells it from runs that were killed by accident, which have none."""
+    pruned = ended_by(PrunedError(4), store, {"val/accuracy": 0.25})
+    killed = ended_by(KeyboardInterrupt(), store, {"val/accuracy": 0.25})
+    assert [read(store, run.id).data.tags.get("kdsweep.pruned") for run in (pruned, killed)] == ["4", None]
+
+
+def test_a_run_can_go_on(store: Store) -> None:
+    """While its block lasts it is RUNNING again; it keeps what it had, and ends as the new block ends."""
+    run = ended_by(KeyboardInterrupt(), store, {"before": 1.0})
+    with store.reopened(run.id) as again:
+        assert again.id == run.id
+        assert read(store, run.id).info.status == "RUNNING"
+        again.summary({"after": 2.0})
+        again.tag({"kdsweep.note": "seen"})
+    found = read(store, run.id)
+    assert (found.info.status, found.data.metrics) == ("FINISHED", {"before": 1.0, "after": 2.0})
+    assert found.data.tags["kdsweep.note"] == "seen"
+
+
+def test_a_run_that_goes_on_can_fail(store: Store) -> None:
+    """FAILED, with the error's line, though it had finished before."""
+    with store.run("first", tags=DISTILL, params={}) as run:
+        pass
+    with pytest.raises(OSError, match="full"), store.reopened(run.id):
+        raise OSError("full")
+    assert read(store, run.id).info.status == "FAILED"
+    assert read(store, run.id).data.tags["kdsweep.error"] == "OSError: full"
+
+
+def test_a_lost_run_is_closed_by_another_process(store: Store) -> None:
+    """Killed, with the cause; what it had logged stays."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(store.uri)
+    lost = client.create_run(client.get_experiment_by_name(store.experiment).experiment_id).info.run_id
+    client.log_metric(lost, "val/accuracy", 0.5)
+    store.close_lost(lost, "its process was killed")
+    found = read(store, lost)
+    assert (found.info.status, found.data.metrics) == ("KILLED", {"val/accuracy": 0.5})
+    assert found.data.tags["kdsweep.error"] == "its process was killed"
+    assert found.info.end_time is not None
 
 
 def test_a_run_that_cannot_be_written_is_not_left_running(store: Store) -> None:
@@ -246,6 +291,27 @@ def test_a_study_reads_back_with_its_children(store: Store) -> None:
     assert study.runs(role="distill") == []
     assert [run.status for run in study.runs(stage="search", status=None)] == ["FAILED"]
     assert store.study(parent.id) == study
+
+
+def test_runs_are_found_by_their_tags(store: Store) -> None:
+    """All of the tags that are asked for, and in the order of their start."""
+    for name, job, study in (("a", "trial-0000", "x"), ("b", "trial-0001", "x"), ("c", "trial-0000", "y")):
+        with store.run(name, tags={**DISTILL, "kdsweep.job": job, "kdsweep.study": study}, params={}):
+            pass
+        time.sleep(0.002)  # MLflow's clock has milliseconds
+    assert [run.name for run in store.tagged(study="x")] == ["a", "b"]
+    assert [run.name for run in store.tagged(job="trial-0000", study="y")] == ["c"]
+    assert store.tagged(study="nobody") == []
+
+
+def test_a_text_is_read_back(store: Store, recorded: str, tmp_path: Path) -> None:
+    """At the top and in a folder; None where there is none of that name."""
+    (tmp_path / "notes.txt").write_text("ä, ö, ü", encoding="utf-8")
+    store.attach(recorded, tmp_path / "notes.txt", "notes")
+    assert store.text(recorded, "config.yaml") == "loss:\n  alpha: 0.5\n"
+    assert store.text(recorded, "notes/notes.txt") == "ä, ö, ü"
+    assert store.text(recorded, "reliability.json") is None
+    assert store.text(recorded, "nowhere/notes.txt") is None
 
 
 def test_a_record_holds_the_run(store: Store) -> None:

@@ -105,14 +105,39 @@ def test_the_pictures_are_inputs(run: Run) -> None:
 
 
 def test_a_run_holds_all_that_is_needed_to_judge_it(run: Run) -> None:
-    """Configuration, overrides, environment, weights and a figure."""
+    """Configuration, overrides, environment, weights, a figure, and how far its confidence can be trusted."""
     folder = artifacts(run)
-    names = {path.name for path in folder.iterdir()}
-    assert names == {"config.yaml", "overrides.yaml", "environment.json", "model.safetensors", "learning_curve.png"}
+    assert {path.name for path in folder.iterdir()} == {
+        *("config.yaml", "overrides.yaml", "environment.json"),
+        *("model.safetensors", "learning_curve.png", "reliability.json"),
+    }
     assert yaml.safe_load((folder / "overrides.yaml").read_text()) == list(SHORT)
     assert (folder / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
     environment = json.loads((folder / "environment.json").read_text())
     assert {"torch", "mlflow", "hydra-core"} <= environment["packages"].keys()
+
+
+def test_confidence_is_kept_bin_by_bin(run: Run) -> None:
+    """15 bins of all test pictures, from which the calibration error follows."""
+    bins = json.loads((artifacts(run) / "reliability.json").read_text())["bins"]
+    assert (len(bins), sum(found["count"] for found in bins)) == (15, 32)
+    apart = [found["count"] * abs(found["confidence"] - found["accuracy"]) for found in bins if found["count"]]
+    assert sum(apart) / 32 == pytest.approx(run.data.metrics["test/ece"], abs=1e-6)
+    assert run.data.tags["kdsweep.test_read"] == "true"
+
+
+def test_a_run_can_leave_the_test_split_alone(run: Run, made: Callable[..., Run]) -> None:
+    """evaluate_test=false: the same weights, and nothing in MLflow that was read from test pictures."""
+    blind = made(*SHORT, "evaluate_test=false")
+    assert weights(blind) == weights(run)
+    assert run.data.metrics.keys() - blind.data.metrics.keys() == {name for name in SUMMARY if name.startswith("test/")}
+    assert "kdsweep.test_read" not in blind.data.tags
+    assert not (artifacts(blind) / "reliability.json").exists()
+
+
+def test_a_single_run_may_have_several_objectives(run: Run, made: Callable[..., Run]) -> None:
+    """Which metrics are returned has no part in the training."""
+    assert weights(made(*SHORT, "objective=[val/accuracy,val/ece]")) == weights(run)
 
 
 def test_the_weights_fit_the_librarys_own_network(run: Run) -> None:
