@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from typing import Protocol
 
@@ -67,11 +68,8 @@ def open_executor(
     Raises:
         UserError: There is no such executor, or it can't run `n_jobs` jobs, or Ray is not installed.
     """
-    require(name in EXECUTORS, f"executor in {EXECUTORS}", name, "sweep.executor")
-    require(type(n_jobs) is int and n_jobs >= 1, "n_jobs >= 1", n_jobs, "sweep.n_jobs", "It is a whole number.")
+    require_executor(name, n_jobs)
     if name == "in_process":
-        remedy = "One process runs one job at a time: set sweep.executor=workers."
-        require(n_jobs == 1, "n_jobs == 1 in process", n_jobs, "sweep.n_jobs", remedy)
         return InProcess(task)
     if name == "launcher":
         return Launched(launcher, n_jobs)
@@ -82,12 +80,25 @@ def open_executor(
     # Ray reads these when it is imported, unless the user has set them.
     for variable, value in RAY_SETTINGS.items():
         os.environ.setdefault(variable, value)
-    try:
-        from kdsweep.ray_executor import RayExecutor
-    except ImportError as error:
-        remedy = "Install it (pip install 'kdsweep[ray]'), or set sweep.executor=workers."
-        raise UserError(f"Ray can't be imported ({error}). {remedy}", "sweep.executor") from error
+    from kdsweep.ray_executor import RayExecutor
+
     return RayExecutor(task, n_jobs, threads, device, ray_address)
+
+
+def require_executor(name: str, n_jobs: int) -> None:
+    """Refuses what `open_executor` can't open, without opening anything.
+
+    Raises:
+        UserError: There is no such executor, or it can't run `n_jobs` jobs, or Ray is not installed.
+    """
+    require(name in EXECUTORS, f"executor in {EXECUTORS}", name, "sweep.executor")
+    require(type(n_jobs) is int and n_jobs >= 1, "n_jobs >= 1", n_jobs, "sweep.n_jobs", "It is a whole number.")
+    if name == "in_process":
+        remedy = "One process runs one job at a time: set sweep.executor=workers."
+        require(n_jobs == 1, "n_jobs == 1 in process", n_jobs, "sweep.n_jobs", remedy)
+    if name == "ray" and importlib.util.find_spec("ray") is None:
+        remedy = "Install it (pip install 'kdsweep[ray]'), or set sweep.executor=workers."
+        raise UserError(f"Ray isn't installed. {remedy}", "sweep.executor")
 
 
 class InProcess:

@@ -69,7 +69,11 @@ class Forecast:
 
     def _runs(self) -> str:
         baselines = [f"{n} {name}" for name, n in self.planned.items() if n and name not in (TRIALS, CONFIRMATION)]
-        parts = [", ".join(baselines), f"{self.planned.get(TRIALS, 0)} trials", self._confirmation()]
+        parts = [
+            ", ".join(baselines),
+            f"{(n := self.planned.get(TRIALS, 0))} trial{'s' * (n != 1)}",
+            self._confirmation(),
+        ]
         total, left = sum(self.planned.values()), sum(self.left.values())
         done = "" if left == total else f" {total - left} of them are done."
         return f"Study {self.name}: {'; '.join(part for part in parts if part)}: {total} runs.{done}"

@@ -139,9 +139,7 @@ class Search:
         Raises:
             UserError: One does already.
         """
-        holder = self._study.user_attrs.get(CONTROLLER)
-        if holder is not None and _lives(parse_process(holder["process"]), holder["beat"]):
-            raise UserError(held_by(self.name, parse_process(holder["process"])), "sweep.name")
+        _require_free(self._study)
 
         def beat() -> None:
             self._study.set_user_attr(CONTROLLER, {"process": str(this_process()), "beat": time.time()})
@@ -271,9 +269,14 @@ class Search:
 
 
 def delete(url: str, name: str) -> None:
-    """Forgets a study, if there is one."""
+    """Forgets a study, if there is one.
+
+    Raises:
+        UserError: A controller works on it.
+    """
     storage = open_storage(url)
     if name in optuna.get_all_study_names(storage):
+        _require_free(optuna.load_study(study_name=name, storage=storage))
         optuna.delete_study(study_name=name, storage=storage)
 
 
@@ -306,6 +309,12 @@ def described(distribution: BaseDistribution) -> dict[str, object]:
         return {"choices": list(distribution.choices)}
     found = json.loads(optuna.distributions.distribution_to_json(distribution))["attributes"]
     return {name: found[name] for name in ("low", "high", "log")}
+
+
+def _require_free(study: optuna.Study) -> None:
+    holder = study.user_attrs.get(CONTROLLER)
+    if holder is not None and _lives(parse_process(holder["process"]), holder["beat"]):
+        raise UserError(held_by(study.study_name, parse_process(holder["process"])), "sweep.name")
 
 
 def _choices(key: str, distribution: BaseDistribution) -> Sequence[Any]:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from hydra.core.override_parser.types import Override
-from optuna.trial import Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from kdsweep import interrupts
 from kdsweep.errors import PrunedError, RunError
@@ -106,9 +106,10 @@ class Stages:
         """How many of the planned runs are still to be made."""
         left = {name: len(self._seeds_left(name)) for name in self._baselines}
         planned = self.planned()
-        confirmed = sum(name.startswith("confirm-") for name in self._finished)
         left["trials"] = max(planned["trials"] - self._search.count(*FINISHED), 0)
-        left["confirmation"] = max(planned["confirmation"] - confirmed, 0)
+        # While there are trials left, what is going to be chosen isn't known.
+        best = None if left["trials"] else self._search.best()
+        left["confirmation"] = planned["confirmation"] if best is None else len(self._confirmations(best))
         return left
 
     def run_baselines(self) -> None:
@@ -152,24 +153,33 @@ class Stages:
         if best is None:
             message = f"none of the {self._search.n_trials} trials could be finished: the lines above say why."
             raise RunError(message)
-        chosen = f"trial-{best.number:04d}"
-        arms = {chosen: settings(best.params)}
-        arms |= {name: list(baseline.overrides) for name, baseline in self._baselines.items() if baseline.control}
 
         def ended(job: Job, outcome: Outcome) -> None:
             if outcome.error is not None:
                 note(f"{job.name} failed: {_line(outcome.error)}")
 
-        jobs = []
-        # Seed by seed: what is there after an interruption are whole pairs.
-        for seed in range(FIRST_FRESH_SEED, FIRST_FRESH_SEED + self._confirm_seeds):
-            for arm, own in arms.items():
-                name = f"confirm-{arm}-{seed}"
-                trial = best.number if arm == chosen else None
-                if name not in self._finished:
-                    jobs.append(self._job(name, "confirmation", [*own, f"seed={seed}"], True, trial))
-        self._run_all(jobs, ended)
+        self._run_all([self._job(*confirmation) for confirmation in self._confirmations(best)], ended)
         return int(best.number)
+
+    def _confirmations(self, best: FrozenTrial) -> list[tuple[str, str, list[str], bool, int | None]]:
+        """The confirmations of a trial, and of the controls, that aren't there yet: what `_job` takes."""
+        chosen = f"trial-{best.number:04d}"
+        arms = {chosen: settings(best.params)}
+        arms |= {name: list(baseline.overrides) for name, baseline in self._baselines.items() if baseline.control}
+        # Seed by seed: what is there after an interruption are whole pairs.
+        seeds = range(FIRST_FRESH_SEED, FIRST_FRESH_SEED + self._confirm_seeds)
+        wanted = [
+            (
+                f"confirm-{arm}-{seed}",
+                "confirmation",
+                [*own, f"seed={seed}"],
+                True,
+                best.number if arm == chosen else None,
+            )
+            for seed in seeds
+            for arm, own in arms.items()
+        ]
+        return [confirmation for confirmation in wanted if confirmation[0] not in self._finished]
 
     def _seeds_left(self, name: str) -> list[int]:
         return [seed for seed in range(self._baselines[name].seeds) if f"{name}-{seed}" not in self._finished]

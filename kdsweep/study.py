@@ -21,7 +21,7 @@ from optuna.distributions import BaseDistribution
 from kdsweep import assembly, recording, report
 from kdsweep.environment import cores
 from kdsweep.errors import UserError, require
-from kdsweep.executors import EXECUTORS, Executor, open_executor
+from kdsweep.executors import Executor, InProcess, open_executor, require_executor
 from kdsweep.forecast import forecast
 from kdsweep.jobs import Task
 from kdsweep.overrides import parsed, require_key, with_float_bounds, without_replaced_sweeps
@@ -35,8 +35,10 @@ from kdsweep.trials import storage_url
 # What may differ when a study goes on: how much of it there is to be, and where and how it is carried out.
 FREE = re.compile(
     r"sweep\.(n_trials|baseline_seeds|confirm_seeds|executor|n_jobs|max_restarts|restart|ray_address)$"
-    r"|tracking\.|paths\.|threads$|device$"
+    r"|tracking\.(parent|study|stage|job|trial)$|paths\.|threads$|device$"
 )
+# What can't be searched.
+FIXED = re.compile(r"(sweep|tracking|paths)\.|(objective|evaluate_test|arm)$")
 NAME = re.compile(r"\w[\w.+-]*")
 
 
@@ -110,7 +112,7 @@ class Study(OptunaSweeperImpl):
             )
             with search.held():
                 searched = [override for override in overrides if override.is_sweep_override()]
-                search.require_same(self._conditions(searched))
+                search.require_same({**self._conditions(searched), "directions": directions})
                 self._run(search, overrides, list(zip(objectives, directions, strict=True)))
 
     # Before anything is done
@@ -129,14 +131,14 @@ class Study(OptunaSweeperImpl):
     def _check(self, overrides: Iterable[Override], directions: Sequence[str]) -> dict[str, BaseDistribution]:
         """Refuses now what would be refused after the baselines; returns the search space."""
         assembly.check(self.config)
-        for key, least in (("n_trials", 1), ("n_jobs", 1), ("confirm_seeds", 0), ("max_restarts", 0)):
-            value = {"n_trials": self.n_trials, "n_jobs": self.n_jobs}.get(key, getattr(self, f"_{key}", None))
+        require_executor(self._executor, self.n_jobs)
+        for key, value, least in (
+            ("n_trials", self.n_trials, 1),
+            ("confirm_seeds", self._confirm_seeds, 0),
+            ("max_restarts", self._max_restarts, 0),
+        ):
             require(type(value) is int and value >= least, f"{key} >= {least}", value, f"sweep.{key}")
         require(self._restart in (None, "fresh"), "restart in (null, fresh)", self._restart, "sweep.restart")
-        require(self._executor in EXECUTORS, f"executor in {EXECUTORS}", self._executor, "sweep.executor")
-        if self._executor == "in_process":
-            remedy = "One process runs one job at a time: set sweep.executor=workers."
-            require(self.n_jobs == 1, "n_jobs == 1 in process", self.n_jobs, "sweep.n_jobs", remedy)
         remedy = "It names a folder too: letters, digits and . _ + -"
         plain = self.study_name is not None and NAME.fullmatch(str(self.study_name)) is not None
         require(plain, "a plain name", self.study_name, "sweep.name", remedy)
@@ -147,6 +149,9 @@ class Study(OptunaSweeperImpl):
         for override in overrides:
             if override.is_sweep_override():
                 require_key(override, self.config)
+                fixed = FIXED.match(override.get_key_element())
+                remedy = "Write one value, in quotes if it holds a comma."
+                require(fixed is None, "one value for all runs", override.value(), override.get_key_element(), remedy)
                 (exact,) = parsed([with_float_bounds(override, self.config)])
                 space[override.get_key_element()] = distribution_of(override.get_key_element(), exact)
         assembly.rehearse(self.config)
@@ -164,7 +169,8 @@ class Study(OptunaSweeperImpl):
     def _conditions(self, searched: Iterable[Override]) -> dict[str, object]:
         """What must be the same when the study goes on."""
         own = {key: value for key, value in self._own().items() if not FREE.match(key)}
-        return {**own, **_space_lines(searched)}
+        arms = {f"baselines.{name}": (list(arm.overrides), arm.control) for name, arm in self._baselines.items()}
+        return {**own, **_space_lines(searched), **arms}
 
     # The study's own run
 
@@ -199,7 +205,7 @@ class Study(OptunaSweeperImpl):
             )
             # Before the workers start, whose imports would spoil what is measured.
             self._announce(stages)
-            with stages.carried_out_by(self._open_executor()):
+            with stages.carried_out_by(self._open_executor(any(stages.left().values()))):
                 stages.run_baselines()
                 stages.run_search()
                 parent.tag({"kdsweep.chosen": str(stages.confirm())})
@@ -211,7 +217,7 @@ class Study(OptunaSweeperImpl):
         """What the report wants to know of the study as a whole."""
         planned = {
             "n_trials": search.n_trials,
-            "baseline_seeds": max((baseline.seeds for baseline in self._baselines.values()), default=0),
+            "baseline_seeds": max((arm.seeds for arm in self._baselines.values() if arm.control), default=0),
             "confirm_seeds": self._confirm_seeds,
         }
         space = {key: described(distribution) for key, distribution in search.space.items()}
@@ -226,7 +232,9 @@ class Study(OptunaSweeperImpl):
             return None
         return max(1, cores() // self.n_jobs)
 
-    def _open_executor(self) -> Executor:
+    def _open_executor(self, needed: bool) -> Executor:
+        if not needed:
+            return InProcess(self._task)
         return open_executor(
             self._executor,
             self._task,

@@ -139,7 +139,7 @@ def test_without_ray_its_executor_names_the_extra(task: Task, monkeypatch: pytes
     """Ray comes with an extra."""
     monkeypatch.delitem(sys.modules, "kdsweep.ray_executor", raising=False)
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UserError, match=r"sweep.executor: Ray can't be imported.*kdsweep\[ray\]"):
+    with pytest.raises(UserError, match=r"sweep.executor: Ray isn't installed.*kdsweep\[ray\]"):
         opened("ray", task)
 
 

@@ -284,7 +284,7 @@ def test_a_study_goes_on_under_its_own_conditions_alone(tmp_path: Path) -> None:
 
 
 def test_a_second_controller_is_refused(tmp_path: Path) -> None:
-    """On another machine: as long as the first gives signs of life. The message says who it is."""
+    """As long as the first, on another machine, gives signs of life. Nor does it forget the study."""
     url = sqlite_uri(tmp_path / "optuna.db")
     found = search(tmp_path)
     study = optuna.load_study(study_name="study", storage=url)
@@ -292,6 +292,8 @@ def test_a_second_controller_is_refused(tmp_path: Path) -> None:
     study.set_user_attr("kdsweep.controller", holder)
     with pytest.raises(UserError, match=r"process 42 on elsewhere"), search(tmp_path).held():
         pass
+    with pytest.raises(UserError, match=r"process 42 on elsewhere"):
+        delete(url, "study")
     study.set_user_attr("kdsweep.controller", {**holder, "beat": holder["beat"] - trials.STALE_SECONDS - 1})
     with search(tmp_path).held():
         assert study.user_attrs["kdsweep.controller"]["process"] == str(this_process())

@@ -236,6 +236,7 @@ def test_a_studys_files_lie_in_its_folder(finished: Outcome, place: Path) -> Non
         ("sweep.name=../elsewhere", "sweep.name: `a plain name` must hold, but got name='../elsewhere'"),
         ("sweep.name='a,b'", "sweep.name: `a plain name`"),
         ("sweep.name=null", "sweep.name: `a plain name`"),
+        ("sweep.name=a,b", "sweep.name: `one value for all runs` must hold, but got name='a,b'"),
         ("hydra.sweeper.sampler._target_=optuna.samplers.Best", "Error locating target"),
         ("tracking.uri=nowhere", "tracking.uri: "),
     ],
@@ -277,6 +278,8 @@ def test_a_study_needs_its_own_configuration_to_go_on(partly: Outcome, place: Pa
     assert done.status == 2
     assert "begun with another configuration (epochs was 1 and is 2" in done.error
     assert "sweep.restart=fresh" in done.error
+    done = kdsweep(*SMALL, "sweep.name=partly", "hydra.sweeper.direction=minimize", root=place)
+    assert "(directions was ['maximize'] and is ['minimize'])" in done.error
     assert kdsweep(*SMALL, "sweep.name=partly", "sweep.max_restarts=0", root=place).status == 0
     assert statuses(place) == before
 
