@@ -15,7 +15,7 @@ from kdsweep.environment import cores
 from kdsweep.errors import UserError
 from kdsweep.files import write_tensors
 from kdsweep.speed import measure, missing_passes, student_speed
-from kdsweep.train import CONFIG_FOLDER, _head_path
+from kdsweep.train import CONFIG_FOLDER
 
 
 def config(root: Path, *words: str) -> Any:
@@ -78,7 +78,7 @@ def test_tables_that_are_there_are_not_missing(tmp_path: Path) -> None:
     assert missing_passes(cfg, assembly.untrained_teacher(cfg)) == (0, 1, 2)
     with torch.no_grad():
         teacher.network.head.weight.mul_(2)
-    write_tensors(_head_path(cfg, teacher), teacher.network.head.state_dict())
+    write_tensors(assembly.head_path(cfg, teacher), teacher.network.head.state_dict())
     trained = assembly.untrained_teacher(cfg)
     trained.network.head.load_state_dict(teacher.network.head.state_dict())
     trained.answers(2)
