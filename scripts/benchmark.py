@@ -422,17 +422,17 @@ def quiet(folder: Path) -> Iterator[None]:
 
     set_verbosity(WARNING)
     handler = logging.FileHandler(folder / "study.log")
-    root, terminal = logging.getLogger(), progress.console.file
+    root, terminal = logging.getLogger(), progress.console
     level = root.level
     root.addHandler(handler)
     root.setLevel(logging.INFO)
     with (folder / "notes.txt").open("w") as notes, warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=ExperimentalWarning)
-        progress.console.file = notes
+        progress.console = Console(file=notes, highlight=False)
         try:
             yield
         finally:
-            progress.console.file = terminal
+            progress.console = terminal
             root.setLevel(level)
             root.removeHandler(handler)
             handler.close()

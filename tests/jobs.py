@@ -117,6 +117,8 @@ def main() -> None:
                 executor.submit(job(f"long-{number}", seconds=200))
             executor.wait()
 
+    # A shell starts what runs in its background with Ctrl-C ignored, and that would be inherited.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     cli.command("jobs", study)
 
 
