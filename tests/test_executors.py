@@ -448,7 +448,7 @@ def test_a_worker_killed_on_ray_loses_one_job(
     on_ray: Executor, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The job beside it goes on, the next one is run, and the terminal stays ours."""
-    on_ray.submit(job("beside", value=1, seconds=60, until=tmp_path / "go"))
+    on_ray.submit(job("beside", value=1, seconds=300, until=tmp_path / "go"))
     lost = only(on_ray, "dies", action="die")
     assert lost.lost
     assert "Ray lost the job (WorkerCrashedError" in str(lost.error)
