@@ -151,7 +151,13 @@ class Study(OptunaSweeperImpl):
                 require_key(override, self.config)
                 fixed = FIXED.match(override.get_key_element())
                 remedy = "Write one value, in quotes if it holds a comma."
-                require(fixed is None, "one value for all runs", override.value(), override.get_key_element(), remedy)
+                require(
+                    fixed is None,
+                    "one value for all runs",
+                    str(override.input_line).partition("=")[2],
+                    override.get_key_element(),
+                    remedy,
+                )
                 (exact,) = parsed([with_float_bounds(override, self.config)])
                 space[override.get_key_element()] = distribution_of(override.get_key_element(), exact)
         assembly.rehearse(self.config)

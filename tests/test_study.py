@@ -389,7 +389,7 @@ def test_the_plug_in_works_by_itself(finished: Outcome, place: Path) -> None:
     group = runs(place, "group")[-1]
     found = [run for run in runs(place) if run.data.tags.get("mlflow.parentRunId") == group.info.run_id]
     assert len(found) == 3
-    best = OmegaConf.load(next(place.rglob("optimization_results.yaml")))
+    best = OmegaConf.load(next((place / "multirun").rglob("optimization_results.yaml")))
     assert best.best_value <= 1
 
 
