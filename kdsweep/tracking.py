@@ -317,14 +317,51 @@ class Store:
         """The runs with these kdsweep tags, in the order of their start."""
         return self._search(" and ".join(f"tags.`kdsweep.{key}` = '{value}'" for key, value in tags.items()))
 
-    def text(self, run_id: str, name: str) -> str | None:
-        """An artifact of a run as text; None where it has none of that name."""
-        folder = Path(name).parent.as_posix()
-        known = self._client.list_artifacts(run_id, None if folder == "." else folder)
+    def find(self, run_id: str) -> RunRecord:
+        """A run of any experiment by its id.
+
+        Raises:
+            UserError: there is none.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return _record(self._client.get_run(run_id))
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+            raise UserError(f"There is no run {run_id!r} in {shown(self.uri)}. `kdsweep-ui` shows them all.") from error
+
+    def fetch(self, run_id: str, name: str, folder: Path) -> Path | None:
+        """Copies an artifact of a run into `folder`, and says where it is; None where the run has none of that name."""
+        inside = Path(name).parent.as_posix()
+        known = self._client.list_artifacts(run_id, None if inside == "." else inside)
         if name not in {artifact.path for artifact in known}:
             return None
+        return Path(self._client.download_artifacts(run_id, name, str(folder)))
+
+    def text(self, run_id: str, name: str) -> str | None:
+        """An artifact of a run as text; None where it has none of that name."""
         with tempfile.TemporaryDirectory() as temporary:
-            return Path(self._client.download_artifacts(run_id, name, temporary)).read_text(encoding="utf-8")
+            path = self.fetch(run_id, name, Path(temporary))
+            return None if path is None else path.read_text(encoding="utf-8")
+
+    def register(self, run_id: str, name: str, folder: str) -> str:
+        """Registers the artifacts in `folder` of a run as a model; returns the new version's number.
+
+        Args:
+            name: The model's, in MLflow's registry; it is made if it isn't there.
+            folder: "export".
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        source = f"{self._client.get_run(run_id).info.artifact_uri}/{folder}"
+        return str(self._client.create_model_version(name, source, run_id).version)
 
     def history(self, run_id: str, metric: str) -> list[tuple[int, float]]:
         """(step, value) of a metric, by step; empty if the run has none of that name."""

@@ -1,0 +1,56 @@
+"""The configuration of a run as it is saved: YAML that runs again, and in a comment at its end what came of the run.
+
+So a copied `config.yaml` is enough to make a run again and to compare, without the store that it was recorded in.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from kdsweep.errors import UserError
+
+MARK = "# kdsweep-record: "
+
+
+@dataclass(frozen=True)
+class SavedConfig:
+    """What a saved configuration holds.
+
+    Attributes:
+        config: The configuration, resolved, as plain dictionaries.
+        record: What is known of the run: "run" (its id), "runtime" (device, precision and threads in force),
+            "environment" (as `environment.describe`), "data" (hash of the pictures and labels), "teacher" (hash of what
+            made it, or None), and, if the run has ended well, "weights" (hash), "metrics" (the last of each, by name) and
+            "history" (metric -> [[epoch, value], ...]). Empty for a configuration that no run has written.
+    """
+
+    config: dict[str, Any]
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+def saved_text(config: str, record: Mapping[str, object]) -> str:
+    """The text of the file, from the configuration's YAML."""
+    return f"{config.rstrip()}\n{MARK}{json.dumps(record)}\n"
+
+
+def parse(text: str) -> SavedConfig:
+    """What `saved_text` made, or any YAML mapping.
+
+    Raises:
+        UserError: The text is neither.
+    """
+    try:
+        config = yaml.safe_load(text)
+        found = re.search(f"^{MARK}(.*)$", text, re.MULTILINE)
+        record = {} if found is None else json.loads(found[1])
+    except (yaml.YAMLError, json.JSONDecodeError) as error:
+        raise UserError(f"this is no saved configuration ({' '.join(str(error).split())}).") from error
+    if not isinstance(config, dict) or not isinstance(record, dict):
+        raise UserError("this is no saved configuration: it isn't a mapping of keys to values.")
+    return SavedConfig(config, record)
