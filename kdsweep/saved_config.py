@@ -26,8 +26,8 @@ class SavedConfig:
         config: The configuration, resolved, as plain dictionaries.
         record: What is known of the run: "run" (its id), "runtime" (device, precision and threads in force),
             "environment" (as `environment.describe`), "data" (hash of the pictures and labels), "teacher" (hash of what
-            made it, or None), and, if the run has ended well, "weights" (hash), "metrics" (the last of each, by name) and
-            "history" (metric -> [[epoch, value], ...]). Empty for a configuration that no run has written.
+            made it, or None), and, if the run has ended well, "weights" (hash), "metrics" (the last of each, by name)
+            and "history" (metric -> [[epoch, value], ...]). Empty for a configuration that no run has written.
     """
 
     config: dict[str, Any]
