@@ -17,6 +17,7 @@ from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from kdsweep import environment
 from kdsweep.data import Dataset
 from kdsweep.errors import UserError, require
 from kdsweep.files import hash_identity
@@ -44,6 +45,9 @@ OUR_REMEDY = "If it is yours, name its package in the environment: KDSWEEP_TRUST
 # Keys that have no part in the making of a teacher.
 STUDENT_KEYS = ("model", "loss", "optimizer", "schedule", "epochs", "n_passes", "seed", "init_seed", "order_seed")
 
+# Keys without a part in what a run computes; where its files are is of no account either.
+UNESSENTIAL_KEYS = ("resume", "checkpoint_share", "paths")
+
 
 def settled(cfg: DictConfig) -> DictConfig:
     """`cfg` with `teacher: null` where no teacher is chosen, but some configuration still sets details of one.
@@ -69,7 +73,13 @@ def check(cfg: DictConfig) -> None:
     for key in ("seed", "init_seed", "order_seed", "view_seed"):
         require(type(cfg[key]) is int and cfg[key] >= 0, f"{key} >= 0", cfg[key], key, "It is a whole number.")
     require(cfg.arm in ARMS, f"arm in {ARMS}", cfg.arm, "arm", "Choose an experiment, such as experiment=scratch.")
-    require(type(cfg.evaluate_test) is bool, "evaluate_test is true or false", cfg.evaluate_test, "evaluate_test")
+    for key in ("evaluate_test", "tracking.offline"):
+        value = OmegaConf.select(cfg, key)
+        require(type(value) is bool, f"{key} is true or false", value, key)
+    require(cfg.resume == "auto" or type(cfg.resume) is bool, "resume in (auto, true, false)", cfg.resume, "resume")
+    share = cfg.checkpoint_share
+    in_range = type(share) in (int, float) and 0 <= share <= 1
+    require(in_range, "0 <= checkpoint_share <= 1", share, "checkpoint_share", "It is a share of the run's time.")
     remedy = "The test split is not selected on."
     require(len(objectives(cfg)) >= 1, "at least one objective", cfg.objective, "objective")
     for name in objectives(cfg):
@@ -220,6 +230,16 @@ def teacher_id(cfg: DictConfig, teacher: Teacher) -> str:
     """16 hex digits that stand for everything that made a trained teacher."""
     head = None if cfg.teacher.head is None else container(cfg.teacher.head)
     return hash_identity({"features": teacher.features_key, "head": head})
+
+
+def run_key(cfg: DictConfig, data: Dataset, teacher: Teacher | None) -> str:
+    """16 hex digits that stand for all that the numbers of a run depend on: only the very same run goes on from it."""
+    own = {key: value for key, value in container(cfg).items() if key not in UNESSENTIAL_KEYS}
+    surroundings = environment.describe()
+    device, precision = hardware(cfg)
+    where = {key: surroundings[key] for key in ("git_commit", "cpu", "gpu", "threads", "packages")}
+    made_of = {"data": data.fingerprint, "teacher": None if teacher is None else teacher_id(cfg, teacher)}
+    return hash_identity({"config": own, "device": str(device), "precision": precision, **where, **made_of})
 
 
 def head_path(cfg: DictConfig, teacher: Teacher) -> Path:

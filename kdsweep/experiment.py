@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -15,6 +16,26 @@ from kdsweep.teachers import Teacher
 from kdsweep.training import DivergedError, Metrics
 
 History = dict[str, list[tuple[int, float]]]
+
+
+@dataclass
+class Reached:
+    """How far a run has come, besides its training.
+
+    Attributes:
+        history: (epoch from 1, value) of every per-epoch metric.
+        seconds: Spent, without the teacher's passes.
+        teacher_seconds: Spent on the teacher's passes.
+    """
+
+    history: History = field(default_factory=dict)
+    seconds: float = 0.0
+    teacher_seconds: float = 0.0
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs have been evaluated."""
+        return len(self.history.get("val/accuracy", ()))
 
 
 @dataclass(frozen=True)
@@ -39,6 +60,8 @@ def run(
     teacher: Teacher | None,
     log: Callable[[Metrics, int], None],
     evaluate_test: bool,
+    reached: Reached | None = None,
+    keep: Callable[[Reached], None] = lambda reached: None,
 ) -> Result:
     """Trains epoch by epoch, evaluates each on validation, and at the end evaluates once on test if it may.
 
@@ -49,38 +72,66 @@ def run(
         teacher: The teacher to compare with, or None.
         log: Receives the metrics of an epoch and its number, from 1; what it raises ends the run.
         evaluate_test: Whether the test split is read at all.
+        reached: How far an interrupted run had come, whose `training` goes on with the next epoch; filled as this goes
+            on, whatever ends it.
+        keep: Called after each epoch, before `log`: what is logged is never ahead of what is kept.
 
     Raises:
         DivergedError: The network's answers to the validation pictures are not finite.
     """
-    start = time.perf_counter()
-    teacher_before = 0.0 if teacher is None else teacher.seconds
-    history: History = {}
-    best: Metrics = {}
-    for epoch, trained in enumerate(training, start=1):
-        metrics = {**trained, **_scores("val", "validation", predict("validation"), data, teacher)}
-        log(metrics, epoch)
-        # The loss is measured before each step: only this sees what the last one did.
-        if not math.isfinite(metrics["val/nll"]):
-            raise DivergedError(f"after epoch {epoch} the validation NLL is {metrics['val/nll']}. Lower optimizer.lr.")
-        for name, value in metrics.items():
-            history.setdefault(name, []).append((epoch, value))
-        if not best or metrics["val/accuracy"] > best["best/val_accuracy"]:
-            best = {"best/val_accuracy": metrics["val/accuracy"], "best/epoch": float(epoch)}
-    last = {name: values[-1][1] for name, values in history.items()} or _scores(
-        "val", "validation", predict("validation"), data, teacher
-    )
-    test: Metrics = {}
-    bins = []
-    if evaluate_test:
-        logits = predict("test")
-        test, bins = _scores("test", "test", logits, data, teacher), reliability(logits.cpu(), data.test.labels)
-    seconds = {"seconds": time.perf_counter() - start}
+    reached = Reached() if reached is None else reached
+    with _clock(reached, teacher) as tick:
+        for epoch, trained in enumerate(training, start=reached.epochs + 1):
+            metrics = {**trained, **_scores("val", "validation", predict("validation"), data, teacher)}
+            for name, value in metrics.items():
+                reached.history.setdefault(name, []).append((epoch, value))
+            # The loss is measured before each step: only this sees what the last one did.
+            if math.isfinite(metrics["val/nll"]):
+                tick()
+                keep(reached)
+            log(metrics, epoch)
+            if not math.isfinite(metrics["val/nll"]):
+                raise DivergedError(
+                    f"after epoch {epoch} the validation NLL is {metrics['val/nll']}. Lower optimizer.lr."
+                )
+        last = {name: values[-1][1] for name, values in reached.history.items()} or _scores(
+            "val", "validation", predict("validation"), data, teacher
+        )
+        test: Metrics = {}
+        bins = []
+        if evaluate_test:
+            logits = predict("test")
+            test, bins = _scores("test", "test", logits, data, teacher), reliability(logits.cpu(), data.test.labels)
+    seconds = {"seconds": reached.seconds}
     if teacher is not None:
         # What a table costs is paid once for a whole sweep, and says nothing about this run.
-        seconds["teacher_seconds"] = teacher.seconds - teacher_before
-        seconds["seconds"] -= seconds["teacher_seconds"]
-    return Result({**last, **best, **test, **seconds}, history, bins)
+        seconds["teacher_seconds"] = reached.teacher_seconds
+    return Result({**last, **_best(reached.history), **test, **seconds}, reached.history, bins)
+
+
+def _best(history: History) -> Metrics:
+    """The first of the epochs with the highest validation accuracy."""
+    accuracies = history.get("val/accuracy", [])
+    if not accuracies:
+        return {}
+    epoch, accuracy = max(accuracies, key=lambda point: (point[1], -point[0]))
+    return {"best/val_accuracy": accuracy, "best/epoch": float(epoch)}
+
+
+@contextmanager
+def _clock(reached: Reached, teacher: Teacher | None) -> Iterator[Callable[[], None]]:
+    """In this block, and whenever what it yields is called, the time spent is added to `reached`."""
+    earlier, earlier_teacher = reached.seconds, reached.teacher_seconds
+    start, teacher_start = time.perf_counter(), 0.0 if teacher is None else teacher.seconds
+
+    def tick() -> None:
+        reached.teacher_seconds = earlier_teacher + (0.0 if teacher is None else teacher.seconds - teacher_start)
+        reached.seconds = earlier + time.perf_counter() - start - (reached.teacher_seconds - earlier_teacher)
+
+    try:
+        yield tick
+    finally:
+        tick()
 
 
 def _scores(prefix: str, split: str, logits: Tensor, data: Dataset, teacher: Teacher | None) -> Metrics:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 
@@ -11,17 +13,22 @@ from kdsweep.errors import UserError, require
 
 PRECISIONS = ("auto", "bf16", "fp32")
 
+# More threads than any machine has cores for; thousands would stop it.
+MAX_THREADS = 1024
+
 # Features of processors that multiply bf16: x86, x86, ARM.
 CPU_BF16 = ("avx512_bf16", "amx_bf16", "bf16")
 
 
 def resolve_device(name: str) -> torch.device:
     """The device called `name`; "auto" is the first GPU, or the CPU where there is none."""
+    # torch takes 0 for the first GPU.
+    require(isinstance(name, str), "device is auto, cpu, cuda or cuda:<n>", name, "device")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-    except (RuntimeError, TypeError) as error:
+    except RuntimeError as error:
         raise UserError(f"no device is called {name!r}. Use auto, cpu, cuda or cuda:<n>.", "device") from error
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"kdsweep runs on cpu and cuda, but got device={name!r}.", "device")
@@ -55,7 +62,8 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
 def set_threads(threads: int | None) -> int:
     """Sets the number of CPU threads (None: leaves torch's choice) and returns the number in force."""
     if threads is not None:
-        require(type(threads) is int and threads >= 1, "threads >= 1", threads, "threads")
+        rule = f"threads is null or a whole number, 1 <= threads <= {MAX_THREADS}"
+        require(type(threads) is int and 1 <= threads <= MAX_THREADS, rule, threads, "threads")
         torch.set_num_threads(threads)
     return torch.get_num_threads()
 
@@ -64,7 +72,28 @@ def set_determinism(deterministic: bool, device: torch.device) -> None:
     """Makes CUDA kernels deterministic, or warn where they have no such version; CPU kernels are, for a given number of
     threads.
     """
+    require(isinstance(deterministic, bool), "deterministic is true or false", deterministic, "deterministic")
     if device.type == "cuda" and deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.backends.cudnn.benchmark = False
+
+
+def random_state() -> dict[str, object]:
+    """Where torch's random numbers are, on the CPU and on each GPU in use."""
+    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    return {"cpu": torch.get_rng_state(), "cuda": gpus}
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Goes on with torch's random numbers from where `random_state` found them."""
+    torch.set_rng_state(state["cpu"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation has failed, on the CPU or on a GPU."""
+    words = ("can't allocate memory", "out of memory", "not enough memory")
+    own = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return own or (isinstance(error, RuntimeError) and any(word in str(error) for word in words))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,11 +18,14 @@ from torch import Tensor
 from kdsweep import environment
 from kdsweep.assembly import attempt, container, hardware, teacher_id
 from kdsweep.data import Dataset
-from kdsweep.experiment import Result
+from kdsweep.errors import UserError
+from kdsweep.experiment import Reached, Result
 from kdsweep.figures import learning_curve
-from kdsweep.files import hash_tensors, write_tensors
+from kdsweep.files import atomic_path, hash_tensors, write_tensors
+from kdsweep.masking import masked, masked_text
 from kdsweep.processes import this_process
 from kdsweep.progress import note
+from kdsweep.saved_config import saved_text
 from kdsweep.stores import store_uri
 from kdsweep.teachers import Teacher
 from kdsweep.tracking import Run, Store, flatten
@@ -42,64 +45,120 @@ def open_store(cfg: DictConfig) -> Store:
     return store
 
 
+def can_go_on(store: Store, run_id: str) -> bool:
+    """Whether a run is there and hasn't been finished."""
+    try:
+        return store.find(run_id).status != "FINISHED"
+    except UserError:
+        return False
+
+
+class Recording:
+    """A run of a configuration as MLflow sees it; `started` makes it.
+
+    Args:
+        cfg: The configuration.
+        run: The MLflow run.
+        record: What is known of the run before it has ended, as in `SavedConfig`.
+    """
+
+    def __init__(self, cfg: DictConfig, run: Run, record: Mapping[str, object]) -> None:
+        self.run_id = run.id
+        self._cfg, self._run, self._record = cfg, run, dict(record)
+
+    def epoch_log(
+        self, reached: Reached, objective: str = "val/accuracy", trial: TrialLink | None = None
+    ) -> Callable[[Metrics, int], None]:
+        """Receives the metrics of each epoch: for MLflow, for the run's log file, and the objective for its `trial`."""
+
+        def record(metrics: Metrics, epoch: int) -> None:
+            self._run.log(metrics, epoch)
+            log.info("epoch %d: %s", epoch, ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+            if trial is not None:
+                best = max(accuracy for _, accuracy in reached.history["val/accuracy"])
+                trial.report(metrics.get(objective, best), epoch)
+
+        return record
+
+    def resume(self, reached: Reached, store: Store) -> None:
+        """Says that the run goes on, and logs the epochs that it had reached and that hadn't reached MLflow."""
+        known = {step for step, _ in store.history(self.run_id, "val/accuracy")}
+        for index in range(reached.epochs):
+            if index + 1 not in known:
+                metrics = {name: points[index][1] for name, points in reached.history.items()}
+                self._run.log(metrics, index + 1)
+        earlier = store.find(self.run_id).tags.get("kdsweep.resumed_after")
+        after = str(reached.epochs) if earlier is None else f"{earlier}, {reached.epochs}"
+        self._run.tag({"kdsweep.resumed_after": after, "kdsweep.process": str(this_process())})
+        note(f"{_name(self._cfg)}: goes on after epoch {reached.epochs} of {self._cfg.epochs}, run {self.run_id}")
+
+    def finish(self, result: Result, weights: dict[str, Tensor], file_name: str) -> None:
+        """Logs what is known at the end of the run, its trained `weights` as `file_name`, and says the result."""
+        run, cfg = self._run, self._cfg
+        run.summary({name: value for name, value in result.metrics.items() if name not in result.history})
+        weights_hash = hash_tensors(weights)
+        run.tag({"kdsweep.weights": weights_hash})
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / file_name
+            write_tensors(path, weights, {"kdsweep_run": run.id})
+            run.file(path)
+        # A teacher's steps are weight decays, not epochs.
+        if result.history and cfg.arm != "teacher":
+            run.figure("learning_curve.png", learning_curve(result.history, _name(cfg)))
+        if result.reliability:
+            run.text("reliability.json", json.dumps({"bins": result.reliability}))
+            run.tag({"kdsweep.test_read": "true"})
+        self._record |= {"weights": weights_hash, "metrics": result.metrics, "history": result.history}
+        self.save_config()
+        accuracies = [
+            (name, result.metrics.get(f"{key}/accuracy")) for name, key in (("validation", "val"), ("test", "test"))
+        ]
+        shown = ", ".join(f"{name} {value:.2%}" for name, value in accuracies if value is not None)
+        note(f"{_name(cfg)}: {shown}, {result.metrics['seconds']:.1f} s, run {run.id}")
+
+    def save_config(self) -> None:
+        """Writes config.yaml, with what is known of the run, into MLflow and into the run's output folder."""
+        config = OmegaConf.to_yaml(OmegaConf.create(masked(container(self._cfg))))
+        text = saved_text(config, self._record)
+        self._run.text("config.yaml", text)
+        if HydraConfig.initialized():
+            with atomic_path(Path(HydraConfig.get().runtime.output_dir) / "config.yaml") as path:
+                path.write_text(text, encoding="utf-8")
+
+
 @contextmanager
-def started(cfg: DictConfig, data: Dataset, store: Store, teacher: Teacher | None) -> Iterator[Run]:
-    """The MLflow run of a configuration, with all that is known before it starts; it ends with the block."""
-    config = container(cfg)
+def started(
+    cfg: DictConfig, data: Dataset, store: Store, teacher: Teacher | None, run_id: str | None = None
+) -> Iterator[Recording]:
+    """The MLflow run of a configuration, with all that is known before it starts; it ends with the block.
+
+    Args:
+        run_id: An interrupted run that goes on; None for a new one.
+    """
+    config = masked(container(cfg))
     surroundings = environment.describe()
     device, precision = hardware(cfg)
     runtime = {"device": str(device), "precision": precision, "threads": surroundings["threads"]}
     params = flatten({**config, "runtime": runtime})
-    with store.run(
-        _name(cfg), tags=_tags(cfg, surroundings, teacher), params=params, parent=_parent(cfg, store)
-    ) as run:
-        run.text("config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-        overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
-        run.text("overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(overrides)))
-        run.text("environment.json", json.dumps(surroundings, indent=2))
-        for split, context in (("train", "training"), ("validation", "validation"), ("test", "test")):
-            profile = {"pictures": len(getattr(data, split)), "classes": data.n_classes}
-            run.dataset(data.name, str(config["data"]["_target_"]), data.fingerprint, profile, context)
-        yield run
-
-
-def epoch_log(
-    run: Run, objective: str = "val/accuracy", trial: TrialLink | None = None
-) -> Callable[[Metrics, int], None]:
-    """Receives the metrics of each epoch: for MLflow, for the run's log file, and the objective for its `trial`."""
-    best: float | None = None
-
-    def record(metrics: Metrics, epoch: int) -> None:
-        nonlocal best
-        run.log(metrics, epoch)
-        log.info("epoch %d: %s", epoch, ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
-        if trial is not None:
-            accuracy = metrics["val/accuracy"]
-            best = accuracy if best is None else max(best, accuracy)
-            trial.report(metrics.get(objective, best), epoch)
-
-    return record
-
-
-def finish(cfg: DictConfig, run: Run, result: Result, weights: dict[str, Tensor], file_name: str) -> None:
-    """Logs what is known at the end of a run, its trained `weights` as `file_name`, and says the result to the user."""
-    run.summary({name: value for name, value in result.metrics.items() if name not in result.history})
-    run.tag({"kdsweep.weights": hash_tensors(weights)})
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / file_name
-        write_tensors(path, weights, {"kdsweep_run": run.id})
-        run.file(path)
-    # A teacher's steps are weight decays, not epochs.
-    if result.history and cfg.arm != "teacher":
-        run.figure("learning_curve.png", learning_curve(result.history, _name(cfg)))
-    if result.reliability:
-        run.text("reliability.json", json.dumps({"bins": result.reliability}))
-        run.tag({"kdsweep.test_read": "true"})
-    accuracies = [
-        (name, result.metrics.get(f"{key}/accuracy")) for name, key in (("validation", "val"), ("test", "test"))
-    ]
-    shown = ", ".join(f"{name} {value:.2%}" for name, value in accuracies if value is not None)
-    note(f"{_name(cfg)}: {shown}, {result.metrics['seconds']:.1f} s, run {run.id}")
+    new = store.run(_name(cfg), tags=_tags(cfg, surroundings, teacher), params=params, parent=_parent(cfg, store))
+    with new if run_id is None else store.reopened(run_id) as run:
+        record = {
+            "run": run.id,
+            "runtime": runtime,
+            "environment": surroundings,
+            "data": data.fingerprint,
+            "teacher": None if teacher is None else teacher_id(cfg, teacher),
+        }
+        recording = Recording(cfg, run, record)
+        if run_id is None:
+            recording.save_config()
+            overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+            run.text("overrides.yaml", OmegaConf.to_yaml(OmegaConf.create([masked_text(line) for line in overrides])))
+            run.text("environment.json", json.dumps(surroundings, indent=2))
+            for split, context in (("train", "training"), ("validation", "validation"), ("test", "test")):
+                profile = {"pictures": len(getattr(data, split)), "classes": data.n_classes}
+                run.dataset(data.name, str(config["data"]["_target_"]), data.fingerprint, profile, context)
+        yield recording
 
 
 def _tags(cfg: DictConfig, surroundings: dict[str, object], teacher: Teacher | None) -> dict[str, str]:
@@ -109,6 +168,7 @@ def _tags(cfg: DictConfig, surroundings: dict[str, object], teacher: Teacher | N
         "study": cfg.tracking.study,
         "job": cfg.tracking.job,
         "trial": cfg.tracking.trial,
+        "reproduces": cfg.tracking.reproduces,
         "process": this_process(),
         "teacher": None if teacher is None else teacher_id(cfg, teacher),
         "git_commit": surroundings["git_commit"],

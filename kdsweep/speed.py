@@ -18,7 +18,7 @@ from kdsweep.files import read_tensors
 from kdsweep.hardware import set_threads
 from kdsweep.models import Classifier
 from kdsweep.teachers import Teacher
-from kdsweep.training import DivergedError, fit, predict
+from kdsweep.training import DivergedError, Fit, predict
 from kdsweep.views import Views
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def _step_seconds(cfg: DictConfig, network: Classifier, data: Dataset, rate: flo
     loss = assembly.build(cfg, "loss")
     # Stands for the teacher's answers: what a loss takes doesn't depend on them.
     answers = None if cfg.teacher is None else torch.zeros(n, data.n_classes, device=device)
-    epochs_of_one_step = fit(
+    epochs_of_one_step = Fit(
         network,
         Views(data.train.images[:n].to(device), data.padding, data.flip, cfg.view_seed),
         data.train.labels[:n].to(device),

@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -16,15 +16,17 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from kdsweep import cli
-from kdsweep.errors import UserError
+from kdsweep.errors import RunError, UserError
 from kdsweep.progress import note
 
 # torch and MLflow take seconds to import: a run imports them, `kdsweep --help` and a misspelt key do without.
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from kdsweep.checkpoint import Checkpoints
     from kdsweep.experiment import Result
     from kdsweep.teachers import Teacher
+    from kdsweep.tracking import Store
     from kdsweep.training import Metrics
     from kdsweep.trials import TrialLink
 
@@ -69,7 +71,7 @@ def train(cfg: DictConfig) -> float | tuple[float, ...]:
 
     cfg = settled(cfg)
     check(cfg)
-    with _trial(cfg) as trial:
+    with _enough_memory(cfg), _trial(cfg) as trial:
         result = train_teacher(teacher_config(cfg)) if cfg.arm == "teacher" else train_student(cfg, trial)
         values = tuple(_value(result.metrics, name) for name in objectives(cfg))
         if trial is not None:
@@ -84,6 +86,24 @@ def _value(metrics: Metrics, objective: str) -> float:
         known = ", ".join(name for name in OBJECTIVES if name in metrics)
         raise UserError(f"this run has no metric {objective!r}. It has {known}.", "objective")
     return metrics[objective]
+
+
+@contextmanager
+def _enough_memory(cfg: DictConfig) -> Iterator[None]:
+    """Turns a failed allocation into a `RunError` that says what takes less."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        from kdsweep.hardware import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        sizes = [f"batch_size (now {cfg.batch_size})"]
+        if cfg.teacher is not None:
+            sizes.append(f"teacher.batch_size (now {cfg.teacher.batch_size})")
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        message = f"out of memory ({reason}). Lower {', '.join(sizes)}, the pictures' size, or sweep.n_jobs."
+        raise RunError(message) from error
 
 
 @contextmanager
@@ -117,25 +137,72 @@ def train_student(cfg: DictConfig, trial: TrialLink | None = None) -> Result:
     def predict(split: str) -> Tensor:
         return training.predict(network, getattr(data, split).images, assembly.EVALUATION_BATCH, precision)
 
-    with recording.started(cfg, data, store, teacher) as run:
-        fitting = training.fit(
-            network,
-            views,
-            data.train.labels.to(device),
-            loss=assembly.build(cfg, "loss"),
-            teacher=teacher,
-            optimizer=assembly.build(cfg, "optimizer"),
-            schedule=assembly.build(cfg, "schedule"),
-            epochs=cfg.epochs,
-            batch_size=cfg.batch_size,
-            n_passes=cfg.n_passes,
-            order_seed=cfg.order_seed,
-            precision=precision,
-        )
-        log = recording.epoch_log(run, assembly.objectives(cfg)[0], trial)
-        result = experiment.run(fitting, predict, data, teacher, log, cfg.evaluate_test)
-        recording.finish(cfg, run, result, network.net.state_dict(), "model.safetensors")
+    with _checkpoints(cfg, assembly.run_key(cfg, data, teacher), store) as (checkpoints, state):
+        run_id = None if state is None else state["run"]
+        with recording.started(cfg, data, store, teacher, run_id) as recorded:
+            fitting = training.Fit(
+                network,
+                views,
+                data.train.labels.to(device),
+                loss=assembly.build(cfg, "loss"),
+                teacher=teacher,
+                optimizer=assembly.build(cfg, "optimizer"),
+                schedule=assembly.build(cfg, "schedule"),
+                epochs=cfg.epochs,
+                batch_size=cfg.batch_size,
+                n_passes=cfg.n_passes,
+                order_seed=cfg.order_seed,
+                precision=precision,
+            )
+            reached = experiment.Reached()
+            if state is not None:
+                fitting.load(state["training"])
+                reached = experiment.Reached(**state["reached"])
+                recorded.resume(reached, store)
+
+            def now() -> dict[str, object]:
+                return {"run": recorded.run_id, "training": fitting.state(), "reached": vars(reached)}
+
+            try:
+                result = experiment.run(
+                    fitting.after(reached.epochs),
+                    predict,
+                    data,
+                    teacher,
+                    recorded.epoch_log(reached, assembly.objectives(cfg)[0], trial),
+                    cfg.evaluate_test,
+                    reached,
+                    keep=lambda _: checkpoints.offer(now),
+                )
+                recorded.finish(result, network.net.state_dict(), "model.safetensors")
+            except KeyboardInterrupt:
+                if fitting.between_steps:
+                    checkpoints.save(now())
+                raise
     return result
+
+
+@contextmanager
+def _checkpoints(cfg: DictConfig, key: str, store: Store) -> Iterator[tuple[Checkpoints, dict[str, Any] | None]]:
+    """The checkpoints of a student's run, and what it has reached if it is an interrupted one that goes on.
+
+    Raises:
+        UserError: There is nothing to go on from, and the configuration demands it.
+    """
+    from kdsweep import checkpoint, recording
+
+    def takes(state: Mapping[str, Any]) -> bool:
+        return cfg.resume is not False and recording.can_go_on(store, state["run"])
+
+    folder = Path(cfg.paths.cache) / "checkpoints" / key
+    with checkpoint.kept(folder, cfg.checkpoint_share, takes) as (checkpoints, state):
+        if state is None and cfg.resume is True:
+            raise UserError(
+                "`an interrupted run of the same configuration, versions, data and threads is there` must hold, but "
+                "got resume=True and none. Repeat its command, or set resume=auto.",
+                "resume",
+            )
+        yield checkpoints, state
 
 
 def train_teacher(cfg: DictConfig) -> Result:
@@ -145,7 +212,7 @@ def train_teacher(cfg: DictConfig) -> Result:
 
     data, views = assembly.inputs(assembly.key_of(cfg.data), cfg.view_seed, cfg.device)
     teacher = assembly.untrained_teacher(cfg)
-    with recording.started(cfg, data, recording.open_store(cfg), teacher) as run:
+    with recording.started(cfg, data, recording.open_store(cfg), teacher) as recorded:
         fitting: Iterable[Metrics] = ()
         if cfg.teacher.head is not None:
             splits = ("train", "validation")
@@ -154,10 +221,12 @@ def train_teacher(cfg: DictConfig) -> Result:
             fitting = assembly.build(cfg, "teacher.head")(
                 teacher.network, features[0], labels[0], features[1], labels[1]
             )
-        result = experiment.run(fitting, teacher.logits, data, None, recording.epoch_log(run), cfg.evaluate_test)
+        reached = experiment.Reached()
+        log = recorded.epoch_log(reached)
+        result = experiment.run(fitting, teacher.logits, data, None, log, cfg.evaluate_test, reached)
         head = teacher.network.head.state_dict()
         write_tensors(assembly.head_path(cfg, teacher), head)
-        recording.finish(cfg, run, result, head, "head.safetensors")
+        recorded.finish(result, head, "head.safetensors")
     return result
 
 
@@ -194,7 +263,9 @@ def trained_teacher(teacher_key: str) -> Teacher:
 def _shared(cfg: DictConfig) -> DictConfig:
     """The same run as part of no study: a teacher that a student had to make serves all later ones too."""
     own = cfg.copy()
-    own.tracking.update({"parent": None, "study": None, "stage": "single", "job": None, "trial": None})
+    own.tracking.update(
+        {"parent": None, "study": None, "stage": "single", "job": None, "trial": None, "reproduces": None}
+    )
     own.evaluate_test = True
     return own
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from kdsweep.errors import RunError, UserError, require
-from kdsweep.hardware import autocast
+from kdsweep.hardware import autocast, random_state, set_random_state
 from kdsweep.models import Classifier
 from kdsweep.progress import progress
 from kdsweep.teachers import Teacher
@@ -24,28 +25,15 @@ SCALING_FLOOR = 0.1
 
 Metrics = dict[str, float]
 Loss = Callable[[Tensor, Tensor | None, Tensor], Tensor]
+Answers = Callable[[Tensor, Tensor], Tensor]
 
 
 class DivergedError(RunError):
     """A loss that is not a finite number."""
 
 
-def fit(
-    network: Classifier,
-    views: Views,
-    labels: Tensor,
-    *,
-    loss: Loss,
-    teacher: Teacher | None,
-    optimizer: Callable[[list[Tensor]], Optimizer],
-    schedule: Callable[[Optimizer, int], LRScheduler],
-    epochs: int,
-    batch_size: int,
-    n_passes: int,
-    order_seed: int,
-    precision: str,
-) -> Iterator[Metrics]:
-    """Trains `network` in place; yields the metrics of each epoch when it has ended.
+class Fit:
+    """A training of `network` in place: iterate over it to train, an epoch an item; yields the epoch's metrics.
 
     Every batch has the same size, so an epoch leaves out what doesn't fill the last one; the order changes from epoch
     to epoch, and a data set smaller than a batch is one batch.
@@ -62,48 +50,135 @@ def fit(
         order_seed: Decides the order of pictures and of passes.
         precision: bf16 or fp32.
 
+    Attributes:
+        epoch: How many epochs have ended.
+        between_steps: Whether `state` can be asked for: not while a step is under way.
+        last: The metrics of the last epoch that has ended.
+
     Raises:
-        DivergedError: A loss was NaN or infinite; names epoch and step.
+        DivergedError (while it is iterated over): A loss was NaN or infinite; names epoch and step.
     """
-    n, device = len(labels), labels.device
-    batch_size = min(batch_size, n)
-    steps = n // batch_size
-    stepper = optimizer([parameter for parameter in network.parameters() if parameter.requires_grad])
-    scheduler = schedule(stepper, epochs * steps)
-    with progress(f"epoch 1/{epochs}", total=epochs * steps * batch_size) as advance:
-        for epoch in range(epochs):
-            start = time.perf_counter()
-            pass_index = pass_of_epoch(order_seed, epoch, n_passes)
-            answers = None if teacher is None else teacher.answers(pass_index)
-            order = batch_order(order_seed, epoch, n).to(device)
-            losses = torch.zeros(steps, device=device)
-            correct = torch.zeros((), dtype=torch.int64, device=device)
-            network.train()
-            for step in range(steps):
-                indices = order[step * batch_size : (step + 1) * batch_size]
-                pictures = views.batch(indices, pass_index)  # (B, H, W, 3)
-                with autocast(precision, device):
-                    logits = network(pictures)  # (B, C)
-                value = loss(logits, None if answers is None else answers(indices, pictures), labels[indices])
-                stepper.zero_grad(set_to_none=True)
-                value.backward()
-                stepper.step()
-                scheduler.step()
-                losses[step] = value.detach()
-                correct += (logits.detach().argmax(dim=1) == labels[indices]).sum()
-                advance(batch_size)
-            _refuse_non_finite(losses, epoch)
-            seconds = time.perf_counter() - start
-            metrics = {
-                "train/loss": float(losses.mean()),
-                "train/accuracy": float(correct) / (steps * batch_size),
-                "lr": float(scheduler.get_last_lr()[0]),
-                "images_per_second": steps * batch_size / seconds,
-                "epoch_seconds": seconds,
-            }
-            next_epoch = min(epoch + 2, epochs)
-            advance(0, f"epoch {next_epoch}/{epochs}, train accuracy {metrics['train/accuracy']:.1%}")
-            yield metrics
+
+    def __init__(
+        self,
+        network: Classifier,
+        views: Views,
+        labels: Tensor,
+        *,
+        loss: Loss,
+        teacher: Teacher | None,
+        optimizer: Callable[[list[Tensor]], Optimizer],
+        schedule: Callable[[Optimizer, int], LRScheduler],
+        epochs: int,
+        batch_size: int,
+        n_passes: int,
+        order_seed: int,
+        precision: str,
+    ) -> None:
+        self._network, self._views, self._labels = network, views, labels
+        self._loss, self._teacher = loss, teacher
+        self._epochs, self._n_passes, self._order_seed, self._precision = epochs, n_passes, order_seed, precision
+        self._batch_size = min(batch_size, len(labels))
+        self._steps = len(labels) // self._batch_size
+        self._optimizer = optimizer([parameter for parameter in network.parameters() if parameter.requires_grad])
+        self._scheduler = schedule(self._optimizer, epochs * self._steps)
+        self.epoch, self.between_steps = 0, True
+        self.last: Metrics = {}
+        self._begin_epoch()
+
+    def __iter__(self) -> Iterator[Metrics]:
+        left = (self._epochs - self.epoch) * self._steps - self._step
+        with progress(f"epoch {self.epoch + 1}/{self._epochs}", total=left * self._batch_size) as advance:
+            while self.epoch < self._epochs:
+                self._train_epoch(advance)
+                next_epoch = min(self.epoch + 1, self._epochs)
+                advance(0, f"epoch {next_epoch}/{self._epochs}, train accuracy {self.last['train/accuracy']:.1%}")
+                yield self.last
+
+    def after(self, n: int) -> Iterator[Metrics]:
+        """The epochs after the first n, of which one more may have ended unseen before an interruption."""
+        if self.epoch > n:
+            yield self.last
+        yield from self
+
+    def state(self) -> dict[str, Any]:
+        """What has been reached, as nested dictionaries and lists of tensors and plain values; for `load`."""
+        assert self.between_steps
+        return {
+            "network": self._network.net.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "scheduler": self._scheduler.state_dict(),
+            "random": random_state(),
+            "epoch": self.epoch,
+            "last": self.last,
+            "step": self._step,
+            "losses": self._losses,
+            "correct": self._correct,
+            "seconds": self._seconds,
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state` returned, in a training of the same arguments, as if never interrupted."""
+        self._network.net.load_state_dict(state["network"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        for parameter, kept in self._optimizer.state.items():
+            for name, value in kept.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    # In the parameter's own layout, as it was: the fused optimizers want that.
+                    kept[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        self._scheduler.load_state_dict(state["scheduler"])
+        set_random_state(state["random"])
+        self.epoch, self.last = state["epoch"], state["last"]
+        self._step, self._seconds = state["step"], state["seconds"]
+        self._losses, self._correct = (state[name].to(self._labels.device) for name in ("losses", "correct"))
+
+    def _begin_epoch(self) -> None:
+        device = self._labels.device
+        self._step, self._seconds = 0, 0.0
+        self._losses = torch.zeros(self._steps, device=device)
+        self._correct = torch.zeros((), dtype=torch.int64, device=device)
+
+    def _train_epoch(self, advance: Callable[..., None]) -> None:
+        """Trains what is left of an epoch, and leaves its metrics in `last`."""
+        start, earlier = time.perf_counter(), self._seconds
+        pass_index = pass_of_epoch(self._order_seed, self.epoch, self._n_passes)
+        answers = None if self._teacher is None else self._teacher.answers(pass_index)
+        order = batch_order(self._order_seed, self.epoch, len(self._labels)).to(self._labels.device)
+        self._network.train()
+        while self._step < self._steps:
+            indices = order[self._step * self._batch_size : (self._step + 1) * self._batch_size]
+            self.between_steps = False
+            self._train_step(indices, pass_index, answers)
+            self._step += 1
+            self._seconds = earlier + time.perf_counter() - start
+            self.between_steps = True
+            advance(self._batch_size)
+        _refuse_non_finite(self._losses, self.epoch)
+        self.between_steps = False
+        seconds, pictures = earlier + time.perf_counter() - start, self._steps * self._batch_size
+        self.last = {
+            "train/loss": float(self._losses.mean()),
+            "train/accuracy": float(self._correct) / pictures,
+            "lr": float(self._scheduler.get_last_lr()[0]),
+            "images_per_second": pictures / seconds,
+            "epoch_seconds": seconds,
+        }
+        self.epoch += 1
+        self._begin_epoch()
+        self.between_steps = True
+
+    def _train_step(self, indices: Tensor, pass_index: int, answers: Answers | None) -> None:
+        labels = self._labels[indices]
+        pictures = self._views.batch(indices, pass_index)  # (B, H, W, 3)
+        with autocast(self._precision, labels.device):
+            logits = self._network(pictures)  # (B, C)
+        value = self._loss(logits, None if answers is None else answers(indices, pictures), labels)
+        self._optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        self._optimizer.step()
+        self._scheduler.step()
+        self._losses[self._step] = value.detach()
+        self._correct += (logits.detach().argmax(dim=1) == labels).sum()
 
 
 def fit_head(

@@ -19,7 +19,7 @@ from kdsweep.experiment import run
 from kdsweep.losses import kd
 from kdsweep.schedules import one_cycle
 from kdsweep.teachers import Teacher
-from kdsweep.training import DivergedError, Metrics, fit, predict
+from kdsweep.training import DivergedError, Fit, Metrics, predict
 from kdsweep.views import Views
 
 OPTIONS: Any = {"val_size": 20, "train_fraction": 1.0, "split_seed": 0, "padding": 4, "flip": True}
@@ -174,7 +174,7 @@ def test_the_time_of_the_tables_is_told_apart(tmp_path: Path) -> None:
 def test_a_distilled_run_has_all_its_metrics(tmp_path: Path) -> None:
     """From networks and pictures to a result: the names that reports and searches read are there, and finite."""
     student, guide = build(6, seed=1), teacher(tmp_path)
-    fitting = fit(
+    fitting = Fit(
         student,
         VIEWS,
         DATA.train.labels,

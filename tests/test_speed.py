@@ -109,7 +109,7 @@ def test_a_dear_step_is_measured_on_part_of_a_batch(
         sizes.append(len(labels))
         return [{"epoch_seconds": seconds} for seconds in (9.0, 0.5, 0.25, 0.25)]
 
-    monkeypatch.setattr(speed, "fit", fit)
+    monkeypatch.setattr(speed, "Fit", fit)
     monkeypatch.setattr(speed, "STEPS_SECONDS", patience)
     monkeypatch.setattr(speed, "STEP_SECONDS", 1e-9)
     step_seconds, _ = student_speed(config(tmp_path, "batch_size=200"))

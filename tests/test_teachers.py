@@ -23,7 +23,7 @@ from kdsweep.models import Classifier
 from kdsweep.schedules import constant
 from kdsweep.tables import TableMismatchError
 from kdsweep.teachers import TOLERANCE, Teacher
-from kdsweep.training import fit
+from kdsweep.training import Fit
 from kdsweep.views import Views
 
 PRECISIONS = ("fp32", "bf16")
@@ -262,7 +262,7 @@ def test_the_table_of_another_network_is_refused(tmp_path: Path, precision: str)
 def train(guide: Teacher, loss: Callable[..., Tensor], precision: str = "fp32") -> list[float]:
     """The losses of two epochs of a student under `guide`."""
     student = build(6, seed=1)
-    fitting = fit(
+    fitting = Fit(
         student,
         views(),
         DATA.train.labels,

@@ -226,7 +226,7 @@ def test_a_run_that_diverges_fails_in_one_line(home: Path) -> None:
 def test_a_signal_closes_the_run(number: int, status: int, word: str, home: Path) -> None:
     """Ctrl-C and SIGTERM while it trains: one line, 128 + n, and the run is killed, not left running."""
     before = len(statuses(home))
-    command = Command(*SHORT, "epochs=100000", "n_passes=1", root=home)
+    command = Command(*SHORT, "epochs=100000", "n_passes=1", "resume=false", root=home)
     command.wait_for(lambda: statuses(home)[before:] == ["RUNNING"])
     command.signal(number)
     done = command.outcome()

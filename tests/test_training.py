@@ -27,7 +27,7 @@ from kdsweep.losses import ce, kd, label_smoothing
 from kdsweep.models import Classifier
 from kdsweep.schedules import constant, cosine
 from kdsweep.teachers import Teacher
-from kdsweep.training import SCALING_FLOOR, DivergedError, Metrics, fit, fit_head, predict
+from kdsweep.training import SCALING_FLOOR, DivergedError, Fit, Metrics, fit_head, predict
 from kdsweep.views import Views, pass_of_epoch
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -69,7 +69,7 @@ def fitting(network: Classifier, shown: Views | None = None, **changes: Any) -> 
     }
     device = network.head.weight.device
     shown = views(str(device)) if shown is None else shown
-    return fit(network, shown, DATA.train.labels.to(device), **plain | changes)
+    return iter(Fit(network, shown, DATA.train.labels.to(device), **plain | changes))
 
 
 def train(network: Classifier, **changes: Any) -> list[Metrics]:
