@@ -35,10 +35,11 @@ from kdsweep.trials import storage_url
 # What may differ when a study goes on: how much of it there is to be, and where and how it is carried out.
 FREE = re.compile(
     r"sweep\.(n_trials|baseline_seeds|confirm_seeds|executor|n_jobs|max_restarts|restart|ray_address)$"
-    r"|tracking\.(parent|study|stage|job|trial)$|paths\.|threads$|device$"
+    r"|tracking\.(parent|study|stage|job|trial|reproduces|offline)$|paths\.|threads$|device$"
+    r"|resume$|checkpoint_share$"
 )
 # What can't be searched.
-FIXED = re.compile(r"(sweep|tracking|paths)\.|(objective|evaluate_test|arm)$")
+FIXED = re.compile(r"(sweep|tracking|paths)\.|(objective|evaluate_test|arm|resume|checkpoint_share)$")
 NAME = re.compile(r"\w[\w.+-]*")
 
 
@@ -131,6 +132,8 @@ class Study(OptunaSweeperImpl):
     def _check(self, overrides: Iterable[Override], directions: Sequence[str]) -> dict[str, BaseDistribution]:
         """Refuses now what would be refused after the baselines; returns the search space."""
         assembly.check(self.config)
+        remedy = "A study goes on by itself."
+        require(self.config.resume is not True, "resume in (auto, false) in a study", True, "resume", remedy)
         require_executor(self._executor, self.n_jobs)
         for key, value, least in (
             ("n_trials", self.n_trials, 1),

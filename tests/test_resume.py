@@ -56,6 +56,14 @@ def assert_whole(root: Path, storage: str, n_trials: int = N_TRIALS) -> None:
     assert sorted(finished) == sorted([*baselines, *confirmations, *numbered])
 
 
+def interruptions(root: Path) -> int:
+    """How often a run was cut short: for good, or until it went on from a checkpoint."""
+    found = runs(root)
+    resumed = [run.data.tags.get("kdsweep.resumed_after") for run in found]
+    went_on = sum(len(epochs.split(", ")) for epochs in resumed if epochs is not None)
+    return [run.info.status for run in found].count("KILLED") + went_on
+
+
 def working(root: Path) -> list[int]:
     """The processes in which runs, other than the study's own, are open; read past MLflow while it writes."""
     query = """
@@ -89,7 +97,7 @@ def test_a_controller_killed_ten_times_loses_nothing(tmp_path: Path) -> None:
     assert done.status == 0, done.err
     assert_whole(tmp_path, sqlite_uri(tmp_path / "studies" / "alpha_tau" / "optuna.db"))
     # The dice did hit: some runs were cut short.
-    assert [run.info.status for run in runs(tmp_path)].count("KILLED") >= 3
+    assert interruptions(tmp_path) >= 3
 
 
 def test_killed_workers_cost_a_retry_each(tmp_path: Path) -> None:
@@ -111,7 +119,24 @@ def test_killed_workers_cost_a_retry_each(tmp_path: Path) -> None:
     done = kdsweep(*words, root=tmp_path)
     assert done.status == 0, done.err
     assert_whole(tmp_path, sqlite_uri(tmp_path / "studies" / "alpha_tau" / "optuna.db"))
-    assert [run.info.status for run in runs(tmp_path)].count("KILLED") >= 5
+    assert interruptions(tmp_path) >= 5
+
+
+def test_a_killed_trial_goes_on_where_it_was(tmp_path: Path) -> None:
+    """From its checkpoint, in the same MLflow run: what it had trained is not trained again."""
+    words = (*STUDY, "sweep.n_trials=2", "sweep.confirm_seeds=0", "epochs=40", "n_passes=1", "checkpoint_share=1")
+    kept = tmp_path / "cache" / "checkpoints"
+    command = Command(*words, root=tmp_path)
+    log = tmp_path / "studies" / "alpha_tau" / "trial-0000"
+    command.wait_for(lambda: log.exists() and [*kept.rglob("*.safetensors")] != [])
+    command.kill()
+    command.outcome()
+    done = kdsweep(*words, root=tmp_path)
+    assert done.status == 0, done.err
+    (trial,) = runs(tmp_path, job="trial-0000")
+    assert trial.info.status == "FINISHED"
+    assert int(trial.data.tags["kdsweep.resumed_after"]) >= 1
+    assert [*kept.rglob("*.safetensors")] == []
 
 
 def test_a_study_on_postgresql_survives_the_same(tmp_path: Path, postgresql: PostgreSQL) -> None:
@@ -132,7 +157,7 @@ def test_a_study_on_ray_survives_a_killed_worker(tmp_path: Path) -> None:
     assert done.status == 0, done.err
     assert "it is started again" in done.err
     assert_whole(tmp_path, sqlite_uri(tmp_path / "studies" / "alpha_tau" / "optuna.db"), n_trials=8)
-    assert [run.info.status for run in runs(tmp_path)].count("KILLED") == 1
+    assert interruptions(tmp_path) == 1
 
 
 def test_a_second_controller_is_told_who_works(tmp_path: Path) -> None:
