@@ -19,11 +19,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from kdsweep import environment
 from kdsweep.data import Dataset
-from kdsweep.errors import UserError, require
+from kdsweep.errors import UserError, require_kinds
 from kdsweep.files import hash_identity
-from kdsweep.hardware import resolve_device, resolve_precision, set_determinism, set_threads
+from kdsweep.hardware import resolve_device, resolve_precision
 from kdsweep.models import Classifier
-from kdsweep.stores import store_uri
 from kdsweep.teachers import Teacher
 from kdsweep.views import Views
 
@@ -33,6 +32,13 @@ ARMS = ("teacher", "scratch", "label_smoothing", "distill")
 OBJECTIVES = (
     *("val/accuracy", "val/nll", "val/ece", "val/top5", "val/agreement", "val/teacher_kl"),
     "best/val_accuracy",
+)
+
+# What a run is made of. Code runs from here alone: a configuration can't name any other function, of kdsweep neither.
+GROUPS = ("data", "model", "teacher", "loss", "optimizer", "schedule")
+COMPONENTS = (
+    *("kdsweep.data.*", "kdsweep.models.Architecture", "kdsweep.training.fit_head"),
+    *("kdsweep.losses.*", "kdsweep.schedules.*", "torch.optim.*"),
 )
 
 # Pictures in a forward pass without gradients.
@@ -62,38 +68,6 @@ def settled(cfg: DictConfig) -> DictConfig:
     return own
 
 
-def check(cfg: DictConfig) -> None:
-    """Refuses, before any work, values that break a rule: builds and tries every component that needs no data.
-
-    Raises:
-        UserError: Its key is the configuration's.
-    """
-    for key in ("epochs", "batch_size", "n_passes"):
-        require(type(cfg[key]) is int and cfg[key] >= 1, f"{key} >= 1", cfg[key], key, "It is a whole number.")
-    for key in ("seed", "init_seed", "order_seed", "view_seed"):
-        require(type(cfg[key]) is int and cfg[key] >= 0, f"{key} >= 0", cfg[key], key, "It is a whole number.")
-    require(cfg.arm in ARMS, f"arm in {ARMS}", cfg.arm, "arm", "Choose an experiment, such as experiment=scratch.")
-    for key in ("evaluate_test", "tracking.offline"):
-        value = OmegaConf.select(cfg, key)
-        require(type(value) is bool, f"{key} is true or false", value, key)
-    require(cfg.resume == "auto" or type(cfg.resume) is bool, "resume in (auto, true, false)", cfg.resume, "resume")
-    share = cfg.checkpoint_share
-    in_range = type(share) in (int, float) and 0 <= share <= 1
-    require(in_range, "0 <= checkpoint_share <= 1", share, "checkpoint_share", "It is a share of the run's time.")
-    remedy = "The test split is not selected on."
-    require(len(objectives(cfg)) >= 1, "at least one objective", cfg.objective, "objective")
-    for name in objectives(cfg):
-        require(name in OBJECTIVES, f"objective in {OBJECTIVES}", name, "objective", remedy)
-    attempt("tracking", lambda: store_uri(cfg.tracking.uri, Path(cfg.paths.root)))
-    for key in ("data", "model", "loss", "optimizer", "schedule"):
-        require(cfg[key] is not None, f"{key} is chosen", None, key, f"`kdsweep --help` lists its options ({key}=...).")
-    device = resolve_device(cfg.device)
-    resolve_precision(cfg.precision, device)
-    set_threads(cfg.threads)
-    set_determinism(cfg.deterministic, device)
-    _check_components(cfg)
-
-
 def objectives(cfg: DictConfig) -> list[str]:
     """The metrics that a run returns to a sweep."""
     return [str(name) for name in cfg.objective] if OmegaConf.is_list(cfg.objective) else [str(cfg.objective)]
@@ -104,27 +78,13 @@ def direction(objective: str) -> str:
     return "minimize" if objective.endswith(("nll", "ece", "kl")) else "maximize"
 
 
-def _check_components(cfg: DictConfig) -> None:
-    build(cfg, "model")
-    if cfg.teacher is not None:
-        build(cfg, "teacher.network")
-        build(cfg, "teacher.head")
-    elif cfg.arm == "teacher":
-        raise UserError("there is no teacher to train. Choose one, such as teacher=resnet50_imagenet.", "teacher")
-    loss = build(cfg, "loss")
-    answers = None if cfg.teacher is None else torch.zeros(2, 3)
-    attempt("loss", lambda: loss(torch.zeros(2, 3), answers, torch.tensor([0, 1])))
-    optimizer, schedule = build(cfg, "optimizer"), build(cfg, "schedule")
-    stepper = attempt("optimizer", lambda: optimizer([torch.nn.Parameter(torch.zeros(1))]))
-    attempt("schedule", lambda: schedule(stepper, 10))
-
-
 def build(cfg: DictConfig, group: str) -> Any:
     """The component that a configuration group describes; a function that waits for arguments where it is partial."""
-    # Code runs from here alone: a configuration can't name a function of any other package.
-    trusted = ("kdsweep.*", "torch.optim.*", *os.environ.get("KDSWEEP_TRUST", "").split())
+    trusted = (*COMPONENTS, *os.environ.get("KDSWEEP_TRUST", "").split())
     node = OmegaConf.select(cfg, group)
     built = attempt(group, lambda: instantiate(node, _execution_whitelist_=trusted, _convert_="all"))
+    if isinstance(built, functools.partial):
+        attempt(group, lambda: require_kinds(built.func, built.keywords))
     # Hydra's own partial checks its arguments anew at every call, and so at every step.
     return functools.partial(built.func, **built.keywords) if isinstance(built, functools.partial) else built
 

@@ -17,14 +17,21 @@ from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import torch
-from filelock import FileLock
+from psutil import virtual_memory
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from kdsweep import pictures
 from kdsweep.errors import UserError, require
-from kdsweep.files import hash_tensors
+from kdsweep.files import hash_tensors, locked
+from kdsweep.pictures import MAX_SIDE
 from kdsweep.progress import note
+
+# Pictures of scikit-learn's digits.
+N_DIGITS = 1797
+
+# While a data set is made its pictures are there as float32, or as several copies of uint8.
+BYTES_PER_VALUE = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,8 +132,9 @@ def digits(image_size: int, n_test: int, **options: Unpack[SplitOptions]) -> Dat
         n_test: Pictures of the test split: stratified, and the same whatever the other options are.
     """
     _check(options)
-    _require_int(image_size, "image_size", 1)
+    _require_side(image_size)
     _require_int(n_test, "n_test", 1)
+    _require_room(N_DIGITS, image_size, "image_size")
     from sklearn.datasets import load_digits
 
     scans = load_digits()
@@ -157,8 +165,10 @@ def synthetic(
     _require_int(n_classes, "n_classes", 2)
     _require_int(n_train, "n_train", n_classes + 1)
     _require_int(n_test, "n_test", 1)
-    _require_int(image_size, "image_size", 1)
+    _require_side(image_size)
     _require_int(seed, "seed", 0)
+    _require_room(n_train + n_classes, image_size, "n_train")
+    _require_room(n_test, image_size, "n_test")
     generator = torch.Generator().manual_seed(seed)
     coarse = 48 + 160 * torch.rand(n_classes, 3, 4, 4, generator=generator)
     patterns = interpolate(coarse, (image_size, image_size)).permute(0, 2, 3, 1)  # (C, S, S, 3)
@@ -184,10 +194,11 @@ def image_folder(root: str, cache: str, image_size: int, **options: Unpack[Split
         image_size: Side of the pictures, in pixels.
     """
     _check(options)
-    _require_int(image_size, "image_size", 1)
+    _require_side(image_size)
     folder = _folder(root, "root").absolute()
     train, test = pictures.class_files(folder)
     names = [name for classes in (train, test) for files in classes.values() for name in files]
+    _require_room(len(names), image_size, "image_size")
     images = pictures.load(folder, names, image_size, _folder(cache, "cache"))
     labels = torch.tensor([c for classes in (train, test) for c, files in enumerate(classes.values()) for _ in files])
     n_train = sum(map(len, train.values()))
@@ -238,6 +249,7 @@ def _dataset(
     remedy = f"Of {n} pictures in the training split each of the {n_classes} classes keeps at least one for training."
     rule = f"1 <= validation pictures <= {n - n_classes}"
     require(1 <= n_validation <= n - n_classes, rule, val_size, "val_size", remedy)
+    _require_room(n, max(train.images.shape[1:3]) + 2 * padding, "padding")
     order = stratified_order(train.labels, split_seed)
     n_left = n - n_validation
     n_train = max(n_classes, round(train_fraction * n_left))
@@ -262,9 +274,28 @@ def _require_int(value: object, key: str, minimum: int) -> None:
     require(type(value) is int and minimum <= value < 2**63, f"{key} is int >= {minimum}", value, key)
 
 
+def _require_side(image_size: object) -> None:
+    whole = type(image_size) is int and 1 <= image_size <= MAX_SIDE
+    require(whole, f"image_size is int, 1 <= image_size <= {MAX_SIDE}", image_size, "image_size", "It is in pixels.")
+
+
+def _require_room(n: int, image_size: int, key: str) -> None:
+    """Refuses pictures that the machine's memory can't hold."""
+    needed, there = n * image_size**2 * 3 * BYTES_PER_VALUE / 2**30, virtual_memory().total / 2**30
+    if needed > there:
+        size = f"{n} pictures of {image_size} x {image_size} take {needed:.3g} GiB, and the machine has {there:.3g}"
+        raise UserError(f"`the data set fits in memory` must hold, but {size}. Lower it, or image_size.", key)
+
+
 def _folder(value: str, key: str) -> Path:
-    require(isinstance(value, str | Path) and str(value) != "", f"{key} is a folder", value, key)
-    return Path(value).expanduser()
+    named = isinstance(value, str | Path) and str(value) != "" and "\0" not in str(value)
+    require(named, f"{key} is a folder", value, key, "Name one.")
+    try:
+        return Path(value).expanduser()
+    except RuntimeError as error:  # there is no such user
+        raise UserError(
+            f"`{key} is a folder` must hold, but got {value!r} ({error}). Write the path out.", key
+        ) from error
 
 
 # -------------------------------------------------------------------------------------------------- torchvision
@@ -277,12 +308,16 @@ def _torchvision(name: str, reader: Any, root: Path, options: SplitOptions) -> D
         return reader(root, train=True, download=download), reader(root, train=False)
 
     try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = f"{root} is none and can't be made ({error.strerror})"
+        raise UserError(f"`root is a folder` must hold, but {reason}. Name another.", "root") from error
+    try:
         train, test = read(download=False)
     except RuntimeError:  # a file is missing, or its MD5 differs
         try:
-            root.mkdir(parents=True, exist_ok=True)
             # Processes that start at once download once.
-            with FileLock(root / f".{name}.lock"), _network_timeout(seconds=60):
+            with locked(root / f".{name}.lock"), _network_timeout(seconds=60):
                 note(f"{name}: reading {root / reader.filename}, after a download from {reader.url} if it is missing")
                 train, test = read(download=True)
         except (OSError, RuntimeError, HTTPException) as error:

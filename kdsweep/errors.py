@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+
+# No number of a configuration is larger than this.
+LARGEST = 1e30
+
+# Arguments of optimizers that are not negative, whatever the optimizer.
+NOT_NEGATIVE = ("lr", "momentum", "weight_decay", "dampening", "eps")
+
 
 class UserError(ValueError):
     """A wrong value, file or key given by the user.
@@ -52,5 +61,39 @@ def require(condition: bool, rule: str, value: object, key: str, remedy: str = "
 
 def require_number(value: object, rule: str, key: str) -> None:
     """Raises `UserError` where `value` is not a number at all, such as a word; `rule` says what it should be."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    require(is_number, rule, value, key, "It is a number.")
+    require(is_number(value), rule, value, key, "It is a number.")
+
+
+def require_kinds(function: Callable[..., object], arguments: Mapping[str, object]) -> None:
+    """Raises `UserError` where an argument is of another kind than the default that `function` has for it.
+
+    torch's optimizers take most words, lists and NaN, and then fail in the middle of a run, or don't. A default that is
+    true or false asks for one of them, a number for a finite number, and a tuple of numbers for as many; arguments with
+    another default, or none, are left to the function.
+    """
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name not in arguments or parameter.default is inspect.Parameter.empty:
+            continue
+        value, default = arguments[name], parameter.default
+        if isinstance(default, bool):
+            require(isinstance(value, bool), f"{name} is true or false", value, name)
+        elif is_number(default):
+            require(_is_finite(value), f"{name} is a finite number", value, name, f"Its default is {default:g}.")
+            if name in NOT_NEGATIVE:
+                require(value >= 0, f"{name} >= 0", value, name, f"Its default is {default:g}.")  # type: ignore[operator]
+        elif isinstance(default, tuple) and all(map(is_number, default)):
+            # A configuration's list is one, whatever its class.
+            fits = isinstance(value, Sequence) and not isinstance(value, str) and len(value) == len(default)
+            finite = fits and all(map(_is_finite, value))  # type: ignore[call-overload]
+            rule, remedy = f"{name} is {len(default)} finite numbers", f"Its default is {list(default)}."
+            require(finite, rule, value, name, remedy)
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a number; true and false are none, NaN is one."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_finite(value: object) -> bool:
+    # Far below what float32 holds; whole numbers of any size come from a configuration, and torch refuses the large.
+    return is_number(value) and abs(value) < LARGEST  # type: ignore[arg-type]

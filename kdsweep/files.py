@@ -6,36 +6,84 @@ import hashlib
 import json
 import logging
 import os
+import re
+import shutil
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from kdsweep import interrupts
+from kdsweep.processes import ProcessId, this_process
+
 log = logging.getLogger(__name__)
+
+# A folder in which a file is being written: ".<name>.<host>.<pid>.<birth of the process>.<random>".
+_WORKPLACE = re.compile(r"\..+\.(?P<host>[0-9a-f]{16})\.(?P<pid>\d+)\.(?P<birth>[0-9a-f]{8}-\d+|t\d+)\.[0-9a-f]{8}")
+# Whether a process of another machine lives nobody can ask here; no file takes so long to write.
+FOREIGN_SECONDS = 24 * 3600.0
+
+# How often one who waits for a lock looks for a signal.
+LOCK_SECONDS = 0.5
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`: renamed to `path` when the block ends without an error, else removed."""
+    """A temporary path of the same name: renamed to `path` when the block ends without an error, else removed.
+
+    It lies in a hidden folder of its own beside `path`, because libraries that write a file make temporary ones beside
+    it. What a killed process left there is removed by the next one that writes into the folder of `path`.
+
+    Raises:
+        OSError: The file can't be written (`errno` ENOSPC: no space is left); `filename` is `path`.
+    """
+    workplace = path.parent / f".{path.name}.{_owner(this_process())}.{uuid.uuid4().hex[:8]}"
+    temporary = workplace / path.name
+    with _named_after(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path.parent)
+        try:
+            workplace.mkdir()
+            temporary.touch()
+            mode = temporary.stat().st_mode
+            yield temporary
+            # safetensors makes its files private, whatever the umask says.
+            temporary.chmod(mode)
+            _sync(temporary)
+            temporary.replace(path)
+            # The new name, too, outlives a power cut; not every file system can be asked for that.
+            with suppress(OSError):
+                _sync(path.parent)
+        finally:
+            shutil.rmtree(workplace, ignore_errors=True)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """In this block no other process is in a block with this `path`; Ctrl-C and SIGTERM end the wait for it.
+
+    The file stays. The kernel holds the lock, and frees it when its owner ends in whatever way.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}"
+    lock = FileLock(path)
+    while True:
+        try:
+            lock.acquire(timeout=LOCK_SECONDS)
+            break
+        except Timeout:
+            interrupts.check()
     try:
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        yield temporary
-        # safetensors makes its files private, whatever the umask says.
-        temporary.chmod(mode)
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.replace(path)
+        yield
     finally:
-        temporary.unlink(missing_ok=True)
+        lock.release()
 
 
 def hash_tensors(tensors: dict[str, Tensor]) -> str:
@@ -59,10 +107,19 @@ def hash_text(text: str) -> str:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Writes a safetensors file, whole or not at all, with a checksum and `metadata` in its header."""
+    """Writes a safetensors file, whole or not at all, with a checksum and `metadata` in its header.
+
+    Raises:
+        OSError: The file can't be written (`errno` ENOSPC: no space is left); `filename` is `path`.
+    """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_path(path) as temporary:
-        save_file(plain, temporary, metadata={**(metadata or {}), "sha256": hash_tensors(plain)})
+        try:
+            save_file(plain, temporary, metadata={**(metadata or {}), "sha256": hash_tensors(plain)})
+        except SafetensorError as error:
+            if number := re.search(r"\(os error (\d+)\)", str(error)):
+                raise _os_error(int(number[1]), path) from error
+            raise
 
 
 def read_tensors(path: Path) -> dict[str, Tensor] | None:
@@ -80,3 +137,55 @@ def read_tensors(path: Path) -> dict[str, Tensor] | None:
         log.warning("%s is damaged (wrong checksum): it is made again.", path)
         return None
     return tensors
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _os_error(number: int, path: Path) -> OSError:
+    return OSError(number, os.strerror(number), str(path))
+
+
+@contextmanager
+def _named_after(path: Path) -> Iterator[None]:
+    """Gives an OSError of this block the name of the file that is to be written: writing itself raises without."""
+    try:
+        yield
+    except OSError as error:
+        hidden = isinstance(error.filename, str | os.PathLike) and f".{path.name}." in str(error.filename)
+        if error.errno is not None and (error.filename is None or hidden):
+            raise _os_error(error.errno, path) from error
+        raise
+
+
+def _owner(process: ProcessId) -> str:
+    return f"{hash_text(process.host)}.{process.pid}.{process.birth}"
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Removes the workplaces of processes that have been killed."""
+    here = this_process()
+    for entry in folder.glob(".*"):
+        owner = _WORKPLACE.fullmatch(entry.name)
+        if owner is None:
+            continue
+        if owner["host"] == hash_text(here.host):
+            dead = not ProcessId(here.host, int(owner["pid"]), 0.0, owner["birth"]).lives()
+        else:
+            dead = _age(entry) > FOREIGN_SECONDS
+        if dead:
+            shutil.rmtree(entry, ignore_errors=True)
+
+
+def _age(path: Path) -> float:
+    """Seconds since a path was changed; 0 for one that is gone."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except OSError:
+        return 0.0

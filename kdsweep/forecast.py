@@ -138,7 +138,7 @@ def forecast(
     """Measures for some seconds, and says what the study's remaining runs will cost.
 
     Args:
-        cfg: The configuration that the study's runs share; `assembly.check` has passed it.
+        cfg: The configuration that the study's runs share; `checks.check` has passed it.
         planned: Runs of each part of the study: its baselines by name (all but "teacher" count as controls), "trials",
             and "confirmation" (runs, not seeds).
         left: The same, without the runs that are done.

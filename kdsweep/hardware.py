@@ -22,13 +22,13 @@ CPU_BF16 = ("avx512_bf16", "amx_bf16", "bf16")
 
 def resolve_device(name: str) -> torch.device:
     """The device called `name`; "auto" is the first GPU, or the CPU where there is none."""
-    # torch takes 0 for the first GPU.
-    require(isinstance(name, str), "device is auto, cpu, cuda or cuda:<n>", name, "device")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
+        if not isinstance(name, str):
+            raise TypeError  # torch takes 0 for the first GPU
         device = torch.device(name)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise UserError(f"no device is called {name!r}. Use auto, cpu, cuda or cuda:<n>.", "device") from error
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"kdsweep runs on cpu and cuda, but got device={name!r}.", "device")
@@ -62,8 +62,8 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
 def set_threads(threads: int | None) -> int:
     """Sets the number of CPU threads (None: leaves torch's choice) and returns the number in force."""
     if threads is not None:
-        rule = f"threads is null or a whole number, 1 <= threads <= {MAX_THREADS}"
-        require(type(threads) is int and 1 <= threads <= MAX_THREADS, rule, threads, "threads")
+        require(type(threads) is int and threads >= 1, "threads >= 1", threads, "threads", "It is a whole number.")
+        require(threads <= MAX_THREADS, f"threads <= {MAX_THREADS}", threads, "threads", "null takes all cores.")
         torch.set_num_threads(threads)
     return torch.get_num_threads()
 

@@ -1,8 +1,12 @@
-"""Ctrl-C and SIGTERM: while a run is open, they end it at its next step and not just anywhere.
+"""Ctrl-C, SIGTERM and SIGHUP: while a run is open, they end it at its next step and not just anywhere.
 
 Python raises KeyboardInterrupt between any two instructions. Inside a database transaction that leaves the database
 locked, and the run RUNNING; inside a destructor the exception is swallowed, and the command goes on. So what must not
 be cut short is `deferred`, and long work calls `check` at its every step.
+
+Ctrl-C twice means now. SIGTERM and SIGHUP come more than once by themselves: to the whole process group and again from
+the parent, or together when a session is closed. So a repetition says nothing new, and a run that is being closed
+(`closing`) is closed.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -23,15 +28,28 @@ class TerminatedError(KeyboardInterrupt):
     """SIGTERM: ends a run the way Ctrl-C does, so that its MLflow run is closed as killed."""
 
 
-ENDS: dict[int, type[KeyboardInterrupt]] = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: TerminatedError}
+class HungUpError(TerminatedError):
+    """SIGHUP: the terminal was closed, or the connection to it was lost."""
+
+
+ENDS: dict[int, type[KeyboardInterrupt]] = {
+    signal.SIGINT: KeyboardInterrupt,
+    signal.SIGTERM: TerminatedError,
+    signal.SIGHUP: HungUpError,
+}
 
 _depth = 0
+_closing = 0
 _pending: type[KeyboardInterrupt] | None = None
 _reminder: threading.Timer | None = None
+# When SIGTERM or SIGHUP was last taken, by time.monotonic.
+_taken = float("-inf")
 
 
 def install() -> None:
-    """Takes over SIGINT and SIGTERM; one that is ignored (`nohup`) stays ignored."""
+    """Takes over SIGINT, SIGTERM and SIGHUP; one that is ignored (`nohup`) stays ignored."""
+    global _taken
+    _taken = float("-inf")
     for number in ENDS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _receive)
@@ -50,10 +68,26 @@ def deferred() -> Iterator[None]:
     check()
 
 
+@contextmanager
+def closing() -> Iterator[None]:
+    """In this block, which must come to an end, only Ctrl-C pressed twice raises: what was open is being closed.
+
+    Another signal that comes in it raises after the block, if the block has ended well.
+    """
+    global _closing
+    forget()
+    _closing += 1
+    try:
+        yield
+    finally:
+        _closing -= 1
+    check()
+
+
 def check() -> None:
-    """Raises KeyboardInterrupt or TerminatedError if such a signal has come."""
+    """Raises the exception of a signal that has come; in a `closing` block never."""
     global _pending
-    if _pending is not None:
+    if _pending is not None and not _closing:
         error, _pending = _pending, None
         forget()
         raise error
@@ -66,13 +100,27 @@ def forget() -> None:
 
 
 def _receive(number: int, frame: FrameType | None) -> None:
-    global _pending, _reminder
-    forget()
-    _reminder = threading.Timer(PATIENCE_SECONDS, os.kill, (os.getpid(), number))
-    _reminder.daemon = True
-    _reminder.start()
+    global _pending, _taken
+    if number != signal.SIGINT:
+        # Later ones count: the reminder is one.
+        if time.monotonic() - _taken < PATIENCE_SECONDS:
+            return
+        _taken = time.monotonic()
+    if _closing and not (number == signal.SIGINT and _pending is KeyboardInterrupt):
+        _pending = ENDS[number]
+        return
+    _remind(number)
     if _depth > 0 and _pending is None:
         _pending = ENDS[number]
         return
     _pending = None
     raise ENDS[number]
+
+
+def _remind(number: int) -> None:
+    """Sends the signal to this process again after `PATIENCE_SECONDS`."""
+    global _reminder
+    forget()
+    _reminder = threading.Timer(PATIENCE_SECONDS, os.kill, (os.getpid(), number))
+    _reminder.daemon = True
+    _reminder.start()

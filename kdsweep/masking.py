@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,10 @@ _SECRET_KEY = re.compile(
 _WORD = re.compile(r"(?:[^\s'\"]|(?<=\w)['\"](?=\w))++")
 # What stands before a password. As SQLAlchemy reads it, that goes up to the last "@" and may hold slashes which others
 # would quote; but digits up to a slash are a port where the scheme is a web server's, and so is an address in brackets.
-_USER = re.compile(r"\b(?:https?(?=://[^:/@\s\[]*+:(?!\d*+[/?#]))|(?!https?:)[a-zA-Z][\w+.\-]{0,40}+)://[^:/@\s]*+:")
+# One slash is what a path library leaves of two.
+_USER = re.compile(r"\b(?:https?(?=://?[^:/@\s\[]*+:(?!\d*+[/?#]))|(?!https?:)[a-zA-Z][\w+.\-]{0,40}+)://?[^:/@\s]*+:")
 # A name alone before the host of a web address is a token as a rule ("https://ghp_...@github.com").
-_BARE_USER = re.compile(r"\b(https?://)[^:/@\s?#]++@")
+_BARE_USER = re.compile(r"\b(https?://?)[^:/@\s?#]++@")
 
 _SHAPES = re.compile(
     r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"
@@ -42,11 +44,13 @@ _SHAPES = re.compile(
 _KEY = re.compile(r"(?<![\w.\-])(?P<key>[\w.\-]++)(?P<part>\\?[\"']?[ \t]*[:=][ \t]*)")
 _VALUE = re.compile(
     r"\\\"(?:(?!\\\")[^\n])*+(?:\\\")?|\"(?:\\.|[^\"\\\n])*+\"?|'[^'\n]*+'?|\$\{[^\s}]*\}"
-    r"|(?:(?:Bearer|Basic|Token)\s+)?(?:[^\s,;&\"'}\])]|[}\])](?=\w))++"
+    r"|(?:(?:Bearer|Basic|Token)\s+)?(?:[^\s,;&\"'}\])]|[}\])](?=\w)|,(?=\S)(?![\w.]+=))++"
 )
 _BRACKETS = {"{": "}", "[": "]"}
 # How far a value in brackets is followed, in characters.
 MAX_NESTED = 4000
+# More words than this after a key and a colon are a message, no pass phrase.
+MAX_PHRASE = 3
 
 # What stands for no value, or names the place of one.
 _HARMLESS = re.compile(r"(null|none|true|false|~|\*\*\*|\?\?\?|\$\{[^,{}]*\}|)", re.IGNORECASE)
@@ -67,7 +71,7 @@ def masked_text(text: str) -> str:
     Keys with their values are found as `key=value`, `key: value` and `"key": "value"`. "postgresql://me:x@host/runs"
     becomes "postgresql://me:***@host/runs".
     """
-    if "://" in text and "@" in text:
+    if ":/" in text and "@" in text:
         text = _WORD.sub(_without_password, text)
     text = _BARE_USER.sub(rf"\1{MASK}@", text)
     return _SHAPES.sub(MASK, _without_values(text))
@@ -76,20 +80,14 @@ def masked_text(text: str) -> str:
 def mask_files(folder: Path) -> None:
     """Masks the YAML files that Hydra wrote into a run's output folder or a multirun's (and into its `.hydra`).
 
-    A file that holds nothing to hide is left as it is; the others are replaced as a whole.
+    A file that holds nothing to hide is left as it is; the others are replaced as a whole. Several processes may do so
+    at once.
     """
-    import yaml
-
     for path in sorted([*folder.glob("*.yaml"), *folder.glob(".hydra/*.yaml")]):
         text = path.read_text(encoding="utf-8")
-        try:
-            content = yaml.safe_load(text)
-            clean = _masked_value(content, secret=False)
-            shown = text if clean == content else yaml.safe_dump(clean, sort_keys=False, allow_unicode=True)
-        except yaml.YAMLError:
-            shown = masked_text(text)
+        shown = _masked_yaml(text)
         if shown != text:
-            temporary = path.with_name(f".{path.name}.masked")
+            temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
             temporary.write_text(shown, encoding="utf-8")
             temporary.replace(path)
 
@@ -101,10 +99,21 @@ def is_secret(key: str) -> bool:
 
 
 class MaskedFormatter(logging.Formatter):
-    """A formatter of log lines, their stack traces included, by `masked_text`."""
+    """Writes log lines, their stack traces included, as another formatter does, by `masked_text`."""
+
+    def __init__(self, inner: logging.Formatter | None = None) -> None:
+        super().__init__()
+        self._inner = inner or logging.Formatter()
 
     def format(self, record: logging.LogRecord) -> str:
-        return masked_text(super().format(record))
+        return masked_text(self._inner.format(record))
+
+
+def mask_logs() -> None:
+    """Lets every handler of the root logger write through a `MaskedFormatter`; once, however often it is called."""
+    for handler in logging.getLogger().handlers:
+        if not isinstance(handler.formatter, MaskedFormatter):
+            handler.setFormatter(MaskedFormatter(handler.formatter))
 
 
 def _masked_value(value: Any, secret: bool) -> Any:
@@ -112,11 +121,23 @@ def _masked_value(value: Any, secret: bool) -> Any:
         return {key: _masked_value(inner, secret or is_secret(str(key))) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_masked_value(inner, secret) for inner in value]
-    if value is None or isinstance(value, bool):
-        return value
     if secret:
         return value if _HARMLESS.fullmatch(str(value)) else MASK
     return masked_text(value) if isinstance(value, str) else value
+
+
+def _masked_yaml(text: str) -> str:
+    # Reading YAML takes longer than a short run's first step; most files have no such key and no such text.
+    if masked_text(text) == text and not any(is_secret(found["key"]) for found in _KEY.finditer(text)):
+        return text
+    import yaml
+
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return masked_text(text)
+    clean = _masked_value(content, secret=False)
+    return text if clean == content else str(yaml.safe_dump(clean, sort_keys=False, allow_unicode=True))
 
 
 def _without_password(word: re.Match[str]) -> str:
@@ -151,10 +172,12 @@ def _end_of_value(text: str, found: re.Match[str]) -> int:
             if depth == 0:
                 return place + 1
         return line
-    # In a YAML document a value without quotes goes on to the end of the line; in a sentence it is a word.
+    # At the start of a line: in a YAML document a value without quotes goes on to the end of the line; where the text
+    # is that line alone, it may as well be a message about the key.
     before = text[text.rfind("\n", 0, found.start()) + 1 : found.start()]
     if found["part"].startswith(":") and text[start : start + 1] not in ("'", '"') and not before.strip(" -"):
-        return line if "\n" in text.strip("\n") else _end_of_word(text, start)
+        sentence = "\n" not in text.strip("\n") and len(text[start:line].split()) > MAX_PHRASE
+        return start if sentence else line
     return _end_of_word(text, start)
 
 

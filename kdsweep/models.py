@@ -7,7 +7,7 @@ pictures and holds the library's own network with the library's own parameter na
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
@@ -16,12 +16,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdsweep.errors import UserError, require
+from kdsweep.errors import UserError, is_number, require
 from kdsweep.files import hash_tensors
+from kdsweep.pictures import MAX_SIDE
 from kdsweep.weights import head_tensors, load_weights, locate, one_line
 
 # Their training forward returns a tuple, and their published weights expect another normalisation inside the network.
 AUXILIARY_OUTPUTS = ("googlenet", "inception_v3")
+
+
+# Pictures in [0, 1] are divided by it; float32 must hold the result, and 8 bits don't vary by less.
+MIN_STD = 1e-6
+
+# Of the normalisation of such pictures.
+MAX_MOMENT = 1e6
 
 
 class Head(nn.Linear):
@@ -200,9 +208,10 @@ class Architecture:
         size = self.input_size
         whole = isinstance(size, int) and not isinstance(size, bool)
         require(size is None or (whole and size > 0), "input_size is null or a whole number > 0", size, "input_size")
+        require(size is None or size <= MAX_SIDE, f"input_size <= {MAX_SIDE}", size, "input_size", "It is in pixels.")
         object.__setattr__(self, "mean", _three_numbers(self.mean, "mean"))
         object.__setattr__(self, "std", _three_numbers(self.std, "std"))
-        require(self.std is None or min(self.std) > 0, "std > 0", self.std, "std")
+        require(self.std is None or min(self.std) >= MIN_STD, "std > 0", self.std, "std", f"The least is {MIN_STD}.")
         _require_name(self.name, self.library)
         if self.weights is None:
             require(self.head == "new", "head = new without weights", self.head, "head")
@@ -287,12 +296,12 @@ def _require_choice(value: str, choices: tuple[str, ...], key: str) -> None:
     require(value in choices, f"{key} in {{{', '.join(choices)}}}", value, key)
 
 
-def _three_numbers(values: Iterable[float] | None, key: str) -> tuple[float, ...] | None:
+def _three_numbers(values: Sequence[float] | None, key: str) -> tuple[float, ...] | None:
     """Any sequence (a configuration's list type included) as a tuple of three floats."""
     if values is None:
         return None
-    numbers: tuple[float, ...] = ()
-    with suppress(TypeError, ValueError):
-        numbers = tuple(float(value) for value in values)
-    require(len(numbers) == 3, f"{key} is null or three numbers", values, key)
-    return numbers
+    plain = list(values) if isinstance(values, Sequence) else []
+    finite = all(is_number(value) and abs(value) <= MAX_MOMENT for value in plain)
+    remedy = f"Finite ones, such as {key}=[0.5,0.5,0.5]."
+    require(len(plain) == 3 and finite, f"{key} is null or three numbers", values, key, remedy)
+    return tuple(map(float, plain))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,16 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
 from safetensors import SafetensorError
 from torch import Tensor
 
 from kdsweep.errors import UserError
-from kdsweep.files import hash_identity, read_tensors, write_tensors
+from kdsweep.files import hash_identity, locked, read_tensors, write_tensors
 from kdsweep.progress import progress
 
 # Part of the key of decoded pictures: raise it when `_decode_one` returns other pixels.
 DECODER_VERSION = 1
+
+# Sides of pictures, in pixels: what is larger is a slip of the keyboard, and would fill the memory.
+MAX_SIDE = 8192
 
 # Of every list in a message, this many are named.
 N_NAMED = 5
@@ -36,7 +39,7 @@ def class_files(root: Path) -> tuple[dict[str, list[str]], dict[str, list[str]]]
         UserError: A folder is missing, a class is empty, or train and test have other classes.
     """
     if not root.is_dir():
-        raise _bad_folder(f"the folder {root} does not exist")
+        raise _bad_folder(f"{root} is a file" if root.exists() else f"the folder {root} does not exist")
     train, test = _split_files(root, "train"), _split_files(root, "test")
     if train.keys() != test.keys():
         without_test = _named(sorted(train.keys() - test.keys())) or "nothing"
@@ -70,7 +73,7 @@ def load(root: Path, names: Sequence[str], image_size: int, cache: Path) -> Tens
     try:
         cache.mkdir(parents=True, exist_ok=True)
         # Processes that start at once decode once: the others wait here, and then read.
-        with FileLock(path.with_suffix(".lock")):
+        with locked(path.with_suffix(".lock")):
             stored = read_tensors(path)
             if stored is not None:
                 return stored["pictures"]
@@ -78,6 +81,8 @@ def load(root: Path, names: Sequence[str], image_size: int, cache: Path) -> Tens
             write_tensors(path, {"pictures": pictures})
             return pictures
     except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise  # another folder may help; that the disk is full must be said
         reason = " ".join(str(error).split())
         raise UserError(f"{cache} cannot keep decoded pictures ({reason}). Choose another folder.", "cache") from error
 
@@ -112,6 +117,9 @@ def _decode_one(path: Path, row: np.ndarray) -> str | None:
     """Writes the picture at `path` to `row`, (S, S, 3) uint8; returns what is wrong with it, or None."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
+    # Opening a pipe waits for its writer, for ever.
+    if not path.is_file():
+        return "a link to nothing" if not path.exists() else "neither a file nor a link to one"
     try:
         with Image.open(path) as file:
             picture: Image.Image = ImageOps.exif_transpose(file)

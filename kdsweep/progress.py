@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import IO, TextIO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -15,7 +18,36 @@ from kdsweep import interrupts
 
 log = logging.getLogger(__name__)
 
-console = Console(stderr=True, highlight=False)
+
+class _Terminal(io.TextIOBase):
+    """Whatever sys.stderr is now, without its errors: a terminal that was closed, a `tee` that was killed, a full disk.
+
+    That nobody hears a run is no reason for it to end. Its own log file has what it says.
+    """
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self._stream().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream().flush()
+
+    def isatty(self) -> bool:
+        return self._stream().isatty()
+
+    def fileno(self) -> int:
+        return self._stream().fileno()
+
+    @staticmethod
+    def _stream() -> TextIO:
+        # While it shows a bar, rich puts a stream that leads back here in the place of sys.stderr.
+        stream: TextIO = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
+        return stream
+
+
+console = Console(file=cast("IO[str]", _Terminal()), highlight=False)
 
 # In a log file: a line this often, and none for a job that ends sooner than QUIET_SECONDS.
 LINE_SECONDS = 30.0

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 from ray.exceptions import RayError, RayTaskError
 
 from kdsweep import interrupts
@@ -98,7 +99,8 @@ def _start(address: str | None, threads: int) -> None:
     with _own_signals():
         if address is None:
             cores = max(len(os.sched_getaffinity(0)), threads)
-            ray.init(_node_ip_address="127.0.0.1", include_dashboard=False, num_cpus=cores, **quiet)
+            with _on_loopback():
+                ray.init(_node_ip_address="127.0.0.1", include_dashboard=False, num_cpus=cores, **quiet)
             return
         try:
             _knock(address)
@@ -106,6 +108,26 @@ def _start(address: str | None, threads: int) -> None:
         except (OSError, RuntimeError, ValueError) as error:
             remedy = "Give the address that `ray start --head` printed, or none to start Ray on this machine."
             raise UserError(f"no Ray answers at {address!r} ({error}). {remedy}", "sweep.ray_address") from error
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Lets the Ray that starts in this block listen on the loopback alone.
+
+    Ray 2.60 on Linux takes 127.0.0.1 for "the address that others see", listens on all of them, and runs the code of
+    whoever connects. This is the switch by which it stays at home on other systems; its processes read it when they
+    start.
+    """
+    name, before = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, ray_constants.ENABLE_RAY_CLUSTER
+    outside = os.environ.get(name)
+    os.environ[name], ray_constants.ENABLE_RAY_CLUSTER = "0", False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+        del os.environ[name]
+        if outside is not None:
+            os.environ[name] = outside
 
 
 def _knock(address: str) -> None:

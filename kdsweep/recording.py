@@ -25,10 +25,11 @@ from kdsweep.files import atomic_path, hash_tensors, write_tensors
 from kdsweep.masking import masked, masked_text
 from kdsweep.processes import this_process
 from kdsweep.progress import note
+from kdsweep.run import Run
 from kdsweep.saved_config import saved_text
-from kdsweep.stores import store_uri
+from kdsweep.stores import UNSENT, offline_uri, store_uri
 from kdsweep.teachers import Teacher
-from kdsweep.tracking import Run, Store, flatten
+from kdsweep.tracking import OPEN_SECONDS, Store, flatten
 from kdsweep.training import Metrics
 
 if TYPE_CHECKING:
@@ -36,13 +37,23 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# For which a study's run waits for an MLflow server that doesn't answer at its start.
+STUDY_SECONDS = 240.0
+
 
 def open_store(cfg: DictConfig) -> Store:
     """The MLflow store that the configuration names."""
-    store: Store = attempt(
-        "tracking", lambda: Store(store_uri(cfg.tracking.uri, Path(cfg.paths.root)), cfg.tracking.experiment)
-    )
+    root = Path(cfg.paths.root).absolute()
+    uri = offline_uri(root) if cfg.tracking.offline else store_uri(cfg.tracking.uri, root)
+    # A run of a study outlasts the restart of a server; at a single one somebody waits.
+    wait = OPEN_SECONDS if cfg.tracking.parent is None else STUDY_SECONDS
+    store: Store = attempt("tracking", lambda: Store(uri, cfg.tracking.experiment, unsent_folder(cfg), wait=wait))
     return store
+
+
+def unsent_folder(cfg: DictConfig) -> Path:
+    """Where runs keep what the MLflow store doesn't take."""
+    return Path(cfg.paths.root).absolute() / UNSENT
 
 
 def can_go_on(store: Store, run_id: str) -> bool:
@@ -82,6 +93,7 @@ class Recording:
 
     def resume(self, reached: Reached, store: Store) -> None:
         """Says that the run goes on, and logs the epochs that it had reached and that hadn't reached MLflow."""
+        self._run.catch_up()
         known = {step for step, _ in store.history(self.run_id, "val/accuracy")}
         for index in range(reached.epochs):
             if index + 1 not in known:
@@ -155,6 +167,9 @@ def started(
             overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
             run.text("overrides.yaml", OmegaConf.to_yaml(OmegaConf.create([masked_text(line) for line in overrides])))
             run.text("environment.json", json.dumps(surroundings, indent=2))
+            changes = environment.uncommitted_changes()
+            if changes is not None:
+                run.text("uncommitted.patch", masked_text(changes))
             for split, context in (("train", "training"), ("validation", "validation"), ("test", "test")):
                 profile = {"pictures": len(getattr(data, split)), "classes": data.n_classes}
                 run.dataset(data.name, str(config["data"]["_target_"]), data.fingerprint, profile, context)

@@ -18,6 +18,7 @@ class RunRecord:
     params: dict[str, str]
     metrics: dict[str, float]  # the last value of each
     tags: dict[str, str]  # without MLflow's own
+    parent: str | None = None  # id of the run above it
 
     @property
     def role(self) -> str | None:

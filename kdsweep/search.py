@@ -25,7 +25,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from kdsweep.assembly import attempt
 from kdsweep.errors import UserError
 from kdsweep.processes import ProcessId, parse_process, this_process
-from kdsweep.trials import BEAT, PROCESS, STALE_SECONDS, VALUES, beating, open_storage
+from kdsweep.progress import note
+from kdsweep.trials import BEAT, BEAT_SECONDS, PROCESS, STALE_SECONDS, VALUES, Pulse, beating, open_storage
 
 # What the sweeper writes into a trial, and into the study.
 STARTS, PRUNED_AT, CAUSE = "kdsweep.starts", "kdsweep.pruned_at", "kdsweep.cause"
@@ -66,6 +67,7 @@ class Search:
         self.name, self.directions, self.space = name, list(directions), dict(space)
         self.n_trials, self._max_restarts, self._extend = n_trials, max_restarts, extend
         self._storage = open_storage(url)
+        self._pulse = Pulse()
         self._study = optuna.create_study(
             study_name=name,
             storage=self._storage,
@@ -212,11 +214,14 @@ class Search:
         for trial in self.trials():
             if trial.state == TrialState.RUNNING:
                 process = parse_process(trial.user_attrs[PROCESS]) if PROCESS in trial.user_attrs else None
-                if process in (None, this_process()) or not _lives(process, trial.user_attrs.get(BEAT, 0.0)):
+                if process in (None, this_process()) or not self._lives(process, trial.user_attrs.get(BEAT, 0.0)):
                     dead.append(trial.number)
                 else:
                     living.append(process)
         return dead, living
+
+    def _lives(self, process: ProcessId, beat: float) -> bool:
+        return process.lives() if process.is_here else self._pulse.lives(str(process), beat)
 
     def best(self) -> FrozenTrial | None:
         """The trial with the best value; of several objectives, the best in the first one among the Pareto set."""
@@ -311,17 +316,36 @@ def described(distribution: BaseDistribution) -> dict[str, object]:
     return {name: found[name] for name in ("low", "high", "log")}
 
 
+def limits(distribution: BaseDistribution) -> list[Any]:
+    """The choices of a distribution, or its two ends."""
+    if isinstance(distribution, CategoricalDistribution):
+        return list(distribution.choices)
+    known = described(distribution)
+    return [known["low"], known["high"]]
+
+
 def _require_free(study: optuna.Study) -> None:
     holder = study.user_attrs.get(CONTROLLER)
-    if holder is not None and _lives(parse_process(holder["process"]), holder["beat"]):
-        raise UserError(held_by(study.study_name, parse_process(holder["process"])), "sweep.name")
+    if holder is None:
+        return
+    process = parse_process(holder["process"])
+    if process.lives() if process.is_here else _beats(study, holder["beat"]):
+        raise UserError(held_by(study.study_name, process), "sweep.name")
+
+
+def _beats(study: optuna.Study, beat: float) -> bool:
+    """Whether a controller on another machine is at work, which wrote `beat` last."""
+    now = time.time()
+    if beat <= now + BEAT_SECONDS:
+        return now - beat < STALE_SECONDS
+    # From the future: one of the clocks is wrong, and only another beat shows.
+    note(f"The clocks of two machines differ by {beat - now:.0f} s: waiting for a sign of life from the controller.")
+    time.sleep(2 * BEAT_SECONDS)
+    holder = study.user_attrs.get(CONTROLLER)
+    return holder is not None and holder["beat"] != beat
 
 
 def _choices(key: str, distribution: BaseDistribution) -> Sequence[Any]:
     """The values of a distribution that a grid visits."""
     found: Sequence[Any] = attempt(key, lambda: OptunaSweeperImpl._to_grid_sampler_choices(distribution))
     return found
-
-
-def _lives(process: ProcessId, beat: float) -> bool:
-    return process.lives() if process.is_here else time.time() - beat < STALE_SECONDS

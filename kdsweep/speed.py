@@ -73,7 +73,7 @@ class Speed:
 
 
 def measure(cfg: DictConfig, threads: int | None = None) -> Speed:
-    """The speed of `cfg`, which `assembly.check` has passed: of real pictures on the path that runs take.
+    """The speed of `cfg`, which `checks.check` has passed: of real pictures on the path that runs take.
 
     It writes nothing, and leaves torch's random numbers and number of threads as they were.
 

@@ -92,7 +92,8 @@ class Stages:
             yield
         finally:
             executor.close()
-            self._give_back()
+            with interrupts.closing():
+                self._give_back()
 
     # What is to be done
 

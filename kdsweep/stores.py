@@ -1,22 +1,38 @@
-"""Where an MLflow store is: its URI, an SQLite store's file and artifact folder, the lock of its first start."""
+"""Where an MLflow store is: its URI, an SQLite store's file and artifact folder, the lock of its first start.
+
+An SQLite store records artifacts by absolute folders; where it was moved or copied, they are corrected.
+"""
 
 from __future__ import annotations
 
 import getpass
 import hashlib
 import os
-import re
+import shutil
 import sqlite3
 import tempfile
+import uuid
 from contextlib import closing
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import unquote, urlparse
 
 from kdsweep.errors import UserError
+from kdsweep.masking import masked_text
 
 SQLITE = "sqlite:///"
 SERVERS = ("http", "https", "databricks")
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+
+# Beside an SQLite store's file.
+ARTIFACTS, UNSENT = "mlartifacts", "unsent"
+
+# What records absolute folders, besides the experiments.
+LOCATIONS = (
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
 
 
 def store_uri(uri: str | None, root: Path) -> str:
@@ -53,7 +69,88 @@ def sqlite_path(uri: str) -> Path | None:
 
 def artifact_folder(database: Path) -> Path:
     """Where the artifacts of an SQLite store lie: beside its file."""
-    return database.absolute().parent / "mlartifacts"
+    return database.absolute().parent / ARTIFACTS
+
+
+def offline_uri(root: Path) -> str:
+    """The store of runs that are kept on this machine until `kdsweep-sync` sends them."""
+    return sqlite_uri(root / "offline" / "mlflow.db")
+
+
+def unsent_folder(uri: str) -> Path:
+    """Where runs keep what their store doesn't take, unless they are told: beside an SQLite file, else in the root."""
+    path = sqlite_path(uri)
+    return (Path(os.environ.get("KDSWEEP_HOME", ".")).absolute() if path is None else path.parent) / UNSENT
+
+
+def file_path(uri: str) -> Path | None:
+    """The folder that a "file:" URI or a plain absolute path names; None for any other URI."""
+    if uri.startswith("file:"):
+        return Path(unquote(urlparse(uri).path))
+    return Path(uri) if uri.startswith("/") else None
+
+
+def place_file(source: Path, folder: Path, name: Path) -> None:
+    """Copies a file to `folder`/`name`, whole or not at all.
+
+    Raises:
+        ValueError: The name leads out of the folder.
+        OSError: For lack of space, and the like; it names the target.
+    """
+    if name.is_absolute() or ".." in name.parts:
+        raise ValueError(f"an artifact's name is a path inside the run, but got {str(name)!r}")
+    target = folder / name
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, temporary)
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.replace(target)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(target)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def correct_locations(database: Path) -> None:
+    """Makes an SQLite store record the artifacts that lie beside it, though it was moved or copied here.
+
+    New runs are never written to the folder that it came from. A run that was there is looked for here, unless its
+    artifacts still lie there and not here. Locations that other programs chose stay.
+    """
+    own = artifact_folder(database)
+    with closing(sqlite3.connect(database, timeout=20)) as store:
+        found = store.execute("SELECT experiment_id, artifact_location FROM experiments").fetchall()
+        others = {location for _, location in found if location and _is_elsewhere(location, own)}
+        for location in others:
+            query = "UPDATE experiments SET artifact_location = ? WHERE artifact_location = ?"
+            with store:  # all of it or nothing
+                for table, column in LOCATIONS:
+                    _move_rows(store, table, column, location, own)
+                store.execute(query, (own.as_uri(), location))
+
+
+def _is_elsewhere(location: str, own: Path) -> bool:
+    """Whether an experiment's artifacts are where kdsweep keeps those of another store."""
+    folder = file_path(location)
+    if folder is None or folder.name != ARTIFACTS or folder == own:
+        return False
+    return not (folder.exists() and own.exists() and folder.samefile(own))
+
+
+def _move_rows(store: sqlite3.Connection, table: str, column: str, old: str, own: Path) -> None:
+    """Replaces the folder `old` by `own` in a column of URIs."""
+    there = file_path(old)
+    assert there is not None
+    if not store.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchall():
+        return
+    query = f"SELECT rowid, {column} FROM {table} WHERE substr({column}, 1, ?) = ?"
+    for row, uri in store.execute(query, (len(old) + 1, f"{old}/")).fetchall():
+        rest = uri[len(old) :]
+        folder = unquote(rest).lstrip("/").partition("/")[0]
+        if (own / folder).exists() or not (there / folder).exists():
+            store.execute(f"UPDATE {table} SET {column} = ? WHERE rowid = ?", (own.as_uri() + rest, row))
 
 
 def require_store(uri: str) -> None:
@@ -75,6 +172,13 @@ def holds_store(path: Path) -> bool:
     if tables and "experiments" not in tables:
         raise UserError(f"{path} is an SQLite database, but not an MLflow store. Name another file.", "uri")
     return bool(tables)
+
+
+def experiments(path: Path) -> list[str]:
+    """The names of an SQLite store's experiments in which there are runs."""
+    query = "SELECT name FROM experiments WHERE experiment_id IN (SELECT experiment_id FROM runs) ORDER BY name"
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+        return [name for (name,) in database.execute(query)]
 
 
 def user_name() -> str:
@@ -103,4 +207,4 @@ def write_ahead(path: Path) -> None:
 
 def shown(uri: str) -> str:
     """The URI without the password that it may hold."""
-    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", uri)
+    return masked_text(uri)

@@ -18,7 +18,7 @@ from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl
 from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import BaseDistribution
 
-from kdsweep import assembly, recording, report
+from kdsweep import assembly, checks, recording, report, sync
 from kdsweep.environment import cores
 from kdsweep.errors import UserError, require
 from kdsweep.executors import Executor, InProcess, open_executor, require_executor
@@ -27,7 +27,7 @@ from kdsweep.jobs import Task
 from kdsweep.overrides import parsed, require_key, with_float_bounds, without_replaced_sweeps
 from kdsweep.processes import parse_process, this_process
 from kdsweep.progress import note
-from kdsweep.search import Search, build_pruner, delete, described, distribution_of, held_by
+from kdsweep.search import Search, build_pruner, delete, described, distribution_of, held_by, limits
 from kdsweep.stages import Baseline, Stages
 from kdsweep.tracking import Run, Store, flatten
 from kdsweep.trials import storage_url
@@ -40,7 +40,7 @@ FREE = re.compile(
 )
 # What can't be searched.
 FIXED = re.compile(r"(sweep|tracking|paths)\.|(objective|evaluate_test|arm|resume|checkpoint_share)$")
-NAME = re.compile(r"\w[\w.+-]*")
+NAME = re.compile(r"\w[\w.+-]*", re.ASCII)
 
 
 class Study(OptunaSweeperImpl):
@@ -131,10 +131,16 @@ class Study(OptunaSweeperImpl):
 
     def _check(self, overrides: Iterable[Override], directions: Sequence[str]) -> dict[str, BaseDistribution]:
         """Refuses now what would be refused after the baselines; returns the search space."""
-        assembly.check(self.config)
+        checks.check(assembly.settled(self.config))
         remedy = "A study goes on by itself."
         require(self.config.resume is not True, "resume in (auto, false) in a study", True, "resume", remedy)
         require_executor(self._executor, self.n_jobs)
+        seed = OmegaConf.select(self.sampler, "seed")
+        rule = "seed is null or a whole number >= 0"
+        require(seed is None or (type(seed) is int and seed >= 0), rule, seed, "sweep.seed")
+        for name, baseline in self._baselines.items():
+            key = "sweep.baseline_seeds" if baseline.control else f"hydra.sweeper.baselines.{name}.seeds"
+            require(type(baseline.seeds) is int and baseline.seeds >= 0, "baseline seeds >= 0", baseline.seeds, key)
         for key, value, least in (
             ("n_trials", self.n_trials, 1),
             ("confirm_seeds", self._confirm_seeds, 0),
@@ -163,8 +169,21 @@ class Study(OptunaSweeperImpl):
                 )
                 (exact,) = parsed([with_float_bounds(override, self.config)])
                 space[override.get_key_element()] = distribution_of(override.get_key_element(), exact)
+        self._check_limits(space)
         assembly.rehearse(self.config)
         return space
+
+    def _check_limits(self, space: Mapping[str, BaseDistribution]) -> None:
+        """Refuses a search space whose limits, or choices, no run could take."""
+        for key, distribution in space.items():
+            # The choices of a group are options, which Hydra knows.
+            if key.startswith("+") or OmegaConf.is_config(OmegaConf.select(self.config, key)) or "/" in key:
+                continue
+            for value in limits(distribution):
+                own = self.config.copy()
+                OmegaConf.set_readonly(own, False)
+                OmegaConf.update(own, key, value)
+                checks.check(assembly.settled(own))
 
     def _extender(self) -> Any:
         extend = self.custom_search_space_extender
@@ -197,6 +216,8 @@ class Study(OptunaSweeperImpl):
 
     def _run(self, search: Search, overrides: Sequence[Override], objectives: Sequence[tuple[str, str]]) -> None:
         store = recording.open_store(self.config)
+        # What jobs of an interrupted study couldn't send tells which of them are done.
+        sync.send_unsent(store, recording.unsent_folder(self.config))
         searched = [override for override in overrides if override.is_sweep_override()]
         with self._parent(store, search, {**self._own(), **_space_lines(searched)}) as parent:
             parent.tag(self._tags(search, objectives))

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from torch import Tensor
 
 from kdsweep.errors import RunError
-from kdsweep.files import atomic_path, hash_identity, read_tensors, write_tensors
+from kdsweep.files import atomic_path, hash_identity, locked, read_tensors, write_tensors
 from kdsweep.progress import progress
 
 # How many rows are computed anew before a table from disk is believed.
@@ -54,13 +53,16 @@ class Tables:
 
         Raises:
             TableMismatchError: The file is whole, but the network now answers something else.
+            OSError: It can't be written: `errno` ENOSPC where no space is left.
         """
         path = self._path(name)
+        version = _version(path)
         table = _read(path, n)
         if table is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{path}.lock"):
-                table = _read(path, n)
+            with locked(Path(f"{path}.lock")):
+                # Another process may have made it meanwhile; a damaged one is read, and complained of, once.
+                if _version(path) != version:
+                    table = _read(path, n)
                 if table is None:
                     table = self._compute(path, n, compute)
                     self._verified.add(name)
@@ -107,3 +109,12 @@ def _read(path: Path, n: int) -> Tensor | None:
     if tensors is None or len(tensors.get("outputs", ())) != n:
         return None
     return tensors["outputs"]
+
+
+def _version(path: Path) -> tuple[int, int] | None:
+    """What changes when a file is written anew; None for one that is absent."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns

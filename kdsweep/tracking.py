@@ -9,51 +9,46 @@ named by its URI. Below stands MLflow's client alone, never its fluent interface
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
-import re
-import shutil
 import tempfile
-import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from filelock import FileLock
 
 from kdsweep import interrupts
-from kdsweep.errors import PrunedError, UserError
+from kdsweep.errors import RunError, UserError
+from kdsweep.journal import Entry, Journal, Owner
+from kdsweep.outages import PATIENCE_SECONDS, AwayError, first_line, is_disk_full, is_transient, patiently
+from kdsweep.outbox import LOCAL, REMOTE, Outbox
 from kdsweep.records import RunRecord, StudyRecord
+from kdsweep.run import Run, disk_full, milliseconds
 from kdsweep.stores import (
     artifact_folder,
+    correct_locations,
+    file_path,
     holds_store,
     lock_path,
+    place_file,
     shown,
     sqlite_path,
     sqlite_uri,
+    unsent_folder,
     user_name,
     write_ahead,
 )
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-
-# A trial of a few seconds is seen while it runs, and its epochs still share their transactions (5 to 60 ms each).
-FLUSH_SECONDS = 2.0
-MAX_METRICS = 1000  # a call to log_batch takes no more
-
-# MLflow's limits; it cuts longer values with a warning for each, or refuses them.
-MAX_PARAM_CHARACTERS = 6000
-MAX_DIGEST_CHARACTERS = 36
-MAX_ERROR_CHARACTERS = 500
-
 PARENT = "mlflow.parentRunId"
+
+# How long a store that doesn't answer is asked again when it is opened, and what MLflow waits for each answer.
+OPEN_SECONDS = 4.0
+OPEN_TIMEOUT, TIMEOUT = "10", "30"
+TIMEOUT_KEY = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 
 
 def flatten(config: Mapping[str, object]) -> dict[str, object]:
@@ -72,111 +67,57 @@ def flatten(config: Mapping[str, object]) -> dict[str, object]:
     return flat
 
 
-class Run:
-    """A run that is being written; `Store.run` makes it and ends it."""
-
-    def __init__(self, client: Any, run_id: str) -> None:
-        self.id = run_id
-        self._client = client
-        self._pending: list[Any] = []
-        self._flushed = time.monotonic()
-
-    def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Records metrics of one step (an epoch, from 1). They reach the store within seconds, in batches.
-
-        NaN and infinities are passed on: MLflow keeps NaN, and the largest float for an infinity.
-        """
-        from mlflow.entities import Metric
-
-        now = int(time.time() * 1000)
-        self._pending += [Metric(_admitted(name), float(value), now, step) for name, value in metrics.items()]
-        if len(self._pending) >= MAX_METRICS or time.monotonic() - self._flushed > FLUSH_SECONDS:
-            self.flush()
-
-    def summary(self, metrics: Mapping[str, float]) -> None:
-        """Records metrics of the run as a whole ("test/accuracy")."""
-        self.log(metrics, step=0)
-        self.flush()
-
-    def flush(self) -> None:
-        """Writes what `log` has gathered."""
-        # A batch that was interrupted stays pending and is sent again: MLflow takes a repeated metric for the same one.
-        self._client.log_batch(self.id, metrics=self._pending, synchronous=True)
-        self._pending = []
-        self._flushed = time.monotonic()
-
-    def tag(self, tags: Mapping[str, str]) -> None:
-        """Sets tags; a tag set before is replaced."""
-        from mlflow.entities import RunTag
-
-        self._client.log_batch(self.id, tags=[RunTag(key, value) for key, value in tags.items()], synchronous=True)
-
-    def dataset(self, name: str, source: str, digest: str, profile: Mapping[str, object], context: str) -> None:
-        """Records data that the run read, as an MLflow data set input.
-
-        Args:
-            name: "cifar10".
-            source: Where it comes from: a folder or an address.
-            digest: Hash of its contents; any length.
-            profile: What is worth seeing at a glance, JSON-able: {"pictures": 45000, "classes": 10}.
-            context: "training", "validation" or "test".
-        """
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-        from mlflow.exceptions import MlflowException
-
-        text = json.dumps({"digest": digest, **profile})
-        # MLflow knows a data set by name and digest: under one digest a run would lose its second context, and the
-        # experiment would keep the profile that was logged first.
-        part = hashlib.sha256(f"{context}:{text}".encode()).hexdigest()[:8]
-        identity = f"{digest[: MAX_DIGEST_CHARACTERS - 9]}-{part}"
-        dataset = Dataset(name, identity, "local", json.dumps({"uri": source}), profile=text)
-        inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])]
-        try:
-            self._client.log_inputs(self.id, inputs)
-        except MlflowException:  # another run has just inserted the same data set; now it is there to be found
-            self._client.log_inputs(self.id, inputs)
-
-    def text(self, name: str, content: str) -> None:
-        """Writes `content` as the artifact `name` ("config.yaml", "logs/errors.txt")."""
-        self._client.log_text(self.id, content, name)
-
-    def file(self, path: Path, name: str | None = None) -> None:
-        """Copies a file into the artifacts, as `name` ("weights/student.safetensors") or under its own name."""
-        target = Path(name or path.name)
-        folder = None if target.parent == Path() else target.parent.as_posix()
-        if target.name == path.name:
-            self._client.log_artifact(self.id, str(path), folder)
-            return
-        with tempfile.TemporaryDirectory() as temporary:
-            renamed = shutil.copyfile(path, Path(temporary) / target.name)
-            self._client.log_artifact(self.id, str(renamed), folder)
-
-    def figure(self, name: str, figure: Figure) -> None:
-        """Writes a matplotlib figure as the artifact `name` ("learning_curves.png")."""
-        self._client.log_figure(self.id, figure, name)
-
-
 class Store:
     """An MLflow store, seen through one of its experiments, which is made if it is not there.
 
-    Several processes may open a fresh store at once.
+    Several processes may open a fresh store at once. A store in a folder that was moved or copied is mended.
+
+    Args:
+        uri: As `store_uri` gives it.
+        experiment: Its name.
+        unsent: The folder for what runs can't hand to the store; None: as `unsent_folder`.
+        wait: Seconds for which a store that doesn't answer is asked again.
 
     Raises:
+        AwayError (a UserError, key "uri"): the store doesn't answer.
         UserError (key "uri"): the store cannot be opened; (key "experiment"): the experiment was deleted.
     """
 
-    def __init__(self, uri: str, experiment: str = "kdsweep") -> None:
+    def __init__(
+        self, uri: str, experiment: str = "kdsweep", unsent: Path | None = None, *, wait: float = OPEN_SECONDS
+    ) -> None:
         self.uri = uri
         self.experiment = experiment
         path = sqlite_path(uri)
+        self._waiting = REMOTE if path is None else LOCAL
+        self._unsent = unsent_folder(uri) if unsent is None else unsent
         self._lock = FileLock(lock_path(uri, path))
         with _opening(uri), self._lock:
             mlflow = _import_mlflow()
             if path is not None and not holds_store(path):
                 _make_store(mlflow, path)
+            if path is not None:
+                correct_locations(path)
             self._client = mlflow.MlflowClient(tracking_uri=uri)
             location = None if path is None else artifact_folder(path).as_uri()
-            self._experiment_id = self._find_experiment(location)
+            self._experiment_id = patiently(
+                lambda: self._find_experiment(location), shown(uri), wait, quietly=wait <= OPEN_SECONDS
+            )
+
+    def ask(self, method: str, *arguments: Any, **named: Any) -> Any:
+        """Calls a method of MLflow's client, again and again while the store doesn't answer.
+
+        Raises:
+            RunError: It hasn't answered for minutes, or its disk is full.
+        """
+        try:
+            return patiently(
+                lambda: getattr(self._client, method)(*arguments, **named), shown(self.uri), PATIENCE_SECONDS
+            )
+        except Exception as error:
+            if is_disk_full(error):
+                raise disk_full(sqlite_path(self.uri) or Path(tempfile.gettempdir())) from error
+            raise
 
     def _find_experiment(self, location: str | None) -> str:
         found = self._client.get_experiment_by_name(self.experiment)
@@ -204,7 +145,7 @@ class Store:
 
         FINISHED without an error; KILLED by KeyboardInterrupt, SystemExit and PrunedError (whose epoch is the tag
         kdsweep.pruned); FAILED by any other exception, which the tag kdsweep.error names in one line. What was logged
-        before is written in each case.
+        before is written in each case; where the store is away, to the folder `unsent`.
 
         Args:
             name: Shown in the UI; names need not be unique.
@@ -217,60 +158,81 @@ class Store:
             own[PARENT] = parent
         # A signal in the middle of a transaction would keep the database locked, and the run could not be closed.
         with interrupts.deferred():
-            created = self._client.create_run(self._experiment_id, tags={**own, **tags}, run_name=name)
-            run = Run(self._client, created.info.run_id)
-            with self._ended(run):
-                self._log_params(run.id, params)
+            run = self._writer(self.create(name, {**own, **tags}, milliseconds()), name)
+            with _ended(run):
+                run.params(params)
                 yield run
 
     @contextmanager
     def reopened(self, run_id: str) -> Iterator[Run]:
-        """A run that was interrupted, going on; it ends with the block as in `run`."""
+        """A run that was interrupted, going on; it ends with the block as in `run`.
+
+        What it couldn't send before the interruption is sent first.
+        """
         with interrupts.deferred():
-            self._client.update_run(run_id, status="RUNNING")
-            run = Run(self._client, run_id)
-            with self._ended(run):
+            self.ask("update_run", run_id, status="RUNNING")
+            run = self._writer(run_id, self.ask("get_run", run_id).info.run_name)
+            with _ended(run):
+                run.catch_up()
                 yield run
 
-    @contextmanager
-    def _ended(self, run: Run) -> Iterator[None]:
-        """Ends a run with the block."""
+    def create(self, name: str, tags: Mapping[str, str], start: int) -> str:
+        """Makes a run, which is then RUNNING, and returns its id; `start` is in ms since 1970."""
+        asked = False
+
+        def create() -> str:
+            nonlocal asked
+            # The answer to an earlier attempt may have been lost, and not the question.
+            if asked:
+                for run in self._client.search_runs([self._experiment_id], f"attributes.start_time = {start}"):
+                    if run.info.run_name == name and tags.items() <= run.data.tags.items():
+                        return str(run.info.run_id)
+            asked = True
+            made = self._client.create_run(self._experiment_id, start_time=start, tags=dict(tags), run_name=name)
+            return str(made.info.run_id)
+
         try:
-            yield
-            run.flush()
-            self._client.set_terminated(run.id, "FINISHED")
-        except BaseException as error:
-            try:
-                self._end(run, error)
-            except Exception as second:  # the first error is the one to show
-                error.add_note(f"The MLflow run {run.id} could not be closed either: {second}")
+            return patiently(create, shown(self.uri), PATIENCE_SECONDS)
+        except Exception as error:
+            if is_disk_full(error):
+                raise disk_full(sqlite_path(self.uri) or self._unsent) from error
             raise
+
+    def send(self, run_id: str, entry: Entry, folder: Path) -> None:
+        """Writes one entry of a run (see run.py), whose artifact lies in `folder`; a repetition does no harm.
+
+        Raises:
+            RunError: The store refuses it for good, or a disk is full.
+            Exception: One that `is_transient`.
+        """
+        try:
+            _SENDERS[entry["kind"]](self._client, run_id, entry, folder)
+        except Exception as error:
+            if is_transient(error):
+                raise
+            if is_disk_full(error):
+                place = getattr(error, "filename", None) or sqlite_path(self.uri) or folder
+                raise disk_full(Path(str(place))) from error
+            refused = f"The MLflow store {shown(self.uri)} refused {entry['kind']} of the run {run_id}"
+            raise RunError(f"{refused}: {first_line(error)}") from error
+
+    def deliver(self, run_id: str, entries: Iterable[Entry], folder: Path, patience: float = PATIENCE_SECONDS) -> None:
+        """Writes entries one by one, waiting for a store that doesn't answer. Raises as `send` and `ask` do."""
+        for entry in entries:
+            patiently(lambda entry=entry: self.send(run_id, entry, folder), shown(self.uri), patience)  # type: ignore[misc]
+
+    def _writer(self, run_id: str, name: str) -> Run:
+        journal = Journal(self._unsent / run_id, Owner(run_id, shown(self.uri), name))
+
+        def send(entry: Entry) -> None:
+            self.send(run_id, entry, journal.folder)
+
+        return Run(run_id, Outbox(send, journal, shown(self.uri), self._waiting), journal)
 
     def close_lost(self, run_id: str, cause: str) -> None:
         """Ends, as KILLED, a run whose process is gone."""
-        from mlflow.entities import RunTag
-
-        self._client.log_batch(run_id, tags=[RunTag("kdsweep.error", cause)], synchronous=True)
-        self._client.set_terminated(run_id, "KILLED")
-
-    def _log_params(self, run_id: str, params: Mapping[str, object]) -> None:
-        from mlflow.entities import Param
-
-        texts = {_admitted(key): str(value)[:MAX_PARAM_CHARACTERS] for key, value in params.items()}
-        self._client.log_batch(run_id, params=[Param(*item) for item in texts.items()], synchronous=True)
-
-    def _end(self, run: Run, error: BaseException) -> None:
-        """Ends a run whose block raised."""
-        killed = isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit | PrunedError)
-        try:
-            if isinstance(error, PrunedError):
-                run.tag({"kdsweep.pruned": str(error.epoch)})
-            elif not killed:
-                line = " ".join(f"{type(error).__name__}: {error}".split())
-                run.tag({"kdsweep.error": line[:MAX_ERROR_CHARACTERS]})
-            run.flush()
-        finally:  # metrics that MLflow refuses must not leave the run RUNNING
-            self._client.set_terminated(run.id, "KILLED" if killed else "FAILED")
+        self.ask("set_tag", run_id, "kdsweep.error", cause)
+        self.ask("set_terminated", run_id, "KILLED")
 
     def group(self, key: str, name: str) -> str:
         """Id of the run under which the runs of one plain multirun stand; made by whichever job asks first.
@@ -326,7 +288,7 @@ class Store:
         from mlflow.exceptions import MlflowException
 
         try:
-            return _record(self._client.get_run(run_id))
+            return _record(self.ask("get_run", run_id))
         except MlflowException as error:
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise
@@ -335,10 +297,10 @@ class Store:
     def fetch(self, run_id: str, name: str, folder: Path) -> Path | None:
         """Copies an artifact of a run into `folder`, and says where it is; None where the run has none of that name."""
         inside = Path(name).parent.as_posix()
-        known = self._client.list_artifacts(run_id, None if inside == "." else inside)
+        known = self.ask("list_artifacts", run_id, None if inside == "." else inside)
         if name not in {artifact.path for artifact in known}:
             return None
-        return Path(self._client.download_artifacts(run_id, name, str(folder)))
+        return Path(self.ask("download_artifacts", run_id, name, str(folder)))
 
     def text(self, run_id: str, name: str) -> str | None:
         """An artifact of a run as text; None where it has none of that name."""
@@ -356,29 +318,42 @@ class Store:
         from mlflow.exceptions import MlflowException
 
         try:
-            self._client.create_registered_model(name)
+            self.ask("create_registered_model", name)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        source = f"{self._client.get_run(run_id).info.artifact_uri}/{folder}"
-        return str(self._client.create_model_version(name, source, run_id).version)
+        source = f"{self.ask('get_run', run_id).info.artifact_uri}/{folder}"
+        return str(self.ask("create_model_version", name, source, run_id).version)
 
     def history(self, run_id: str, metric: str) -> list[tuple[int, float]]:
         """(step, value) of a metric, by step; empty if the run has none of that name."""
-        points = self._client.get_metric_history(run_id, metric)
+        points = self.ask("get_metric_history", run_id, metric)
         return [(point.step, point.value) for point in sorted(points, key=lambda p: (p.step, p.timestamp))]
 
     def attach(self, run_id: str, path: Path, folder: str | None = None) -> None:
         """Adds a file to the artifacts of a run, which may have ended, in `folder` ("report") if one is given."""
-        self._client.log_artifact(run_id, str(path), folder)
+        name = path.name if folder is None else f"{folder}/{path.name}"
+        self.deliver(run_id, [{"kind": "artifact", "name": name, "file": str(path.absolute())}], path.parent)
+
+    def having(self, tag: str) -> list[RunRecord]:
+        """The runs that have a tag of this name ("kdsweep.sent_from"), in the order of their start."""
+        return self._search(f"tags.`{tag}` != ''")
+
+    def runs(self) -> list[RunRecord]:
+        """All runs of the experiment, in the order of their start."""
+        return self._search("")
 
     def _search(self, filter_string: str) -> list[RunRecord]:
         """All matching runs of the experiment, in the order of their start."""
         records: list[RunRecord] = []
         token = None
         while True:
-            page = self._client.search_runs(
-                [self._experiment_id], filter_string, order_by=["attributes.start_time ASC"], page_token=token
+            page = self.ask(
+                "search_runs",
+                [self._experiment_id],
+                filter_string,
+                order_by=["attributes.start_time ASC"],
+                page_token=token,
             )
             records += [_record(run) for run in page]
             token = page.token
@@ -397,12 +372,79 @@ def _record(run: Any) -> RunRecord:
         params=dict(data.params),
         metrics=dict(data.metrics),
         tags={key: value for key, value in data.tags.items() if not key.startswith("mlflow.")},
+        parent=data.tags.get(PARENT),
     )
 
 
-def _admitted(name: str) -> str:
-    """The name with an underscore for each character that MLflow does not admit in names: ( ) + = and the like."""
-    return re.sub(r"[^/\w.\- :]", "_", name)
+@contextmanager
+def _ended(run: Run) -> Iterator[None]:
+    """Ends a run with the block."""
+    try:
+        yield
+        run.finish()
+    except BaseException as error:
+        try:
+            run.fail(error)
+        except Exception as second:  # the first error is the one to show
+            error.add_note(f"The MLflow run {run.id} could not be closed either: {second}")
+        raise
+
+
+def _send_params(client: Any, run_id: str, entry: Entry, folder: Path) -> None:
+    from mlflow.entities import Param
+
+    client.log_batch(run_id, params=[Param(*item) for item in entry["params"].items()], synchronous=True)
+
+
+def _send_tags(client: Any, run_id: str, entry: Entry, folder: Path) -> None:
+    from mlflow.entities import RunTag
+
+    client.log_batch(run_id, tags=[RunTag(*item) for item in entry["tags"].items()], synchronous=True)
+
+
+def _send_metrics(client: Any, run_id: str, entry: Entry, folder: Path) -> None:
+    from mlflow.entities import Metric
+
+    # MLflow takes a repeated metric for the same one.
+    client.log_batch(run_id, metrics=[Metric(*point) for point in entry["metrics"]], synchronous=True)
+
+
+def _send_input(client: Any, run_id: str, entry: Entry, folder: Path) -> None:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+    from mlflow.exceptions import MlflowException
+
+    dataset = Dataset(entry["name"], entry["digest"], "local", entry["source"], profile=entry["profile"])
+    inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", entry["context"])])]
+    try:
+        client.log_inputs(run_id, inputs)
+    except MlflowException as error:
+        if is_transient(error):
+            raise
+        client.log_inputs(run_id, inputs)  # another run has just inserted the same data set; now it is there
+
+
+def _send_artifact(client: Any, run_id: str, entry: Entry, folder: Path) -> None:
+    # An absolute path stays one.
+    source, name = folder / entry["file"], Path(entry["name"])
+    local = file_path(client.get_run(run_id).info.artifact_uri)
+    if local is None:
+        client.log_artifact(run_id, str(source), None if name.parent == Path() else name.parent.as_posix())
+    else:  # MLflow would leave half a file where the disk is full
+        place_file(source, local, name)
+
+
+def _send_status(client: Any, run_id: str, entry: Entry, folder: Path) -> None:
+    client.set_terminated(run_id, entry["status"], entry["end"])
+
+
+_SENDERS = {
+    "params": _send_params,
+    "tags": _send_tags,
+    "metrics": _send_metrics,
+    "input": _send_input,
+    "artifact": _send_artifact,
+    "status": _send_status,
+}
 
 
 def _import_mlflow() -> Any:
@@ -411,11 +453,15 @@ def _import_mlflow() -> Any:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # MLflow would retry for minutes, without a word and deaf to Ctrl-C: outages.py does that.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     import mlflow
 
     # A fresh store would report its eighty migrations, since Hydra shows everything from INFO upwards.
-    for name in ("alembic", "mlflow.store.db.utils"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    # A locked database and a lost connection come with stack traces and lines of their own, besides the error.
+    silenced = {"alembic": logging.WARNING, "mlflow.store.db.utils": logging.CRITICAL, "urllib3": logging.ERROR}
+    for name, level in silenced.items():
+        logging.getLogger(name).setLevel(level)
     return mlflow
 
 
@@ -434,19 +480,21 @@ def _make_store(mlflow: Any, path: Path) -> None:
 def _opening(uri: str) -> Iterator[None]:
     """Turns what goes wrong while a store is opened into a `UserError`; a server has seconds to answer."""
     path = sqlite_path(uri)
-    # Later calls get MLflow's patience (seven retries, four minutes): a run of hours should outlast a restart.
-    hurry = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
-    hurry = {key: value for key, value in hurry.items() if key not in os.environ}
+    usual = os.environ.setdefault(TIMEOUT_KEY, TIMEOUT)
     try:
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-        os.environ.update(hurry)
+        if usual == TIMEOUT:
+            os.environ[TIMEOUT_KEY] = OPEN_TIMEOUT
         yield
     except UserError:
         raise
     except Exception as error:
-        first_line = str(error).strip().partition("\n")[0][:MAX_ERROR_CHARACTERS]
-        raise UserError(f"The MLflow store {shown(uri)} cannot be opened: {first_line}", "uri") from error
+        cause = error.__cause__ if isinstance(error, RunError) and error.__cause__ is not None else error
+        message = f"The MLflow store {shown(uri)} cannot be opened: {first_line(cause)}"
+        if path is None and is_transient(cause):
+            remedy = "Start it; or keep this run here with tracking.offline=true, and send it later with `kdsweep-sync`"
+            raise AwayError(f"{message}. {remedy}.", "uri") from cause
+        raise UserError(message, "uri") from cause
     finally:
-        for key in hurry:
-            os.environ.pop(key, None)
+        os.environ[TIMEOUT_KEY] = usual

@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from kdsweep import cli
+from kdsweep import cli, interrupts, masking
 from kdsweep.errors import RunError, UserError
 from kdsweep.progress import note
 
@@ -49,14 +49,19 @@ def main() -> None:
 @hydra.main(config_path=str(CONFIG_FOLDER), config_name="config")
 def hydra_main(cfg: DictConfig) -> float | tuple[float, ...]:
     """What Hydra calls for a run, and for each job of a multirun."""
+    hydra_cfg = HydraConfig.get()
+    multirun = hydra_cfg.mode == RunMode.MULTIRUN
+    for folder in (hydra_cfg.runtime.output_dir, *([hydra_cfg.sweep.dir] if multirun else [])):
+        masking.mask_files(Path(folder))
     try:
         return train(cfg)
     except Exception as error:
-        # In a multirun the sweeper decides what a failed job means. In a single run Hydra would add a line of its own.
         known = cli.explained(error)
-        if known is None or cli.show_traceback() or HydraConfig.get().mode == RunMode.MULTIRUN:
+        # Another sweeper than Hydra's own decides what a failed job means. Elsewhere Hydra would add lines of its own.
+        decided = multirun and not str(hydra_cfg.sweeper._target_).startswith("hydra._internal.")
+        if known is None or cli.show_traceback() or decided:
             raise
-        cli.fail("kdsweep", known)
+        cli.fail("kdsweep", known, f"job {hydra_cfg.job.num}: {hydra_cfg.job.override_dirname}" if multirun else None)
 
 
 def train(cfg: DictConfig) -> float | tuple[float, ...]:
@@ -67,7 +72,8 @@ def train(cfg: DictConfig) -> float | tuple[float, ...]:
         DivergedError: The loss became NaN or infinite.
         PrunedError: The run is a trial that its study's pruner stops.
     """
-    from kdsweep.assembly import check, objectives, settled, teacher_config
+    from kdsweep.assembly import objectives, settled, teacher_config
+    from kdsweep.checks import check
 
     cfg = settled(cfg)
     check(cfg)
@@ -177,7 +183,8 @@ def train_student(cfg: DictConfig, trial: TrialLink | None = None) -> Result:
                 recorded.finish(result, network.net.state_dict(), "model.safetensors")
             except KeyboardInterrupt:
                 if fitting.between_steps:
-                    checkpoints.save(now())
+                    with interrupts.closing():
+                        checkpoints.save(now())
                 raise
     return result
 
@@ -224,8 +231,10 @@ def train_teacher(cfg: DictConfig) -> Result:
         reached = experiment.Reached()
         log = recorded.epoch_log(reached)
         result = experiment.run(fitting, teacher.logits, data, None, log, cfg.evaluate_test, reached)
-        head = teacher.network.head.state_dict()
-        write_tensors(assembly.head_path(cfg, teacher), head)
+        head, path = teacher.network.head.state_dict(), assembly.head_path(cfg, teacher)
+        # A reproduction that deviates must not come in the place of the head that students have listened to.
+        if cfg.tracking.reproduces is None or not path.exists():
+            write_tensors(path, head)
         recorded.finish(result, head, "head.safetensors")
     return result
 
@@ -237,18 +246,15 @@ def trained_teacher(teacher_key: str) -> Teacher:
     Args:
         teacher_key: `key_of` the `teacher_config`; the teacher is kept for the next job of a sweep.
     """
-    from filelock import FileLock
-
     from kdsweep import assembly
-    from kdsweep.files import read_tensors
+    from kdsweep.files import locked, read_tensors
 
     cfg = assembly.of_key(teacher_key)
     teacher = assembly.untrained_teacher(cfg)
     if cfg.teacher.head is None:
         return teacher
     path = assembly.head_path(cfg, teacher)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
+    with locked(Path(f"{path}.lock")):
         head = read_tensors(path)
         if head is None:
             note("This teacher is new: its head is trained first, once for all students.")

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from kdsweep.errors import RunError, UserError, require
+from kdsweep.errors import RunError, UserError, is_number, require
 from kdsweep.hardware import autocast, random_state, set_random_state
 from kdsweep.models import Classifier
 from kdsweep.progress import progress
@@ -22,6 +22,8 @@ from kdsweep.views import Views, batch_order, pass_of_epoch
 
 # Share of the mean variance that is added to each feature's own before a head is trained on standardised features.
 SCALING_FLOOR = 0.1
+
+MOST_ITERATIONS = 10**6
 
 Metrics = dict[str, float]
 Loss = Callable[[Tensor, Tensor | None, Tensor], Tensor]
@@ -206,7 +208,7 @@ def fit_head(
         UserError: No weight decays are given, or the head has no bias.
         DivergedError: The head's answers were not finite.
     """
-    require(len(weight_decays) > 0, "at least one weight decay", weight_decays, "weight_decays")
+    require_head_settings(weight_decays, max_iterations)
     if network.head.bias is None:
         raise UserError(
             "`the head has a bias` must hold where it is trained on its own, but this network's has none. "
@@ -242,6 +244,21 @@ def fit_head(
             network.head.weight.copy_(best[2])
             network.head.bias.copy_(best[3])
         yield best[1]
+
+
+def require_head_settings(weight_decays: object, max_iterations: object) -> None:
+    """Refuses values that `fit_head` can't work with.
+
+    Raises:
+        UserError: Which of them, and why.
+    """
+    values = list(weight_decays) if isinstance(weight_decays, Sequence) and not isinstance(weight_decays, str) else []
+    require(values != [], "at least one weight decay", weight_decays, "weight_decays", "Give a list.")
+    fits = all(is_number(value) and 0 <= value < math.inf for value in values)
+    require(fits, "weight decays are finite numbers >= 0", weight_decays, "weight_decays")
+    fits = type(max_iterations) is int and 1 <= max_iterations <= MOST_ITERATIONS
+    rule = f"max_iterations >= 1 and <= {MOST_ITERATIONS}"
+    require(fits, rule, max_iterations, "max_iterations", "It is a whole number.")
 
 
 def _minimise(

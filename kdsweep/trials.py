@@ -105,6 +105,28 @@ class TrialLink:
         self._storage.set_trial_user_attr(self._id, BEAT, time.time())
 
 
+class Pulse:
+    """Whether something on another machine lives that writes a beat, as one can tell who looks again and again.
+
+    Clocks are set, and differ between machines. So only the first look compares a beat with our clock, and takes one
+    from the future for new; from then on, what counts is that the beat changes, by a clock that nobody sets.
+    """
+
+    def __init__(self) -> None:
+        self._last: dict[str, tuple[float, float]] = {}  # name -> its beat, and when it was written by our time
+
+    def lives(self, name: str, beat: float) -> bool:
+        """Whether what is called `name`, which has now `beat`, has written it in the last `STALE_SECONDS`."""
+        now = time.monotonic()
+        last = self._last.get(name)
+        if last is None:
+            last = (beat, now - max(0.0, time.time() - beat))
+        elif last[0] != beat:
+            last = (beat, now)
+        self._last[name] = last
+        return now - last[1] < STALE_SECONDS
+
+
 @contextmanager
 def beating(beat: Callable[[], None]) -> Iterator[None]:
     """In this block `beat` is called: first now, where it may raise, then again and again from a thread of its own."""

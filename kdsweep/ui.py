@@ -17,8 +17,9 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from kdsweep.cli import line_of, one_line_arguments
 from kdsweep.errors import UserError, require
-from kdsweep.stores import artifact_folder, require_store, shown, sqlite_path, store_uri
+from kdsweep.stores import artifact_folder, correct_locations, require_store, shown, sqlite_path, store_uri
 
 STOP_SECONDS = 10.0
 POLL_SECONDS = 0.2
@@ -41,16 +42,20 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Serves the UI until Ctrl-C or SIGTERM, without leaving a process behind. Exit status 2: a wrong argument."""
-    options = parser().parse_args(arguments)
     try:
+        with one_line_arguments():
+            options = parser().parse_args(arguments)
         uri = store_uri(options.uri, options.root)
         if uri.startswith(("http:", "https:")):
             print(f"The store is an MLflow server, which has its own UI: {shown(uri)}")
             return 0
         require_store(uri)
+        path = sqlite_path(uri)
+        if path is not None:
+            correct_locations(path)
         port = free_port(options.host, options.port)
     except UserError as error:
-        print(f"kdsweep-ui: {error}", file=sys.stderr)
+        print(f"kdsweep-ui: {line_of(error)}", file=sys.stderr)
         return 2
     return serve(uri, options.host, port, browser=not options.no_browser)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import pickle
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
@@ -35,7 +36,8 @@ def locate(weights: str, library: str, name: str) -> Path | None:
     else:
         path = Path(text).expanduser()
     if path.suffix in WEIGHT_FILES:
-        remedy = f"There is {'a folder' if path.exists() else 'nothing'} at {path.absolute()}."
+        there = "a folder" if path.is_dir() else "something else" if path.exists() else "nothing"
+        remedy = f"There is {there} at {path.absolute()}."
         require(path.is_file(), "weights is a file", text, "weights", remedy)
         return path
     members: list[str] = []
@@ -67,13 +69,19 @@ def load_state(weights: str, library: str, name: str) -> dict[str, Tensor]:
 
                 state = load_file(path)
             else:
-                state = torch.load(path, map_location="cpu", weights_only=True)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # of a pickle that it doesn't know, which it then refuses
+                    state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged file can raise anything
             raise _unreadable(path, error) from error
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+    tensors = isinstance(state, dict) and all(isinstance(t, Tensor) for t in state.values())
+    if not tensors or not all(isinstance(name, str) for name in state):
         held = f"a dict with {_first(map(repr, state))}" if isinstance(state, dict) else f"a {type(state).__name__}"
         rule = "`weights is a state dict (name: tensor)` must hold"
         raise UserError(f"{rule}, but got weights={weights!r}, {held}. Save net.state_dict() alone.", "weights")
+    if broken := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
+        rule = "`weights are finite numbers` must hold"
+        raise UserError(f"{rule}, but {weights} has NaN or inf in {_first(broken)}. Get it again.", "weights")
     # The files of torchvision's DenseNets have an older version's names (norm.1 for norm1).
     return {re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", key): state[key] for key in state}
 
@@ -137,7 +145,12 @@ def _faults(state: Mapping[str, Tensor], target: Mapping[str, Tensor], optional:
         for name, tensor in state.items()
         if name in target and tensor.shape != target[name].shape
     ]
-    found = (("missing", missing), ("unexpected", unexpected), ("shape", shapes))
+    kinds = [
+        f"{name} {tensor.dtype} instead of {target[name].dtype}"
+        for name, tensor in state.items()
+        if name in target and tensor.is_floating_point() != target[name].is_floating_point()
+    ]
+    found = (("missing", missing), ("unexpected", unexpected), ("shape", shapes), ("type", kinds))
     return "; ".join(f"{fault}: {_first(names)}" for fault, names in found if names)
 
 
@@ -176,7 +189,15 @@ def _unreadable(path: Path, error: Exception) -> UserError:
     if code is not None:
         remedy = "It could run code, so it is refused; save net.state_dict() alone."
         return UserError(f"{rule}, but {path} holds the Python object {code[1]}. {remedy}", "weights")
-    return UserError(f"{rule}, but {path} cannot be read ({one_line(error)}). Get it again.", "weights")
+    if path.suffix == ".safetensors":
+        reason = f"cannot be read ({one_line(error)})"
+    elif isinstance(error, RuntimeError | OSError):
+        # The rest is advice for the authors of programs.
+        reason = f"cannot be read ({one_line(error).partition('. ')[0]})"
+    else:
+        reason = f"cannot be read (torch.save didn't write it: {type(error).__name__})"
+    shown = path if str(path).isprintable() else repr(str(path))
+    return UserError(f"{rule}, but {shown} {reason}. Get it again.", "weights")
 
 
 def _first(names: Iterable[str], n: int = 3) -> str:

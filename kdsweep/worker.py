@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from multiprocessing.connection import Connection, wait
-from types import FrameType
 
 from kdsweep import interrupts
 from kdsweep.jobs import Job, Outcome, run_job
@@ -22,7 +21,7 @@ GRACE_SECONDS = 10.0
 
 
 def serve(connection: Connection) -> None:
-    """Runs jobs until the connection is closed or SIGTERM comes, which ends a job as it ends a single run.
+    """Runs jobs until the connection is closed or SIGTERM or SIGHUP comes, which ends a job as it ends a single run.
 
     Args:
         connection: Brings the descriptors of stdout and stderr; then what `packed_task` made, all of the environment
@@ -32,7 +31,6 @@ def serve(connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         interrupts.install()
-        _take_repetitions_for_one()
         threading.Thread(target=_end_with_parent, daemon=True).start()
         _receive_terminal(connection)
         task, environment, folder = connection.recv()
@@ -45,7 +43,8 @@ def serve(connection: Connection) -> None:
         return
     finally:
         interrupts.forget()
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
 
 
 def answered(task: bytes, job: Job, folder: str) -> bytes:
@@ -65,26 +64,6 @@ def answered(task: bytes, job: Job, folder: str) -> bytes:
 
 # A process serves one study after the other, at most.
 _received = functools.lru_cache(maxsize=1)(received_task)
-
-
-def _take_repetitions_for_one() -> None:
-    """Lets no second SIGTERM cut short what the first has begun: the closing of a run.
-
-    It comes where the first was sent to the study's whole process group, and the study passes it on.
-    """
-    receive = signal.getsignal(signal.SIGTERM)
-    if not callable(receive):
-        return
-    last = float("-inf")
-
-    def take(number: int, frame: FrameType | None) -> None:
-        nonlocal last
-        # Later ones count: `interrupts` itself sends again what has led to nothing.
-        if time.monotonic() - last >= interrupts.PATIENCE_SECONDS:
-            last = time.monotonic()
-            receive(number, frame)
-
-    signal.signal(signal.SIGTERM, take)
 
 
 def _receive_terminal(connection: Connection) -> None:

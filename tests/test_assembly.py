@@ -12,6 +12,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from kdsweep import assembly
+from kdsweep.checks import check
 from kdsweep.errors import UserError
 from kdsweep.files import hash_tensors
 from kdsweep.train import CONFIG_FOLDER
@@ -114,15 +115,15 @@ def test_the_user_can_trust_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_error_names_the_key_from_outside() -> None:
     """A component knows its argument's name, the configuration adds the group's."""
     with pytest.raises(UserError, match=r"^teacher\.network\.stem: .*stem='none'"):
-        assembly.check(config("teacher.network.stem=none"))
+        check(config("teacher.network.stem=none"))
     with pytest.raises(UserError, match=r"^optimizer: Invalid learning rate: -1"):
-        assembly.check(config("optimizer.lr=-1"))
+        check(config("optimizer.lr=-1"))
 
 
 def test_a_wrong_value_is_found_before_any_data() -> None:
     """`check` needs no pictures: the data set here is not on this machine."""
     with pytest.raises(UserError, match=r"^loss\.tau: "):
-        assembly.check(composed("loss.tau=0"))
+        check(composed("loss.tau=0"))
 
 
 def test_one_objective_or_a_list_of_them() -> None:
@@ -130,7 +131,7 @@ def test_one_objective_or_a_list_of_them() -> None:
     assert assembly.objectives(config()) == ["val/accuracy"]
     assert assembly.objectives(config("objective=[val/accuracy,val/ece]")) == ["val/accuracy", "val/ece"]
     with pytest.raises(UserError, match=r"^objective: .*objective='test/accuracy'.*not selected on"):
-        assembly.check(config("objective=[val/accuracy,test/accuracy]"))
+        check(config("objective=[val/accuracy,test/accuracy]"))
 
 
 @pytest.mark.parametrize("name", assembly.OBJECTIVES)

@@ -21,6 +21,7 @@ from PIL import Image
 
 import kdsweep
 from kdsweep import assembly
+from kdsweep.checks import check
 from kdsweep.search import build_pruner
 from kdsweep.sweeper import StudySweeper
 from kdsweep.train import CONFIG_FOLDER
@@ -165,7 +166,7 @@ def test_every_teacher_is_built(option: str) -> None:
 def test_every_experiment_and_sweep_passes_its_own_checks(group: str, option: str) -> None:
     """The values of each preset keep the rules, and a sweep's sweeper and sampler can be made."""
     config = composed(*selecting(group, option))
-    assembly.check(own(config))
+    check(own(config))
     if group != "experiment":
         StudySweeper(**{str(key): value for key, value in config.hydra.sweeper.items() if key != "_target_"})
 

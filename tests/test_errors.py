@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 
-from kdsweep.errors import RunError, UserError, require, require_number
+from kdsweep.errors import RunError, UserError, require, require_kinds, require_number
 
 
 def test_a_user_error_starts_with_its_key() -> None:
@@ -54,3 +54,34 @@ def test_a_failed_run_is_no_wrong_value() -> None:
     """What a run dies of is told apart from what the user wrote."""
     assert not issubclass(RunError, ValueError)
     assert issubclass(UserError, ValueError)
+
+
+KINDS = [
+    ("lr", "abc", "`lr is a finite number` must hold, but got lr='abc'. Its default is 0.001."),
+    ("lr", True, "`lr is a finite number` must hold, but got lr=True."),
+    ("lr", float("nan"), "`lr is a finite number` must hold, but got lr=nan."),
+    ("lr", 10**40, "`lr is a finite number` must hold"),
+    ("momentum", -1, "`momentum >= 0` must hold, but got momentum=-1. Its default is 0."),
+    ("nesterov", 1, "`nesterov is true or false` must hold, but got nesterov=1."),
+    ("betas", [0.9], r"`betas is 2 finite numbers` must hold, but got betas=\[0.9\]. Its default is \[0.9, 0.999\]."),
+    ("betas", [0.9, None], "`betas is 2 finite numbers` must hold"),
+    ("betas", "ab", "`betas is 2 finite numbers` must hold, but got betas='ab'."),
+]
+
+
+def _optimizer(
+    params: object, lr: float = 0.001, momentum: float = 0, betas: object = (0.9, 0.999), nesterov: bool = False
+) -> None: ...
+
+
+@pytest.mark.parametrize(("name", "value", "message"), KINDS)
+def test_an_argument_of_another_kind_than_its_default_is_refused(name: str, value: object, message: str) -> None:
+    """What torch's optimizers would take, and fail with later."""
+    with pytest.raises(UserError, match=message) as refused:
+        require_kinds(_optimizer, {name: value})
+    assert refused.value.key == name
+
+
+def test_arguments_of_the_right_kind_are_left_alone() -> None:
+    """Whole numbers for fractions, lists for tuples, anything where there is no default, and unknown names."""
+    require_kinds(_optimizer, {"params": "abc", "lr": 1, "betas": [0, 0.5], "nesterov": True, "other": "abc"})

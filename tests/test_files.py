@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import hashlib
 import logging
 import os
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +17,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kdsweep.files import atomic_path, hash_identity, hash_tensors, read_tensors, write_tensors
+from kdsweep import files, interrupts
+from kdsweep.files import atomic_path, hash_identity, hash_tensors, locked, read_tensors, write_tensors
+from kdsweep.processes import ProcessId, this_process
 
 
 @pytest.fixture(params=[0o022, 0o027, 0o002])
@@ -58,6 +63,64 @@ def test_an_error_leaves_the_old_file_alone(tmp_path: Path) -> None:
         fail_half_way()
     assert path.read_text() == "old"
     assert names(tmp_path) == ["notes.txt"]
+
+
+def workplace(folder: Path, process: ProcessId, name: str = "notes.txt") -> Path:
+    """What a process that writes `name` into `folder` has there, with half of the file."""
+    made = folder / f".{name}.{files._owner(process)}.0123abcd"
+    made.mkdir()
+    (made / name).write_text("half")
+    return made
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    """By the next one that writes there, whatever it writes; what a living one has begun stays."""
+    dead = dataclasses.replace(this_process(), birth="0123abcd-77")
+    killed = [workplace(tmp_path, dead), workplace(tmp_path, dead, "another.file")]
+    living = workplace(tmp_path, this_process())
+    (tmp_path / ".gitignore").touch()
+    with atomic_path(tmp_path / "notes.txt") as temporary:
+        temporary.write_text("whole")
+    assert not any(path.exists() for path in killed)
+    assert names(tmp_path) == [".gitignore", living.name, "notes.txt"]
+
+
+def test_what_another_machine_left_is_removed_a_day_later(tmp_path: Path) -> None:
+    """Nobody here can ask whether its process lives; a clock that was set back makes it stay."""
+    foreign = dataclasses.replace(this_process(), host="elsewhere")
+    old, new, coming = (workplace(tmp_path, foreign, name) for name in ("old", "new", "coming"))
+    for path, days in ((old, -2), (coming, 2)):
+        os.utime(path, times=(time.time() + days * 86400,) * 2)
+    write_tensors(tmp_path / "x", tensors())
+    assert sorted(names(tmp_path)) == sorted([new.name, coming.name, "x"])
+
+
+def test_an_error_names_the_file_that_was_to_be_written(tmp_path: Path) -> None:
+    """Not the temporary one, and also where the system's error names none."""
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError) as directory:
+        write_tensors(tmp_path / "folder", tensors())
+    assert directory.value.filename == str(tmp_path / "folder")
+    with pytest.raises(OSError, match="No space left") as full, atomic_path(tmp_path / "notes.txt"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert (full.value.errno, full.value.filename) == (errno.ENOSPC, str(tmp_path / "notes.txt"))
+    assert names(tmp_path) == ["folder"]
+
+
+def test_a_lock_lets_one_in_and_the_wait_for_it_ends_with_a_signal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lock is free again after the block, however it ended."""
+    monkeypatch.setattr(files, "LOCK_SECONDS", 0.01)
+    path = tmp_path / "new folder" / "lock"
+    with locked(path):
+        monkeypatch.setattr(interrupts, "_pending", KeyboardInterrupt)
+        with pytest.raises(KeyboardInterrupt), locked(path):
+            pytest.fail("two were let in")
+    with pytest.raises(ValueError, match="anything"), locked(path):
+        raise ValueError("anything")
+    with locked(path):
+        pass
 
 
 def test_files_have_the_permissions_that_the_umask_leaves(tmp_path: Path, umask: int) -> None:

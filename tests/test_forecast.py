@@ -10,7 +10,7 @@ from commands import SHORT
 from hydra import compose, initialize_config_dir
 from speeds import PLANNED, speed, without_teacher
 
-from kdsweep import assembly
+from kdsweep.checks import check
 from kdsweep.estimate import estimate
 from kdsweep.forecast import LONG_SECONDS, Alternative, Forecast, forecast, less_work, roughly, worth_it
 from kdsweep.speed import Speed
@@ -172,7 +172,7 @@ def test_proposals_stand_below_a_long_forecast() -> None:
 def config(root: Path, *words: str) -> Any:
     with initialize_config_dir(str(CONFIG_FOLDER)):
         cfg = compose("config", [*SHORT, f"paths.root={root}", *words])
-    assembly.check(cfg)
+    check(cfg)
     return cfg
 
 

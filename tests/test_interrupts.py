@@ -1,4 +1,4 @@
-"""Claims about Ctrl-C and SIGTERM: where they end the work, and that none is lost."""
+"""Claims about Ctrl-C, SIGTERM and SIGHUP: where they end the work, and that none is lost."""
 
 # ruff: noqa: PT012 (these blocks need several statements: the claims are about where in them a signal raises)
 
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from kdsweep import interrupts
-from kdsweep.interrupts import TerminatedError, check, deferred
+from kdsweep.interrupts import TerminatedError, check, closing, deferred
 from kdsweep.progress import progress
 
 
@@ -36,7 +36,7 @@ def send(number: int = signal.SIGTERM) -> None:
 
 @pytest.mark.parametrize(("number", "error"), list(interrupts.ENDS.items()))
 def test_a_signal_raises_at_once_where_nothing_is_open(number: int, error: type[KeyboardInterrupt]) -> None:
-    """Ctrl-C as ever, SIGTERM as its subclass."""
+    """Ctrl-C as ever, SIGTERM and SIGHUP as its subclasses."""
     with pytest.raises(KeyboardInterrupt) as raised:
         send(number)
     assert raised.type is error
@@ -56,11 +56,11 @@ def test_a_deferred_signal_raises_at_the_next_step() -> None:
 def test_a_deferred_signal_raises_at_the_end_of_the_block() -> None:
     """A block without steps ends well, and the signal is not forgotten."""
     done = []
-    with pytest.raises(TerminatedError), deferred():
+    with pytest.raises(KeyboardInterrupt), deferred():
         with pytest.raises(TerminatedError), deferred():
             send()
             done.append("inner")
-        send()
+        send(signal.SIGINT)
         done.append("outer")
     assert done == ["inner", "outer"]
 
@@ -79,6 +79,72 @@ def test_the_second_signal_does_not_wait() -> None:
         send(signal.SIGINT)
         send(signal.SIGINT)
         pytest.fail("the second signal was deferred")
+
+
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGHUP])
+def test_a_repetition_of_sigterm_says_nothing_new(first: int, second: int) -> None:
+    """It comes from the process group and from the parent, or with SIGHUP: the closing of a run isn't cut short."""
+    done = []
+    with pytest.raises(interrupts.ENDS[first]) as raised, deferred():
+        send(first)
+        send(second)
+        try:
+            check()
+        finally:
+            send(second)
+            done.append("closed")
+    assert raised.type is interrupts.ENDS[first]
+    assert done == ["closed"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_nothing_cuts_a_closing_short(number: int) -> None:
+    """However long it takes, and however late the signal comes: it raises afterwards."""
+    done = []
+    with pytest.raises(interrupts.ENDS[number]), deferred():
+        with closing():
+            send(number)
+            time.sleep(0.7)
+            check()
+            done.append("closed")
+        pytest.fail("the signal was forgotten")
+    assert done == ["closed"]
+
+
+def test_a_step_that_did_not_end_does_not_end_its_closing() -> None:
+    """What was to be sent again is not sent while the run is closed."""
+    done = []
+    with pytest.raises(TerminatedError) as raised:
+        try:
+            send()
+        finally:
+            with closing():
+                time.sleep(0.7)
+                done.append("closed")
+    assert done == ["closed"]
+    assert raised.value.__context__ is None
+
+
+def test_the_error_of_a_closing_is_not_hidden_by_a_signal() -> None:
+    """The signal is obeyed by what comes next."""
+    with pytest.raises(ValueError, match="anything"), closing():
+        send()
+        raise ValueError("anything")
+    with pytest.raises(TerminatedError):
+        check()
+
+
+def test_ctrl_c_twice_cuts_a_closing_short() -> None:
+    """A server that is away can make it long; once does not."""
+    done = []
+    with pytest.raises(KeyboardInterrupt), closing():
+        send(signal.SIGTERM)
+        send(signal.SIGINT)
+        done.append("once")
+        send(signal.SIGINT)
+        pytest.fail("the second Ctrl-C was deferred")
+    assert done == ["once"]
 
 
 def test_the_end_of_a_block_may_take_its_time() -> None:
@@ -114,9 +180,10 @@ def test_every_step_with_a_bar_is_such_a_step() -> None:
         pytest.fail("the second step was made")
 
 
-def test_an_ignored_signal_stays_ignored() -> None:
-    """`nohup` and a shell's background jobs mean it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_an_ignored_signal_stays_ignored(number: int) -> None:
+    """A shell's background jobs and `nohup` mean it."""
+    signal.signal(number, signal.SIG_IGN)
     interrupts.install()
-    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    send(signal.SIGINT)
+    assert signal.getsignal(number) is signal.SIG_IGN
+    send(number)

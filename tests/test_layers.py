@@ -22,6 +22,7 @@ ORDER = (
     "study",
     "stages",
     "reproduce",
+    "originals",
     "deviation",
     "surroundings",
     "overrides",
@@ -40,6 +41,7 @@ ORDER = (
     "search",
     "recording",
     "trials",
+    "checks",
     "assembly",
     "report",
     "report_console",
@@ -62,6 +64,7 @@ ORDER = (
     "statistics",
     "ui",
     "sync",
+    "copying",
     "cli",
     "experiment",
     "checkpoint",
@@ -69,7 +72,10 @@ ORDER = (
     "teachers",
     "tables",
     "tracking",
+    "run",
     "outbox",
+    "journal",
+    "outages",
     "records",
     "stores",
     "evaluation",
@@ -95,7 +101,7 @@ ORDER = (
 # Who may import a framework; a plug-in of Hydra counts as Hydra.
 CONFIGURATION = {
     *("sweeper", "study", "stages", "overrides", "search", "executors", "jobs", "shipping"),
-    *("forecast", "speed", "train", "recording", "assembly", "cli", "reproduce", "export"),
+    *("forecast", "speed", "train", "recording", "checks", "assembly", "cli", "reproduce", "export"),
 }
 FRAMEWORKS = {
     "hydra": CONFIGURATION,

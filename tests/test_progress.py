@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import io
+import logging
+import os
+import sys
+from collections.abc import Callable
 
 import pytest
 from rich.console import Console
@@ -75,3 +79,40 @@ def test_notes_are_printed_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "[bold]" + "/a/long/path" * 20
     note(text)
     assert buffer.getvalue() == text + "\n"
+
+
+def _closed_terminal() -> int:
+    """The descriptor of a terminal whose window was closed."""
+    ours, theirs = os.openpty()
+    os.close(ours)
+    return theirs
+
+
+def _pipe_to_nobody() -> int:
+    """The descriptor of a pipe whose reader was killed."""
+    theirs, ours = os.pipe()
+    os.close(theirs)
+    return ours
+
+
+def _file_on_a_full_disk() -> int:
+    return os.open("/dev/full", os.O_WRONLY)
+
+
+@pytest.mark.parametrize("opened", [_closed_terminal, _pipe_to_nobody, _file_on_a_full_disk])
+def test_that_nobody_hears_a_run_does_not_end_it(
+    opened: Callable[[], int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Writing to stderr raises; the run's log file has the lines."""
+    with io.FileIO(opened(), "w") as raw:
+        stream = io.TextIOWrapper(raw, write_through=True)  # type: ignore[type-var]  # as `python -u`: nothing is kept
+        with pytest.raises(OSError, match=r"Input/output error|Broken pipe|No space left"):
+            stream.write("a line")
+        monkeypatch.setattr(sys, "stderr", stream)
+        with caplog.at_level(logging.INFO):
+            note("said to nobody")
+            monkeypatch.setattr(module, "QUIET_SECONDS", 0.0)
+            with progress("training", total=1) as advance:
+                advance(1)
+        monkeypatch.undo()
+    assert "said to nobody" in caplog.text

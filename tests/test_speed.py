@@ -11,6 +11,7 @@ from commands import SHORT
 from hydra import compose, initialize_config_dir
 
 from kdsweep import assembly, speed
+from kdsweep.checks import check
 from kdsweep.environment import cores
 from kdsweep.errors import UserError
 from kdsweep.files import write_tensors
@@ -22,7 +23,7 @@ def config(root: Path, *words: str) -> Any:
     """The configuration of a short run, as a study hands it over."""
     with initialize_config_dir(str(CONFIG_FOLDER)):
         cfg = compose("config", [*SHORT, f"paths.root={root}", *words])
-    assembly.check(cfg)
+    check(cfg)
     return cfg
 
 

@@ -88,15 +88,17 @@ def test_another_identity_is_another_folder(tmp_path: Path) -> None:
     assert len({tables(tmp_path, **change).folder for change in changed}) == len(changed)
 
 
-def test_a_damaged_table_is_computed_again(tmp_path: Path) -> None:
-    """A flipped byte anywhere, or a missing end, costs a computation and never gives a wrong number."""
+def test_a_damaged_table_is_computed_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A flipped byte anywhere, or a missing end, costs a computation and gives no wrong number; the log says it."""
     path = tables(tmp_path).folder / "pass-0000.safetensors"
     tables(tmp_path).rows("pass-0000", N, network)
     for content in damaged(path):
         path.write_bytes(content)
         counter = Counter()
+        caplog.clear()
         assert torch.equal(tables(tmp_path).rows("pass-0000", N, counter), network(torch.arange(N)))
         assert counter.rows == list(range(N))
+        assert caplog.text.count("it is made again") == 1
         assert torch.equal(tables(tmp_path).rows("pass-0000", N, Counter()), network(torch.arange(N)))
 
 
@@ -248,12 +250,16 @@ def test_processes_that_ask_at_once_compute_once(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("die", [die_in_computation, die_in_writing])
 def test_a_killed_process_leaves_no_half_table(tmp_path: Path, die: Callable[..., None]) -> None:
-    """After SIGKILL in the middle no table is there, the lock is free, and the next process computes all of it."""
+    """After SIGKILL in the middle no table is there, the lock is free, and the next process computes all of it.
+
+    It also removes what the dead one had begun to write.
+    """
     assert run_process(die, tmp_path) == -signal.SIGKILL
     assert not list(tables(tmp_path).folder.glob("*.safetensors"))
     counter = Counter()
     assert torch.equal(tables(tmp_path).rows("pass-0000", N, counter), network(torch.arange(N)))
     assert counter.rows == list(range(N))
+    assert not list(tables(tmp_path).folder.glob(".*"))
 
 
 @pytest.mark.slow

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import socket
 import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from kdsweep import environment
-from kdsweep.errors import PrunedError, UserError
+from kdsweep.errors import PrunedError, RunError, UserError
+from kdsweep.outbox import Waiting
 from kdsweep.stores import artifact_folder, require_store, sqlite_path, store_uri
 from kdsweep.tracking import Run, Store, flatten
 
@@ -166,7 +169,7 @@ def test_metrics_are_seen_while_the_run_goes_on(store: Store, monkeypatch: pytes
     with store.run("going on", tags=DISTILL, params={}) as run:
         run.log({"first": 1.0}, step=1)
         assert metric_names(run, store) == set()
-        monkeypatch.setattr("kdsweep.tracking.FLUSH_SECONDS", 0.0)
+        monkeypatch.setattr("kdsweep.run.FLUSH_SECONDS", 0.0)
         run.log({"second": 2.0}, step=1)
         assert metric_names(run, store) == {"first", "second"}
         assert read(store, run.id).info.status == "RUNNING"
@@ -488,12 +491,15 @@ def test_an_interrupted_first_start_does_no_harm(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_server_that_does_not_answer_is_reported_in_seconds() -> None:
-    """The error hides the password; later calls keep MLflow's patience."""
+    """The error hides the password, and names the remedies; later calls wait longer for an answer."""
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
-    with pytest.raises(UserError, match=rf"^uri: The MLflow store http://me:\*\*\*@127.0.0.1:{port} cannot be opened"):
+    with pytest.raises(UserError) as caught:
         Store(f"http://me:secret@127.0.0.1:{port}")
-    assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
+    told = f"uri: The MLflow store http://me:***@127.0.0.1:{port} cannot be opened: Connection refused. Start it; or "
+    assert str(caught.value).startswith(told)
+    assert "tracking.offline=true" in str(caught.value)
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "30"
 
 
 def test_a_deleted_experiment_is_reported(store: Store) -> None:
@@ -504,6 +510,222 @@ def test_a_deleted_experiment_is_reported(store: Store) -> None:
     client.delete_experiment(client.create_experiment("gone"))
     with pytest.raises(UserError, match=r"^experiment: .*'gone' was deleted .*mlflow experiments restore"):
         Store(store.uri, "gone")
+
+
+# Single runs
+
+
+def test_a_run_is_found_by_its_id(store: Store, recorded: str) -> None:
+    """Whatever experiment it is in; an id that nobody has is refused, whether it looks like one or not."""
+    found = Store(store.uri, "another").find(recorded)
+    assert (found.name, found.params["loss.alpha"], found.metrics["test/accuracy"]) == ("one", "0.5", 0.25)
+    for wrong in ("0" * 32, "../etc", "nobody's run"):
+        with pytest.raises(UserError, match=r"There is no run .* in sqlite:.*kdsweep-ui"):
+            store.find(wrong)
+
+
+def test_a_record_names_the_run_above_it(store: Store) -> None:
+    """None for a run that stands alone."""
+    with store.run("above", tags=DISTILL, params={}) as parent, store.run("b", tags={}, params={}, parent=parent.id):
+        pass
+    (child,) = store.children(parent.id)
+    assert (child.parent, store.find(parent.id).parent) == (parent.id, None)
+
+
+def test_an_artifact_is_fetched_as_a_file(store: Store, recorded: str, tmp_path: Path) -> None:
+    """Its bytes, below the folder that was named; None where the run has none of that name."""
+    found = store.fetch(recorded, "kept/model.bin", tmp_path)
+    assert found is not None
+    assert found.is_relative_to(tmp_path)
+    assert found.read_bytes() == b"\x00\x01"
+    assert store.fetch(recorded, "kept/other.bin", tmp_path) is None
+    assert store.fetch(recorded, "nowhere/model.bin", tmp_path) is None
+
+
+def test_a_run_is_registered_as_a_model(store: Store, recorded: str) -> None:
+    """The second time as the second version; the artifacts are those of the run."""
+    assert [store.register(recorded, "student", "kept") for _ in range(2)] == ["1", "2"]
+    from mlflow import MlflowClient
+
+    version = MlflowClient(store.uri).get_model_version("student", "2")
+    assert version.run_id == recorded
+    assert version.source.endswith(f"{recorded}/artifacts/kept")
+
+
+def test_an_artifact_stays_inside_its_run(store: Store) -> None:
+    """A name that leads out of the run's folder is refused."""
+    with (
+        pytest.raises(RunError, match=r"refused artifact .*inside the run, but got '\.\./x'"),
+        store.run("x", tags={}, params={}) as run,
+    ):
+        run.text("../x", "outside")
+
+
+# Faults of the disk
+
+
+def copied(store: Store, folder: Path, artifacts: bool = True) -> Store:
+    """The same store in another folder, with or without its artifacts; quicker than a fresh one."""
+    path = sqlite_path(store.uri)
+    assert path is not None
+    folder.mkdir(parents=True, exist_ok=True)
+    with closing(sqlite3.connect(path)) as old, closing(sqlite3.connect(folder / "mlflow.db")) as new:
+        old.backup(new)
+    if artifacts and artifact_folder(path).exists():
+        shutil.copytree(artifact_folder(path), artifact_folder(folder / "mlflow.db"))
+    return Store(store_uri(None, folder))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of four megabytes."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode != 0:
+        pytest.skip("only root can mount a small disk")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(disk: Path, leave: int) -> None:
+    """Takes all space but `leave` bytes."""
+    free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+    (disk / "filler").write_bytes(bytes(max(0, free - leave)))
+
+
+def test_a_full_disk_at_the_artifacts_is_one_line(store: Store, small_disk: Path, tmp_path: Path) -> None:
+    """The run fails and names the disk; nothing is left of the file that didn't fit; the earlier one is whole."""
+    weights = tmp_path / "weights.bin"
+    weights.write_bytes(bytes(300_000))
+    own = Store(copied(store, small_disk).uri, unsent=tmp_path / "unsent")
+    fill(small_disk, 200_000)
+    runs: list[Run] = []
+
+    def write() -> None:
+        with own.run("full", tags=DISTILL, params={}) as run:
+            runs.append(run)
+            run.text("config.yaml", "seed: 0\n")
+            run.file(weights)
+
+    with pytest.raises(RunError, match=f"^no space is left on the disk of {small_disk}/mlartifacts/.*Free some"):
+        write()
+    (small_disk / "filler").unlink()
+    folder = small_disk / "mlartifacts" / runs[0].id
+    assert [path.name for path in folder.rglob("*") if path.is_file()] == ["config.yaml"]
+    assert own.find(runs[0].id).status == "FAILED"
+    assert not (tmp_path / "unsent").exists()
+
+
+def test_a_full_disk_at_the_database_is_one_line(store: Store, small_disk: Path, tmp_path: Path) -> None:
+    """What was written before can still be read; and the run goes on when there is room again."""
+    own = Store(copied(store, small_disk).uri, unsent=tmp_path / "unsent")
+    runs: list[Run] = []
+
+    def write() -> None:
+        with own.run("full", tags=DISTILL, params={}) as run:
+            runs.append(run)
+            run.summary({"before": 1.0})
+            fill(small_disk, 0)
+            for step in range(5000):
+                run.log({f"metric {index}": 0.5 for index in range(200)}, step)
+
+    with pytest.raises(RunError, match=f"^no space is left on the disk of {small_disk}/mlflow.db"):
+        write()
+    (small_disk / "filler").unlink()
+    assert own.find(runs[0].id).metrics["before"] == 1.0
+    with own.reopened(runs[0].id) as again:
+        again.summary({"after": 2.0})
+    assert own.find(runs[0].id).metrics["after"] == 2.0
+    assert own.find(runs[0].id).status == "FINISHED"
+
+
+def test_a_locked_database_is_waited_for(store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Another writer's long transaction: the training goes on meanwhile, and nothing is lost."""
+    monkeypatch.setattr("kdsweep.outbox.SLOW_SECONDS", 0.2)
+    monkeypatch.setattr("kdsweep.tracking.LOCAL", Waiting(call_s=0.1, end_s=60.0, killed_s=1.0))
+    # MLflow itself waits twenty seconds before it says that the database is locked.
+    own = Store(f"{copied(store, tmp_path / 'root').uri}?timeout=0.3", unsent=tmp_path / "unsent")
+    with own.run("locked", tags=DISTILL, params={}) as run:
+        writer = sqlite3.connect(tmp_path / "root" / "mlflow.db")
+        writer.execute("BEGIN IMMEDIATE")
+        start = time.monotonic()
+        for step in range(10):
+            run.log({"a": step}, step)
+            run.flush()
+        assert time.monotonic() - start < 5
+        deadline = time.monotonic() + 20
+        while not (tmp_path / "unsent" / run.id / "journal.jsonl").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        writer.rollback()
+        writer.close()
+    assert own.history(run.id, "a") == [(step, step) for step in range(10)]
+    assert own.find(run.id).status == "FINISHED"
+    assert not (tmp_path / "unsent").exists()
+
+
+# A folder that is moved or copied
+
+
+def locations(root: Path) -> set[str]:
+    """Every folder of artifacts that a store records, without the runs' own part."""
+    with closing(sqlite3.connect(root / "mlflow.db")) as database:
+        found = [uri for (uri,) in database.execute("SELECT artifact_uri FROM runs")]
+        found += [
+            uri for (uri,) in database.execute("SELECT artifact_location FROM experiments WHERE name <> 'Default'")
+        ]
+        found += [uri for (uri,) in database.execute("SELECT storage_location FROM model_versions")]
+    return {uri.partition("/mlartifacts")[0] for uri in found if "/mlartifacts" in uri}
+
+
+def test_a_moved_folder_works_where_it_is(store: Store, recorded: str, tmp_path: Path) -> None:
+    """Its runs are read, and new ones written, in the new place; nothing names the old one, which isn't made again."""
+    copied(store, tmp_path / "old")
+    (tmp_path / "old").rename(tmp_path / "new, 50%")
+    moved = Store(store_uri(None, tmp_path / "new, 50%"))
+    assert moved.text(recorded, "config.yaml") == "loss:\n  alpha: 0.5\n"
+    with moved.run("new", tags=DISTILL, params={}) as run, moved.reopened(recorded) as again:
+        run.text("notes.txt", "new")
+        again.text("notes.txt", "old")
+    assert moved.text(run.id, "notes.txt") == "new"
+    assert moved.text(recorded, "notes.txt") == "old"
+    assert locations(tmp_path / "new, 50%") == {(tmp_path / "new, 50%").as_uri()}
+    assert not (tmp_path / "old").exists()
+
+
+def test_a_copy_does_not_write_into_the_original(store: Store, recorded: str, tmp_path: Path) -> None:
+    """Neither new runs nor additions to old ones; the original stays as it was."""
+    original = copied(store, tmp_path / "original")
+    before = {path for path in (tmp_path / "original").rglob("*") if "mlartifacts" in path.parts}
+    own = copied(original, tmp_path / "copy")
+    with own.run("new", tags=DISTILL, params={}) as run, own.reopened(recorded) as again:
+        run.text("notes.txt", "new")
+        again.text("notes.txt", "old")
+    assert {path for path in (tmp_path / "original").rglob("*") if "mlartifacts" in path.parts} == before
+    assert locations(tmp_path / "original") == {(tmp_path / "original").as_uri()}
+    assert locations(tmp_path / "copy") == {(tmp_path / "copy").as_uri()}
+
+
+def test_a_database_without_its_artifacts_still_finds_them(store: Store, recorded: str, tmp_path: Path) -> None:
+    """Where only mlflow.db was copied, old runs are read from the old place; new ones are written to the new one."""
+    original = copied(store, tmp_path / "original")
+    own = copied(original, tmp_path / "copy", artifacts=False)
+    assert own.text(recorded, "config.yaml") == "loss:\n  alpha: 0.5\n"
+    with own.run("new", tags=DISTILL, params={}) as run:
+        run.text("notes.txt", "new")
+    assert list((tmp_path / "copy" / "mlartifacts" / run.id).rglob("notes.txt"))
+
+
+def test_a_location_that_another_program_chose_stays(store: Store, tmp_path: Path) -> None:
+    """A folder of any other name, and a bucket."""
+    from mlflow import MlflowClient
+
+    own = copied(store, tmp_path / "root")
+    client = MlflowClient(own.uri)
+    chosen = [f"file://{tmp_path}/elsewhere", "s3://bucket/mlartifacts"]
+    ids = [client.create_experiment(f"chosen {index}", artifact_location=uri) for index, uri in enumerate(chosen)]
+    Store(own.uri)
+    assert [client.get_experiment(known).artifact_location for known in ids] == chosen
 
 
 # What is recorded

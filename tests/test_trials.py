@@ -12,7 +12,7 @@ from kdsweep import trials
 from kdsweep.errors import PrunedError
 from kdsweep.processes import this_process
 from kdsweep.stores import sqlite_uri
-from kdsweep.trials import BEAT, PROCESS, VALUES, TrialLink, open_storage, storage_url
+from kdsweep.trials import BEAT, PROCESS, STALE_SECONDS, VALUES, Pulse, TrialLink, open_storage, storage_url
 
 
 @pytest.fixture
@@ -68,6 +68,62 @@ def test_a_result_is_left_in_the_trial(study: optuna.Study, tmp_path: Path) -> N
     """For a controller that comes after the one that asked."""
     link(tmp_path).leave((0.5, 0.1))
     assert study.trials[0].user_attrs[VALUES] == [0.5, 0.1]
+
+
+class Clocks:
+    """The machine's clock and the one that nobody sets, as the tests say."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.wall, self.monotonic_now = 1e9, 50.0
+        monkeypatch.setattr(trials, "time", self)
+
+    def time(self) -> float:
+        return self.wall
+
+    def monotonic(self) -> float:
+        return self.monotonic_now
+
+    def wait(self, seconds: float) -> None:
+        self.wall += seconds
+        self.monotonic_now += seconds
+
+
+@pytest.fixture
+def clocks(monkeypatch: pytest.MonkeyPatch) -> Clocks:
+    return Clocks(monkeypatch)
+
+
+def test_what_has_written_nothing_for_two_minutes_is_dead(clocks: Clocks) -> None:
+    """At the first look its beat says how long; what goes on beating lives."""
+    pulse = Pulse()
+    assert not pulse.lives("long dead", clocks.wall - STALE_SECONDS)
+    assert pulse.lives("dying", clocks.wall - STALE_SECONDS + 30)
+    living = clocks.wall
+    assert pulse.lives("living", living)
+    clocks.wait(30)
+    assert not pulse.lives("dying", living - STALE_SECONDS + 30)
+    assert pulse.lives("living", living)
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_setting_the_clock_revives_and_kills_nobody(clocks: Clocks, hours: int) -> None:
+    """Of the one who looks: it has seen when the beat changed, and knows how long ago that is."""
+    pulse, beat = Pulse(), clocks.wall
+    assert pulse.lives("job", beat)
+    clocks.wall += hours * 3600
+    clocks.wait(STALE_SECONDS - 1)
+    assert pulse.lives("job", beat)
+    clocks.wait(1)
+    assert not pulse.lives("job", beat)
+    assert pulse.lives("job", beat + 20)
+
+
+def test_a_beat_from_the_future_is_new(clocks: Clocks) -> None:
+    """The clock there is ahead of ours: two minutes without another beat, and it is dead."""
+    pulse, beat = Pulse(), clocks.wall + 3600
+    assert pulse.lives("job", beat)
+    clocks.wait(STALE_SECONDS)
+    assert not pulse.lives("job", beat)
 
 
 def test_the_default_storage_lies_in_the_studys_folder(tmp_path: Path) -> None:

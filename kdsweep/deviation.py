@@ -1,0 +1,229 @@
+"""Whether two runs of one configuration are the same, bit for bit; else where, by how much, and is it more than noise.
+
+Pure: what two runs left comes in, texts and rows go out. What a run measured of the clock is not compared.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from kdsweep.aims import Objective
+from kdsweep.comparison import repetitions
+from kdsweep.records import RunRecord, StudyRecord
+from kdsweep.statistics import noise_floor
+
+# Metrics of the clock and the machine.
+OF_THE_CLOCK = re.compile(r"(.*_)?seconds$|.*_per_second$|system/")
+
+
+@dataclass(frozen=True)
+class Left:
+    """What a run left.
+
+    Attributes:
+        weights: Hash of the trained weights; None where it is unknown.
+        metrics: The last value of each metric; empty for a run that hasn't ended well.
+        history: Metric -> (epoch from 1, value) of each epoch.
+    """
+
+    weights: str | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    history: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to compare with."""
+        return self.weights is None and not self.metrics and not self.history
+
+
+@dataclass(frozen=True)
+class Row:
+    """A metric that deviates.
+
+    Attributes:
+        then, now: Its last values; where one run has fewer epochs and no end, those of the last epoch of both.
+        noise: Standard deviation over seeds; None where it is unknown.
+        epoch: The first epoch in which it deviates; None where it doesn't in any, or has none.
+    """
+
+    metric: str
+    then: float
+    now: float
+    noise: float | None
+    epoch: int | None
+
+    @property
+    def difference(self) -> float:
+        """now - then."""
+        return self.now - self.then
+
+    @property
+    def in_noise(self) -> float | None:
+        """The size of the difference in units of the noise."""
+        return None if not self.noise else abs(self.difference) / self.noise
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """The comparison of two runs.
+
+    Attributes:
+        rows: The metrics that deviate.
+        weights: Whether the weights are the same; None where one of the hashes is unknown.
+        metrics, epochs: How many metrics were compared, and in how many epochs.
+        only_then, only_now: Metrics that only one run has, and that nothing is said of.
+    """
+
+    rows: tuple[Row, ...]
+    weights: bool | None
+    metrics: int
+    epochs: int
+    only_then: tuple[str, ...]
+    only_now: tuple[str, ...]
+
+    @property
+    def exact(self) -> bool:
+        """Whether all that could be compared is the same."""
+        return not self.rows and self.weights is not False
+
+    @property
+    def nothing(self) -> bool:
+        """Whether nothing could be compared."""
+        return self.metrics == 0 and self.weights is None
+
+
+def compare(then: Left, now: Left, noise: Mapping[str, float]) -> Deviation:
+    """Compares two runs.
+
+    Args:
+        noise: Metric -> standard deviation over seeds, as far as it is known.
+    """
+    before, after = _compared(then), _compared(now)
+    common = sorted(before.keys() & after.keys())
+    found = [_row(name, then, now, noise.get(name)) for name in common]
+    epochs = [epoch for name in common for epoch, _ in _pairs(name, then, now)]
+    return Deviation(
+        rows=tuple(row for row in found if row is not None),
+        weights=None if then.weights is None or now.weights is None else then.weights == now.weights,
+        metrics=len(common),
+        epochs=len(set(epochs)),
+        only_then=tuple(sorted(before.keys() - after.keys())),
+        # A run that was cut short lacks what is known only at the end.
+        only_now=tuple(sorted(after.keys() - before.keys())) if then.metrics else (),
+    )
+
+
+def seed_noise(study: StudyRecord, role: str | None) -> dict[str, float]:
+    """Metric -> standard deviation over the seeds of repeated runs of a role; of all students, where none repeat.
+
+    Args:
+        study: The parent run and the run's siblings.
+    """
+    same = StudyRecord(study.parent, tuple(run for run in study.children if run.role == role))
+    floors = {}
+    for metric in sorted({metric for run in study.children for metric in run.metrics}):
+        groups = repetitions(same, metric) or ([] if role == "teacher" else repetitions(study, metric))
+        floor = noise_floor(groups)
+        if floor is not None and not OF_THE_CLOCK.match(metric):
+            floors[metric] = floor.sd
+    return floors
+
+
+def left_by(run: RunRecord, history: Mapping[str, Sequence[tuple[int, float]]]) -> Left:
+    """What a run left, as MLflow has it: the metrics of one that was stopped are those of an epoch, not of its end."""
+    ended = run.status == "FINISHED"
+    return Left(run.tags.get("kdsweep.weights") if ended else None, dict(run.metrics) if ended else {}, history)
+
+
+def _compared(run: Left) -> dict[str, None]:
+    """The metrics of a run, without those of the clock; a mapping, so that they have an order."""
+    return {name: None for name in (*run.history, *run.metrics) if not OF_THE_CLOCK.match(name)}
+
+
+def _pairs(name: str, then: Left, now: Left) -> list[tuple[int, tuple[float, float]]]:
+    """(epoch, (then, now)) of the epochs that both have."""
+    before, after = dict(then.history.get(name, ())), dict(now.history.get(name, ()))
+    return [(epoch, (before[epoch], after[epoch])) for epoch in sorted(before.keys() & after.keys())]
+
+
+def _row(name: str, then: Left, now: Left, noise: float | None) -> Row | None:
+    """How a metric deviates; None if it doesn't."""
+    pairs = _pairs(name, then, now)
+    epoch = next((epoch for epoch, values in pairs if not _same(*values)), None)
+    if name in then.metrics and name in now.metrics:
+        last = then.metrics[name], now.metrics[name]
+    elif pairs:
+        last = pairs[-1][1]
+    else:  # only one of the runs has come as far as this metric
+        return None
+    return None if epoch is None and _same(*last) else Row(name, *last, noise, epoch)
+
+
+def _same(first: float, second: float) -> bool:
+    if math.isnan(first) or math.isnan(second):
+        return math.isnan(first) and math.isnan(second)
+    # MLflow keeps the largest float for an infinity.
+    largest = sys.float_info.max
+    return max(-largest, min(largest, first)) == max(-largest, min(largest, second))
+
+
+# Words
+
+
+def headline(found: Deviation) -> str:
+    """The answer in one line."""
+    if found.nothing:
+        return "There is nothing to compare with."
+    compared = [f"{found.metrics} metrics"] if found.metrics else []
+    compared += [f"each of {found.epochs} epochs" if found.epochs > 1 else "one epoch"] if found.epochs else []
+    if found.exact:
+        weights = ["the weights"] if found.weights else []
+        unknown = "" if found.weights else " The weights of then are not known."
+        return f"Bit-for-bit the same: {_listed([*weights, *compared])}.{unknown}"
+    if not found.rows:
+        return f"Deviates: the weights differ, though {_listed(compared) or 'nothing else is known'} do not."
+    epochs = [row.epoch for row in found.rows if row.epoch is not None]
+    since = f", from epoch {min(epochs)} on" if epochs else ""
+    return f"Deviates: {_largest(found.rows)}{since}."
+
+
+def table(found: Deviation) -> list[tuple[str, ...]]:
+    """The rows of the metrics that deviate: metric, then, now, difference, in units of the noise, first epoch."""
+    rows: list[tuple[str, ...]] = []
+    for row in found.rows:
+        objective = Objective(row.metric)
+        noise = "-" if row.in_noise is None else f"{row.in_noise:.2g}"
+        values = _shown(row.metric, row.then), _shown(row.metric, row.now), _shown(row.metric, row.difference, "+")
+        name = row.metric + (" %" if objective.scale == 100 else "")
+        rows.append((name, *values, noise, "-" if row.epoch is None else str(row.epoch)))
+    return rows
+
+
+def _largest(rows: Sequence[Row]) -> str:
+    """The deviation to name: the largest of the accuracies; else of the fractions, which have points; else of all."""
+    deviating = [row for row in rows if not _same(row.then, row.now)]
+    if not deviating:
+        return f"{', '.join(row.metric for row in rows)} in some epochs, though not in the last"
+    accuracies = [row for row in deviating if row.metric.endswith("accuracy") and not row.metric.startswith("train/")]
+    fractions = accuracies or [row for row in deviating if Objective(row.metric).scale == 100]
+    row = max(fractions or deviating, key=lambda row: abs(row.difference))
+    unit = " points" if fractions else ""
+    noise = "" if row.in_noise is None else f", {row.in_noise:.2g} times the noise over seeds"
+    others = f" ({len(rows)} metrics deviate)" if len(rows) > 1 else ""
+    return f"{row.metric} by {_shown(row.metric, row.difference, '+')}{unit}{noise}{others}"
+
+
+def _shown(metric: str, value: float, sign: str = "") -> str:
+    """A value as it is printed: fractions in per cent, and small differences with the digits that show them."""
+    scaled = Objective(metric).scale * value
+    plain = Objective(metric).scale == 100 and (abs(scaled) >= 0.005 or scaled == 0)
+    return f"{scaled:{sign}.2f}" if plain else f"{scaled:{sign}.6g}" if sign == "" else f"{scaled:+.3g}"
+
+
+def _listed(parts: Iterable[str]) -> str:
+    *first, last = parts or [""]
+    return f"{', '.join(first)} and {last}" if first else last

@@ -1,0 +1,183 @@
+"""What a run couldn't hand to its MLflow store yet, as files: `<unsent>/<run id>/journal.jsonl` and `artifacts/`.
+
+Each line is an entry, in the order in which they are to be sent; the first line says whose they are. An entry may be
+sent twice without harm, so a journal is kept until all of it has been sent.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from filelock import FileLock, Timeout
+
+log = logging.getLogger(__name__)
+
+# JSON-able; "kind" says what else it holds: see run.py.
+Entry: TypeAlias = dict[str, Any]
+
+LINES, ARTIFACTS, LOCK = "journal.jsonl", "artifacts", "lock"
+
+# How long a run that goes on waits for a `kdsweep-sync` which sends its journal.
+LOCK_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Whose entries a journal holds.
+
+    Attributes:
+        run: Id of the MLflow run.
+        uri: Of its store, without credentials.
+        name: The run's.
+    """
+
+    run: str
+    uri: str
+    name: str
+
+
+class Journal:
+    """The folder of one run's unsent entries; it is made when there is something to keep.
+
+    Only one process at a time has it; another one that asks waits.
+
+    Args:
+        folder: `<unsent>/<run id>`.
+        owner: Written into its first line.
+    """
+
+    def __init__(self, folder: Path, owner: Owner) -> None:
+        self.folder = folder
+        self._owner = owner
+        self._lock: FileLock | None = None
+        self._files = 0
+
+    @property
+    def exists(self) -> bool:
+        """Whether entries are kept there."""
+        return (self.folder / LINES).exists()
+
+    def acquire(self, timeout: float = LOCK_SECONDS) -> None:
+        """Makes the folder this process's own.
+
+        Raises:
+            Timeout: Another process still has it after `timeout` seconds.
+        """
+        while self._lock is None:
+            # Whoever had it before may have removed the folder, or remove it now.
+            with suppress(FileNotFoundError):
+                self._try_acquire(timeout)
+
+    def _try_acquire(self, timeout: float) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # The thread of an outbox may acquire it, and the run's own release it.
+        lock = FileLock(self.folder / LOCK, thread_local=False)
+        lock.acquire(timeout=timeout)
+        if (self.folder / LOCK).exists():
+            self._lock = lock
+        else:
+            lock.release()
+
+    def keep(self, content: bytes | Path, name: str) -> str:
+        """Copies a file, or writes its bytes, into the folder; returns its path there, for an entry.
+
+        Raises:
+            OSError: For lack of space, and the like; nothing is left then.
+        """
+        self.acquire()
+        self._files += 1
+        # A number of this process, since a run that goes on may have files of an earlier one there.
+        place = self.folder / ARTIFACTS / f"{os.getpid()}-{self._files}" / Path(name).name
+        try:
+            place.parent.mkdir(parents=True)
+            if isinstance(content, bytes):
+                place.write_bytes(content)
+            else:
+                shutil.copyfile(content, place)
+        except OSError:
+            shutil.rmtree(place.parent, ignore_errors=True)
+            raise
+        return place.relative_to(self.folder).as_posix()
+
+    def forget(self, file: str) -> None:
+        """Removes a file that has been sent."""
+        shutil.rmtree((self.folder / file).parent, ignore_errors=True)
+
+    def write(self, entries: Iterable[Entry]) -> None:
+        """Appends entries, and returns when they are on the disk."""
+        self.acquire()
+        first = [] if self.exists else [vars(self._owner)]
+        with (self.folder / LINES).open("a", encoding="utf-8") as file:
+            file.write("".join(f"{json.dumps(line)}\n" for line in [*first, *entries]))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def resume(self) -> list[Entry]:
+        """The entries that are still there, to go on with; a last line that isn't whole is cut off."""
+        if not self.exists:
+            return []
+        self.acquire()
+        if not self.exists:
+            return []
+        path = self.folder / LINES
+        whole = path.read_bytes()
+        whole = whole[: whole.rfind(b"\n") + 1]
+        with path.open("r+b") as file:
+            file.truncate(len(whole))
+        found = read(self.folder)
+        return [] if found is None else found[1]
+
+    def clear(self) -> None:
+        """Removes what is kept: all of it has been sent."""
+        (self.folder / LINES).unlink(missing_ok=True)
+        shutil.rmtree(self.folder / ARTIFACTS, ignore_errors=True)
+
+    def release(self) -> None:
+        """Gives the folder up, and removes it if nothing is kept in it."""
+        if self._lock is None:
+            return
+        if not self.exists:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            with suppress(OSError):  # other runs' are there
+                self.folder.parent.rmdir()
+        self._lock.release()
+        self._lock = None
+
+
+def read(folder: Path) -> tuple[Owner, list[Entry]] | None:
+    """Whose journal lies in a folder, and its entries; None where there is none, or one without a whole first line.
+
+    A line that was cut short by a crash ends the list.
+    """
+    path = folder / LINES
+    if not path.exists():
+        return None
+    lines = []
+    for line in path.read_bytes().split(b"\n")[:-1]:  # what follows the last newline is not whole
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            log.warning("%s is damaged after line %d: what follows is left out.", path, len(lines))
+            break
+    if not lines or not {"run", "uri", "name"} <= lines[0].keys():
+        return None
+    return Owner(**lines[0]), lines[1:]
+
+
+def try_acquire(folder: Path) -> Journal | None:
+    """The journal in a folder, for this process alone; None while the run that writes it goes on."""
+    known = read(folder)
+    found = Journal(folder, Owner(folder.name, "", "") if known is None else known[0])
+    try:
+        found.acquire(timeout=0)
+    except Timeout:
+        return None
+    return found

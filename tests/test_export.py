@@ -1,0 +1,265 @@
+"""Claims about kdsweep-export: what a real run leaves is written whole, checked, and answers as the network did."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from commands import SHORT, artifacts, client, kdsweep, runs
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+
+from kdsweep import assembly, export
+from kdsweep.errors import RunError, UserError
+from kdsweep.files import hash_tensors, write_tensors
+from kdsweep.saved_config import SavedConfig, parse
+from kdsweep.stores import sqlite_uri
+from kdsweep.tracking import Store
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project folder with a teacher and a distilled student."""
+    root = tmp_path_factory.mktemp("export")
+    done = kdsweep(*SHORT, "epochs=1", root=root)
+    assert done.status == 0, done.err
+    return root
+
+
+@pytest.fixture(scope="module")
+def store(root: Path) -> Store:
+    return Store(sqlite_uri(root / "mlflow.db"))
+
+
+@pytest.fixture(scope="module")
+def student(root: Path) -> Any:
+    (run,) = runs(root, "distill")
+    return run
+
+
+@pytest.fixture(scope="module")
+def exported(root: Path, store: Store, student: Any) -> Path:
+    """The student as pt2, where kdsweep-export writes it by itself."""
+    return export.export(store, student.info.run_id, root)[0]
+
+
+def pictures(root: Path, run_id: str) -> torch.Tensor:
+    (run,) = [run for run in runs(root) if run.info.run_id == run_id]
+    config = parse((artifacts(run) / "config.yaml").read_text()).config
+    return assembly.build(OmegaConf.create(config), "data").test.images
+
+
+def blocks(folder: Path) -> Iterator[str]:
+    """The Python in the card."""
+    yield from re.findall(r"^```python\n(.*?)^```", (folder / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+
+
+def command(capfd: pytest.CaptureFixture[str], *words: object) -> tuple[object, str, str]:
+    """Exit status, output and errors of the command."""
+    status: object = 0
+    try:
+        export.main([str(word) for word in words])
+    except SystemExit as end:
+        status = end.code
+    return status, *capfd.readouterr()
+
+
+@pytest.mark.slow
+def test_the_card_loads_the_network_twice_the_same(
+    root: Path, exported: Path, student: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The code in the card, run beside the files: the pt2 file and the weights in torchvision's class agree."""
+    monkeypatch.chdir(exported)
+    answers = []
+    for code in blocks(exported):
+        names = {"pictures": pictures(root, student.info.run_id)}
+        with torch.no_grad():
+            exec(code, names)
+        answers.append(names["logits"])
+    assert len(answers) == 2
+    torch.testing.assert_close(answers[0], answers[1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_an_export_is_whole(exported: Path, root: Path, student: Any) -> None:
+    """Weights as the run stored them, a description that a program can read, a card, and nothing else."""
+    assert exported.parent == root / "exports"
+    assert sorted(path.name for path in exported.iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.pt2",
+        "model.safetensors",
+    ]
+    assert [path.name for path in exported.parent.iterdir()] == [exported.name]
+    told = json.loads((exported / "config.json").read_text())
+    assert (
+        hash_tensors(load_file(exported / "model.safetensors"))
+        == told["weights"]
+        == student.data.tags["kdsweep.weights"]
+    )
+    assert told["classes"] == [f"class {n}" for n in range(10)]
+    assert (told["input"]["height"], told["input"]["resize"]) == (32, None)
+
+
+@pytest.mark.slow
+def test_onnx_answers_the_same(root: Path, store: Store, student: Any, tmp_path: Path) -> None:
+    """The ONNX file takes any number of uint8 pictures, and needs onnxruntime alone."""
+    onnxruntime = pytest.importorskip("onnxruntime", reason="the extra onnx isn't installed")
+    folder, checks = export.export(store, student.info.run_id, root, tmp_path / "x", "onnx")
+    assert checks["model.onnx"].agreement == 1
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    images = pictures(root, student.info.run_id)[:3]
+    assert session.run(None, {"pictures": images.numpy()})[0].shape == (3, 10)
+
+
+def test_the_weights_alone_can_be_registered(
+    root: Path, student: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """--register logs the files to the run, and makes a version of a model of them; again, and it is the next one."""
+    words = (student.info.run_id, "--root", root, "--format", "none", "--register", "my students")
+    for version in ("1", "2"):
+        status, out, err = command(capfd, *words, "--out", tmp_path / version)
+        assert (status, err) == (0, "")
+        assert out.endswith(f"registered as my students, version {version}\n")
+    registered = client(root).get_model_version("my students", "2")
+    assert registered.run_id == student.info.run_id
+    assert (artifacts(student) / "export" / "model.safetensors").is_file()
+
+
+def test_what_is_there_is_kept(root: Path, store: Store, student: Any, tmp_path: Path) -> None:
+    """A folder in use is refused; --force replaces an earlier export, and nothing else."""
+    words = student.info.run_id, root, tmp_path / "x", "none"
+    export.export(store, *words)
+    (tmp_path / "x" / "mine.txt").touch()
+    with pytest.raises(UserError, match=r"^--out: there is already something at .*--force"):
+        export.export(store, *words)
+    export.export(store, *words, force=True)
+    assert not (tmp_path / "x" / "mine.txt").exists()
+    with pytest.raises(UserError, match=r"^--out: --force replaces earlier exports alone"):
+        export.export(store, student.info.run_id, root, root, "none", force=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", [0.5, float("nan")])
+def test_a_file_that_answers_otherwise_leaves_nothing(
+    root: Path, store: Store, student: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: float
+) -> None:
+    """The comparison fails: an error, no folder, and an earlier export as it was."""
+    load = export._load_pt2
+    monkeypatch.setattr(export, "_write_pt2", lambda network, pictures, path: path.touch())
+    monkeypatch.setattr(export, "_load_pt2", lambda path: lambda pictures: torch.full((len(pictures), 10), fault))
+    with pytest.raises(RunError, match=r"model.pt2 answers otherwise than the network"):
+        export.export(store, student.info.run_id, root, tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
+    assert load is not export._load_pt2
+
+
+def test_a_network_that_cannot_be_converted_is_one_line(
+    root: Path, store: Store, student: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a converter raises is a RunError that says what else can be done."""
+    monkeypatch.setattr(torch.export, "export", lambda *_, **__: 1 / 0)
+    with pytest.raises(RunError, match=r"can't be written as pt2 \(ZeroDivisionError.*Try another --format"):
+        export.export(store, student.info.run_id, root, tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_damaged_weights_are_refused(root: Path, store: Store, student: Any, tmp_path: Path) -> None:
+    """Whole files with other numbers, torn files and missing ones: the hash that the run recorded decides."""
+    path = artifacts(student) / "model.safetensors"
+    kept = shutil.copyfile(path, tmp_path / "kept")
+    other = {name: tensor * 0 for name, tensor in load_file(path).items()}
+    try:
+        for damage in (
+            lambda: write_tensors(path, other),
+            lambda: path.write_bytes(kept.read_bytes()[:-9]),
+            path.unlink,
+        ):
+            damage()
+            with pytest.raises(RunError, match=r"the weights of the run .* are (damaged|missing)"):
+                export.export(store, student.info.run_id, root, tmp_path / "x", "none")
+    finally:
+        kept.rename(path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_arguments_are_one_line_and_status_2(
+    root: Path, student: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No such run, no student, a name that no model can have, a store that isn't there, an extra that is missing."""
+    (teacher,) = runs(root, "teacher")
+    run_id, here = student.info.run_id, ("--root", root, "--out", tmp_path / "x")
+    monkeypatch.setattr(export, "ONNX", ("onnx", "no_such_package"))
+    cases = [
+        (("no-such-run", *here), "There is no run 'no-such-run'"),
+        ((teacher.info.run_id, *here), "RUN: the run .* is a teacher.*head.safetensors"),
+        ((run_id, *here, "--register", "a/b"), "--register: `NAME is a word or more, without / and :` must hold"),
+        ((run_id, *here, "--register", ""), "--register: "),
+        ((run_id, *here, "--format", "onnx"), r"--format: .*pip install 'kdsweep\[onnx\]'"),
+        ((run_id, "--root", tmp_path), "uri: There is no MLflow store"),
+        ((run_id, "--root", root, "--out", root / "mlflow.db" / "x"), "(Not a directory|File exists)"),
+        ((run_id, "--root", root, "--out", root / "mlflow.db", "--force"), "--out: --force replaces"),
+    ]
+    for words, message in cases:
+        status, out, err = command(capfd, *words)
+        assert (status, out) == (2, ""), (words, err)
+        assert re.fullmatch(f"kdsweep-export: {message}.*\n", err), err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_without_a_network_is_refused(root: Path, store: Store) -> None:
+    """A study's own run and an interrupted student have none."""
+    with store.run("s", tags={"kdsweep.role": "study"}, params={}) as study:
+        pass
+    with pytest.raises(KeyboardInterrupt), store.run("x", tags={"kdsweep.role": "scratch"}, params={}) as torn:
+        raise KeyboardInterrupt
+    with pytest.raises(UserError, match=r"is no single run \(study\)"):
+        export.export(store, study.id, root)
+    with pytest.raises(UserError, match=r"left no trained network \(killed\)"):
+        export.export(store, torn.id, root)
+
+
+def test_paths_move_with_the_project_folder(tmp_path: Path) -> None:
+    """Paths below the old folder move, others stay, and so does what exists in the old place alone."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    (old / "kept").mkdir(parents=True)
+    config = [f"{old}/data/x", str(old), f"{old}er/data", "plain", 3, {"a": f"{old}/kept"}]
+    assert export._moved(config, str(old), new) == [f"{new}/data/x", str(old), f"{old}er/data", "plain", 3, config[5]]
+    assert export._moved("./data", ".", new) == f"{new}/data"
+
+
+DATA = {"_target_": "kdsweep.data.digits", "image_size": 8, "n_test": 9, "val_size": 9, "train_fraction": 1.0}
+DATA |= {"split_seed": 0, "padding": 0, "flip": False}
+RECORDED = {"name": "x", "classes": ["a", "b"], "mean": [0.1] * 3, "std": [0.2] * 3, "picture": [8, 8]}
+
+
+def test_other_pictures_are_refused(tmp_path: Path) -> None:
+    """Another data set would be another normalisation, unless the run recorded its own."""
+    cfg = OmegaConf.create({"data": DATA})
+    assert export._inputs(cfg, SavedConfig({})).name == "digits"
+    with pytest.raises(UserError, match=r"^data: these aren't the pictures"):
+        export._inputs(cfg, SavedConfig({}, {"data": "another hash"}))
+    inputs = export._inputs(cfg, SavedConfig({}, {"data": "another hash", "inputs": RECORDED}))
+    assert (inputs.classes, inputs.pictures.shape[1:], inputs.kind) == (("a", "b"), (8, 8, 3), "random pictures")
+
+
+def test_missing_pictures_are_done_without_where_the_run_recorded_what_they_told() -> None:
+    """On a machine that has the store alone."""
+    cfg = OmegaConf.create({"data": {**DATA, "n_test": 0}})
+    with pytest.raises(UserError, match=r"^data.n_test"):
+        export._inputs(cfg, SavedConfig({}))
+    assert export._inputs(cfg, SavedConfig({}, {"inputs": RECORDED})).name == "x"
+
+
+def test_a_masked_secret_is_no_value(tmp_path: Path) -> None:
+    """*** is never given to a data set as its password."""
+    config = {"data": {**DATA, "token": "***"}, "model": {}, "paths": {"root": "."}}
+    with pytest.raises(UserError, match=r"^data: a secret of this group wasn't recorded"):
+        export._config(config, tmp_path)

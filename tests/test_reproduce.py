@@ -1,0 +1,426 @@
+"""Claims about kdsweep-reproduce: real runs made again by the real command, from other folders and from files alone."""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from commands import PRELOADED, SECONDS, SHORT, Command, Outcome, artifacts, client, kdsweep, runs, statuses
+from omegaconf import OmegaConf
+
+from kdsweep import reproduce, saved_config
+from kdsweep.deviation import OF_THE_CLOCK, Left
+from kdsweep.errors import UserError
+from kdsweep.originals import Original
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+STUDY = ("sweep=alpha_tau", *SHORT, "sweep.n_trials=2", "sweep.baseline_seeds=2", "sweep.confirm_seeds=1")
+SCRATCH = (*SHORT, "arm=scratch", "loss=ce", "teacher=none")
+# A source that nobody is changing while tests run: git isn't asked.
+NO_GIT = {"GIT_DIR": "/nowhere"}
+EXACT = "Bit-for-bit the same: the weights, "
+
+
+def again(*words: str, cwd: Path, env: Mapping[str, str] | None = None) -> Outcome:
+    """Runs a `kdsweep-reproduce` command to its end."""
+    cwd.mkdir(parents=True, exist_ok=True)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    name = f"reproduce-{time.time_ns()}"
+    out, err = cwd / f"{name}.out", cwd / f"{name}.err"
+    process = context.Process(target=_command, args=(words, cwd, dict(env or {}), out, err))
+    process.start()
+    process.join(SECONDS)
+    assert process.exitcode is not None, "it hangs"
+    return Outcome(process.exitcode, out.read_text(), err.read_text())
+
+
+def _command(words: Sequence[str], cwd: Path, env: Mapping[str, str], out: Path, err: Path) -> None:
+    for path, number in ((out, 1), (err, 2)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    os.environ.update(env)
+    os.chdir(cwd)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.argv = ["kdsweep-reproduce", *words]
+    reproduce.main()
+
+
+def newest(root: Path) -> Run:
+    """The reproduction that was made last."""
+    return runs(root, stage="reproduction")[-1]
+
+
+def numbers(root: Path, run: Run) -> dict[str, list[tuple[int, float]]]:
+    """(step, value) of every metric that isn't of the clock, read by MLflow's own client."""
+    names = [name for name in run.data.metrics if not OF_THE_CLOCK.match(name)]
+    store = client(root)
+    return {name: [(p.step, p.value) for p in store.get_metric_history(run.info.run_id, name)] for name in names}
+
+
+def in_noise(metric: str, done: Outcome) -> str:
+    """A metric's deviation in units of the noise, as the table has it."""
+    (row,) = [line.split() for line in done.out.splitlines() if line.startswith(f"{metric} ")]
+    return row[-2]
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a study of every arm."""
+    root = tmp_path_factory.mktemp("reproduced")
+    done = kdsweep(*STUDY, root=root)
+    assert done.status == 0, done.err
+    return root
+
+
+@pytest.fixture(scope="session")
+def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one scratch run, made where git isn't."""
+    root = tmp_path_factory.mktemp("single")
+    done = kdsweep(*SCRATCH, root=root, env=NO_GIT)
+    assert done.status == 0, done.err
+    return root
+
+
+@pytest.fixture(scope="session")
+def scratch(single: Path) -> Run:
+    return runs(single, "scratch", stage="single")[0]
+
+
+# Bit for bit
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "role"),
+    [
+        ("baseline", "teacher"),
+        ("baseline", "scratch"),
+        ("baseline", "label_smoothing"),
+        ("search", "distill"),
+        ("confirmation", "distill"),
+    ],
+)
+def test_every_arm_of_a_study_comes_out_the_same(stage: str, role: str, place: Path, tmp_path: Path) -> None:
+    """From another working directory: weights and every number, as MLflow itself tells them; part of no study."""
+    then = runs(place, role, stage=stage)[-1]
+    done = again(then.info.run_id, "--root", str(place), cwd=tmp_path)
+    assert (done.status, EXACT in done.out) == (0, True), done
+    now = newest(place)
+    assert now.data.tags["kdsweep.reproduces"] == then.info.run_id
+    assert now.info.run_id in done.out
+    assert now.data.tags["kdsweep.weights"] == then.data.tags["kdsweep.weights"]
+    assert numbers(place, now) == numbers(place, then)
+    assert not {"mlflow.parentRunId", "kdsweep.study", "kdsweep.trial", "kdsweep.job"} & now.data.tags.keys()
+    assert not [line for line in done.err.splitlines() if "Warning" in line]
+
+
+@pytest.mark.slow
+def test_a_copied_file_is_enough(place: Path, tmp_path: Path) -> None:
+    """Without the store, its artifacts or its teacher: the teacher is trained here, as part of no study."""
+    then = runs(place, "distill", stage="search")[0]
+    shutil.copy(artifacts(then) / "config.yaml", tmp_path / "mine.yaml")
+    done = again("mine.yaml", cwd=tmp_path)
+    assert (done.status, EXACT in done.out) == (0, True), done
+    assert newest(tmp_path).data.tags["kdsweep.weights"] == then.data.tags["kdsweep.weights"]
+    (teacher,) = runs(tmp_path, "teacher")
+    assert teacher.data.tags["kdsweep.stage"] == "single"
+    assert "kdsweep.reproduces" not in teacher.data.tags
+
+
+@pytest.mark.slow
+def test_a_store_that_was_moved_is_enough(tmp_path: Path) -> None:
+    """The whole project folder has another name, and the old one is gone."""
+    assert kdsweep(*SCRATCH, root=tmp_path / "old").status == 0
+    (tmp_path / "old").rename(tmp_path / "new")
+    (then,) = runs(tmp_path / "new", "scratch")
+    done = again(then.info.run_id, cwd=tmp_path / "new")
+    assert (done.status, EXACT in done.out) == (0, True), done
+    assert not (tmp_path / "old").exists()
+
+
+@pytest.mark.slow
+def test_a_run_from_before_there_were_records_is_read_from_the_store(tmp_path: Path) -> None:
+    """Its file is a bare configuration: metrics, weights, environment and threads are elsewhere in MLflow."""
+    assert kdsweep(*SCRATCH, root=tmp_path).status == 0
+    (then,) = runs(tmp_path, "scratch")
+    path = artifacts(then) / "config.yaml"
+    path.write_text(OmegaConf.to_yaml(OmegaConf.load(path)))
+    done = again(then.info.run_id, cwd=tmp_path)
+    assert (done.status, EXACT in done.out) == (0, True), done
+    assert "Not recorded then: data." in done.out
+
+
+@pytest.mark.slow
+def test_a_bare_configuration_has_nothing_to_compare_with(scratch: Run, tmp_path: Path) -> None:
+    """It runs all the same."""
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.load(artifacts(scratch) / "config.yaml")))
+    done = again(".", cwd=tmp_path)
+    assert (done.status, "There is nothing to compare with." in done.out) == (0, True), done
+    assert newest(tmp_path).data.tags["kdsweep.weights"] == scratch.data.tags["kdsweep.weights"]
+
+
+# Runs that did not end well
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_is_compared_in_its_epochs(tmp_path: Path) -> None:
+    """A pruned trial, as much as one that was interrupted, says nothing of its end."""
+    command = Command(*SCRATCH, "epochs=20", "n_passes=2", root=tmp_path)
+    command.wait_for(lambda: "RUNNING" in statuses(tmp_path) and "val/accuracy" in runs(tmp_path)[0].data.metrics)
+    command.signal(signal.SIGTERM)
+    assert command.outcome().status == 143
+    (then,) = runs(tmp_path, "scratch")
+    epochs = len(numbers(tmp_path, then)["val/accuracy"])
+    done = again(then.info.run_id, cwd=tmp_path)
+    compared = "one epoch" if epochs == 1 else f"each of {epochs} epochs"
+    assert (done.status, f"{compared}. The weights of then are not known." in done.out) == (0, True), done
+
+
+@pytest.mark.slow
+def test_a_pruned_trial_is_compared_in_its_epochs(tmp_path: Path) -> None:
+    """The new run is a whole one: no study stops it."""
+    pruner = [f"hydra.sweeper.pruner.{key}=1" for key in ("n_startup_trials", "n_warmup_steps", "n_min_trials")]
+    # The grid's seed takes the last one first.
+    space = ("hydra/sweeper/sampler=grid", "loss.alpha=0.5", "loss.tau=4", "optimizer.lr=choice(1e-9,1e-8,0.003)")
+    slow = ("batch_size=8", "schedule=constant", "sweep.baseline_seeds=0", "sweep.confirm_seeds=0")
+    words = (*SHORT, *slow, *space, "hydra/sweeper/pruner=median", *pruner)
+    assert kdsweep("sweep=alpha_tau", *words, root=tmp_path).status == 0
+    stopped = next(run for run in runs(tmp_path, "distill") if "kdsweep.pruned" in run.data.tags)
+    done = again(stopped.info.run_id, cwd=tmp_path)
+    assert (done.status, "one epoch. The weights of then are not known." in done.out) == (0, True), done
+    assert newest(tmp_path).info.status == "FINISHED"
+
+
+@pytest.mark.slow
+def test_a_run_that_diverged_diverges_again(tmp_path: Path) -> None:
+    """In the same step; that is its result, and the command has done what it was asked for."""
+    assert kdsweep(*SCRATCH, "optimizer.lr=1e30", root=tmp_path).status == 1
+    (then,) = runs(tmp_path, "scratch")
+    done = again(then.info.run_id, cwd=tmp_path)
+    assert (done.status, "and fails in the same way now." in done.out) == (0, True), done
+    done = again(then.info.run_id, "--set", "optimizer.lr=0.01", cwd=tmp_path)
+    assert (done.status, "and does not now." in done.out) == (3, True), done
+
+
+# The same, but
+
+
+@pytest.mark.slow
+def test_another_seed_deviates(place: Path, tmp_path: Path) -> None:
+    """By a multiple of the study's noise over seeds, with status 3; what follows the seed follows it."""
+    then = runs(place, "scratch", stage="confirmation")[0]
+    done = again(then.info.run_id, "--root", str(place), "--set", "seed=7", cwd=tmp_path)
+    assert (done.status, "With seed=7:\nDeviates: " in done.out) == (3, True), done
+    assert float(in_noise("val/nll", done)) > 0
+    assert {newest(place).data.params[key] for key in ("seed", "init_seed", "order_seed")} == {"7"}
+
+
+@pytest.mark.slow
+def test_the_jobs_of_a_plain_grid_know_their_noise(tmp_path: Path) -> None:
+    """Their siblings are those of the multirun."""
+    assert kdsweep("-m", *SCRATCH, "seed=1,2", root=tmp_path).status == 0
+    then = runs(tmp_path, "scratch")[0]
+    done = again(then.info.run_id, "--set", "seed=3", cwd=tmp_path)
+    assert (done.status, "With seed=3:" in done.out) == (3, True), done
+    assert float(in_noise("val/nll", done)) > 0
+
+
+# What differs from then
+
+
+def test_check_runs_nothing(single: Path, scratch: Run, tmp_path: Path) -> None:
+    """Status 0 where nothing differs; output folder, artifact folder, file and id are the same run."""
+    (output,) = (single / "outputs").glob("*/*")
+    known = len(runs(single))
+    for name in (scratch.info.run_id, output, artifacts(scratch), output / "config.yaml"):
+        done = again(str(name), "--root", str(single), "--check", cwd=tmp_path, env=NO_GIT)
+        assert (done.status, done.err) == (0, ""), done
+        assert done.out.startswith("Nothing differs from then")
+    assert len(runs(single)) == known
+
+
+def test_what_differs_is_a_table(single: Path, scratch: Run, tmp_path: Path) -> None:
+    """Status 3: other threads, and other data."""
+    but = ("--set", "threads=2", "--set", "data.seed=1")
+    done = again(scratch.info.run_id, "--root", str(single), "--check", *but, cwd=tmp_path, env=NO_GIT)
+    assert done.status == 3
+    rows = [line.split()[0] for line in done.out.splitlines()]
+    assert [row for row in rows if row in ("threads", "data", "python", "package")] == ["threads", "data"]
+
+
+# The new configuration
+
+
+def original(**config: Any) -> Original:
+    """A run of the default configuration of a folder that is gone."""
+    saved = OmegaConf.to_container(reproduce._defaults(), resolve=True)
+    assert isinstance(saved, dict)
+    paths = {"root": "/gone", "data": "/gone/data", "cache": "/gone/cache"}
+    whole = {**{str(key): value for key, value in saved.items()}, "paths": paths, **config}
+    return Original("r" * 32, whole, Left(), {"device": "cpu", "precision": "fp32", "threads": 1})
+
+
+def configured(run: Original, root: Path, *lines: str, **options: object) -> Any:
+    given = {"root": root, "uri": None, "experiment": None, "set": list(lines), **options}
+    return reproduce.again(run, argparse.Namespace(**given))
+
+
+def test_hardware_is_as_it_was_in_force(tmp_path: Path) -> None:
+    """Whatever `auto` would choose here; the user has the last word."""
+    cfg = configured(original(), tmp_path)
+    assert (cfg.device, cfg.precision, cfg.threads) == ("cpu", "fp32", 1)
+    assert configured(original(), tmp_path, "threads=3").threads == 3
+
+
+def test_a_gpu_that_is_not_here_becomes_the_first(tmp_path: Path) -> None:
+    """The kind of device counts, not the place in which it sat."""
+    run = original()
+    run.surroundings["device"] = "cuda:9"
+    assert configured(run, tmp_path).device == "cuda"
+
+
+def test_the_new_run_belongs_to_no_study(tmp_path: Path) -> None:
+    """It names the run that it makes again, and doesn't go on with what was interrupted."""
+    tracking = {"uri": "http://gone", "experiment": "mine", "offline": True, "parent": "p", "study": "s", "trial": 3}
+    cfg = configured(original(tracking={**tracking, "stage": "search", "job": "trial-0003"}), tmp_path)
+    own = dict.fromkeys(("uri", "parent", "study", "job", "trial"))
+    expected = {**own, "experiment": "mine", "offline": False, "stage": "reproduction", "reproduces": "r" * 32}
+    assert OmegaConf.to_container(cfg.tracking) == expected
+    assert cfg.resume is False
+
+
+def test_paths_are_those_of_this_place(tmp_path: Path) -> None:
+    """Data below the old folder move with it; a data folder that was elsewhere and is there stays."""
+    data = {"_target_": "kdsweep.data.image_folder", "root": "/gone/data/pictures", "cache": "/gone/cache"}
+    cfg = configured(original(data=data), tmp_path)
+    assert cfg.paths == {"root": str(tmp_path), "data": f"{tmp_path}/data", "cache": f"{tmp_path}/cache"}
+    assert (cfg.data.root, cfg.data.cache) == (f"{tmp_path}/data/pictures", f"{tmp_path}/cache")
+    (tmp_path / "elsewhere").mkdir()
+    paths = {"root": "/gone", "data": f"{tmp_path}/elsewhere", "cache": "/else/gone"}
+    cfg = configured(original(paths=paths), tmp_path / "new")
+    assert (cfg.paths.data, cfg.paths.cache) == (f"{tmp_path}/elsewhere", f"{tmp_path}/new/cache")
+
+
+def test_a_key_that_an_older_version_lacked_has_its_default(tmp_path: Path) -> None:
+    """And a group that the run did without stays empty."""
+    run = original(teacher=None)
+    del run.config["deterministic"], run.config["tracking"]
+    run.config["tracking"] = {"experiment": "kdsweep"}
+    cfg = configured(run, tmp_path)
+    assert cfg.deterministic is True
+    assert cfg.tracking.uri is None
+    assert cfg.teacher is None
+
+
+def test_what_followed_another_key_follows_it_again(tmp_path: Path) -> None:
+    """Unless it had a value of its own."""
+    cfg = configured(original(), tmp_path, "seed=7", "epochs=5")
+    assert (cfg.init_seed, cfg.order_seed, cfg.n_passes) == (7, 7, 5)
+    cfg = configured(original(init_seed=3, n_passes=2), tmp_path, "seed=7", "epochs=5")
+    assert (cfg.init_seed, cfg.order_seed, cfg.n_passes) == (3, 7, 2)
+
+
+def test_a_masked_value_has_to_be_given(tmp_path: Path) -> None:
+    """It was not saved, and stars are no value."""
+    run = original()
+    run.config["model"] = {**run.config["model"], "weights": "https://me:***@host/net.pth"}
+    with pytest.raises(UserError, match=r"^model.weights: its value is secret and was not saved. Give it: --set"):
+        configured(run, tmp_path)
+    assert configured(run, tmp_path, "model.weights=null").model.weights is None
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("loss.alhpa=1", "loss.alhpa: there is no such key"),
+        ("loss=ce", "loss: a saved configuration has no choice of groups"),
+        ("loss.alpha=1,2", "loss.alpha: `--set loss.alpha=one value` must hold"),
+        ("loss.alpha=interval(0,1)", "loss.alpha: `--set loss.alpha=one value` must hold"),
+        ("+loss.beta=1", "loss.beta: "),
+        ("++loss.alpha=1", "loss.alpha: "),
+        ("~loss.alpha", "loss.alpha: "),
+        ("arm=teacher", "arm: a reproduction has its own."),
+        ("tracking.stage=search", "tracking.stage: a reproduction has its own."),
+        ("paths.root=/tmp", "paths.root: a reproduction has its own. Give --root."),
+        ("tracking.uri=http://x", "tracking.uri: a reproduction has its own. Give --uri."),
+    ],
+)
+def test_what_cannot_be_set(line: str, message: str, tmp_path: Path) -> None:
+    """Each is refused with its key."""
+    with pytest.raises(UserError) as raised:
+        configured(original(), tmp_path, line)
+    assert str(raised.value).startswith(message)
+
+
+def test_a_teacher_has_none_of_its_students_keys(tmp_path: Path) -> None:
+    """They would change nothing."""
+    run = original(arm="teacher", epochs=None, seed=None)
+    with pytest.raises(UserError, match=r"^epochs: the run of a teacher has no such key"):
+        configured(run, tmp_path, "epochs=3")
+    assert configured(run, tmp_path, "teacher.batch_size=8").teacher.batch_size == 8
+
+
+# Wrong input
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("", "`RUN names a run` must hold"),
+        ("0" * 32, "There is no run"),
+        ("../../etc", "there is no file"),
+        ("nothing.yaml", "there is no file"),
+        ("folder", "there is no config.yaml in the folder"),
+        ("fifo", "neither a file nor a folder"),
+        ("binary.yaml", "is no text"),
+        ("list.yaml", "this is no saved configuration"),
+        ("torn.yaml", "this is no saved configuration"),
+        ("other.yaml", "is no configuration of a kdsweep run"),
+        ("damaged.yaml", "which says what came of the run, is damaged"),
+        ("é\n", "There is no run"),
+    ],
+)
+def test_wrong_names_are_refused_in_one_line(
+    name: str, message: str, single: Path, scratch: Run, tmp_path: Path
+) -> None:
+    """Status 2, and no run is made."""
+    config = (artifacts(scratch) / "config.yaml").read_text()
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "binary.yaml").write_bytes(bytes(range(256)))
+    (tmp_path / "list.yaml").write_text("[1]")
+    (tmp_path / "torn.yaml").write_text(config[:-40])
+    (tmp_path / "other.yaml").write_text("a: 1")
+    bare = OmegaConf.to_yaml(OmegaConf.load(artifacts(scratch) / "config.yaml"))
+    (tmp_path / "damaged.yaml").write_text(saved_config.saved_text(bare, {"history": {"a": [3]}}))
+    known = len(runs(single))
+    done = again(name, "--root", str(single), cwd=tmp_path)
+    assert (done.status, message in done.err) == (2, True), done
+    assert done.err.startswith("kdsweep-reproduce: ")
+    assert done.err.count("\n") == 1
+    assert len(runs(single)) == known
+
+
+def test_a_study_is_no_run(place: Path, tmp_path: Path) -> None:
+    """Its runs are."""
+    (parent,) = runs(place, "study")
+    done = again(parent.info.run_id, "--root", str(place), cwd=tmp_path)
+    assert (done.status, "is a study, not a run" in done.err) == (2, True), done
+
+
+def test_without_a_store_there_is_no_run(tmp_path: Path) -> None:
+    """And none is made by asking."""
+    done = again("0" * 32, cwd=tmp_path)
+    assert (done.status, "There is no MLflow store" in done.err) == (2, True), done
+    assert not (tmp_path / "mlflow.db").exists()
