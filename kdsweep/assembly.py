@@ -60,7 +60,10 @@ def settled(cfg: DictConfig) -> DictConfig:
 
     A study's baselines choose teacher=none, while its sweep or experiment file may say teacher.network.input_size.
     """
-    if cfg.teacher is None or "_target_" in (OmegaConf.select(cfg, "teacher.network") or {}):
+    if not OmegaConf.is_dict(cfg.teacher):
+        return cfg
+    network = OmegaConf.select(cfg, "teacher.network")
+    if network is not None and (not OmegaConf.is_dict(network) or "_target_" in network):
         return cfg
     own = cfg.copy()
     OmegaConf.set_readonly(own, False)

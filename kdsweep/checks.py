@@ -72,8 +72,12 @@ def _check_numbers(cfg: DictConfig) -> None:
 
 def _check_choices(cfg: DictConfig) -> None:
     require(cfg.arm in ARMS, f"arm in {ARMS}", cfg.arm, "arm", "Choose an experiment, such as experiment=scratch.")
-    for key in ("evaluate_test", "deterministic", "tracking.offline"):
-        value = OmegaConf.select(cfg, key)
+    choices = {
+        "evaluate_test": cfg.evaluate_test,
+        "deterministic": cfg.deterministic,
+        "tracking.offline": cfg.tracking.offline,
+    }
+    for key, value in choices.items():
         require(type(value) is bool, f"{key} is true or false", value, key)
     require(cfg.resume == "auto" or type(cfg.resume) is bool, "resume in (auto, true, false)", cfg.resume, "resume")
     names = objectives(cfg)

@@ -70,7 +70,7 @@ def command(name: str, body: Callable[[], None]) -> None:
         if known is None:
             raise
         if show_traceback():
-            traceback.print_exception(error)
+            sys.stderr.write(masked_text("".join(traceback.format_exception(error))))
         fail(name, known)
     except HungUpError:
         leave(name, "the terminal was closed", HUNG_UP)

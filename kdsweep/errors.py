@@ -96,4 +96,4 @@ def is_number(value: object) -> bool:
 
 def _is_finite(value: object) -> bool:
     # Far below what float32 holds; whole numbers of any size come from a configuration, and torch refuses the large.
-    return is_number(value) and abs(value) < LARGEST  # type: ignore[arg-type]
+    return is_number(value) and abs(value) <= LARGEST  # type: ignore[arg-type]

@@ -159,6 +159,13 @@ def started(
             "runtime": runtime,
             "environment": surroundings,
             "data": data.fingerprint,
+            "inputs": {
+                "name": data.name,
+                "classes": list(data.classes),
+                "mean": list(data.mean),
+                "std": list(data.std),
+                "picture": list(data.test.images.shape[1:3]),
+            },
             "teacher": None if teacher is None else teacher_id(cfg, teacher),
         }
         recording = Recording(cfg, run, record)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 DIFFERENCE_POINTS, N_TRIALS = 0.3, 30
 # Fewer pairs tell less about the noise of a difference than the noise of single runs does.
 FEWEST_PAIRS = 4
+# Bytes of a folder's name.
+LONGEST_NAME = 200
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -72,7 +74,8 @@ def show(report: Report) -> None:
 
 def default_folder(root: Path, study: StudyRecord) -> Path:
     """Where the report of a study goes: <root>/reports/<study>, with what a folder's name can't hold replaced."""
-    return root / "reports" / (re.sub(r"[^\w.+=,-]+", "_", study.parent.name).strip("._") or study.parent.id)
+    plain = re.sub(r"[^\w.+=,-]+", "_", study.parent.name).strip("._")
+    return root / "reports" / (plain if 0 < len(plain.encode()) <= LONGEST_NAME else study.parent.id)
 
 
 def _main(arguments: Sequence[str] | None) -> None:

@@ -26,7 +26,8 @@ class SavedConfig:
         config: The configuration, resolved, as plain dictionaries.
         record: What is known of the run: "run" (its id), "runtime" (device, precision and threads in force),
             "environment" (as `environment.describe`), "data" (hash of the pictures and labels), "teacher" (hash of what
-            made it, or None), and, if the run has ended well, "weights" (hash), "metrics" (the last of each, by name)
+            made it, or None), "inputs" (of the data set: name, classes, mean, std, and the pictures' height
+            and width), and, if the run has ended well, "weights" (hash), "metrics" (the last of each, by name)
             and "history" (metric -> [[epoch, value], ...]). Empty for a configuration that no run has written.
     """
 
@@ -53,4 +54,8 @@ def parse(text: str) -> SavedConfig:
         raise UserError(f"this is no saved configuration ({' '.join(str(error).split())}).") from error
     if not isinstance(config, dict) or not isinstance(record, dict):
         raise UserError("this is no saved configuration: it isn't a mapping of keys to values.")
+    if "${" in json.dumps(config, default=str):
+        # In somebody else's file they could read the environment; and a run saves what they stood for.
+        remedy = "Take the config.yaml that a run has written, or print one with `kdsweep --cfg job --resolve`."
+        raise UserError(f"a saved configuration holds values, but this one holds interpolations (${{...}}). {remedy}")
     return SavedConfig(config, record)

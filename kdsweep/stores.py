@@ -164,6 +164,8 @@ def holds_store(path: Path) -> bool:
     """Whether an SQLite file is there and not empty; `UserError` if it is something other than an MLflow store."""
     if not path.exists():
         return False
+    if not path.is_file():  # a device, a folder: it would be replaced
+        raise UserError(f"`the store is a file` must hold, but {path} is none. Name another.", "uri")
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
             tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}

@@ -51,6 +51,7 @@ def hydra_main(cfg: DictConfig) -> float | tuple[float, ...]:
     """What Hydra calls for a run, and for each job of a multirun."""
     hydra_cfg = HydraConfig.get()
     multirun = hydra_cfg.mode == RunMode.MULTIRUN
+    masking.mask_logs()
     for folder in (hydra_cfg.runtime.output_dir, *([hydra_cfg.sweep.dir] if multirun else [])):
         masking.mask_files(Path(folder))
     try:

@@ -13,14 +13,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage, RDBStorage, get_storage
 from optuna.trial import Trial
 
-from kdsweep.errors import PrunedError
+from kdsweep.errors import PrunedError, UserError
+from kdsweep.masking import masked_text
 from kdsweep.processes import this_process
-from kdsweep.stores import sqlite_path, sqlite_uri, write_ahead
+from kdsweep.stores import shown, sqlite_path, sqlite_uri, write_ahead
 
 log = logging.getLogger(__name__)
 
@@ -48,9 +50,17 @@ def open_storage(url: str) -> BaseStorage:
     path = sqlite_path(url)
     if path is None:
         # An idle connection may be closed by the server between two trials.
-        return get_storage(RDBStorage(url, engine_kwargs={"pool_pre_ping": True}))
-    write_ahead(path)
-    return get_storage(RDBStorage(url, engine_kwargs={"connect_args": {"timeout": SQLITE_WAIT_SECONDS}}))
+        options: dict[str, Any] = {"pool_pre_ping": True}
+    else:
+        write_ahead(path)
+        options = {"connect_args": {"timeout": SQLITE_WAIT_SECONDS}}
+    try:
+        return get_storage(RDBStorage(url, engine_kwargs=options))
+    except Exception as error:  # SQLAlchemy's, Alembic's, the driver's or Optuna's own
+        reason = " ".join(str(getattr(error, "orig", None) or error).split())
+        remedy = "Name a database that is there and Optuna's alone, such as postgresql://user@host/trials."
+        message = f"Optuna's storage {shown(url)} can't be opened: {masked_text(reason)[:300]}. {remedy}"
+        raise UserError(message, "hydra.sweeper.storage") from error
 
 
 class TrialLink:

@@ -364,7 +364,6 @@ def test_a_study_killed_before_the_clock_was_set_back_goes_on(tmp_path: Path) ->
 LONG = (*SHORT, "epochs=2000", "n_passes=1")
 
 
-@pytest.mark.xfail(strict=True, reason="founder: cli.py has no status for SIGHUP yet")
 def test_a_closed_terminal_ends_a_run(tmp_path: Path) -> None:
     """The system sends SIGHUP: the run is killed in MLflow, and the status is 129."""
     command = Command(*LONG, root=tmp_path)
@@ -382,7 +381,6 @@ def lead_a_session(terminal: str) -> None:
     os.open(terminal, os.O_RDWR)
 
 
-@pytest.mark.xfail(strict=True, reason="founder: cli.py has no status for SIGHUP yet")
 def test_a_terminal_that_is_gone_ends_a_run_that_talks_to_it(tmp_path: Path) -> None:
     """The system sends the signal; what the run then prints goes nowhere, and its closing isn't disturbed."""
     ours, theirs = os.openpty()

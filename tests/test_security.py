@@ -145,11 +145,11 @@ HIDDEN = (f"+hub_token={SECRET}", f"+mirror='https://me:{SECRET}@host/x'", f"+au
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", [(), ("-m", "seed=0,1"), ("optimizer.lr=1e30",)])
+@pytest.mark.parametrize("words", [(), ("-m", "seed=0,1"), ("optimizer.lr=1e15",)])
 def test_a_run_leaves_no_secret(words: tuple[str, ...], tmp_path: Path) -> None:
     """Not in parameters, artifacts, tags, log files, .hydra, multirun.yaml or on the terminal; a failed run neither."""
     done = kdsweep(*SHORT, "epochs=1", *HIDDEN, *words, root=tmp_path)
-    assert done.status == (1 if "optimizer.lr=1e30" in words else 0), done.err
+    assert done.status == (1 if "optimizer.lr=1e15" in words else 0), done.err
     assert told(tmp_path, done) == []
 
 
