@@ -2,43 +2,30 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import benchmark
 import pytest
+from benchmarks import study
+from benchmarks.measuring import Clock, Figure, Load, take_turns
 
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "benchmark.py"
-
-
-def loaded() -> ModuleType:
-    """The script as a module; scripts/ is no package."""
-    spec = importlib.util.spec_from_file_location("benchmark", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["benchmark"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-benchmark: Any = loaded()
+from kdsweep.stores import sqlite_uri
+from kdsweep.tracking import Store
 
 
 def series(*seconds: float, sampler: str = "random") -> Any:
     """Trials whose ask took so long; nothing else took any time."""
-    return benchmark.Series(sampler, [{benchmark.ASK: (value, value / 2)} for value in seconds])
+    return study.Series(sampler, [{study.ASK: (value, value / 2)} for value in seconds])
 
 
 def test_the_innermost_part_is_charged(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is measured inside a part is not in that part too, and the parts of a lap add up to its time."""
     now = iter([0.0, 1.0, 3.0, 7.0, 8.0, 13.0])
-    monkeypatch.setattr(benchmark.Clock, "_now", lambda self: (next(now), 0.0))
-    clock = benchmark.Clock("rest")
+    monkeypatch.setattr(Clock, "_now", lambda self: (next(now), 0.0))
+    clock = Clock("rest")
     with clock.part("outer"), clock.part("inner"):
         pass
     lap = {name: wall for name, (wall, _) in clock.lap().items()}
@@ -48,8 +35,8 @@ def test_the_innermost_part_is_charged(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_lap_starts_at_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the lap before it took is not in it."""
     now = iter([0.0, 5.0, 7.0])
-    monkeypatch.setattr(benchmark.Clock, "_now", lambda self: (next(now), 0.0))
-    clock = benchmark.Clock("rest")
+    monkeypatch.setattr(Clock, "_now", lambda self: (next(now), 0.0))
+    clock = Clock("rest")
     clock.lap()
     assert clock.lap() == {"rest": (2.0, 0.0)}
 
@@ -58,23 +45,23 @@ def test_a_lap_starts_at_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_ends_of_a_study_are_compared(last: float, word: str) -> None:
     """The medians of the last 50 trials against those of the first 50, whatever lies between."""
     found = series(*[1.0] * 49, 99.0, *[50.0] * 30, 99.0, *[last] * 49)
-    assert found.ratio([benchmark.ASK]) == pytest.approx(last)
-    said = benchmark.verdict(found)
+    assert found.ratio([study.ASK]) == pytest.approx(last)
+    said = study.verdict(found)
     assert f"the controller {word}" in said
     assert f"({last:.2f}" in said
 
 
 def test_ends_do_not_overlap() -> None:
     """Of five trials, two and two."""
-    assert series(1.0, 1.0, 9.0, 2.0, 2.0).ends([benchmark.ASK]) == (1.0, 2.0)
+    assert series(1.0, 1.0, 9.0, 2.0, 2.0).ends([study.ASK]) == (1.0, 2.0)
 
 
 def test_trials_with_artifacts_count_for_those_alone() -> None:
     """Their other parts are in no median; a window without such a trial has no number, which JSON shows as null."""
-    with_artifacts = {benchmark.FILES: (5.0, 5.0), benchmark.ASK: (9.0, 9.0)}
-    found = benchmark.Series("random", [with_artifacts, *series(1.0, 1.0, 1.0).laps])
-    assert found.ends([benchmark.ASK]) == (1.0, 1.0)
-    first, last = found.ends([benchmark.FILES])
+    with_artifacts = {study.FILES: (5.0, 5.0), study.ASK: (9.0, 9.0)}
+    found = study.Series("random", [with_artifacts, *series(1.0, 1.0, 1.0).laps])
+    assert found.ends([study.ASK]) == (1.0, 1.0)
+    first, last = found.ends([study.FILES])
     assert first == 5.0
     assert math.isnan(last)
     assert "NaN" not in json.dumps(found.values())
@@ -82,7 +69,7 @@ def test_trials_with_artifacts_count_for_those_alone() -> None:
 
 def test_a_gaussian_process_is_shown_over_its_trials() -> None:
     """Its ask grows by its nature: it is said how much, and is no verdict."""
-    said = benchmark.verdict(series(*[9.0] * 5, *[0.01] * 5, *[0.2] * 40, sampler="gp"))
+    said = study.verdict(series(*[9.0] * 5, *[0.01] * 5, *[0.2] * 40, sampler="gp"))
     assert "10.0 at trial 10, 200 at trial 50" in said
     assert "GROWS" not in said
 
@@ -90,9 +77,33 @@ def test_a_gaussian_process_is_shown_over_its_trials() -> None:
 @pytest.mark.parametrize(("before", "after", "busy"), [(0.5, 2.0, False), (2.5, 1.0, True), (0.5, 2.1, True)])
 def test_a_busy_machine_is_said_to_be_one(before: float, after: float, busy: bool) -> None:
     """More processes than cores want to run, before or after."""
-    load = benchmark.Load(before, after, 2)
+    load = Load(before, after, 2)
     assert load.busy is busy
     assert ("BUSY" in load.words()) is busy
+
+
+def test_ratios_are_of_what_stood_side_by_side() -> None:
+    """Each round gives a ratio, and the figure is their median: a machine that slows down changes nothing."""
+    slow, fast = iter([9.0, 2.0, 4.0, 8.0]), iter([9.0, 1.0, 2.0, 4.0])
+    turns = take_turns("", {"slow": lambda: next(slow), "fast": lambda: next(fast)}, rounds=3, threads=-99)
+    figure = turns.ratio("slow against fast", "slow", "fast", goal=1.5)
+    assert turns.disturbed == 0
+    assert (figure.value, figure.spread, figure.holds) == (2.0, (2.0, 2.0), False)
+
+
+def test_disturbed_rounds_are_measured_again_and_then_said_to_be_busy() -> None:
+    """With no core to spare for whatever else runs, each round is disturbed: three times as many, and a note."""
+    calls: list[None] = []
+    turns = take_turns("", {"side": lambda: calls.append(None) or 1.0}, rounds=2, threads=99)
+    assert len(calls) == 1 + 3 * 2
+    assert "BUSY: 2 of 2" in turns.ratio("", "side", "side").note
+
+
+@pytest.mark.parametrize(("at_most", "holds"), [(True, False), (False, True)])
+def test_goals_have_a_direction(at_most: bool, holds: bool) -> None:
+    """At most, or at least; and a figure that couldn't be measured neither holds nor fails."""
+    assert Figure("", 1.1, 1.0, at_most).holds is holds
+    assert Figure("", math.nan, 1.0, at_most).holds is None
 
 
 @pytest.mark.slow
@@ -103,13 +114,13 @@ def test_a_study_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
     (measured,) = found["studies"]
     assert measured["trials"] == len(measured["wall_of_each"]) == 4
-    assert all(lap.keys() >= set(benchmark.EVERYTHING) for lap in measured["wall_of_each"])
-    assert [benchmark.FILES in lap for lap in measured["wall_of_each"]] == [True, False, False, False]
+    assert all(lap.keys() >= set(study.EVERYTHING) for lap in measured["wall_of_each"])
+    assert [study.FILES in lap for lap in measured["wall_of_each"]] == [True, False, False, False]
     assert found["machine"]["cpu"]
     assert found["load"]["cores"] >= 1
 
     (folder,) = (tmp_path / "kept").iterdir()
-    store = benchmark.Store(benchmark.sqlite_uri(folder / "mlflow.db"))
+    store = Store(sqlite_uri(folder / "mlflow.db"))
     runs = store.study().runs(role="distill", stage="search")
     assert [run.tags["kdsweep.job"] for run in runs] == [f"trial-{number:04d}" for number in range(4)]
     assert store.text(runs[0].id, "config.yaml") is not None
@@ -124,7 +135,7 @@ def test_a_study_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 @pytest.mark.slow
 def test_a_storage_of_others_is_left_as_it_was(tmp_path: Path) -> None:
     """The study is taken out of a storage that was named."""
-    url = benchmark.sqlite_uri(tmp_path / "shared.db")
+    url = sqlite_uri(tmp_path / "shared.db")
     benchmark.main(["study", "--trials", "2", "--sampler", "qmc", "--storage", url])
     import optuna
 

@@ -1,0 +1,461 @@
+"""What the controller of a study does for each trial, over many empty trials: ask, tell, and records in MLflow."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import random
+import tempfile
+import uuid
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console, Group
+from rich.table import Table
+
+from benchmarks.measuring import Clock, Figure, Finding, Seconds, bar, in_milliseconds, positive, shown_number
+from kdsweep import progress
+from kdsweep.errors import PrunedError, RunError
+from kdsweep.jobs import Job, Outcome
+from kdsweep.overrides import parsed
+from kdsweep.search import FINISHED, Search, build_pruner, delete, distribution_of
+from kdsweep.stages import Stages
+from kdsweep.stores import sqlite_uri
+from kdsweep.tracking import Store, flatten
+from kdsweep.train import CONFIG_FOLDER
+from kdsweep.trials import TrialLink
+
+if TYPE_CHECKING:
+    from kdsweep.data import Dataset
+
+ASK, TELL, REST = "ask", "tell", "everything else"
+LINK = "the trial's line to Optuna"
+OPEN, ENDS, PARAMS, TAGS, DATA = "store opened", "run created and ended", "parameters", "tags", "data sets"
+METRICS, MADE = "metrics", "what is logged, gathered"
+FILES = "written"
+STAND_IN = "stand-in for Hydra"  # the benchmark's own work; in no sum
+
+GROUPS = {
+    "controller": (ASK, TELL, REST),
+    "job, Optuna": (LINK,),
+    "job, MLflow": (OPEN, ENDS, PARAMS, TAGS, DATA, METRICS, MADE),
+}
+
+EVERYTHING = tuple(part for parts in GROUPS.values() for part in parts)
+
+# Artifacts cost more than all else and are files of their run alone, which can't grow with their number: every tenth
+# trial has them, and its time is in no other sum.
+WITH_ARTIFACTS = 10
+
+SAMPLERS = ("random", "tpe", "gp", "qmc")
+PRUNERS = ("none", "median", "percentile", "asha", "hyperband")
+# How many trials where none are asked for: a Gaussian process is fitted at each ask, to all trials before it.
+TRIALS = {"gp": 100}
+MANY_TRIALS = 500
+WINDOW = 50  # trials at either end whose medians are compared
+FLAT = 1.5  # goal: last / first
+MARKS = (10, 50, 100, 200, 500, 1000)  # trials around which a sampler's ask is shown
+AROUND = 5
+
+SEARCHED = ("loss.alpha=interval(0.0,1.0)", "loss.tau=tag(log,interval(1.0,20.0))")
+EPOCH_METRICS = (
+    *("train/loss", "train/accuracy", "lr", "images_per_second", "epoch_seconds"),
+    *("val/accuracy", "val/nll", "val/ece", "val/top5", "val/agreement", "val/teacher_kl"),
+)
+
+
+@dataclass
+class Series:
+    """One sampler's trials.
+
+    Args:
+        sampler: Its name.
+        laps: Of each trial, in order: part -> seconds.
+    """
+
+    sampler: str
+    laps: Sequence[Mapping[str, Seconds]]
+    window: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.window = max(1, min(WINDOW, len(self.laps) // 2))
+
+    def seconds(self, parts: Iterable[str], kind: int = 0) -> dict[int, float]:
+        """Trial -> what these parts took; of the trials that write artifacts if they are a part, else of the others.
+
+        `kind` 0 is the wall's time, 1 the processor's.
+        """
+        names = tuple(parts)
+        return {
+            number: sum(lap[name][kind] for name in names if name in lap)
+            for number, lap in enumerate(self.laps)
+            if (FILES in names) == (FILES in lap)
+        }
+
+    def ends(self, parts: Iterable[str], kind: int = 0) -> tuple[float, float]:
+        """Medians over the first and the last `window` trials; NaN where none is among them."""
+        seconds = self.seconds(parts, kind)
+        first = [value for number, value in seconds.items() if number < self.window]
+        last = [value for number, value in seconds.items() if number >= len(self.laps) - self.window]
+        return (median(first) if first else math.nan), (median(last) if last else math.nan)
+
+    def ratio(self, parts: Iterable[str], kind: int = 0) -> float:
+        """Last over first."""
+        first, last = self.ends(parts, kind)
+        return last / first if first > 0 else math.nan
+
+    def asks(self) -> dict[int, float]:
+        """Trial -> what an ask took, the median over the `AROUND` trials that end with it."""
+        seconds = [lap.get(ASK, (0.0, 0.0))[0] for lap in self.laps]
+        return {mark: median(seconds[mark - AROUND : mark]) for mark in MARKS if mark <= len(seconds)}
+
+    def rows(self) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+        """(group, row's name, parts) of each line of the table; the sums come below their parts."""
+        for group, parts in GROUPS.items():
+            if len(parts) > 1:
+                yield from ((group, part, (part,)) for part in parts)
+            yield group, "sum" if len(parts) > 1 else parts[0], parts
+        yield "trial", "sum", EVERYTHING
+        yield "artifacts", "config, environment, curve, weights", (FILES, MADE)
+
+    def values(self) -> dict[str, object]:
+        """Everything as plain values, in seconds."""
+        found = []
+        for group, name, parts in self.rows():
+            (first, last), (cpu_first, cpu_last) = self.ends(parts, 0), self.ends(parts, 1)
+            numbers = {
+                "wall": {"first": first, "last": last, "ratio": self.ratio(parts, 0)},
+                "cpu": {"first": cpu_first, "last": cpu_last, "ratio": self.ratio(parts, 1)},
+            }
+            # JSON knows no NaN.
+            known = {k: {n: None if math.isnan(v) else v for n, v in kind.items()} for k, kind in numbers.items()}
+            found.append({"group": group, "part": name, **known})
+        return {
+            "sampler": self.sampler,
+            "trials": len(self.laps),
+            "window": self.window,
+            "parts": found,
+            "ask_around": self.asks(),
+            "wall_of_each": [{name: seconds[0] for name, seconds in lap.items()} for lap in self.laps],
+        }
+
+
+class TimedSearch(Search):
+    """The product's search; each `next` begins a lap of the clock."""
+
+    clock: Clock
+
+    def next(self) -> Any:
+        self.laps.append(self.clock.lap())
+        with self.clock.part(ASK):
+            return super().next()
+
+    def complete(self, number: int, values: Sequence[float]) -> None:
+        with self.clock.part(TELL):
+            super().complete(number, values)
+
+    def prune(self, number: int, epoch: int) -> None:
+        with self.clock.part(TELL):
+            super().prune(number, epoch)
+
+    def timed_by(self, clock: Clock) -> list[dict[str, Seconds]]:
+        """Has the clock measure; what it measures, a lap before the first trial first."""
+        self.clock = clock
+        self.laps: list[dict[str, Seconds]] = []
+        return self.laps
+
+
+class TimedStore(Store):
+    """The product's store; what it writes is charged to what that is.
+
+    Args:
+        uri: The store's.
+        clock: Measures. A run's writer is a thread of its own, for which the run waits.
+        artifacts: Whether files are written.
+    """
+
+    PARTS: Mapping[str, str] = {
+        **{"params": PARAMS, "metrics": METRICS, "tags": TAGS},
+        **{"input": DATA, "status": ENDS, "artifact": FILES},
+    }
+
+    def __init__(self, uri: str, clock: Clock, artifacts: bool) -> None:
+        self._clock, self._artifacts = clock, artifacts
+        with clock.part(OPEN):
+            super().__init__(uri)
+
+    def create(self, name: str, tags: Mapping[str, str], start: int) -> str:
+        with self._clock.part(ENDS):
+            return super().create(name, tags, start)
+
+    def send(self, run_id: str, entry: Any, folder: Path) -> None:
+        if entry["kind"] != "artifact" or self._artifacts:
+            with self._clock.part(self.PARTS[entry["kind"]]):
+                super().send(run_id, entry, folder)
+
+
+@dataclass
+class EmptyTrials:
+    """An executor whose jobs train nothing: they record a run as a real trial does, and return a number.
+
+    What Hydra does for a job (its configuration, its log file) is not in it, nor the weights' size: one number.
+
+    Args:
+        cfg: The configuration of a study's run, before its own overrides.
+        data: The pictures that the run would read.
+        mlflow: URI of the store.
+        storage: URL of Optuna's.
+        study: The study's name there.
+        pruner: Its configuration, or None.
+        clock: Measures.
+        ended: Called after each job.
+    """
+
+    cfg: DictConfig
+    data: Dataset
+    mlflow: str
+    storage: str
+    study: str
+    pruner: DictConfig | None
+    clock: Clock
+    ended: Callable[[], None]
+    slots: int = 1
+
+    def submit(self, job: Job) -> None:
+        self._job = job
+
+    def wait(self) -> list[tuple[Job, Outcome]]:
+        with self.clock.part(STAND_IN):
+            cfg = OmegaConf.merge(self.cfg, OmegaConf.from_dotlist([*self._job.overrides]))
+            assert isinstance(cfg, DictConfig)
+            try:
+                outcome = Outcome(self._run(cfg))
+            except PrunedError as error:
+                outcome = Outcome(error=error)
+            self.ended()
+        return [(self._job, outcome)]
+
+    def close(self) -> None:
+        pass
+
+    def _run(self, cfg: DictConfig) -> float:
+        """What `kdsweep.train` does around a trial's training."""
+        clock, number = self.clock, int(cfg.tracking.trial)
+        with ExitStack() as stack:
+            with clock.part(LINK):
+                pruner = None if self.pruner is None else build_pruner(self.pruner)
+                link = TrialLink(self.storage, self.study, number, pruner)
+                stack.enter_context(link.alive())
+            value = self._record(cfg, TimedLink(link, clock), number)
+            with clock.part(LINK):
+                link.leave([value])
+                stack.close()
+        return value
+
+    def _record(self, cfg: DictConfig, link: Any, number: int) -> float:
+        """The MLflow run of a trial."""
+        from torch import zeros
+
+        from kdsweep import experiment, recording
+
+        value = score(cfg.loss.alpha, cfg.loss.tau, number)
+        metrics = dict.fromkeys(EPOCH_METRICS, value)
+        artifacts = number % WITH_ARTIFACTS == 0
+        points = [(epoch, value) for epoch in range(1, cfg.epochs + 1)]
+        result = experiment.Result(
+            {**metrics, "best/val_accuracy": value, "best/epoch": 1.0, "seconds": 0.0, "teacher_seconds": 0.0},
+            # Without a history there is no curve.
+            dict.fromkeys(metrics, points) if artifacts else {},
+        )
+        store = TimedStore(self.mlflow, self.clock, artifacts)
+        with self.clock.part(MADE), recording.started(cfg, self.data, store, None) as recorded:
+            reached = experiment.Reached({"val/accuracy": points})
+            log = recorded.epoch_log(reached, cfg.objective, link)
+            for epoch in range(1, cfg.epochs + 1):
+                log(metrics, epoch)
+            recorded.finish(result, {"weight": zeros(1)}, "model.safetensors")
+        return value
+
+
+@dataclass
+class TimedLink:
+    """A trial's line to Optuna; its reports are measured."""
+
+    link: TrialLink
+    clock: Clock
+
+    def report(self, value: float, epoch: int) -> None:
+        with self.clock.part(LINK):
+            self.link.report(value, epoch)
+
+
+def score(alpha: float, tau: float, number: int) -> float:
+    """An accuracy to model: smooth in both searched keys, and noisy as real ones are (sd .005)."""
+    smooth = 0.8 - 0.1 * (alpha - 0.6) ** 2 - 0.02 * math.log(tau / 4) ** 2
+    return smooth + random.Random(number).gauss(0, 0.005)
+
+
+@contextmanager
+def quiet(folder: Path) -> Iterator[None]:
+    """In this block the product's lines go to files of `folder`, in which they cost what they cost in a study."""
+    from optuna.exceptions import ExperimentalWarning
+    from optuna.logging import WARNING, set_verbosity
+
+    set_verbosity(WARNING)
+    handler = logging.FileHandler(folder / "study.log")
+    root, terminal = logging.getLogger(), progress.console
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    with (folder / "notes.txt").open("w") as notes, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=ExperimentalWarning)
+        progress.console = Console(file=notes, highlight=False)
+        try:
+            yield
+        finally:
+            progress.console = terminal
+            root.setLevel(level)
+            root.removeHandler(handler)
+            handler.close()
+
+
+def composed(sampler: str, pruner: str, folder: Path) -> DictConfig:
+    """The configuration of the product's study."""
+    lines = ["sweep=alpha_tau", "data=synthetic", "device=cpu", f"paths.root={folder}"]
+    lines += [f"hydra/sweeper/sampler={sampler}", f"hydra/sweeper/pruner={pruner}"]
+    with hydra.initialize_config_dir(str(CONFIG_FOLDER)):
+        return hydra.compose("config", lines, return_hydra_config=True)
+
+
+def measure_study(sampler: str, pruner: str, n_trials: int, storage: str | None, folder: Path) -> Series:
+    """Runs a study of empty trials, without baselines and confirmation, with stores of its own in `folder`."""
+    from kdsweep import assembly
+
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = composed(sampler, pruner, folder)
+    own = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
+    data, _ = assembly.inputs(assembly.key_of(own.data), own.view_seed, own.device)
+    overrides = parsed([*SEARCHED])
+    space = {o.get_key_element(): distribution_of(o.get_key_element(), o) for o in overrides}
+    settings = whole.hydra.sweeper
+    # A storage that others use too may hold an earlier study.
+    url, name = storage or sqlite_uri(folder / "optuna.db"), f"benchmark-{uuid.uuid4().hex[:8]}"
+    clock, mlflow = Clock(REST), sqlite_uri(folder / "mlflow.db")
+    with quiet(folder), bar(f"study, {sampler}", n_trials) as advance:
+        search = TimedSearch(
+            url, name, ["maximize"], space, settings.sampler, settings.pruner, n_trials, settings.max_restarts
+        )
+        laps = search.timed_by(clock)
+        store = Store(mlflow)
+        executor = EmptyTrials(own, data, mlflow, url, name, settings.pruner, clock, advance)
+        tags = {"kdsweep.role": "study", "kdsweep.study": name, "kdsweep.study_key": search.key}
+        params = flatten(assembly.container(own))
+        try:
+            with search.held(), store.run(name, tags=tags, params=params) as parent:
+                stages = Stages(
+                    store, parent.id, search, overrides, [], assembly.objectives(own), {}, 0, settings.max_restarts, 0.0
+                )
+                with stages.carried_out_by(executor):
+                    stages.run_search()
+            if search.count(*FINISHED) != n_trials:
+                raise RunError(f"{search.count(*FINISHED)} of {n_trials} trials have ended")
+        finally:
+            if storage is not None:
+                delete(url, name)
+    return Series(sampler, laps[1:])
+
+
+def table(series: Series) -> Table:
+    """Medians of both ends, and their ratio, part by part."""
+    title = f"study: {len(series.laps)} empty trials, sampler {series.sampler}; median milliseconds a trial"
+    shown = Table(title=title, title_justify="left")
+    for column in ("", "part"):
+        shown.add_column(column)
+    for column in (f"first {series.window}", f"last {series.window}", "last/first"):
+        shown.add_column(column, justify="right")
+    for column in ("CPU first", "CPU last", "last/first"):
+        shown.add_column(column, justify="right", style="dim")
+    last_group = None
+    for group, name, parts in series.rows():
+        cells = []
+        for kind in (0, 1):
+            first, last = series.ends(parts, kind)
+            cells += [in_milliseconds(first), in_milliseconds(last), shown_number(series.ratio(parts, kind), 2)]
+        is_sum = name == "sum" or len(GROUPS.get(group, ())) == 1
+        style = "bold" if is_sum else None
+        shown.add_row("" if group == last_group else group, name, *cells, style=style, end_section=is_sum)
+        last_group = group
+    return shown
+
+
+def judged(ratio: float) -> str:
+    """A ratio in words; time that shrinks as much as it may grow says that the machine has changed, not the study."""
+    if ratio > FLAT:
+        return "GROWS"
+    return "flat" if ratio > 1 / FLAT else "UNCLEAR, since the machine had less else to do at the end"
+
+
+def verdict(series: Series) -> str:
+    """Whether the time per trial stays the same."""
+    if series.sampler == "gp":
+        marks = ", ".join(f"{in_milliseconds(seconds)} at trial {mark}" for mark, seconds in series.asks().items())
+        return (
+            f"Sampler gp: an ask takes (ms) {marks or 'no time that so few trials could show'}. It is fitted to all "
+            "trials before, so this grows by its nature; the other parts are the controller's own."
+        )
+    words = []
+    for name, parts in (("a trial", EVERYTHING), ("the controller", GROUPS["controller"])):
+        wall, cpu = (series.ratio(parts, kind) for kind in (0, 1))
+        words.append(f"{name} {judged(wall)} ({wall:.2f}, processor's time {cpu:.2f})")
+    return f"Sampler {series.sampler}: {' and '.join(words)}; goal: last/first <= {FLAT}."
+
+
+def measure(arguments: argparse.Namespace) -> Finding:
+    """Time per trial outside of training, over a study of empty trials."""
+    from kdsweep import tracking
+
+    tracking._import_mlflow()  # seconds that no trial should be charged
+    chosen = [arguments.sampler] if arguments.sampler else ["random", "gp"]
+    found = []
+    with ExitStack() as stack:
+        out = arguments.out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kdsweep-benchmark-")))
+        for sampler in chosen:
+            default = TRIALS.get(sampler, MANY_TRIALS)
+            # Asked for nothing in particular, the process gets no more trials than it can be fitted to in a minute.
+            n_trials = arguments.trials or default
+            if arguments.sampler is None:
+                n_trials = min(n_trials, default)
+            folder = out / f"{sampler}-{uuid.uuid4().hex[:8]}"
+            found.append(measure_study(sampler, arguments.pruner, n_trials, arguments.storage, folder))
+    lines = [verdict(series) for series in found]
+    lines.append(
+        f"Every {WITH_ARTIFACTS}th trial writes artifacts, and counts for them alone. Not measured: Hydra's part of a "
+        "job, and weights of a real size. The sampler random costs next to nothing: its study is the controller's own "
+        "overhead."
+    )
+    details = {"pruner": arguments.pruner, "goal": FLAT, "studies": [series.values() for series in found]}
+    figures = [
+        Figure(f"{name}, last {WINDOW} against first ({series.sampler})", series.ratio(parts), FLAT)
+        for series in found
+        for name, parts in (("the controller", GROUPS["controller"]), ("a trial without its training", EVERYTHING))
+        if series.sampler != "gp"
+    ]
+    title = "study: what the controller does for each trial"
+    return Finding(title, figures, details, Group(*(table(series) for series in found)), lines)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    help_sampler = "default: random, which shows the controller's own overhead, and then gp over fewer trials"
+    parser.add_argument("--trials", type=positive, metavar="N", help="default: 500; for gp 100")
+    parser.add_argument("--sampler", choices=SAMPLERS, help=help_sampler)
+    parser.add_argument("--pruner", choices=PRUNERS, default="none", help="with one, each epoch is reported to Optuna")
+    parser.add_argument("--storage", metavar="URL", help="of Optuna's record; default: an SQLite file")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="keep the stores there; default: a temporary folder")
