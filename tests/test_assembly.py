@@ -116,7 +116,7 @@ def test_an_error_names_the_key_from_outside() -> None:
     """A component knows its argument's name, the configuration adds the group's."""
     with pytest.raises(UserError, match=r"^teacher\.network\.stem: .*stem='none'"):
         check(config("teacher.network.stem=none"))
-    with pytest.raises(UserError, match=r"^optimizer: Invalid learning rate: -1"):
+    with pytest.raises(UserError, match=r"^optimizer\.lr: `lr >= 0` must hold, but got lr=-1\."):
         check(config("optimizer.lr=-1"))
 
 
