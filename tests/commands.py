@@ -145,6 +145,11 @@ def statuses(root: Path) -> list[str]:
         return []
 
 
+def checkpoints(root: Path) -> list[Path]:
+    """The checkpoints below a folder that are whole: one that is being written lies in a hidden folder."""
+    return list((root / "cache" / "checkpoints").glob("*/[!.]*/[!.]*.safetensors"))
+
+
 def artifacts(run: Run) -> Path:
     """The folder of a run's artifacts."""
     return Path(unquote(urlparse(run.info.artifact_uri).path))

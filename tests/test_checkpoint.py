@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from commands import SHORT, Command, client, kdsweep, runs
+from commands import SHORT, Command, checkpoints, client, kdsweep, runs
 from networks import build
 from torch import Tensor, nn
 
@@ -315,10 +315,6 @@ def interrupted(number: int, root: Path) -> list[int]:
     assert done.status == 0, done.err
     (run,) = runs(root, "distill")
     return [int(epoch) for epoch in run.data.tags["kdsweep.resumed_after"].split(", ")]
-
-
-def checkpoints(root: Path) -> list[Path]:
-    return list((root / "cache" / "checkpoints").rglob("*.safetensors"))
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import optuna
 import pytest
-from commands import SHORT, Command, Outcome, kdsweep, runs
+from commands import SHORT, Command, Outcome, checkpoints, kdsweep, runs
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from servers import PostgreSQL
@@ -125,10 +125,9 @@ def test_killed_workers_cost_a_retry_each(tmp_path: Path) -> None:
 def test_a_killed_trial_goes_on_where_it_was(tmp_path: Path) -> None:
     """From its checkpoint, in the same MLflow run: what it had trained is not trained again."""
     words = (*STUDY, "sweep.n_trials=2", "sweep.confirm_seeds=0", "epochs=40", "n_passes=1", "checkpoint_share=1")
-    kept = tmp_path / "cache" / "checkpoints"
     command = Command(*words, root=tmp_path)
     log = tmp_path / "studies" / "alpha_tau" / "trial-0000"
-    command.wait_for(lambda: log.exists() and [*kept.rglob("*.safetensors")] != [])
+    command.wait_for(lambda: log.exists() and checkpoints(tmp_path) != [])
     command.kill()
     command.outcome()
     done = kdsweep(*words, root=tmp_path)
@@ -136,7 +135,7 @@ def test_a_killed_trial_goes_on_where_it_was(tmp_path: Path) -> None:
     (trial,) = runs(tmp_path, job="trial-0000")
     assert trial.info.status == "FINISHED"
     assert int(trial.data.tags["kdsweep.resumed_after"]) >= 1
-    assert [*kept.rglob("*.safetensors")] == []
+    assert checkpoints(tmp_path) == []
 
 
 def test_a_study_on_postgresql_survives_the_same(tmp_path: Path, postgresql: PostgreSQL) -> None:
