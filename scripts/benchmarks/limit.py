@@ -1,0 +1,74 @@
+"""How near the product's training comes to a bare loop over one batch that lies ready: same precision, same layout."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+import torch
+
+from benchmarks import parts
+from benchmarks.measuring import Figure, Finding, positive, take_turns, timed
+from kdsweep import assembly
+from kdsweep.hardware import autocast
+
+LOSSES = {"ce": "scratch", "kd": "distill"}
+GOALS = {128: 0.95, 512: 0.99}
+
+
+def bare_epochs(training: parts.Training, guided: bool) -> Callable[[], float]:
+    """A side: as many steps as an epoch has, all on the same pictures, which are preprocessed, on the device."""
+    pictures = training.data.train.images[: training.batch_size].to(training.device)
+    labels = training.labels[: training.batch_size]
+    inputs = training.network.preprocess(pictures)  # (B, 3, H, W)
+    answers = torch.randn(len(labels), training.data.n_classes, device=training.device) if guided else None
+    loss = assembly.build(training.cfg, "loss")
+    optimizer = assembly.build(training.cfg, "optimizer")(list(training.network.parameters()))
+    training.network.train()
+
+    def epoch() -> None:
+        for _ in range(training.steps):
+            with autocast(training.precision, training.device):
+                logits = training.network.net(inputs)
+            value = loss(logits, answers, labels)
+            optimizer.zero_grad(set_to_none=True)
+            value.backward()
+            optimizer.step()
+        parts.synchronised(training.device)
+
+    return lambda: timed(epoch)
+
+
+def measure(arguments: argparse.Namespace) -> Finding:
+    """Training against a bare loop over one fixed batch, at several batch sizes, with and without a teacher"""
+    figures, details, lines = [], {}, []
+    # What teaches is of no account here: the table has as many columns whatever filled it.
+    arguments.teacher = arguments.student
+    for batch in arguments.batch:
+        for loss in arguments.loss:
+            with parts.workplace(arguments) as folder:
+                overrides = [f"batch_size={batch}"]
+                if loss == "kd":
+                    overrides.append("teacher.network.input_size=null")
+                cfg = parts.configuration(
+                    arguments, folder, LOSSES[loss], *overrides, pictures=max(batch, arguments.pictures)
+                )
+                training, bare = parts.Training(cfg), parts.Training(cfg)
+                fit = training.fit(training.teacher() if loss == "kd" else None)
+                sides = {"kdsweep": parts.epochs(fit), "bare": bare_epochs(bare, guided=loss == "kd")}
+                turns = take_turns(f"{loss}, batch {batch}", sides, rounds=arguments.rounds, threads=arguments.threads)
+            name = f"training against a bare loop, {loss}, batch {batch}"
+            figures.append(turns.ratio(name, "bare", "kdsweep", goal=GOALS.get(batch), at_most=False))
+            for side in sides:
+                rate = training.pictures / turns.median(side)
+                figures.append(Figure(f"{side}, {loss}, batch {batch}", rate, unit="pictures/s"))
+            details[f"{loss} {batch}"] = {**turns.values(), "steps": training.steps}
+            lines = [parts.conditions(training, arguments)]
+    return Finding("limit: the product's training against the machine's limit", figures, details, notes=lines)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parts.add_arguments(parser, pictures=256)
+    help_batch = "pictures a step; an epoch has at least one; default: 128 512"
+    parser.add_argument("--batch", type=positive, nargs="+", default=list(GOALS), metavar="N", help=help_batch)
+    parser.add_argument("--loss", nargs="+", choices=LOSSES, default=list(LOSSES), help="default: both")
