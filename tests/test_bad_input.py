@@ -176,7 +176,7 @@ NETWORKS = [
 
 # The weights of ResNet18 with ImageNet's stem, in a file with something wrong.
 WEIGHTS = [
-    Wrong(f"model.weights=FILES/{name}", start, parts, base=(*SHORT, "model.stem=imagenet"))
+    Wrong(f"model.weights=FILES/{name}", start, parts, base=(*SHORT, "model.name=resnet18"))
     for name, start, parts in [
         ("misfit.safetensors", "model.weights", ("missing: bn1.weight", "unexpected: other")),
         ("code.pth", "model.weights", ("posix.system", "could run code", "refused")),
@@ -513,7 +513,7 @@ def test_the_table_is_as_long_as_was_promised() -> None:
 def test_no_code_in_a_file_of_weights_was_run(files: Path, tmp_path: Path) -> None:
     """What the pickles of the table would do when they are read the usual way hasn't happened."""
     for name in ("code.pth", "code_in_a_dict.pt", "pickle.pth"):
-        words = (*SHORT, "model.stem=imagenet", f"model.weights={files / name}")
+        words = (*SHORT, "model.name=resnet18", f"model.weights={files / name}")
         assert run("kdsweep", words, tmp_path, {"KDSWEEP_HOME": str(tmp_path)})[0] == 2
     assert not (files / "executed").exists()
     pickle.loads((files / "pickle.pth").read_bytes())

@@ -40,7 +40,7 @@ GIVEN_WHEN_CALLED = {
 NEEDS_DOWNLOAD = {"cifar10", "cifar100"}
 
 # The modules that know the configuration.
-READERS = ("train", "recording", "assembly", "study", "forecast", "speed")
+READERS = ("train", "recording", "assembly", "checks", "reproduce", "study", "forecast", "speed")
 
 
 def composed(*words: str) -> DictConfig:

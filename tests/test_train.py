@@ -14,7 +14,7 @@ import pytest
 import yaml
 from commands import SHORT, Command, artifacts, client, kdsweep, runs, statuses
 from safetensors.torch import load_file
-from torchvision.models import resnet18
+from torchvision.models import shufflenet_v2_x0_5
 
 from kdsweep.files import hash_tensors
 
@@ -65,7 +65,13 @@ def weights(run: Run) -> str:
 def test_parameters_are_the_configuration(run: Run) -> None:
     """Every key, flattened; what was chosen automatically; nothing unresolved."""
     params = run.data.params
-    expected = {"loss.alpha": "0.5", "loss.tau": "4.0", "seed": "0", "data.val_size": "32", "model.name": "resnet18"}
+    expected = {
+        "loss.alpha": "0.5",
+        "loss.tau": "4.0",
+        "seed": "0",
+        "data.val_size": "32",
+        "model.name": "shufflenet_v2_x0_5",
+    }
     assert expected.items() <= params.items()
     assert params["n_passes"] == params["epochs"] == "2"
     assert params["runtime.precision"] in ("bf16", "fp32")
@@ -143,7 +149,7 @@ def test_a_single_run_may_have_several_objectives(run: Run, made: Callable[..., 
 def test_the_weights_fit_the_librarys_own_network(run: Run) -> None:
     """torchvision's ResNet18 loads them as they are; their hash is the run's tag."""
     state = load_file(artifacts(run) / "model.safetensors")
-    resnet18(num_classes=10).load_state_dict(state)
+    shufflenet_v2_x0_5(num_classes=10).load_state_dict(state)
     assert hash_tensors(state) == weights(run)
 
 
