@@ -127,12 +127,15 @@ def _main(arguments: Sequence[str] | None) -> None:
     uri = store_uri(options.uri, options.root)
     require_store(uri)
     store = Store(uri, options.experiment)
-    folder, checks = export(store, options.run, options.root, options.out, options.format, options.force)
+    from kdsweep.originals import run_named
+
+    run = run_named(options.run)
+    folder, checks = export(store, run, options.root, options.out, options.format, options.force)
     for file_name, check in checks.items():
         print(f"{file_name}: {check}")
     print(f"written to {folder}")
     if name is not None:
-        print(f"registered as {name}, version {register(store, options.run, folder, name)}")
+        print(f"registered as {name}, version {register(store, run, folder, name)}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -144,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     root = Path(os.environ.get("KDSWEEP_HOME", "."))
     option = parser.add_argument
-    option("run", metavar="RUN", help="MLflow run id of a scratch, label_smoothing or distill run")
+    option("run", metavar="RUN", help="MLflow run id of a student; or a config.yaml, or a folder that holds one")
     option("--out", metavar="DIR", type=Path, help="folder to write (default: <root>/exports/<run's name>-<id>)")
     option("--format", choices=FORMATS, default="pt2", help="file with the preprocessing inside (default: %(default)s)")
     option("--force", action="store_true", help="replace an earlier export in the folder")
@@ -158,7 +161,8 @@ def _parser() -> argparse.ArgumentParser:
 def _saved(store: Store, run: RunRecord) -> SavedConfig:
     """The configuration of a run that has a student; `UserError` for other runs."""
     if run.role == "teacher":
-        network = f"{run.params.get('teacher.network.name')} with {run.params.get('teacher.network.weights')}"
+        weights = run.params.get("teacher.network.weights", "None")
+        network = f"{run.params.get('teacher.network.name')}, {'random' if weights == 'None' else weights}"
         raise UserError(
             f"the run {run.id} is a teacher, of which MLflow keeps the head alone (head.safetensors; the rest is "
             f"{network}). Export one of its students, or any other run.",

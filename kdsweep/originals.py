@@ -61,12 +61,7 @@ def find(name: str, uri: str) -> Original:
         if text is None:
             raise UserError(f"the run {run.id} has no {CONFIG}: it failed before it began, or isn't kdsweep's.")
         return _from_store(store, run, parse(text))
-    try:
-        saved = parse(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is no text, and so no {CONFIG} of a run.") from None
-    if not _is_of_a_run(saved.config):
-        raise UserError(f"{path} is no configuration of a kdsweep run. The whole one is the run's artifact {CONFIG}.")
+    saved = _read(path)
     if not _is_sound(saved.record):
         raise UserError(
             f"the last line of {path}, which says what came of the run, is damaged. Remove it to go without."
@@ -75,6 +70,19 @@ def find(name: str, uri: str) -> Original:
     if known is not None:
         return _from_store(*known, saved)
     return Original(saved.record.get("run"), saved.config, of_record(saved.record), _surroundings(saved.record))
+
+
+def run_named(name: str) -> str:
+    """The MLflow id of a run that is named by it, by its config.yaml, or by a folder that holds one.
+
+    Raises:
+        UserError: There is no such file, or no run has written it.
+    """
+    path = _file(name)
+    run = name if path is None else _read(path).record.get("run")
+    if not isinstance(run, str):
+        raise UserError(f"{path} is a bare configuration, and doesn't say which run wrote it. Give the run's id.")
+    return run
 
 
 def _file(name: str) -> Path | None:
@@ -93,6 +101,16 @@ def _file(name: str) -> Path | None:
     if os.sep in name or path.suffix:
         raise UserError(f"there is no file {path}. Name a run's {CONFIG}, its folder, or its id.")
     return None
+
+
+def _read(path: Path) -> SavedConfig:
+    try:
+        saved = parse(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is no text, and so no {CONFIG} of a run.") from None
+    if not _is_of_a_run(saved.config):
+        raise UserError(f"{path} is no configuration of a kdsweep run. The whole one is the run's artifact {CONFIG}.")
+    return saved
 
 
 def _known(uri: str, saved: SavedConfig) -> tuple[Store, RunRecord] | None:

@@ -83,6 +83,8 @@ def send_offline(uri: str, root: Path, experiment: str | None = None) -> Sent:
 
 def _main(arguments: Sequence[str] | None) -> None:
     options = _parser().parse_args(arguments)
+    if not options.root.is_dir():
+        raise UserError(f"there is no folder {options.root}. Name the project folder, which holds mlflow.db.", "--root")
     uri = store_uri(options.uri, options.root)
     if uri == store_uri(offline_uri(options.root), options.root):
         raise UserError("the offline store can't be sent to itself. Name a server.", "--uri")

@@ -160,7 +160,7 @@ def test_settings_of_a_teacher_that_is_not_chosen_are_none() -> None:
 
 def test_gradients_that_a_cpu_gets_wrong_are_refused() -> None:
     """bf16 on a CPU, where a strided convolution meets a map of 1 x 1: the message names the ways out."""
-    small = ("data.image_size=16", "device=cpu")
+    small = ("model.name=resnet18", "data.image_size=16", "device=cpu")
     wrong = config(*small, "precision=bf16")
     data, _ = assembly.inputs(assembly.key_of(wrong.data), 0, "cpu")
     with pytest.raises(UserError, match=r"precision: pictures of 16 x 16 .* precision=fp32"):

@@ -190,16 +190,41 @@ def test_damaged_weights_are_refused(root: Path, store: Store, student: Any, tmp
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_or_a_folder_names_its_run(
+    root: Path, student: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The run's output folder, its artifacts, and a config.yaml, wherever it was copied to."""
+    (output,) = (root / "outputs").glob("*/*")
+    copy = shutil.copy(output / "config.yaml", tmp_path / "mine.yaml")
+    for place in (output, artifacts(student), copy):
+        out = tmp_path / "out"
+        status, printed, _ = command(capfd, place, "--root", root, "--out", out, "--format", "none", "--force")
+        assert (status, printed) == (0, f"written to {out}\n")
+        assert json.loads((out / "config.json").read_text())["run"] == student.info.run_id
+
+
 def test_wrong_arguments_are_one_line_and_status_2(
-    root: Path, student: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    root: Path,
+    student: Any,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """No such run, no student, a name that no model can have, a store that isn't there, an extra that is missing."""
     (teacher,) = runs(root, "teacher")
     run_id, here = student.info.run_id, ("--root", root, "--out", tmp_path / "x")
+    bare = tmp_path_factory.mktemp("bare") / "bare.yaml"
+    bare.write_text(OmegaConf.to_yaml(OmegaConf.load(artifacts(student) / "config.yaml")))
     monkeypatch.setattr(export, "ONNX", ("onnx", "no_such_package"))
     cases = [
         (("no-such-run", *here), "There is no run 'no-such-run'"),
-        ((teacher.info.run_id, *here), "RUN: the run .* is a teacher.*head.safetensors"),
+        (
+            (teacher.info.run_id, *here),
+            r"RUN: the run .* is a teacher.*head.safetensors; .* resnet18, random\)",
+        ),
+        ((root, *here), "there is no config.yaml in the folder"),
+        ((bare, *here), ".*bare.yaml is a bare configuration.*Give the run's id."),
         ((run_id, *here, "--register", "a/b"), "--register: `NAME is a word or more, without / and :` must hold"),
         ((run_id, *here, "--register", ""), "--register: "),
         ((run_id, *here, "--format", "onnx"), r"--format: .*pip install 'kdsweep\[onnx\]'"),

@@ -335,6 +335,15 @@ def test_a_run_that_goes_on_is_left_for_the_next_call(
     assert [run.tags.get("kdsweep.note") for run in Store(server.uri, "living").runs()] == ["seen", None]
 
 
+def test_a_folder_that_is_not_there_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rather than to say that it holds nothing."""
+    assert synced(tmp_path / "misspelt") == 2
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err.count("\n")) == ("", 1)
+    assert printed.err.startswith(f"kdsweep-sync: --root: there is no folder {tmp_path / 'misspelt'}. Name the")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_offline_runs_may_go_to_a_local_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Without a server's name they go where runs go by default."""
     with Store(offline_uri(tmp_path)).run("one", tags=DISTILL, params={}) as run:
