@@ -89,6 +89,22 @@ def locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
+@contextmanager
+def if_free(path: Path) -> Iterator[bool]:
+    """As `locked`, without waiting: yields whether this process has the lock."""
+    lock = FileLock(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except (Timeout, FileNotFoundError):  # or somebody has just removed the folder
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
 def hash_tensors(tensors: dict[str, Tensor]) -> str:
     """SHA-256 (hex) over names, dtypes, shapes and bytes of `tensors`, in the order of their names."""
     digest = hashlib.sha256()

@@ -20,6 +20,7 @@ from kdsweep.tables import ROWS_CHECKED, TableMismatchError, Tables
 
 IDENTITY: dict[str, Any] = {"weights": "abc", "precision": "fp32"}
 N = 23
+LOOKED_AT = [0, 7, 14, 22]  # rows that are computed anew before a table is believed
 WEIGHT = torch.randn(5, generator=torch.Generator().manual_seed(0))
 
 
@@ -64,7 +65,7 @@ def test_a_pass_is_computed_once_and_then_read(tmp_path: Path) -> None:
     later, second = tables(tmp_path), Counter()
     for _ in range(2):
         assert torch.equal(later.rows("pass-0000", N, second), network(torch.arange(N)))
-    assert second.rows == [0, 7, 14, 22]
+    assert second.rows == LOOKED_AT
     assert len(second.rows) == ROWS_CHECKED
 
 
@@ -182,6 +183,84 @@ def test_a_lock_file_that_nobody_holds_is_no_obstacle(tmp_path: Path) -> None:
     assert torch.equal(ours.rows("pass-0000", N, network), network(torch.arange(N)))
 
 
+# ------------------------------------------------------------------------------------------------------- parts
+
+
+@pytest.fixture
+def short_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part of a pass is one batch: 23 rows in batches of four have six."""
+    monkeypatch.setattr("kdsweep.tables.PART_BATCHES", 1)
+
+
+@pytest.mark.usefixtures("short_parts")
+def test_a_long_pass_is_made_of_parts(tmp_path: Path) -> None:
+    """Part after part gives the same rows, each computed once, and a few looked at in the end; no part stays."""
+    ours, counter = tables(tmp_path), Counter()
+    assert torch.equal(ours.rows("pass-0000", N, counter), network(torch.arange(N)))
+    assert counter.rows == [*range(N), *LOOKED_AT]
+    assert {path.name for path in ours.folder.iterdir()} == {
+        *("identity.json", "pass-0000.safetensors", "pass-0000.safetensors.lock")
+    }
+
+
+@pytest.mark.usefixtures("short_parts")
+def test_parts_outlive_a_failure(tmp_path: Path) -> None:
+    """What was whole when a computation failed is not computed again; a part that was damaged since is."""
+    ours, after = tables(tmp_path), Counter()
+
+    def fail(rows: Tensor) -> Tensor:
+        if rows[0] >= 12:
+            raise RuntimeError("out of memory")
+        return network(rows)
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        ours.rows("pass-0000", N, fail)
+    assert not ours.has("pass-0000")
+    (ours.folder / "pass-0000.parts" / "00000004-00000008.safetensors").write_bytes(b"half")
+    assert torch.equal(tables(tmp_path).rows("pass-0000", N, after), network(torch.arange(N)))
+    assert sorted(after.rows) == sorted([4, 5, 6, 7, *range(12, N), *LOOKED_AT])
+
+
+@pytest.mark.usefixtures("short_parts")
+def test_a_pass_can_be_filled_part_by_part(tmp_path: Path) -> None:
+    """Whoever has time computes the next part, until none is left; a part that is stopped is no part."""
+    ours, counter = tables(tmp_path), Counter()
+    assert not ours.fill_part("pass-0000", N, counter, stop=lambda: True)
+    counter.rows.clear()
+    filled = 0
+    while ours.fill_part("pass-0000", N, counter, stop=lambda: False):
+        filled += 1
+    assert filled == 6
+    assert torch.equal(ours.rows("pass-0000", N, counter), network(torch.arange(N)))
+    assert counter.rows == [*range(N), *LOOKED_AT]
+    assert not ours.fill_part("pass-0000", N, counter, stop=lambda: False)
+    assert not (ours.folder / "pass-0000.parts").exists()
+
+
+@pytest.mark.usefixtures("short_parts")
+def test_a_pass_that_is_there_is_asked_for_no_part(tmp_path: Path) -> None:
+    """Nothing is left to be done ahead of its readers."""
+    tables(tmp_path).rows("pass-0000", N, network)
+    assert not tables(tmp_path).fill_part("pass-0000", N, Counter(), stop=lambda: False)
+
+
+def test_a_table_is_a_memory_map(tmp_path: Path) -> None:
+    """A table that is held takes no memory of the process: its 40 MB belong to the file."""
+    rows = 1_000_000
+    write = Tables(tmp_path, IDENTITY, batch_size=rows, tolerance=1e-4)
+    write.rows("pass-0000", rows, lambda rows: rows[:, None].float().expand(-1, 10).contiguous())
+    before = anonymous_bytes()
+    table = tables(tmp_path).rows("pass-0000", rows, lambda rows: rows[:, None].float().expand(-1, 10))
+    assert anonymous_bytes() - before < 10e6
+    assert float(table[-1, 0]) == rows - 1
+
+
+def anonymous_bytes() -> int:
+    """This process's memory that belongs to no file."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+    return int(line.split()[1]) * 1024
+
+
 # ------------------------------------------------------------------------------------------- several processes
 
 # Forked from a server that has imported torch once; forks of the test process itself could inherit a held lock.
@@ -200,6 +279,14 @@ def ask(root: Path, computed: Path, seconds: float) -> None:
 
     table = tables(root).rows("pass-0000", N, slowly)
     assert torch.equal(table, network(torch.arange(N)))
+
+
+def ask_in_parts(root: Path, computed: Path, seconds: float) -> None:
+    """The same, where a part is one batch."""
+    import kdsweep.tables
+
+    kdsweep.tables.PART_BATCHES = 1
+    ask(root, computed, seconds)
 
 
 def die_in_computation(root: Path) -> None:
@@ -244,7 +331,7 @@ def test_processes_that_ask_at_once_compute_once(tmp_path: Path) -> None:
         process.join(60)
     assert [process.exitcode for process in started] == [0, 0, 0]
     rows = [int(line) for line in computed.read_text().split()]
-    assert sorted(rows) == sorted([*range(N), *2 * [0, 7, 14, 22]])
+    assert sorted(rows) == sorted([*range(N), *2 * LOOKED_AT])
 
 
 @pytest.mark.slow
@@ -278,3 +365,37 @@ def test_the_one_who_waits_takes_over_from_the_dead(tmp_path: Path) -> None:
     second.join(60)
     assert second.exitcode == 0
     assert sorted(map(int, computed.read_text().split())) == list(range(N))
+
+
+@pytest.mark.slow
+def test_processes_share_a_pass(tmp_path: Path) -> None:
+    """Two that ask for the same pass compute parts of it each, no row twice, and look at a few of the whole."""
+    noted = [tmp_path / "first", tmp_path / "second"]
+    started = [processes.Process(target=ask_in_parts, args=(tmp_path / "tables", path, 0.3)) for path in noted]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(60)
+    assert [process.exitcode for process in started] == [0, 0]
+    rows = [[int(line) for line in path.read_text().split()] for path in noted]
+    assert sorted(rows[0] + rows[1]) == sorted([*range(N), *LOOKED_AT, *LOOKED_AT])
+    assert min(map(len, rows)) >= 8
+
+
+@pytest.mark.slow
+def test_a_killed_process_costs_one_part(tmp_path: Path) -> None:
+    """What it had computed before stays; the other computes the rest."""
+    first = processes.Process(target=ask_in_parts, args=(tmp_path / "tables", tmp_path / "first", 0.2))
+    first.start()
+    parts = tables(tmp_path / "tables").folder / "pass-0000.parts"
+    while len(list(parts.glob("*.safetensors"))) < 3:
+        time.sleep(0.01)
+    first.kill()
+    first.join(60)
+    whole = {int(path.stem.partition("-")[0]) for path in parts.glob("*.safetensors")}
+    second = processes.Process(target=ask_in_parts, args=(tmp_path / "tables", tmp_path / "second", 0.0))
+    second.start()
+    second.join(60)
+    assert second.exitcode == 0
+    rows = sorted(map(int, (tmp_path / "second").read_text().split()))
+    assert rows == sorted([*(row for row in range(N) if row // 4 * 4 not in whole), *LOOKED_AT])
