@@ -266,7 +266,7 @@ COMMAND_LINE = [
     Wrong("--nothing", "unrecognized arguments", ("--nothing", "kdsweep --help")),
     Wrong("--cfg nothing", "argument --cfg", ("'nothing'", "kdsweep --help")),
     Wrong("--config-name nothing", "Cannot find primary config", ("'nothing'", "--help")),
-    Wrong("~model", "model", ("model is chosen", "--help")),
+    Wrong("~model", "model", ("model is chosen", "--help"), ("experiment=debug",)),
     Wrong("~loss._target_", "loss", ("loss is chosen", "--help")),
     Wrong("tracking=null", "tracking", ("group of keys", "tracking=None", "one by one")),
     Wrong("tracking=5", "tracking", ("5",)),
