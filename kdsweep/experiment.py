@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -80,9 +81,11 @@ def run(
         DivergedError: The network's answers to the validation pictures are not finite.
     """
     reached = Reached() if reached is None else reached
+    # Of a whole table each: read once, not after every epoch.
+    answers = None if teacher is None else functools.cache(lambda split: teacher.logits(split).cpu())
     with _clock(reached, teacher) as tick:
         for epoch, trained in enumerate(training, start=reached.epochs + 1):
-            metrics = {**trained, **_scores("val", "validation", predict("validation"), data, teacher)}
+            metrics = {**trained, **_scores("val", "validation", predict("validation"), data, answers)}
             for name, value in metrics.items():
                 reached.history.setdefault(name, []).append((epoch, value))
             # The loss is measured before each step: only this sees what the last one did.
@@ -95,13 +98,13 @@ def run(
                     f"after epoch {epoch} the validation NLL is {metrics['val/nll']}. Lower optimizer.lr."
                 )
         last = {name: values[-1][1] for name, values in reached.history.items()} or _scores(
-            "val", "validation", predict("validation"), data, teacher
+            "val", "validation", predict("validation"), data, answers
         )
         test: Metrics = {}
         bins = []
         if evaluate_test:
             logits = predict("test")
-            test, bins = _scores("test", "test", logits, data, teacher), reliability(logits.cpu(), data.test.labels)
+            test, bins = _scores("test", "test", logits, data, answers), reliability(logits.cpu(), data.test.labels)
     seconds = {"seconds": reached.seconds}
     if teacher is not None:
         # What a table costs is paid once for a whole sweep, and says nothing about this run.
@@ -134,7 +137,7 @@ def _clock(reached: Reached, teacher: Teacher | None) -> Iterator[Callable[[], N
         tick()
 
 
-def _scores(prefix: str, split: str, logits: Tensor, data: Dataset, teacher: Teacher | None) -> Metrics:
-    teacher_logits = None if teacher is None else teacher.logits(split).cpu()
-    scores = evaluate(logits.cpu(), getattr(data, split).labels, teacher_logits)
+def _scores(prefix: str, split: str, logits: Tensor, data: Dataset, answers: Callable[[str], Tensor] | None) -> Metrics:
+    """The scores of a split, compared with a teacher's `answers` to it where there is one."""
+    scores = evaluate(logits.cpu(), getattr(data, split).labels, None if answers is None else answers(split))
     return {f"{prefix}/{name}": value for name, value in scores.items()}

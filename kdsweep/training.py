@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from kdsweep.convolutions import small_maps
 from kdsweep.errors import RunError, UserError, is_number, require
 from kdsweep.hardware import autocast, random_state, set_random_state
 from kdsweep.models import Classifier
@@ -172,7 +173,7 @@ class Fit:
     def _train_step(self, indices: Tensor, pass_index: int, answers: Answers | None) -> None:
         labels = self._labels[indices]
         pictures = self._views.batch(indices, pass_index)  # (B, H, W, 3)
-        with autocast(self._precision, labels.device):
+        with autocast(self._precision, labels.device), small_maps(self._precision, labels.device):
             logits = self._network(pictures)  # (B, C)
         value = self._loss(logits, None if answers is None else answers(indices, pictures), labels)
         self._optimizer.zero_grad(set_to_none=True)

@@ -86,6 +86,7 @@ ORDER = (
     "views",
     "losses",
     "schedules",
+    "convolutions",
     "hardware",
     "environment",
     "saved_config",

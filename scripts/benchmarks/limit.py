@@ -10,6 +10,7 @@ import torch
 from benchmarks import parts
 from benchmarks.measuring import Figure, Finding, positive, take_turns, timed
 from kdsweep import assembly
+from kdsweep.convolutions import small_maps
 from kdsweep.hardware import autocast
 
 LOSSES = {"ce": "scratch", "kd": "distill"}
@@ -28,7 +29,7 @@ def bare_epochs(training: parts.Training, guided: bool) -> Callable[[], float]:
 
     def epoch() -> None:
         for _ in range(training.steps):
-            with autocast(training.precision, training.device):
+            with autocast(training.precision, training.device), small_maps(training.precision, training.device):
                 logits = training.network.net(inputs)
             value = loss(logits, answers, labels)
             optimizer.zero_grad(set_to_none=True)

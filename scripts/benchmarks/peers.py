@@ -78,7 +78,8 @@ def measure(arguments: argparse.Namespace) -> Finding:
         training = parts.Training(parts.configuration(arguments, folder, "distill", *overrides))
         found = Peers(arguments, folder, python, training, parts.warm_epochs(training))
         small, small_details = found.small(missing)
-        large, large_details = found.large(missing)
+        # A loop that didn't start won't with a larger teacher.
+        large, large_details = found.large(small_details["skipped"])
     lines = [
         f"Ratios are of seconds a picture; kdsweep's from a warm table. Batch {training.batch_size}; at "
         f"{arguments.large_side} px the others' is {arguments.large}, for which the student's part is a little dearer. "
