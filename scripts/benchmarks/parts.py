@@ -10,7 +10,7 @@ import functools
 import io
 import itertools
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -187,23 +187,22 @@ def synchronised(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def computed(name: str, turns: Turns, value: Callable[[dict[str, float]], float], **rest: object) -> Figure:
-    """A figure of what `value` makes of each round's seconds, side by side: their median and range.
-
-    Args:
-        rest: Further attributes of the figure.
-    """
-    rounds: Sequence[dict[str, float]] = [
-        dict(zip(turns.seconds, seconds, strict=True)) for seconds in zip(*turns.seconds.values(), strict=True)
-    ]
-    values = [value(found) for found in rounds]
-    # For the words about disturbed rounds.
+def computed(
+    name: str,
+    turns: Turns,
+    value: Callable[[dict[str, float]], float],
+    *,
+    goal: float | None = None,
+    at_most: bool = True,
+    note: str = "",
+) -> Figure:
+    """A figure of what `value` makes of each round's seconds, side -> seconds: the median and the range."""
+    rounds = zip(*turns.seconds.values(), strict=True)
+    values = [value(dict(zip(turns.seconds, seconds, strict=True))) for seconds in rounds]
     side = next(iter(turns.seconds))
-    note = turns.ratio(name, side, side, note=str(rest.pop("note", ""))).note
-    return replace(
-        Figure(name, median(values), spread=(min(values), max(values)), note=note),
-        **rest,  # type: ignore[arg-type]
-    )
+    # A ratio, for what it says about disturbed rounds.
+    figure = turns.ratio(name, side, side, goal=goal, at_most=at_most, note=note)
+    return replace(figure, value=median(values), spread=(min(values), max(values)))
 
 
 def conditions(training: Training, arguments: argparse.Namespace) -> str:
