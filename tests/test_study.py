@@ -328,7 +328,8 @@ def test_a_pruner_stops_trials_that_fall_behind(finished: Outcome, place: Path) 
     pruner = [f"hydra.sweeper.pruner.{key}=1" for key in ("n_startup_trials", "n_warmup_steps", "n_min_trials")]
     # The grid's seed takes the last one first.
     space = ("loss.alpha=0.5", "optimizer.lr=choice(1e-9,1e-8,0.003)")
-    slow = ("sweep.name=pruned", "epochs=2", "batch_size=8", "schedule=constant")
+    # ResNet18 learns something in an epoch.
+    slow = ("sweep.name=pruned", "model.name=resnet18", "epochs=2", "batch_size=8", "schedule=constant")
     done = kdsweep(*SMALL, *slow, *space, "hydra/sweeper/pruner=median", *pruner, root=place)
     assert done.status == 0, done.err
     (study,) = runs(place, "study", study="pruned")
