@@ -8,12 +8,10 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -23,19 +21,11 @@ from kdsweep.errors import UserError, require_kinds
 from kdsweep.files import hash_identity
 from kdsweep.hardware import resolve_device, resolve_precision
 from kdsweep.models import Classifier
+from kdsweep.rules import attempt
 from kdsweep.teachers import Teacher
 from kdsweep.views import Views
 
-ARMS = ("teacher", "scratch", "label_smoothing", "distill")
-
-# Metrics that a sweep may select on; the test split is kept out of it.
-OBJECTIVES = (
-    *("val/accuracy", "val/nll", "val/ece", "val/top5", "val/agreement", "val/teacher_kl"),
-    "best/val_accuracy",
-)
-
-# What a run is made of. Code runs from here alone: a configuration can't name any other function, of kdsweep neither.
-GROUPS = ("data", "model", "teacher", "loss", "optimizer", "schedule")
+# Code runs from here alone: a configuration can't name any other function, of kdsweep neither.
 COMPONENTS = (
     *("kdsweep.data.*", "kdsweep.models.Architecture", "kdsweep.training.fit_head"),
     *("kdsweep.losses.*", "kdsweep.schedules.*", "torch.optim.*"),
@@ -44,36 +34,11 @@ COMPONENTS = (
 # Pictures in a forward pass without gradients.
 EVALUATION_BATCH = 256
 
-# Of a component from a package that isn't trusted.
-HYDRAS_REMEDY = "Pass _execution_whitelist_ from trusted code to allow expected targets."
-OUR_REMEDY = "If it is yours, name its package in the environment: KDSWEEP_TRUST='package.*'."
-
 # Keys that have no part in the making of a teacher.
 STUDENT_KEYS = ("model", "loss", "optimizer", "schedule", "epochs", "n_passes", "seed", "init_seed", "order_seed")
 
 # Keys without a part in what a run computes; where its files are is of no account either.
 UNESSENTIAL_KEYS = ("resume", "checkpoint_share", "paths")
-
-
-def settled(cfg: DictConfig) -> DictConfig:
-    """`cfg` with `teacher: null` where no teacher is chosen, but some configuration still sets details of one.
-
-    A study's baselines choose teacher=none, while its sweep or experiment file may say teacher.network.input_size.
-    """
-    if not OmegaConf.is_dict(cfg.teacher):
-        return cfg
-    network = OmegaConf.select(cfg, "teacher.network")
-    if network is not None and (not OmegaConf.is_dict(network) or "_target_" in network):
-        return cfg
-    own = cfg.copy()
-    OmegaConf.set_readonly(own, False)
-    own.teacher = None
-    return own
-
-
-def objectives(cfg: DictConfig) -> list[str]:
-    """The metrics that a run returns to a sweep."""
-    return [str(name) for name in cfg.objective] if OmegaConf.is_list(cfg.objective) else [str(cfg.objective)]
 
 
 def direction(objective: str) -> str:
@@ -84,24 +49,17 @@ def direction(objective: str) -> str:
 def build(cfg: DictConfig, group: str) -> Any:
     """The component that a configuration group describes; a function that waits for arguments where it is partial."""
     trusted = (*COMPONENTS, *os.environ.get("KDSWEEP_TRUST", "").split())
-    node = OmegaConf.select(cfg, group)
-    built = attempt(group, lambda: instantiate(node, _execution_whitelist_=trusted, _convert_="all"))
+    built = attempt(group, lambda: instantiate(_alone(cfg, group), _execution_whitelist_=trusted, _convert_="all"))
     if isinstance(built, functools.partial):
         attempt(group, lambda: require_kinds(built.func, built.keywords))
     # Hydra's own partial checks its arguments anew at every call, and so at every step.
     return functools.partial(built.func, **built.keywords) if isinstance(built, functools.partial) else built
 
 
-def attempt(group: str, action: Callable[[], Any]) -> Any:
-    """What `action` returns; where it refuses an argument, a `UserError` that names the group."""
-    try:
-        return action()
-    except UserError as error:
-        raise error.within(group) from error
-    except (HydraException, TypeError, ValueError, OverflowError) as error:
-        cause = error.__cause__ if isinstance(error, HydraException) and error.__cause__ is not None else error
-        text = " ".join(str(cause).partition("full_key:")[0].split()).rstrip(".") + "."
-        raise UserError(text.replace(HYDRAS_REMEDY, OUR_REMEDY), group) from error
+def _alone(cfg: DictConfig, group: str) -> Any:
+    """A group without the rest of the configuration, of which Hydra would make a copy for each component."""
+    node = OmegaConf.select(cfg, group)
+    return OmegaConf.create(OmegaConf.to_container(node, resolve=True)) if OmegaConf.is_dict(node) else node
 
 
 def rehearse(cfg: DictConfig) -> None:
@@ -184,7 +142,7 @@ def untrained_teacher(cfg: DictConfig) -> Teacher:
     data, views = inputs(key_of(cfg.data), cfg.view_seed, cfg.device)
     net = network(cfg, "teacher.network", data, cfg.view_seed)
     tables = Path(cfg.paths.cache) / "tables"
-    settings = cfg.teacher.mode, cfg.teacher.batch_size, hardware(cfg)[1]
+    settings = cfg.teacher.mode, cfg.teacher.batch_size, hardware(cfg)[1], cfg.teacher.compiled
     teacher: Teacher = attempt("teacher", lambda: Teacher(net, data, views, tables, *settings))
     return teacher
 

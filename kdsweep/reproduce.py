@@ -93,6 +93,9 @@ def again(original: Original, options: argparse.Namespace) -> DictConfig:
     paths = _paths(old, options.root)
     folders = [(old[name], Path(paths[name])) for name in ("data", "cache", "root") if old.get(name)]
     groups = moved({name: saved.get(name) for name in GROUPS}, folders)
+    if groups["teacher"] is not None:
+        # Before there was this key, no pass was compiled.
+        groups["teacher"] = {"compiled": False, **groups["teacher"]}
     # What a configuration of an older version lacks has its default; no group of components does.
     base = {name: defaults[name] for name in defaults if name not in (*GROUPS, "arm")}
     tracking = {**OWN, "offline": False, "reproduces": original.id}
@@ -219,9 +222,9 @@ def _show_surroundings(original: Original, cfg: DictConfig) -> bool:
 
 def _here(cfg: DictConfig) -> dict[str, Any]:
     """What the new run is made with, described as a run's record does it; refuses what can't be run."""
-    from kdsweep import assembly, checks, environment
+    from kdsweep import assembly, checks, environment, rules
 
-    cfg = assembly.settled(cfg)
+    cfg = rules.settled(cfg)
     checks.check(cfg)
     device, precision = assembly.hardware(cfg)
     data, _ = assembly.inputs(assembly.key_of(cfg.data), cfg.view_seed, cfg.device)

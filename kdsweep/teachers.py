@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdsweep.compiling import compiled_features, worth_compiling
 from kdsweep.data import Dataset
 from kdsweep.errors import require
 from kdsweep.files import hash_tensors, hash_text
 from kdsweep.hardware import autocast
 from kdsweep.models import Classifier
-from kdsweep.tables import Tables
+from kdsweep.tables import Compute, Tables
 from kdsweep.views import Views
 
 MODES = ("table", "online")
@@ -36,6 +38,7 @@ class Teacher:
         mode: "table" computes each pass once and keeps it; "online" runs the network for every batch.
         batch_size: Pictures in a forward pass when a table is filled.
         precision: bf16 or fp32.
+        compiled: Whether passes are computed by a compiled network; None: where they are long enough to earn that.
 
     Attributes:
         features_key: Stands for all that the features depend on.
@@ -43,9 +46,19 @@ class Teacher:
     """
 
     def __init__(
-        self, network: Classifier, data: Dataset, views: Views, tables: Path, mode: str, batch_size: int, precision: str
+        self,
+        network: Classifier,
+        data: Dataset,
+        views: Views,
+        tables: Path,
+        mode: str,
+        batch_size: int,
+        precision: str,
+        compiled: bool | None = False,
     ) -> None:
         require(mode in MODES, f"mode in {MODES}", mode, "mode")
+        rule = "compiled is true, false or null"
+        require(compiled is None or type(compiled) is bool, rule, compiled, "compiled", "null: by a pass's length.")
         require(type(batch_size) is int and batch_size >= 1, "batch_size >= 1", batch_size, "batch_size")
         self.network = network.eval().requires_grad_(False)
         self.mode = mode
@@ -53,6 +66,7 @@ class Teacher:
         self._device = network.head.weight.device
         self._batch_size = batch_size
         self._root = tables
+        self._compiled = worth_compiling(self.network, data.train.images) if compiled is None else compiled
         # The features depend on the backbone alone, and so outlive a change of the head.
         self._features = self._tables({"outputs": "features", "backbone": network.backbone_hash()})
         self._logits: Tables | None = None
@@ -68,6 +82,7 @@ class Teacher:
             self._logits_tables(),
             _pass_name(pass_index),
             len(self._views),
+            lambda rows: self._head(self._passing(self._view(rows, pass_index))),
             lambda rows: self._forward(self.network, self._view(rows, pass_index)),
         )
         return lambda indices, _: table[indices]
@@ -79,13 +94,13 @@ class Teacher:
             self._features,
             split,
             len(pictures),
+            lambda rows: self._passing(pictures[rows].to(self._device)),
             lambda rows: self._forward(self.network.features, pictures[rows].to(self._device)),
         )
 
     def logits(self, split: str) -> Tensor:
         """Logits of the un-augmented pictures of a split: (N, C) float32."""
-        with torch.inference_mode():
-            return self.network.head(self.features(split))
+        return self._head(self.features(split))
 
     def missing_passes(self, n_passes: int) -> list[int]:
         """Which of the passes 0 .. n_passes - 1 have still to be computed, with the head as it is now; none online."""
@@ -99,9 +114,9 @@ class Teacher:
         """The splits whose features have still to be computed."""
         return [split for split in SPLITS if not self._features.has(split)]
 
-    def _rows(self, tables: Tables, name: str, n: int, compute: Callable[[Tensor], Tensor]) -> Tensor:
+    def _rows(self, tables: Tables, name: str, n: int, compute: Compute, check: Compute) -> Tensor:
         start = time.perf_counter()
-        table = tables.rows(name, n, compute).to(self._device)
+        table = tables.rows(name, n, compute, check).to(self._device)
         self.seconds += time.perf_counter() - start
         return table
 
@@ -111,6 +126,20 @@ class Teacher:
     def _forward(self, function: Callable[[Tensor], Tensor], pictures: Tensor) -> Tensor:
         with torch.inference_mode(), autocast(self._precision, self._device):
             return function(pictures)
+
+    @functools.cached_property
+    def _passing(self) -> Compute:
+        """The features of a batch of pictures, as passes are computed: a few rows of them are checked in the plain way.
+
+        Made when first asked for: most runs find their passes on the disk.
+        """
+        if self._compiled:
+            return compiled_features(self.network, self._precision, self._batch_size)
+        return lambda pictures: self._forward(self.network.features, pictures)
+
+    def _head(self, features: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return self.network.head(features)
 
     def _logits_tables(self) -> Tables:
         # Made when first asked for: until then the head may still be trained.
@@ -129,7 +158,7 @@ class Teacher:
             "architecture": hash_text(str(self.network.net)),
             "preprocessing": _preprocessing(self.network),
             "precision": self._precision,
-            "backend": f"torch {torch.__version__} {self._device.type}",
+            "backend": f"torch {torch.__version__} {self._device.type}{' compiled' if self._compiled else ''}",
         }
         return Tables(self._root, {**common, **identity}, self._batch_size, TOLERANCE[self._precision])
 

@@ -43,6 +43,7 @@ ORDER = (
     "trials",
     "checks",
     "assembly",
+    "rules",
     "report",
     "report_console",
     "html_report",
@@ -69,7 +70,9 @@ ORDER = (
     "experiment",
     "checkpoint",
     "training",
+    "logistic",
     "teachers",
+    "compiling",
     "tables",
     "tracking",
     "run",
@@ -102,7 +105,7 @@ ORDER = (
 # Who may import a framework; a plug-in of Hydra counts as Hydra.
 CONFIGURATION = {
     *("sweeper", "study", "stages", "overrides", "search", "executors", "jobs", "shipping"),
-    *("forecast", "speed", "train", "recording", "checks", "assembly", "cli", "reproduce", "export"),
+    *("forecast", "speed", "train", "recording", "checks", "assembly", "rules", "cli", "reproduce", "export"),
 }
 FRAMEWORKS = {
     "hydra": CONFIGURATION,
@@ -164,12 +167,15 @@ def test_what_every_command_loads_imports_nothing_slow_at_the_top(module: str) -
     assert not top & {"mlflow", "torch", "torchvision", "optuna", "timm", "sklearn"}
 
 
-@pytest.mark.parametrize(("words", "status"), [(["--help"], 0), (["loss.alhpa=0.3"], 2)])
-def test_help_and_a_misspelt_key_are_quick(words: list[str], status: int, tmp_path: Path) -> None:
-    """A command that runs nothing loads neither torch nor MLflow nor Optuna."""
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [(["--help"], 0), (["loss.alhpa=0.3"], 2), (["epochs=0"], 2), (["objective=test/accuracy"], 2), (["seed=a"], 2)],
+)
+def test_help_and_a_wrong_configuration_are_quick(words: list[str], status: int, tmp_path: Path) -> None:
+    """A command that runs nothing loads neither torch nor MLflow nor Optuna, nor what draws a progress bar."""
     command = [sys.executable, "-X", "importtime", "-m", "kdsweep.train", *words]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     loaded = set(re.findall(r"^import time:.*\| +(\S+)$", done.stderr, re.MULTILINE))
     assert done.returncode == status
     assert "hydra" in loaded
-    assert not loaded & {"torch", "torchvision", "mlflow", "optuna", "matplotlib", "sklearn", "timm"}
+    assert not loaded & {"torch", "torchvision", "mlflow", "optuna", "matplotlib", "sklearn", "timm", "numpy", "rich"}

@@ -53,8 +53,9 @@ def teacher(
     mode: str = "table",
     batch_size: int = 12,
     precision: str = "fp32",
+    compiled: Any = False,
 ) -> Teacher:
-    return Teacher(network, data, views(data) if shown is None else shown, root, mode, batch_size, precision)
+    return Teacher(network, data, views(data) if shown is None else shown, root, mode, batch_size, precision, compiled)
 
 
 def folder(made: Teacher, outputs: str) -> str:

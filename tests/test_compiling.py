@@ -1,0 +1,113 @@
+"""Claims about compiled passes: the same answers, for passes that are long enough, and tables of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from networks import build, random_pictures
+from test_teachers import DATA, teacher, views
+from torch import Tensor, nn
+
+from kdsweep import compiling
+from kdsweep.compiling import compiled_features, flops, has_compiler, worth_compiling
+from kdsweep.errors import UserError
+from kdsweep.models import Classifier, Head
+from kdsweep.teachers import TOLERANCE
+
+
+def small_network() -> Classifier:
+    """Two convolutions with batch-norm and a head: it compiles in seconds."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for before, after in ((3, 16), (16, 32)):
+        layers += [nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+    net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), Head.of(nn.Linear(32, 6)))
+    with torch.no_grad():
+        for module in net:
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.1)  # type: ignore[union-attr]
+                module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
+        net[-1].weight.mul_(20)  # type: ignore[operator] # decided answers
+    made = Classifier(net, "8", frozen=True, input_size=None, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
+    return made.to(memory_format=torch.channels_last).eval()
+
+
+NETWORK = small_network()
+
+needs_compiler = pytest.mark.skipif(not has_compiler(), reason="this machine has no C++ compiler")
+
+
+def test_operations_are_counted() -> None:
+    """ResNet18 at 224 px takes 1.81 G multiplications with additions (He et al. 2016, table 1: 1.8), each two."""
+    assert flops(build(1000, input_size=224).eval(), 32, 32) == pytest.approx(2 * 1.814e9, rel=0.01)
+
+
+def test_long_passes_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By their arithmetic, not by the clock; never without a compiler."""
+    pictures = random_pictures(8)
+    pass_flops = 8 * flops(NETWORK, 32, 32)
+    monkeypatch.setattr(compiling, "has_compiler", lambda: True)
+    monkeypatch.setattr(compiling, "WORTH_FLOPS", pass_flops)
+    assert worth_compiling(NETWORK, pictures)
+    assert not worth_compiling(NETWORK, pictures[:7])
+    monkeypatch.setattr(compiling, "has_compiler", lambda: False)
+    assert not worth_compiling(NETWORK, pictures)
+
+
+def test_a_compiler_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the path, or as $CXX says."""
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert not has_compiler()
+    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("PATH", "")
+    assert not has_compiler()
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_compiled_teacher_answers_alike(tmp_path: Path, precision: str) -> None:
+    """Its tables agree with the network within the tolerance by which every table is checked, are the same each time
+    they are made, and stand in folders of their own; the network itself is left as it was.
+    """
+    before = {name: value.clone() for name, value in NETWORK.net.state_dict().items()}
+    options: dict[str, Any] = {"precision": precision, "network": NETWORK}
+    made = [teacher(tmp_path / place, compiled=True, **options) for place in ("first", "second")]
+    online = teacher(tmp_path, mode="online", **options).answers(1)(
+        torch.arange(32), views().batch(torch.arange(32), 1)
+    )
+    rows = [one.answers(1)(torch.arange(32), DATA.train.images) for one in made]
+    assert torch.equal(rows[0], rows[1])
+    torch.testing.assert_close(rows[0], online, rtol=0, atol=TOLERANCE[precision] * float(online.abs().max()))
+    assert made[0].features_key != teacher(tmp_path, **options).features_key
+    assert all(torch.equal(before[name], value) for name, value in NETWORK.net.state_dict().items())
+    assert not NETWORK.head.bypass
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_a_batch_may_be_shorter() -> None:
+    """It is filled up, which changes nothing in its rows."""
+    features = compiled_features(NETWORK, "fp32", batch_size=4)
+    pictures = random_pictures(4)
+    whole: Tensor = features(pictures)
+    assert torch.equal(features(pictures[:3]), whole[:3])
+    assert whole.shape == (4, 32)
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_a_table_that_is_there_compiles_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its few rows are checked in the plain way: a run that finds all passes starts at once."""
+    teacher(tmp_path, NETWORK, compiled=True).answers(0)
+    monkeypatch.setattr(torch, "compile", None)
+    teacher(tmp_path, NETWORK, compiled=True).answers(0)
+
+
+def test_a_wrong_setting_is_refused(tmp_path: Path) -> None:
+    """Rule, value and key."""
+    with pytest.raises(UserError, match="compiled: `compiled is true, false or null` must hold, but got compiled='no'"):
+        teacher(tmp_path, compiled="no")
