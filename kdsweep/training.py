@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from kdsweep.convolutions import small_maps
 from kdsweep.errors import RunError, UserError, is_number, require
 from kdsweep.hardware import autocast, random_state, set_random_state
+from kdsweep.logistic import LogisticRegression
 from kdsweep.models import Classifier
 from kdsweep.progress import progress
 from kdsweep.teachers import Teacher
@@ -203,7 +204,7 @@ def fit_head(
     Args:
         features, validation_features: (N, F) float32, inputs of the head.
         labels, validation_labels: (N,) int64.
-        max_iterations: Of L-BFGS, for each weight decay.
+        max_iterations: Of L-BFGS, for each weight decay; it ends before, within 1e-5 of the objective's minimum.
 
     Raises:
         UserError: No weight decays are given, or the head has no bias.
@@ -218,13 +219,14 @@ def fit_head(
     variance, mean = torch.var_mean(features, dim=0, correction=0)  # (F,)
     # A feature that hardly varies in a small training set may vary widely elsewhere: it must not be blown up.
     std = (variance + SCALING_FLOOR * variance.mean()).sqrt()
-    scaled, validation_scaled = (features - mean) / std, (validation_features - mean) / std
-    weight = torch.zeros(network.n_classes, features.shape[1], device=features.device, requires_grad=True)  # (C, F)
-    bias = torch.zeros(network.n_classes, device=features.device, requires_grad=True)  # (C,)
+    # In place where it can be: the features of 50,000 pictures are 400 MB.
+    scaled, validation_scaled = (torch.sub(each, mean).div_(std) for each in (features, validation_features))
+    regression = LogisticRegression(scaled, labels, network.n_classes)
     best: tuple[float, Metrics, Tensor, Tensor] | None = None
     risen = 0
     for weight_decay in sorted(weight_decays, reverse=True):
-        _minimise(scaled, labels, weight, bias, weight_decay, max_iterations)
+        regression.solve(weight_decay, max_iterations)
+        weight, bias = regression.weight, regression.bias  # (C, F), (C,)
         with torch.no_grad():
             # The scaling goes into the head, which then takes the features as they are.
             network.head.weight.copy_(weight / std)
@@ -232,8 +234,7 @@ def fit_head(
             nll = float(F.cross_entropy(validation_scaled @ weight.T + bias, validation_labels))
             if not math.isfinite(nll):
                 raise DivergedError(f"the head's validation NLL was {nll} with weight decay {weight_decay}.")
-            metrics = {"train/loss": float(F.cross_entropy(scaled @ weight.T + bias, labels))}
-            metrics["head/weight_decay"] = weight_decay
+            metrics = {"train/loss": regression.cross_entropy, "head/weight_decay": weight_decay}
             if best is None or nll < best[0]:
                 best = nll, metrics, network.head.weight.clone(), network.head.bias.clone()
         yield metrics
@@ -260,21 +261,6 @@ def require_head_settings(weight_decays: object, max_iterations: object) -> None
     fits = type(max_iterations) is int and 1 <= max_iterations <= MOST_ITERATIONS
     rule = f"max_iterations >= 1 and <= {MOST_ITERATIONS}"
     require(fits, rule, max_iterations, "max_iterations", "It is a whole number.")
-
-
-def _minimise(
-    features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, weight_decay: float, max_iterations: int
-) -> None:
-    """Minimises the penalised cross-entropy over `weight` and `bias` in place."""
-    solver = torch.optim.LBFGS([weight, bias], max_iter=max_iterations, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        solver.zero_grad()
-        value = F.cross_entropy(features @ weight.T + bias, labels) + weight_decay / 2 * weight.square().sum()
-        value.backward()
-        return value
-
-    solver.step(closure)
 
 
 def predict(network: Classifier, pictures: Tensor, batch_size: int, precision: str) -> Tensor:

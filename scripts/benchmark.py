@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from benchmarks import measuring
 
 # A module of `scripts/benchmarks/` each.
-SUBCOMMANDS = ("limit", "distill", "online", "peers", "views", "evaluate", "study")
+SUBCOMMANDS = ("limit", "distill", "online", "peers", "views", "evaluate", "study", "probe")
 
 
 def parser() -> argparse.ArgumentParser:

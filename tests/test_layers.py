@@ -71,6 +71,7 @@ ORDER = (
     "checkpoint",
     "training",
     "logistic",
+    "logistic",
     "teachers",
     "compiling",
     "tables",
