@@ -71,7 +71,6 @@ ORDER = (
     "checkpoint",
     "training",
     "logistic",
-    "logistic",
     "teachers",
     "compiling",
     "tables",
