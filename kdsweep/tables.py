@@ -128,14 +128,14 @@ class Tables:
                 # Another process may have made it meanwhile; a damaged one is read, and complained of, once.
                 table = _read(path, n) if made() else None
                 if table is None:
-                    # Of a part that is damaged, or too short to be one, the rows are still to be computed.
+                    # Of a part that is damaged, or of a pass of one part, the rows may still be to be computed.
                     found = [_read(part, len(_rows_of(part))) for part in parts]
                     pairs = zip(parts, found, strict=True)
                     table = torch.cat(
                         [self._computed(part, compute, advance) if rows is None else rows for part, rows in pairs]
                     )
                     self._write(path, table)
-                    if len(parts) == 1:  # all of it is this process's own
+                    if not any(rows is not None for rows in found):  # all of it was computed here and now
                         self._verified.add(path.stem)
         shutil.rmtree(parts[0].parent, ignore_errors=True)
         return table

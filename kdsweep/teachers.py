@@ -82,10 +82,21 @@ class Teacher:
             self._logits_tables(),
             _pass_name(pass_index),
             len(self._views),
-            lambda rows: self._head(self._passing(self._view(rows, pass_index))),
+            self._pass(pass_index),
             lambda rows: self._forward(self.network, self._view(rows, pass_index)),
         )
         return lambda indices, _: table[indices]
+
+    def compute_part(self, pass_index: int, stop: Callable[[], bool]) -> bool:
+        """Computes a part of a pass that nobody else is at; whether there was one, and it was not stopped.
+
+        Args:
+            stop: Asked after each batch.
+        """
+        if self.mode == "online":
+            return False
+        tables = self._logits_tables()
+        return tables.fill_part(_pass_name(pass_index), len(self._views), self._pass(pass_index), stop)
 
     def features(self, split: str) -> Tensor:
         """Inputs of the head for the un-augmented pictures of a split: (N, F) float32."""
@@ -126,6 +137,10 @@ class Teacher:
     def _forward(self, function: Callable[[Tensor], Tensor], pictures: Tensor) -> Tensor:
         with torch.inference_mode(), autocast(self._precision, self._device):
             return function(pictures)
+
+    def _pass(self, pass_index: int) -> Compute:
+        """Picture indices -> logits, as passes are computed."""
+        return lambda rows: self._head(self._passing(self._view(rows, pass_index)))
 
     @functools.cached_property
     def _passing(self) -> Compute:

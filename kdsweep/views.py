@@ -42,6 +42,11 @@ def pass_of_epoch(seed: int, epoch: int, n_passes: int) -> int:
     return int(order[position])
 
 
+def passes_of_run(seed: int, epochs: int, n_passes: int) -> list[int]:
+    """The passes that a run of so many epochs trains on, each once, in the order in which it comes to them."""
+    return list(dict.fromkeys(pass_of_epoch(seed, epoch, n_passes) for epoch in range(min(epochs, n_passes))))
+
+
 class Views:
     """The views of a set of pictures, cut from one padded copy in memory.
 

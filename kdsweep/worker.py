@@ -12,7 +12,7 @@ import threading
 import time
 from multiprocessing.connection import Connection, wait
 
-from kdsweep import interrupts
+from kdsweep import ahead, interrupts
 from kdsweep.jobs import Job, Outcome, run_job
 from kdsweep.shipping import packed_outcome, received_task
 
@@ -37,6 +37,8 @@ def serve(connection: Connection) -> None:
         os.environ.clear()
         os.environ.update(environment)
         while True:
+            while not connection.poll() and ahead.compute_part(stop=connection.poll):
+                pass
             connection.send_bytes(answered(task, connection.recv(), folder))
     except (KeyboardInterrupt, EOFError, OSError):
         # Told to end, or the parent has closed the connection, or is gone.

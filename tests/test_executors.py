@@ -273,6 +273,14 @@ def test_what_a_worker_prints_comes_to_our_terminal(two: Executor, capfd: pytest
 
 
 @pytest.mark.slow
+def test_a_worker_without_a_job_computes_ahead(task: Task, tmp_path: Path) -> None:
+    """What its last job has asked for, until the next job comes."""
+    with closing(opened("workers", task, 1)) as executor:
+        only(executor, action="remember")
+        eventually((tmp_path / "ahead").exists)
+        assert only(executor, value=3).value == 3
+
+
 def test_slots_take_gpus_in_turns(task: Task) -> None:
     """Three workers on two GPUs."""
     with closing(workers.Workers(task, 3, 1, ["4", "7"])) as executor:

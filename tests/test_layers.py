@@ -69,6 +69,7 @@ ORDER = (
     "cli",
     "experiment",
     "checkpoint",
+    "ahead",
     "training",
     "logistic",
     "teachers",

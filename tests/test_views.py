@@ -8,7 +8,7 @@ from scipy.stats import chi2
 from torch import Tensor
 from torchvision.transforms import functional as TF
 
-from kdsweep.views import Views, batch_order, n_views, pass_of_epoch, view_ids
+from kdsweep.views import Views, batch_order, n_views, pass_of_epoch, passes_of_run, view_ids
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
@@ -197,6 +197,12 @@ def test_each_cycle_of_epochs_uses_every_pass_once(n_passes: int) -> None:
         for cycle in range(4):
             epochs = range(cycle * n_passes, (cycle + 1) * n_passes)
             assert sorted(pass_of_epoch(seed, epoch, n_passes) for epoch in epochs) == list(range(n_passes))
+
+
+def test_a_run_comes_to_its_passes_in_this_order() -> None:
+    """Each once: what a short run doesn't come to is not among them, and a long one comes to all."""
+    assert passes_of_run(5, 3, 10) == [pass_of_epoch(5, epoch, 10) for epoch in range(3)]
+    assert passes_of_run(5, 25, 10) == [pass_of_epoch(5, epoch, 10) for epoch in range(10)]
 
 
 def test_cycles_and_seeds_order_the_passes_differently() -> None:
