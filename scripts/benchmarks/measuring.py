@@ -287,7 +287,7 @@ def machine(load: Load) -> tuple[dict[str, Any], str]:
     """What this machine is, as plain values and as a line."""
     found = environment.describe()
     line = f"{found['cpu']}, {load.words()}; this process may use {found['cores']}."
-    return {**found, "load": {**vars(load), "busy": load.busy}}, line
+    return {**found, "load": {**vars(load), "busy": load.busy}, "line": line}, line
 
 
 def in_milliseconds(seconds: float) -> str:

@@ -1,0 +1,131 @@
+"""A pass of the teacher: the product's, compiled or not, against the plain network, and how far their logits differ."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from benchmarks import parts
+from benchmarks.measuring import Figure, Finding, positive, take_turns, timed
+from kdsweep import assembly
+from kdsweep.compiling import WORTH_FLOPS, compiled_features, flops, has_compiler
+from kdsweep.hardware import autocast
+from kdsweep.models import Classifier
+from kdsweep.teachers import TOLERANCE
+
+GOAL = 5.0
+
+Forward = Callable[[Tensor], Tensor]
+
+
+def plain(network: Classifier, precision: str) -> Forward:
+    """As most code runs it: the library's own layout, eager."""
+    own = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
+
+    def forward(pictures: Tensor) -> Tensor:
+        with torch.inference_mode(), autocast(precision, pictures.device):
+            return own.net(own.preprocess(pictures).contiguous()).float()
+
+    return forward
+
+
+def product(network: Classifier, precision: str) -> Forward:
+    """As the product computes short passes, and answers online."""
+
+    def forward(pictures: Tensor) -> Tensor:
+        with torch.inference_mode(), autocast(precision, pictures.device):
+            return network.head(network.features(pictures))
+
+    return forward
+
+
+def compiled(network: Classifier, precision: str, batch_size: int) -> Forward:
+    """As the product computes long ones."""
+    features = compiled_features(network, precision, batch_size)
+
+    def forward(pictures: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return network.head(features(pictures))
+
+    return forward
+
+
+def measure(arguments: argparse.Namespace) -> Finding:
+    """Pictures per second of a teacher's pass, against eager fp32 and bf16; and how far the logits differ"""
+    figures = []
+    with parts.workplace(arguments) as folder:
+        size = f"teacher.network.input_size={arguments.side}"
+        cfg = parts.configuration(arguments, folder, "distill", size, pictures=max(arguments.batch, 2 * parts.CLASSES))
+        device, precision = assembly.hardware(cfg)
+        data, _ = assembly.inputs(assembly.key_of(cfg.data), cfg.view_seed, cfg.device)
+        network = assembly.untrained_teacher(cfg).network
+        pictures = data.train.images[: arguments.batch].to(device)
+        forwards = {"eager fp32": plain(network, "fp32"), "product, short pass": product(network, precision)}
+        # Where it is emulated, bf16 takes many times as long.
+        if precision == "bf16":
+            forwards["eager bf16"] = plain(network, "bf16")
+        compile_seconds = math.nan
+        if has_compiler():
+            forwards["product, long pass"] = compiled(network, precision, arguments.batch)
+            compile_seconds = timed(lambda: forwards["product, long pass"](pictures))
+        turns = take_turns("teacher", {name: _side(forward, pictures) for name, forward in forwards.items()},
+                           rounds=arguments.rounds, threads=arguments.threads)  # fmt: skip
+        answers = {name: forward(pictures) for name, forward in forwards.items()}
+        pass_flops = flops(network, *pictures.shape[1:3])
+    best = "product, long pass" if has_compiler() else "product, short pass"
+    goal = GOAL if arguments.side == parts.LARGE_SIDE else None
+    figures.append(turns.ratio(f"{best}, times eager fp32", "eager fp32", best, goal=goal, at_most=False))
+    figures += [
+        turns.ratio(f"{best}, times {other}", other, best) for other in forwards if other not in (best, "eager fp32")
+    ]
+    figures += [Figure(name, len(pictures) / turns.median(name), unit="pictures/s") for name in forwards]
+    reference = answers["eager fp32"]
+    for name in forwards:
+        if name != "eager fp32":
+            difference = float((answers[name] - reference).abs().max() / reference.abs().max())
+            tolerance = TOLERANCE[precision] if name.startswith("product") else None
+            figures.append(
+                Figure(f"largest difference of logits from eager fp32, of the largest, {name}", difference, tolerance)
+            )
+    figures.append(Figure("compiling", compile_seconds, unit="s"))
+    figures.append(Figure("pictures from which a pass is compiled", math.ceil(WORTH_FLOPS / pass_flops)))
+    rate = flops_rate(arguments.threads)
+    figures.append(
+        Figure(
+            "eager fp32's share of what matrix products reach here",
+            pass_flops * len(pictures) / turns.median("eager fp32") / rate,
+        )
+    )
+    notes = [
+        f"{arguments.teacher} at {arguments.side} px in batches of {arguments.batch}, {device.type}, {precision}, "
+        f"{arguments.threads} thread{'s' * (arguments.threads > 1)}. Matrix products in fp32 run at {rate / 1e9:.0f} "
+        "GFLOP/s: what lies between eager fp32 and that is all that can be gained without bf16.",
+    ]
+    return Finding("teacher: a pass", figures, turns.values(), notes=notes)
+
+
+def flops_rate(threads: int) -> float:
+    """Floating-point operations a second of large matrix products in fp32."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        left, right = torch.randn(2, 1024, 1024)
+        seconds = min(timed(lambda: left @ right) for _ in range(5))
+    finally:
+        torch.set_num_threads(before)
+    return 2 * 1024**3 / seconds
+
+
+def _side(forward: Forward, pictures: Tensor) -> Callable[[], float]:
+    return lambda: timed(lambda: forward(pictures).cpu())
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parts.add_arguments(parser)
+    parser.add_argument("--batch", type=positive, default=16, help="pictures at a time; default: 16")
+    parser.add_argument("--side", type=positive, default=parts.LARGE_SIDE, metavar="PIXELS", help="default: 224")
