@@ -84,11 +84,14 @@ class Copier:
             history = self._source.ask("get_metric_history", run.info.run_id, name)
             points = [[point.key, point.value, point.timestamp, point.step] for point in history]
             yield {"kind": "metrics", "metrics": points}
+        inputs = []
         for given in run.inputs.dataset_inputs:
             data = given.dataset
             context = next((tag.value for tag in given.tags if tag.key == "mlflow.data.context"), "")
             entry = {"name": data.name, "digest": data.digest, "source": data.source, "profile": data.profile}
-            yield {"kind": "input", **entry, "context": context}
+            inputs.append({**entry, "context": context})
+        if inputs:
+            yield {"kind": "inputs", "inputs": inputs}
         folder = file_path(run.info.artifact_uri)
         assert folder is not None, "the source is an SQLite store"
         for path in sorted(folder.rglob("*")):

@@ -41,7 +41,7 @@ def describe() -> dict[str, object]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": cpu_model(),
-        "cpu_features": cpu_features(),
+        "cpu_features": list(cpu_features()),
         "cores": cores(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -131,6 +131,7 @@ def versions() -> dict[str, str]:
     return found
 
 
+@functools.cache
 def cpu_model() -> str:
     """The processor's name, as precisely as the system tells it."""
     information = Path("/proc/cpuinfo")
@@ -141,16 +142,18 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def cpu_features() -> list[str]:
+@functools.cache
+def cpu_features() -> tuple[str, ...]:
     """What the processor offers that changes the last bits, after the set that torch's own kernels use ("AVX512")."""
     offered = {name for name, there in torch.cpu.get_capabilities().items() if there is True}
     information = Path("/proc/cpuinfo")
     if information.exists():
         lines = re.findall(r"^(?:flags|Features)\s*:\s*(.+)$", information.read_text(), re.MULTILINE)
         offered = set(lines[0].split()) if lines else offered
-    return [torch.backends.cpu.get_cpu_capability(), *sorted(filter(NUMERIC_FEATURES.match, offered))]
+    return torch.backends.cpu.get_cpu_capability(), *sorted(filter(NUMERIC_FEATURES.match, offered))
 
 
+@functools.cache
 def libraries() -> dict[str, str]:
     """Versions of what computes below torch, as far as it tells them: oneDNN, MKL or another BLAS, cuDNN on a GPU."""
     built = torch.__config__.show()

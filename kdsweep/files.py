@@ -125,20 +125,30 @@ def hash_text(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> str:
     """Writes a safetensors file, whole or not at all, with a checksum and `metadata` in its header.
+
+    Returns:
+        The checksum: `hash_tensors` of the tensors.
 
     Raises:
         OSError: The file can't be written (`errno` ENOSPC: no space is left); `filename` is `path`.
     """
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_path(path) as temporary:
-        try:
-            save_file(plain, temporary, metadata={**(metadata or {}), "sha256": hash_tensors(plain)})
-        except SafetensorError as error:
-            if number := re.search(r"\(os error (\d+)\)", str(error)):
-                raise _os_error(int(number[1]), path) from error
-            raise
+        return save_tensors(temporary, tensors, metadata)
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> str:
+    """As `write_tensors`, for a file that only this process knows: nobody waits until it is on the disk."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    checksum = hash_tensors(plain)
+    try:
+        save_file(plain, path, metadata={**(metadata or {}), "sha256": checksum})
+    except SafetensorError as error:
+        if number := re.search(r"\(os error (\d+)\)", str(error)):
+            raise _os_error(int(number[1]), path) from error
+        raise
+    return checksum
 
 
 def read_tensors(path: Path) -> dict[str, Tensor] | None:

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from kdsweep.environment import cores
 from kdsweep.errors import UserError
 from kdsweep.files import hash_identity, locked, read_tensors, write_tensors
 from kdsweep.progress import progress
@@ -88,7 +89,7 @@ def load(root: Path, names: Sequence[str], image_size: int, cache: Path) -> Tens
 
 
 def _decode(root: Path, names: Sequence[str], image_size: int) -> Tensor:
-    """Decodes in as many threads as there are cores (Pillow releases the GIL)."""
+    """Decodes in as many threads as this process may use cores (Pillow releases the GIL)."""
     pictures = torch.empty(len(names), image_size, image_size, 3, dtype=torch.uint8)
     rows = pictures.numpy()
 
@@ -98,7 +99,7 @@ def _decode(root: Path, names: Sequence[str], image_size: int) -> Tensor:
     unreadable = []
     # Chunks: handing over small pictures one by one takes as long as decoding them.
     chunks = [range(len(names))[start : start + 32] for start in range(0, len(names), 32)]
-    pool = ThreadPoolExecutor(os.cpu_count())
+    pool = ThreadPoolExecutor(cores())
     try:
         with progress("decoding pictures", total=len(names)) as advance:
             for done in pool.map(decode, chunks):

@@ -9,12 +9,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import IO, TextIO, cast
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from typing import IO, TYPE_CHECKING, TextIO, cast
 
 from kdsweep import interrupts
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,22 @@ class _Terminal(io.TextIOBase):
         return stream
 
 
-console = Console(file=cast("IO[str]", _Terminal()), highlight=False)
+# Where bars and lines go; made when it is first asked for, since `kdsweep --help` shows neither.
+console: Console
+
+
+def __getattr__(name: str) -> object:
+    if name != "console":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from rich.console import Console
+
+    return globals().setdefault(name, Console(file=cast("IO[str]", _Terminal()), highlight=False))
+
+
+def _console() -> Console:
+    # A name of the module itself isn't looked up by its `__getattr__`.
+    return sys.modules[__name__].console
+
 
 # In a log file: a line this often, and none for a job that ends sooner than QUIET_SECONDS.
 LINE_SECONDS = 30.0
@@ -62,7 +77,7 @@ def progress(description: str, total: int) -> Iterator[Callable[..., None]]:
     and one at the end of a job that took more than `QUIET_SECONDS`. Ctrl-C and SIGTERM end the job in `advance`.
     """
     # Bars of several processes would overwrite one another: workers set KDSWEEP_PLAIN.
-    show = _bar if console.is_terminal and "KDSWEEP_PLAIN" not in os.environ else _lines
+    show = _bar if _console().is_terminal and "KDSWEEP_PLAIN" not in os.environ else _lines
     with show(description, total) as advance:
 
         def step(units: int, description: str | None = None) -> None:
@@ -75,13 +90,22 @@ def progress(description: str, total: int) -> Iterator[Callable[..., None]]:
 def note(text: str) -> None:
     """Prints one line for the user, above a bar if one is shown, and puts it into the run's log file."""
     log.info(text)
-    console.print(text, markup=False, soft_wrap=True)
+    _console().print(text, markup=False, soft_wrap=True)
 
 
 @contextmanager
 def _bar(description: str, total: int) -> Iterator[Callable[..., None]]:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True) as bar:
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=_console(), transient=True) as bar:
         task = bar.add_task(description, total=total)
 
         def advance(units: int, description: str | None = None) -> None:

@@ -16,15 +16,16 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from kdsweep import environment
-from kdsweep.assembly import attempt, container, hardware, teacher_id
+from kdsweep.assembly import container, hardware, teacher_id
 from kdsweep.data import Dataset
 from kdsweep.errors import UserError
 from kdsweep.experiment import Reached, Result
 from kdsweep.figures import learning_curve
-from kdsweep.files import atomic_path, hash_tensors, write_tensors
+from kdsweep.files import atomic_path, save_tensors
 from kdsweep.masking import masked, masked_text
 from kdsweep.processes import this_process
 from kdsweep.progress import note
+from kdsweep.rules import attempt
 from kdsweep.run import Run
 from kdsweep.saved_config import saved_text
 from kdsweep.stores import UNSENT, offline_uri, store_uri
@@ -108,18 +109,19 @@ class Recording:
         """Logs what is known at the end of the run, its trained `weights` as `file_name`, and says the result."""
         run, cfg = self._run, self._cfg
         run.summary({name: value for name, value in result.metrics.items() if name not in result.history})
-        weights_hash = hash_tensors(weights)
-        run.tag({"kdsweep.weights": weights_hash})
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / file_name
-            write_tensors(path, weights, {"kdsweep_run": run.id})
+            weights_hash = save_tensors(path, weights, {"kdsweep_run": run.id})
             run.file(path)
-        # A teacher's steps are weight decays, not epochs.
-        if result.history and cfg.arm != "teacher":
+        # A teacher's steps are weight decays, not epochs. And a trial of a search is one of hundreds, which the report
+        # draws together: drawing one takes longer than all else that it records.
+        if result.history and cfg.arm != "teacher" and cfg.tracking.stage != "search":
             run.figure("learning_curve.png", learning_curve(result.history, _name(cfg)))
+        tags = {"kdsweep.weights": weights_hash}
         if result.reliability:
             run.text("reliability.json", json.dumps({"bins": result.reliability}))
-            run.tag({"kdsweep.test_read": "true"})
+            tags["kdsweep.test_read"] = "true"
+        run.tag(tags)
         self._record |= {"weights": weights_hash, "metrics": result.metrics, "history": result.history}
         self.save_config()
         accuracies = [
@@ -177,9 +179,9 @@ def started(
             changes = environment.uncommitted_changes()
             if changes is not None:
                 run.text("uncommitted.patch", masked_text(changes))
-            for split, context in (("train", "training"), ("validation", "validation"), ("test", "test")):
-                profile = {"pictures": len(getattr(data, split)), "classes": data.n_classes}
-                run.dataset(data.name, str(config["data"]["_target_"]), data.fingerprint, profile, context)
+            contexts = {"training": data.train, "validation": data.validation, "test": data.test}
+            profiles = {name: {"pictures": len(split), "classes": data.n_classes} for name, split in contexts.items()}
+            run.datasets(data.name, str(config["data"]["_target_"]), data.fingerprint, profiles)
         yield recording
 
 

@@ -4,7 +4,7 @@ What entries hold, by "kind":
 
     params, tags    {name: text}
     metrics         [[name, value, time in ms since 1970, step], ...]
-    input           name, digest, source, profile, context
+    inputs          "inputs": [{name, digest, source, profile, context}, ...]
     artifact        "name" in the run's artifacts; "file", its path in the journal's folder, or an absolute one
     status          "status", and "end" in ms since 1970
 """
@@ -86,23 +86,26 @@ class Run:
         """Sets tags; a tag set before is replaced."""
         self._outbox.put({"kind": "tags", "tags": dict(tags)})
 
-    def dataset(self, name: str, source: str, digest: str, profile: Mapping[str, object], context: str) -> None:
-        """Records data that the run read, as an MLflow data set input.
+    def datasets(self, name: str, source: str, digest: str, profiles: Mapping[str, Mapping[str, object]]) -> None:
+        """Records data that the run read, as MLflow data set inputs.
 
         Args:
             name: "cifar10".
             source: Where it comes from: a folder or an address.
             digest: Hash of its contents; any length.
-            profile: What is worth seeing at a glance, JSON-able: {"pictures": 45000, "classes": 10}.
-            context: "training", "validation" or "test".
+            profiles: Of each context ("training", "validation" or "test") what is worth seeing at a glance, JSON-able:
+                {"pictures": 45000, "classes": 10}.
         """
-        text = json.dumps({"digest": digest, **profile})
-        # MLflow knows a data set by name and digest: under one digest a run would lose its second context, and the
-        # experiment would keep the profile that was logged first.
-        part = hashlib.sha256(f"{context}:{text}".encode()).hexdigest()[:8]
-        identity = f"{digest[: MAX_DIGEST_CHARACTERS - 9]}-{part}"
-        entry = {"name": name, "digest": identity, "source": json.dumps({"uri": source}), "profile": text}
-        self._outbox.put({"kind": "input", **entry, "context": context})
+        inputs = []
+        for context, profile in profiles.items():
+            text = json.dumps({"digest": digest, **profile})
+            # MLflow knows a data set by name and digest: under one digest a run would lose its second context, and the
+            # experiment would keep the profile that was logged first.
+            part = hashlib.sha256(f"{context}:{text}".encode()).hexdigest()[:8]
+            identity = f"{digest[: MAX_DIGEST_CHARACTERS - 9]}-{part}"
+            entry = {"name": name, "digest": identity, "source": json.dumps({"uri": source}), "profile": text}
+            inputs.append({**entry, "context": context})
+        self._outbox.put({"kind": "inputs", "inputs": inputs})
 
     def text(self, name: str, content: str) -> None:
         """Writes `content` as the artifact `name` ("config.yaml", "logs/errors.txt")."""

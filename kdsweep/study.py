@@ -18,7 +18,7 @@ from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl
 from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import BaseDistribution
 
-from kdsweep import assembly, checks, recording, report, sync
+from kdsweep import assembly, checks, recording, report, rules, sync
 from kdsweep.environment import cores
 from kdsweep.errors import UserError, require
 from kdsweep.executors import Executor, InProcess, open_executor, require_executor
@@ -92,7 +92,7 @@ class Study(OptunaSweeperImpl):
         # Constant liars and the like: chosen on purpose.
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
         overrides = without_replaced_sweeps(parsed([*self._parse_sweeper_params_config(), *arguments]))
-        objectives = assembly.objectives(self.config)
+        objectives = rules.objectives(self.config)
         directions = self._directions(objectives)
         space = self._check(overrides, directions)
         folder = Path(self.sweep_dir)
@@ -131,7 +131,7 @@ class Study(OptunaSweeperImpl):
 
     def _check(self, overrides: Iterable[Override], directions: Sequence[str]) -> dict[str, BaseDistribution]:
         """Refuses now what would be refused after the baselines; returns the search space."""
-        checks.check(assembly.settled(self.config))
+        checks.check(rules.settled(self.config))
         remedy = "A study goes on by itself."
         require(self.config.resume is not True, "resume in (auto, false) in a study", True, "resume", remedy)
         require_executor(self._executor, self.n_jobs)
@@ -183,7 +183,7 @@ class Study(OptunaSweeperImpl):
                 own = self.config.copy()
                 OmegaConf.set_readonly(own, False)
                 OmegaConf.update(own, key, value)
-                checks.check(assembly.settled(own))
+                checks.check(rules.settled(own))
 
     def _extender(self) -> Any:
         extend = self.custom_search_space_extender

@@ -92,6 +92,7 @@ class Store:
         self._waiting = REMOTE if path is None else LOCAL
         self._unsent = unsent_folder(uri) if unsent is None else unsent
         self._lock = FileLock(lock_path(uri, path))
+        self._places: dict[str, str] = {}
         with _opening(uri), self._lock:
             mlflow = _import_mlflow()
             if path is not None and not holds_store(path):
@@ -206,7 +207,10 @@ class Store:
             Exception: One that `is_transient`.
         """
         try:
-            _SENDERS[entry["kind"]](self._client, run_id, entry, folder)
+            if entry["kind"] == "artifact":
+                _send_artifact(self._client, run_id, entry, folder, self._place_of(run_id))
+            else:
+                _SENDERS[entry["kind"]](self._client, run_id, entry)
         except Exception as error:
             if is_transient(error):
                 raise
@@ -215,6 +219,12 @@ class Store:
                 raise disk_full(Path(str(place))) from error
             refused = f"The MLflow store {shown(self.uri)} refused {entry['kind']} of the run {run_id}"
             raise RunError(f"{refused}: {first_line(error)}") from error
+
+    def _place_of(self, run_id: str) -> str:
+        """Where a run's artifacts are; it stays there, and so is asked for once."""
+        if run_id not in self._places:
+            self._places[run_id] = self._client.get_run(run_id).info.artifact_uri
+        return self._places[run_id]
 
     def deliver(self, run_id: str, entries: Iterable[Entry], folder: Path, patience: float = PATIENCE_SECONDS) -> None:
         """Writes entries one by one, waiting for a store that doesn't answer. Raises as `send` and `ask` do."""
@@ -390,50 +400,55 @@ def _ended(run: Run) -> Iterator[None]:
         raise
 
 
-def _send_params(client: Any, run_id: str, entry: Entry, folder: Path) -> None:
+def _send_params(client: Any, run_id: str, entry: Entry) -> None:
     from mlflow.entities import Param
 
     client.log_batch(run_id, params=[Param(*item) for item in entry["params"].items()], synchronous=True)
 
 
-def _send_tags(client: Any, run_id: str, entry: Entry, folder: Path) -> None:
+def _send_tags(client: Any, run_id: str, entry: Entry) -> None:
     from mlflow.entities import RunTag
 
     client.log_batch(run_id, tags=[RunTag(*item) for item in entry["tags"].items()], synchronous=True)
 
 
-def _send_metrics(client: Any, run_id: str, entry: Entry, folder: Path) -> None:
+def _send_metrics(client: Any, run_id: str, entry: Entry) -> None:
     from mlflow.entities import Metric
 
     # MLflow takes a repeated metric for the same one.
     client.log_batch(run_id, metrics=[Metric(*point) for point in entry["metrics"]], synchronous=True)
 
 
-def _send_input(client: Any, run_id: str, entry: Entry, folder: Path) -> None:
+def _send_inputs(client: Any, run_id: str, entry: Entry) -> None:
     from mlflow.entities import Dataset, DatasetInput, InputTag
     from mlflow.exceptions import MlflowException
 
-    dataset = Dataset(entry["name"], entry["digest"], "local", entry["source"], profile=entry["profile"])
-    inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", entry["context"])])]
+    inputs = [
+        DatasetInput(
+            Dataset(one["name"], one["digest"], "local", one["source"], profile=one["profile"]),
+            [InputTag("mlflow.data.context", one["context"])],
+        )
+        for one in entry["inputs"]
+    ]
     try:
         client.log_inputs(run_id, inputs)
     except MlflowException as error:
         if is_transient(error):
             raise
-        client.log_inputs(run_id, inputs)  # another run has just inserted the same data set; now it is there
+        client.log_inputs(run_id, inputs)  # another run has just inserted one of these data sets; now it is there
 
 
-def _send_artifact(client: Any, run_id: str, entry: Entry, folder: Path) -> None:
+def _send_artifact(client: Any, run_id: str, entry: Entry, folder: Path, place: str) -> None:
     # An absolute path stays one.
     source, name = folder / entry["file"], Path(entry["name"])
-    local = file_path(client.get_run(run_id).info.artifact_uri)
+    local = file_path(place)
     if local is None:
         client.log_artifact(run_id, str(source), None if name.parent == Path() else name.parent.as_posix())
     else:  # MLflow would leave half a file where the disk is full
         place_file(source, local, name)
 
 
-def _send_status(client: Any, run_id: str, entry: Entry, folder: Path) -> None:
+def _send_status(client: Any, run_id: str, entry: Entry) -> None:
     client.set_terminated(run_id, entry["status"], entry["end"])
 
 
@@ -441,8 +456,7 @@ _SENDERS = {
     "params": _send_params,
     "tags": _send_tags,
     "metrics": _send_metrics,
-    "input": _send_input,
-    "artifact": _send_artifact,
+    "inputs": _send_inputs,
     "status": _send_status,
 }
 

@@ -73,10 +73,14 @@ def train(cfg: DictConfig) -> float | tuple[float, ...]:
         DivergedError: The loss became NaN or infinite.
         PrunedError: The run is a trial that its study's pruner stops.
     """
-    from kdsweep.assembly import objectives, settled, teacher_config
-    from kdsweep.checks import check
+    from kdsweep.rules import check_values, objectives, settled
 
     cfg = settled(cfg)
+    check_values(cfg)
+    # What follows imports torch.
+    from kdsweep.assembly import teacher_config
+    from kdsweep.checks import check
+
     check(cfg)
     with _enough_memory(cfg), _trial(cfg) as trial:
         result = train_teacher(teacher_config(cfg)) if cfg.arm == "teacher" else train_student(cfg, trial)
@@ -87,7 +91,7 @@ def train(cfg: DictConfig) -> float | tuple[float, ...]:
 
 
 def _value(metrics: Metrics, objective: str) -> float:
-    from kdsweep.assembly import OBJECTIVES
+    from kdsweep.rules import OBJECTIVES
 
     if objective not in metrics:
         known = ", ".join(name for name in OBJECTIVES if name in metrics)
@@ -132,7 +136,8 @@ def _trial(cfg: DictConfig) -> Iterator[TrialLink | None]:
 
 def train_student(cfg: DictConfig, trial: TrialLink | None = None) -> Result:
     """One student, with a teacher or without: builds it, trains it, logs it, and reports its epochs to its `trial`."""
-    from kdsweep import assembly, experiment, recording, training
+    from kdsweep import ahead, assembly, experiment, recording, rules, training
+    from kdsweep.views import passes_of_run
 
     device, precision = assembly.hardware(cfg)
     data, views = assembly.inputs(assembly.key_of(cfg.data), cfg.view_seed, cfg.device)
@@ -160,7 +165,10 @@ def train_student(cfg: DictConfig, trial: TrialLink | None = None) -> Result:
                 n_passes=cfg.n_passes,
                 order_seed=cfg.order_seed,
                 precision=precision,
+                compiled=cfg.compiled,
             )
+            if teacher is not None:
+                ahead.remember(teacher, passes_of_run(cfg.order_seed, cfg.epochs, cfg.n_passes))
             reached = experiment.Reached()
             if state is not None:
                 fitting.load(state["training"])
@@ -176,7 +184,7 @@ def train_student(cfg: DictConfig, trial: TrialLink | None = None) -> Result:
                     predict,
                     data,
                     teacher,
-                    recorded.epoch_log(reached, assembly.objectives(cfg)[0], trial),
+                    recorded.epoch_log(reached, rules.objectives(cfg)[0], trial),
                     cfg.evaluate_test,
                     reached,
                     keep=lambda _: checkpoints.offer(now),

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 from kdsweep import cli
 
@@ -24,7 +25,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from benchmarks import measuring
 
 # A module of `scripts/benchmarks/` each.
-SUBCOMMANDS = ("limit", "distill", "online", "peers", "views", "evaluate", "study", "probe")
+SUBCOMMANDS = (
+    "limit",
+    "distill",
+    "online",
+    "peers",
+    "views",
+    "evaluate",
+    "study",
+    "start",
+    "trial",
+    "workers",
+    "decode",
+    "scale",
+    "probe",
+    "teacher",
+    "report",
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -46,8 +63,10 @@ def main(words: Sequence[str] | None = None) -> None:
     finding = arguments.measure(arguments)
     machine, line = measuring.machine(measuring.Load(before, os.getloadavg()[0], os.cpu_count() or 1))
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120, highlight=False)
-    console.print(finding.renderable())
-    console.print(line, markup=False)
+    # Markdown is for a file, and wraps nowhere.
+    console.print(finding.renderable(), soft_wrap=isinstance(finding.shown, Text))
+    if finding.figures:
+        console.print(line, markup=False)
     if arguments.json is not None:
         figures = [figure.values() for figure in finding.figures]
         found = {"benchmark": arguments.command, "title": finding.title, "machine": machine, "load": machine["load"]}

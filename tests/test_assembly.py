@@ -11,7 +11,7 @@ from commands import SHORT
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from kdsweep import assembly
+from kdsweep import assembly, checks, rules
 from kdsweep.checks import check
 from kdsweep.errors import UserError
 from kdsweep.files import hash_tensors
@@ -46,6 +46,26 @@ def test_the_same_inputs_are_made_once() -> None:
     """Jobs of a sweep share the pictures in memory."""
     key = assembly.key_of(config().data)
     assert assembly.inputs(key, 0, "cpu")[0] is assembly.inputs(key, 0, "cpu")[0]
+
+
+def test_the_same_architecture_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs of a sweep have one model, and differ in numbers; a model that is refused is refused again."""
+    built: list[str] = []
+    own = checks.build
+    monkeypatch.setattr(checks, "build", lambda cfg, group: (built.append(group), own(cfg, group))[1])
+    checks._check_network.cache_clear()
+    for alpha in (0.1, 0.2):
+        check(config(f"loss.alpha={alpha}"))
+    assert [built.count(group) for group in ("model", "teacher.network", "loss")] == [1, 1, 2]
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"^model\.stem: "):
+            check(config("model.stem=round"))
+
+
+def test_a_component_knows_the_values_of_others() -> None:
+    """It is built apart from the rest of the configuration, to which its values may refer."""
+    built = assembly.build(config("loss.tau=2", "optimizer.lr=${loss.tau}"), "optimizer")
+    assert built.keywords["lr"] == 2
 
 
 @pytest.mark.slow
@@ -128,13 +148,13 @@ def test_a_wrong_value_is_found_before_any_data() -> None:
 
 def test_one_objective_or_a_list_of_them() -> None:
     """Both are read as names, in order; each of them has to be a metric that may be selected on."""
-    assert assembly.objectives(config()) == ["val/accuracy"]
-    assert assembly.objectives(config("objective=[val/accuracy,val/ece]")) == ["val/accuracy", "val/ece"]
+    assert rules.objectives(config()) == ["val/accuracy"]
+    assert rules.objectives(config("objective=[val/accuracy,val/ece]")) == ["val/accuracy", "val/ece"]
     with pytest.raises(UserError, match=r"^objective: .*objective='test/accuracy'.*not selected on"):
         check(config("objective=[val/accuracy,test/accuracy]"))
 
 
-@pytest.mark.parametrize("name", assembly.OBJECTIVES)
+@pytest.mark.parametrize("name", rules.OBJECTIVES)
 def test_every_objective_has_a_direction(name: str) -> None:
     """More accuracy and agreement are better; less loss, calibration error and divergence are."""
     better = {True: "maximize", False: "minimize"}
@@ -153,9 +173,9 @@ def test_what_does_not_fit_is_found_before_a_study() -> None:
 def test_settings_of_a_teacher_that_is_not_chosen_are_none() -> None:
     """A baseline without a teacher may stand in a sweep file that sets details of one; a chosen teacher keeps them."""
     words = ("teacher=none", "+teacher.network.input_size=96")
-    assert assembly.settled(composed("loss=ce", *words)).teacher is None
+    assert rules.settled(composed("loss=ce", *words)).teacher is None
     chosen = config("teacher.network.input_size=96")
-    assert assembly.settled(chosen) == chosen
+    assert rules.settled(chosen) == chosen
 
 
 def test_gradients_that_a_cpu_gets_wrong_are_refused() -> None:

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
-from kdsweep import assembly, checks, cli
+from kdsweep import assembly, checks, cli, rules
 from kdsweep.errors import UserError
 from kdsweep.train import CONFIG_FOLDER
 
@@ -105,7 +105,7 @@ def refused(cfg: DictConfig) -> str | None:
         Exception: What no command makes one line of.
     """
     try:
-        own = assembly.settled(cfg)
+        own = rules.settled(cfg)
         checks.check(own)
         assembly.rehearse(own)
     except Exception as error:

@@ -59,7 +59,7 @@ def artifacts(uri: str, run_id: str, folder: str | None = None) -> set[str]:
 
 def write(run: Run, source: Path) -> None:
     """One of everything but metrics."""
-    run.dataset("digits", "/data/digits", "ab" * 32, {"pictures": 3}, "training")
+    run.datasets("digits", "/data/digits", "ab" * 32, {"training": {"pictures": 3}})
     run.tag({"kdsweep.weights": "abc"})
     run.text("config.yaml", "seed: 0\n")
     run.file(source, "kept/model.bin")

@@ -58,8 +58,8 @@ def recorded(store: Store, tmp_path_factory: pytest.TempPathFactory) -> str:
         for epoch in (1, 2, 3):
             run.log({"train/loss": 1 / epoch, "val/accuracy": epoch / 10}, step=epoch)
         run.summary({"test/accuracy": 0.25})
-        for context in ("training", "validation", "test"):
-            run.dataset("digits", "/data/digits", "ab" * 32, {"pictures": 3}, context)
+        profiles = {context: {"pictures": 3} for context in ("training", "validation", "test")}
+        run.datasets("digits", "/data/digits", "ab" * 32, profiles)
         run.text("config.yaml", "loss:\n  alpha: 0.5\n")
         run.file(weights)
         run.file(weights, "kept/model.bin")
@@ -392,7 +392,7 @@ def log_a_run(barrier: Any, uri: str) -> None:
             run.log({"a": step}, step)
             run.flush()
         barrier.wait()
-        run.dataset("digits", "/data", "cd" * 32, {}, "training")
+        run.datasets("digits", "/data", "cd" * 32, {"training": {}})
 
 
 def ask_for_a_group(barrier: Any, uri: str, answers: str) -> None:

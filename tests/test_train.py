@@ -141,6 +141,14 @@ def test_a_run_can_leave_the_test_split_alone(run: Run, made: Callable[..., Run]
     assert not (artifacts(blind) / "reliability.json").exists()
 
 
+def test_a_trial_of_a_search_draws_no_curve(run: Run, made: Callable[..., Run]) -> None:
+    """Its metrics are the curve, in MLflow as in the report of its study; the weights are those of any other run."""
+    trial = made(*SHORT, "tracking.stage=search")
+    assert weights(trial) == weights(run)
+    assert not (artifacts(trial) / "learning_curve.png").exists()
+    assert (artifacts(trial) / "model.safetensors").exists()
+
+
 def test_a_single_run_may_have_several_objectives(run: Run, made: Callable[..., Run]) -> None:
     """Which metrics are returned has no part in the training."""
     assert weights(made(*SHORT, "objective=[val/accuracy,val/ece]")) == weights(run)

@@ -184,7 +184,7 @@ class TimedStore(Store):
 
     PARTS: Mapping[str, str] = {
         **{"params": PARAMS, "metrics": METRICS, "tags": TAGS},
-        **{"input": DATA, "status": ENDS, "artifact": FILES},
+        **{"inputs": DATA, "status": ENDS, "artifact": FILES},
     }
 
     def __init__(self, uri: str, clock: Clock, artifacts: bool) -> None:
@@ -337,7 +337,7 @@ def composed(sampler: str, pruner: str, folder: Path) -> DictConfig:
 
 def measure_study(sampler: str, pruner: str, n_trials: int, storage: str | None, folder: Path) -> Series:
     """Runs a study of empty trials, without baselines and confirmation, with stores of its own in `folder`."""
-    from kdsweep import assembly
+    from kdsweep import assembly, rules
 
     folder.mkdir(parents=True, exist_ok=True)
     whole = composed(sampler, pruner, folder)
@@ -361,7 +361,7 @@ def measure_study(sampler: str, pruner: str, n_trials: int, storage: str | None,
         try:
             with search.held(), store.run(name, tags=tags, params=params) as parent:
                 stages = Stages(
-                    store, parent.id, search, overrides, [], assembly.objectives(own), {}, 0, settings.max_restarts, 0.0
+                    store, parent.id, search, overrides, [], rules.objectives(own), {}, 0, settings.max_restarts, 0.0
                 )
                 with stages.carried_out_by(executor):
                     stages.run_search()

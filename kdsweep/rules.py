@@ -1,0 +1,146 @@
+"""Which values a configuration may have, as far as that can be said without torch, whose import takes seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from kdsweep.errors import UserError, require
+from kdsweep.stores import store_uri
+
+ARMS = ("teacher", "scratch", "label_smoothing", "distill")
+
+# Metrics that a sweep may select on; the test split is kept out of it.
+OBJECTIVES = (
+    *("val/accuracy", "val/nll", "val/ece", "val/top5", "val/agreement", "val/teacher_kl"),
+    "best/val_accuracy",
+)
+
+# What a run is made of.
+GROUPS = ("data", "model", "teacher", "loss", "optimizer", "schedule")
+
+# Of a component from a package that isn't trusted.
+HYDRAS_REMEDY = "Pass _execution_whitelist_ from trusted code to allow expected targets."
+OUR_REMEDY = "If it is yours, name its package in the environment: KDSWEEP_TRUST='package.*'."
+
+# Larger numbers are mistakes, and some wouldn't fit the arithmetic below.
+MOST = {"epochs": 10**6, "batch_size": 10**7, "n_passes": 10**6}
+LARGEST_SEED = 2**63 - 1
+LONGEST_NAME = 250
+
+
+def check_values(cfg: DictConfig) -> None:
+    """Refuses a configuration that lacks a component, and keys of its own whose values break a rule.
+
+    Raises:
+        UserError: Its key is the configuration's.
+    """
+    _check_groups(cfg)
+    _check_numbers(cfg)
+    _check_choices(cfg)
+    _check_places(cfg)
+
+
+def settled(cfg: DictConfig) -> DictConfig:
+    """`cfg` with `teacher: null` where no teacher is chosen, but some configuration still sets details of one.
+
+    A study's baselines choose teacher=none, while its sweep or experiment file may say teacher.network.input_size.
+    """
+    if not OmegaConf.is_dict(cfg.teacher):
+        return cfg
+    network = OmegaConf.select(cfg, "teacher.network")
+    if network is not None and (not OmegaConf.is_dict(network) or "_target_" in network):
+        return cfg
+    own = cfg.copy()
+    OmegaConf.set_readonly(own, False)
+    own.teacher = None
+    return own
+
+
+def objectives(cfg: DictConfig) -> list[str]:
+    """The metrics that a run returns to a sweep."""
+    return [str(name) for name in cfg.objective] if OmegaConf.is_list(cfg.objective) else [str(cfg.objective)]
+
+
+def attempt(group: str, action: Callable[[], Any]) -> Any:
+    """What `action` returns; where it refuses an argument, a `UserError` that names the group."""
+    try:
+        return action()
+    except UserError as error:
+        raise error.within(group) from error
+    except (HydraException, TypeError, ValueError, OverflowError) as error:
+        cause = error.__cause__ if isinstance(error, HydraException) and error.__cause__ is not None else error
+        text = " ".join(str(cause).partition("full_key:")[0].split()).rstrip(".") + "."
+        raise UserError(text.replace(HYDRAS_REMEDY, OUR_REMEDY), group) from error
+
+
+def _check_groups(cfg: DictConfig) -> None:
+    """Every group is a component, or rather a description of one."""
+    for key in ("tracking", "paths"):
+        require(OmegaConf.is_dict(cfg[key]), f"{key} is a group of keys", cfg[key], key, "Set its keys one by one.")
+    for key in GROUPS:
+        if key == "teacher":
+            continue
+        remedy = f"`kdsweep --help` lists its options ({key}=...)."
+        require(
+            OmegaConf.is_dict(cfg[key]) and "_target_" in cfg[key], f"{key} is chosen", _shown(cfg, key), key, remedy
+        )
+    for key in ("teacher", "teacher.network") if cfg.teacher is not None else ():
+        value = OmegaConf.select(cfg, key)
+        require(OmegaConf.is_dict(value), f"{key} is a group of keys", value, key, "Choose another: teacher=...")
+
+
+def _shown(cfg: DictConfig, key: str) -> object:
+    return OmegaConf.to_container(cfg[key]) if OmegaConf.is_config(cfg[key]) else cfg[key]
+
+
+def _check_numbers(cfg: DictConfig) -> None:
+    for key, most in MOST.items():
+        require(type(cfg[key]) is int and cfg[key] >= 1, f"{key} >= 1", cfg[key], key, "It is a whole number.")
+        require(cfg[key] <= most, f"{key} <= {most}", cfg[key], key)
+    for key in ("seed", "init_seed", "order_seed", "view_seed"):
+        require(type(cfg[key]) is int and cfg[key] >= 0, f"{key} >= 0", cfg[key], key, "It is a whole number.")
+        require(cfg[key] <= LARGEST_SEED, f"{key} <= {LARGEST_SEED}", cfg[key], key)
+    share = cfg.checkpoint_share
+    in_range = type(share) in (int, float) and 0 <= share <= 1
+    require(in_range, "0 <= checkpoint_share <= 1", share, "checkpoint_share", "It is a share of the run's time.")
+
+
+def _check_choices(cfg: DictConfig) -> None:
+    require(cfg.arm in ARMS, f"arm in {ARMS}", cfg.arm, "arm", "Choose an experiment, such as experiment=scratch.")
+    choices = {
+        "evaluate_test": cfg.evaluate_test,
+        "deterministic": cfg.deterministic,
+        "compiled": cfg.compiled,
+        "tracking.offline": cfg.tracking.offline,
+    }
+    for key, value in choices.items():
+        require(type(value) is bool, f"{key} is true or false", value, key)
+    require(cfg.resume == "auto" or type(cfg.resume) is bool, "resume in (auto, true, false)", cfg.resume, "resume")
+    names = objectives(cfg)
+    require(len(names) >= 1, "at least one objective", cfg.objective, "objective")
+    for name in names:
+        require(
+            name in OBJECTIVES, f"objective in {OBJECTIVES}", name, "objective", "The test split is not selected on."
+        )
+    require(len(set(names)) == len(names), "each objective once", names, "objective")
+
+
+def _check_places(cfg: DictConfig) -> None:
+    """Folders, names and numbers that say where a run belongs."""
+    for key in cfg.paths:
+        value = cfg.paths[key]
+        require(isinstance(value, str) and value != "", f"{key} is a folder", value, f"paths.{key}")
+    uri, experiment, trial = cfg.tracking.uri, cfg.tracking.experiment, cfg.tracking.trial
+    require(uri is None or isinstance(uri, str), "uri is null or a URI", uri, "tracking.uri")
+    named = isinstance(experiment, str) and experiment.strip() != "" and len(experiment) <= LONGEST_NAME
+    rule = f"experiment is a name of 1 to {LONGEST_NAME} characters"
+    require(named, rule, experiment, "tracking.experiment")
+    require(
+        trial is None or type(trial) is int, "trial is null or a number", trial, "tracking.trial", "A study sets it."
+    )
+    attempt("tracking", lambda: store_uri(uri, Path(cfg.paths.root)))

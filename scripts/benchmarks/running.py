@@ -1,0 +1,69 @@
+"""Trials without a study: the product's own jobs on its own configuration, one by one, for what benchmarks time."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import hydra
+from hydra._internal.callbacks import Callbacks
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import HydraContext, RunMode
+
+from kdsweep import train
+from kdsweep.errors import RunError
+from kdsweep.jobs import Job, Task, run_job
+from kdsweep.stores import sqlite_uri
+from kdsweep.tracking import Store
+
+
+@contextmanager
+def task(lines: Sequence[str], folder: Path) -> Iterator[Task]:
+    """What all trials share, composed from overrides as a study composes it; the terminal's logging is left as it was.
+
+    Args:
+        lines: Hydra's overrides.
+        folder: For all that the trials keep.
+    """
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        with hydra.initialize_config_dir(str(train.CONFIG_FOLDER)):
+            own = GlobalHydra.instance().hydra
+            assert own is not None
+            overrides = [*lines, f"paths.root={folder}", f"hydra.sweep.dir={folder}/sweep"]
+            config = own.compose_config("config", overrides, RunMode.MULTIRUN, with_log_configuration=True)
+            context = HydraContext(own.config_loader, Callbacks())
+            yield Task(context, config, train.hydra_main.__wrapped__)
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+
+
+def parent_run(folder: Path) -> str:
+    """The MLflow run of a study, under which its trials stand; and a store that has been made."""
+    with Store(sqlite_uri(folder / "mlflow.db")).run("benchmark", tags={"kdsweep.role": "study"}, params={}) as run:
+        return run.id
+
+
+def trial(number: int, parent: str, lines: Sequence[str]) -> Job:
+    """A trial of a study, as far as it is a run: what Optuna has to do with it is measured by `study`."""
+    own = (
+        *("evaluate_test=false", f"tracking.parent={parent}", "tracking.study=benchmark", "tracking.stage=search"),
+        *(f"tracking.job=trial-{number:04d}", f"loss.alpha={0.1 + 0.8 * (number % 97) / 97:.4f}"),
+    )
+    return Job(f"trial-{number:04d}", (*lines, *own), number)
+
+
+def run(shared: Task, job: Job) -> object:
+    """Runs a trial in this process and returns its objective.
+
+    Raises:
+        RunError: It failed.
+    """
+    outcome = run_job(shared, job)
+    if outcome.error is not None:
+        raise RunError(f"{job.name} failed: {outcome.error}") from outcome.error
+    return outcome.value

@@ -1,0 +1,106 @@
+"""What a command takes from the shell: help, refusals and the debug experiment as whole processes, beside Hydra alone.
+
+The barest application that Hydra can have, without a configuration, is measured too: what it takes is in every command,
+and nothing in kdsweep can make it less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from benchmarks.measuring import ROUNDS, Figure, Finding, positive, take_turns, timed
+from kdsweep.errors import RunError
+
+GOAL = 1.5
+
+HYDRA = (sys.executable, "-c", "import hydra")
+KDSWEEP = (sys.executable, "-m", "kdsweep.train")
+# What stands in the figures: the words, and the exit status.
+REFUSALS: Mapping[str, str] = {"a wrong key": "loss.alhpa=0.3", "a wrong value": "epochs=0"}
+LOSS_REFUSAL = "loss.alpha=2"
+TINY = ("experiment=debug", "data.n_train=96", "data.val_size=32", "data.n_test=32", "epochs=1", "threads=1")
+
+BARE_APPLICATION = """
+import hydra
+
+@hydra.main(config_path=None, version_base=None)
+def main(cfg):
+    pass
+
+main()
+"""
+
+
+def process(folder: Path, *command: str, status: int = 0) -> Callable[[], float]:
+    """A side: a process, from its start to its end.
+
+    Raises:
+        RunError: It ended otherwise than it should.
+    """
+    environment = {**os.environ, "KDSWEEP_HOME": str(folder)}
+
+    def run() -> float:
+        ended = []
+        seconds = timed(
+            lambda: ended.append(
+                subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+            )
+        )
+        (done,) = ended
+        if done.returncode != status:
+            raise RunError(f"`{' '.join(command)}` ended with status {done.returncode}: {done.stderr.strip()[-500:]}")
+        return seconds
+
+    return run
+
+
+def measure(arguments: argparse.Namespace) -> Finding:
+    """Help, refusals and experiment=debug as whole processes, against a bare import of Hydra"""
+    with tempfile.TemporaryDirectory(prefix="kdsweep-benchmark-") as temporary:
+        folder = Path(temporary)
+        bare = folder / "bare.py"
+        bare.write_text(BARE_APPLICATION, encoding="utf-8")
+        sides = {
+            "import hydra": process(folder, *HYDRA),
+            "bare help": process(folder, sys.executable, str(bare), "--help"),
+            "bare refusal": process(folder, sys.executable, str(bare), "loss.alhpa=0.3", status=1),
+            "help": process(folder, *KDSWEEP, "--help"),
+            **{name: process(folder, *KDSWEEP, word, status=2) for name, word in REFUSALS.items()},
+        }
+        turns = take_turns("start", sides, rounds=arguments.rounds)
+        slow = {
+            "import hydra": sides["import hydra"],
+            "wrong alpha": process(folder, *KDSWEEP, LOSS_REFUSAL, status=2),
+            "debug": process(folder, *KDSWEEP, *TINY),
+        }
+        long = take_turns("start, with torch", slow, rounds=arguments.long_rounds)
+    figures = [
+        turns.ratio("kdsweep --help", "help", "import hydra", goal=GOAL),
+        *(
+            turns.ratio(f"the refusal of {name}", name, "import hydra", goal=GOAL, note=word)
+            for name, word in REFUSALS.items()
+        ),
+        long.ratio("the refusal of a component's value", "wrong alpha", "import hydra", goal=GOAL, note=LOSS_REFUSAL),
+        turns.ratio("an empty Hydra application: --help", "bare help", "import hydra", note="Hydra's own part"),
+        turns.ratio("an empty Hydra application: a wrong key", "bare refusal", "import hydra", note="Hydra's own part"),
+        long.ratio("experiment=debug, one epoch of 64 pictures", "debug", "import hydra"),
+        Figure("import hydra", turns.median("import hydra"), unit="s"),
+        Figure("kdsweep --help", turns.median("help"), unit="s"),
+        Figure("experiment=debug", long.median("debug"), unit="s"),
+    ]
+    lines = ["Ratios to a process that imports Hydra and does nothing else."]
+    return Finding(
+        "start: from the shell and back", figures, {"short": turns.values(), "long": long.values()}, notes=lines
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--rounds", type=positive, default=2 * ROUNDS, help=f"default: {2 * ROUNDS}")
+    help_long = f"of what imports torch; default: {ROUNDS}"
+    parser.add_argument("--long-rounds", type=positive, default=ROUNDS, metavar="N", help=help_long)

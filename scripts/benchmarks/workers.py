@@ -1,0 +1,202 @@
+"""Worker processes of one thread each, against one process with as many threads; and what must not depend on them."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from omegaconf import DictConfig
+
+from benchmarks import parts, running
+from benchmarks.measuring import Figure, Finding, take_turns
+from kdsweep.environment import cores
+from kdsweep.errors import RunError
+from kdsweep.jobs import Job, Outcome, Task
+from kdsweep.workers import Workers
+
+# How long one waits for the others to be ready, and how often it looks.
+READY_SECONDS, POLL_SECONDS = 300.0, 0.01
+SAMPLE_SECONDS = 0.05
+
+
+def train_together(cfg: DictConfig, folder: str, others: int, epochs: int) -> dict[str, Any]:
+    """A job: trains as the product does; the first epoch is warm-up, the others begin when all jobs are ready.
+
+    Args:
+        folder: Where jobs tell each other that they are ready.
+        others: How many jobs there are.
+        epochs: Measured ones.
+    """
+    import torch
+    from threadpoolctl import threadpool_info
+
+    from kdsweep import hardware
+    from kdsweep.files import hash_tensors
+
+    hardware.set_threads(cfg.threads)
+    training = parts.Training(cfg)
+    fit = iter(training.fit(epochs=epochs + 1))
+    next(fit)
+    Path(folder, f"{cfg.seed}-{os.getpid()}").touch()
+    limit = time.monotonic() + READY_SECONDS
+    while len(list(Path(folder).iterdir())) < others and time.monotonic() < limit:
+        time.sleep(POLL_SECONDS)
+    began, processor = time.perf_counter(), time.process_time()
+    for _ in range(epochs):
+        next(fit)
+    ended = time.perf_counter()
+    return {
+        "began": began,
+        "ended": ended,
+        "processor": time.process_time() - processor,
+        "pictures": epochs * training.pictures,
+        "threads": max(torch.get_num_threads(), *(int(pool["num_threads"]) for pool in threadpool_info())),
+        "weights": hash_tensors(training.network.net.state_dict()),
+    }
+
+
+class Side:
+    """Jobs at a time in as many worker processes; the seconds from the first one's start to the last one's end.
+
+    Args:
+        shared: What the jobs share.
+        folder: For their signs.
+        jobs: How many, and as many processes.
+        threads: Of each.
+        epochs: Each job's.
+    """
+
+    def __init__(self, shared: Task, folder: Path, jobs: int, threads: int, epochs: int) -> None:
+        self._shared, self._folder = shared, folder
+        self._jobs, self._threads, self._epochs = jobs, threads, epochs
+        self.found: list[list[dict[str, Any]]] = []
+        self.running: list[int] = []  # the most threads of a round that wanted a core at once
+
+    def __call__(self) -> float:
+        place = self._folder / f"{self._jobs}-{self._threads}-{len(self.found)}"
+        place.mkdir(parents=True)
+        work = functools.partial(train_together, folder=str(place), others=self._jobs, epochs=self._epochs)
+        task = Task(self._shared.hydra_context, self._shared.config, work)
+        with closing(Workers(task, self._jobs, self._threads, ())) as executor, ThreadPoolExecutor(1) as pool:
+            for seed in range(self._jobs):
+                executor.submit(Job(f"job-{seed}", (f"seed={seed}", f"threads={self._threads}"), seed))
+            sampling = Sampling(place, self._jobs)
+            samples = pool.submit(sampling.run)
+            try:
+                ends: list[Outcome] = []
+                while len(ends) < self._jobs:
+                    ends += [outcome for _, outcome in executor.wait()]
+            finally:
+                sampling.over = True
+        for outcome in ends:
+            if outcome.error is not None:
+                raise RunError(f"a worker's job failed: {outcome.error}") from outcome.error
+        found = [outcome.value for outcome in ends if isinstance(outcome.value, dict)]
+        self.found.append(found)
+        self.running.append(samples.result())
+        return max(one["ended"] for one in found) - min(one["began"] for one in found)
+
+
+class Sampling:
+    """Counts, while all jobs train, the threads of this process's children that run or wait for a core."""
+
+    def __init__(self, place: Path, jobs: int) -> None:
+        self._place, self._jobs = place, jobs
+        self.over = False
+
+    def run(self) -> int:
+        """The median: single samples also catch threads that are about to sleep."""
+        counts = []
+        while not self.over:
+            time.sleep(SAMPLE_SECONDS)
+            if len(list(self._place.iterdir())) >= self._jobs:
+                pids = {int(path.name.rpartition("-")[2]) for path in self._place.iterdir()}
+                counts.append(sum(map(running_threads, pids)))
+        return round(median(counts)) if counts else 0
+
+
+def running_threads(pid: int) -> int:
+    """Threads of a process in state R, as the kernel says; 0 where it doesn't say."""
+    count = 0
+    for status in Path(f"/proc/{pid}/task").glob("*/stat"):
+        try:
+            count += status.read_text().rpartition(")")[2].split()[0] == "R"
+        except OSError:  # it has ended meanwhile
+            continue
+    return count
+
+
+def measure(arguments: argparse.Namespace) -> Finding:
+    """n workers of one thread against one process of n threads; threads per core; the same results either way"""
+    n = arguments.workers or cores()
+    with parts.workplace(arguments) as folder:
+        lines = training_lines(arguments)
+        with running.task(lines, folder) as shared:
+            many = Side(shared, folder / "signs", n, 1, arguments.epochs)
+            # As many pictures: its one job does all jobs' epochs.
+            one = Side(shared, folder / "signs-of-one", 1, n, n * arguments.epochs)
+            alone = Side(shared, folder / "signs-alone", 1, 1, arguments.epochs)
+            alone()
+            turns = take_turns("workers", {"one process": one, "workers": many}, rounds=arguments.rounds, threads=n)
+    per_round = [sum(job["processor"] for job in found) for found in many.found]
+    busy = [used / span(found) / n for used, found in zip(per_round, many.found, strict=True)]
+    threads = max(sum(job["threads"] for job in found) for found in many.found)
+    reference = alone.found[0][0]["weights"]
+    same = [found[0]["weights"] for found in many.found if found[0]["weights"] != reference]
+    figures = [
+        turns.ratio(
+            f"{n} workers of 1 thread against 1 process of {n} threads, pictures/s",
+            "one process",
+            "workers",
+            goal=1.0,
+            at_most=False,
+        ),
+        Figure("threads that all workers may compute with, per core", threads / n, 1.0, note=f"{threads} on {n}"),
+        Figure("threads that run at a time, per core", max(many.running) / n, 1.0, note="as the kernel counts them"),
+        Figure("processor time that the workers get, per core", median(busy), spread=(min(busy), max(busy))),
+        Figure(f"runs that differ between 1 worker and {n}", len(same), 0.0, note="hashes of the trained weights"),
+        Figure(f"{n} workers", rate(many, n), unit="pictures/s"),
+        Figure(f"1 process of {n} threads", rate(one, 1), unit="pictures/s"),
+    ]
+    notes = [
+        f"{arguments.pictures} pictures an epoch, {arguments.epochs} epochs a worker; student {arguments.student}."
+    ]
+    if n < 2:
+        notes.append("One core: both sides are the same here.")
+    return Finding("workers: processes or threads", figures, {"workers": n, **turns.values()}, notes=notes)
+
+
+def span(found: Sequence[Mapping[str, Any]]) -> float:
+    return float(max(job["ended"] for job in found) - min(job["began"] for job in found))
+
+
+def rate(side: Side, jobs: int) -> float:
+    """Pictures per second of all jobs together, the median of the rounds that follow the first."""
+    rates = [sum(job["pictures"] for job in found) / span(found) for found in side.found[1:] or side.found]
+    assert all(len(found) == jobs for found in side.found)
+    return median(rates)
+
+
+def training_lines(arguments: argparse.Namespace) -> list[str]:
+    """Overrides of a scratch run."""
+    n_validation = max(parts.CLASSES, arguments.pictures // 9)
+    return [
+        *("experiment=scratch", "data=synthetic", f"data.n_train={arguments.pictures + n_validation}"),
+        *(f"data.val_size={n_validation}", "data.n_test=10", f"data.n_classes={parts.CLASSES}"),
+        *(f"data.image_size={parts.SIDE}", "data.padding=4", f"model.name={arguments.student}", "model.stem=imagenet"),
+        *(f"batch_size={min(128, arguments.pictures)}", f"precision={arguments.precision}", "device=cpu"),
+    ]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parts.add_arguments(parser)
+    parser.add_argument("--workers", type=parts.positive, metavar="N", help="default: as many as cores")
+    parser.add_argument("--epochs", type=parts.positive, default=2, help="of each worker in a round; default: 2")
