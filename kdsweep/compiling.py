@@ -1,4 +1,4 @@
-"""A frozen network, compiled for long passes: batch-norm folded into convolutions, weights laid out for the machine.
+"""Networks compiled by torch.compile: a frozen one for long passes, and a student for its training on a GPU.
 
 Compiling takes half a minute to a minute in every process that computes a pass. Whether a pass is long enough to earn
 that is decided by its arithmetic alone, and not by the clock: the same pass gets the same numbers on every start.
@@ -68,3 +68,23 @@ def compiled_features(network: Classifier, precision: str, batch_size: int) -> C
         return found[: len(pictures)].float().clone()
 
     return features
+
+
+def compiled_forward(network: Classifier) -> Callable[[Tensor], Tensor]:
+    """`network` for its training, compiled at its first call; on a GPU its steps are replayed as CUDA graphs.
+
+    The loss is no part of it, so that another alpha or tau, or another network of the same shape, needs no compiling.
+
+    Returns:
+        uint8 (B, H, W, 3), B always the same, -> logits (B, C), to be used before the next call.
+    """
+    graphs = network.mean.device.type == "cuda"
+    compiled = torch.compile(network, dynamic=False, mode="reduce-overhead" if graphs else None)
+
+    def forward(pictures: Tensor) -> Tensor:
+        if graphs:
+            torch.compiler.cudagraph_mark_step_begin()
+        logits: Tensor = compiled(pictures)
+        return logits
+
+    return forward

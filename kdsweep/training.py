@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from kdsweep.compiling import compiled_forward
 from kdsweep.convolutions import small_maps
 from kdsweep.errors import RunError, UserError, is_number, require
 from kdsweep.hardware import autocast, random_state, set_random_state
@@ -53,6 +55,7 @@ class Fit:
         n_passes: Epoch after epoch uses another pass, until all were used.
         order_seed: Decides the order of pictures and of passes.
         precision: bf16 or fp32.
+        compiled: Whether the network is trained as torch.compile makes it; its numbers differ in the last bits.
 
     Attributes:
         epoch: How many epochs have ended.
@@ -78,7 +81,11 @@ class Fit:
         n_passes: int,
         order_seed: int,
         precision: str,
+        compiled: bool = False,
     ) -> None:
+        self._forward = compiled_forward(network) if compiled else network
+        # Which looks into the convolutions of networks that are not compiled.
+        self._small_maps = nullcontext() if compiled else small_maps(precision, labels.device)
         self._network, self._views, self._labels = network, views, labels
         self._loss, self._teacher = loss, teacher
         self._epochs, self._n_passes, self._order_seed, self._precision = epochs, n_passes, order_seed, precision
@@ -174,8 +181,8 @@ class Fit:
     def _train_step(self, indices: Tensor, pass_index: int, answers: Answers | None) -> None:
         labels = self._labels[indices]
         pictures = self._views.batch(indices, pass_index)  # (B, H, W, 3)
-        with autocast(self._precision, labels.device), small_maps(self._precision, labels.device):
-            logits = self._network(pictures)  # (B, C)
+        with autocast(self._precision, labels.device), self._small_maps:
+            logits = self._forward(pictures)  # (B, C)
         value = self._loss(logits, None if answers is None else answers(indices, pictures), labels)
         self._optimizer.zero_grad(set_to_none=True)
         value.backward()

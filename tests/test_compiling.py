@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,20 @@ import torch
 from networks import build, random_pictures
 from test_teachers import DATA, teacher, views
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 from kdsweep import compiling
 from kdsweep.compiling import compiled_features, flops, has_compiler, worth_compiling
 from kdsweep.errors import UserError
+from kdsweep.losses import kd
 from kdsweep.models import Classifier, Head
+from kdsweep.schedules import constant
 from kdsweep.teachers import TOLERANCE
+from kdsweep.training import Fit
+from kdsweep.views import Views
 
 
-def small_network() -> Classifier:
+def small_network(frozen: bool = True) -> Classifier:
     """Two convolutions with batch-norm and a head: it compiles in seconds."""
     torch.manual_seed(0)
     layers: list[nn.Module] = []
@@ -31,12 +37,13 @@ def small_network() -> Classifier:
                 module.running_mean.normal_(0, 0.1)  # type: ignore[union-attr]
                 module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
         net[-1].weight.mul_(20)  # type: ignore[operator] # decided answers
-    made = Classifier(net, "8", frozen=True, input_size=None, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
+    made = Classifier(net, "8", frozen=frozen, input_size=None, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
     return made.to(memory_format=torch.channels_last).eval()
 
 
 NETWORK = small_network()
 
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 needs_compiler = pytest.mark.skipif(not has_compiler(), reason="this machine has no C++ compiler")
 
 
@@ -105,6 +112,61 @@ def test_a_table_that_is_there_compiles_nothing(tmp_path: Path, monkeypatch: pyt
     teacher(tmp_path, NETWORK, compiled=True).answers(0)
     monkeypatch.setattr(torch, "compile", None)
     teacher(tmp_path, NETWORK, compiled=True).answers(0)
+
+
+# --------------------------------------------------------------------------------------------------- training
+
+
+def train(compiled: bool, device: str = "cpu", alpha: float = 0.0, steps: int = 6) -> list[float]:
+    """The losses of a student's epochs of two steps each."""
+    network = small_network(frozen=False).to(device)
+    guide = torch.zeros(16, 6, device=device)
+    fit = Fit(
+        network,
+        Views(DATA.train.images.to(device), DATA.padding, DATA.flip, seed=0),
+        DATA.train.labels.to(device),
+        loss=lambda logits, _, labels: kd(logits, guide, labels, alpha=alpha, tau=2.0),
+        teacher=None,
+        optimizer=functools.partial(torch.optim.SGD, lr=0.02, momentum=0.9),
+        schedule=constant,
+        epochs=steps // 2,
+        batch_size=16,
+        n_passes=2,
+        order_seed=0,
+        precision="fp32",
+        compiled=compiled,
+    )
+    return [metrics["train/loss"] for metrics in fit]
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_a_compiled_student_learns_the_same_and_is_compiled_once() -> None:
+    """Step for step the same losses; another network and another alpha are trained by what is there."""
+    assert train(compiled=True) == pytest.approx(train(compiled=False), rel=1e-4)
+    compiled = counters["stats"]["unique_graphs"]
+    assert train(compiled=True, alpha=0.5) == pytest.approx(train(compiled=False, alpha=0.5), rel=1e-4)
+    assert counters["stats"]["unique_graphs"] == compiled
+
+
+@needs_gpu
+@pytest.mark.parametrize("compiled", [False, True])
+def test_an_epoch_on_a_gpu_waits_for_nothing(compiled: bool) -> None:
+    """No step asks the GPU for a number; CUDA graphs give the losses that plain kernels give."""
+    fit = train(compiled, "cuda")
+    before = Fit._train_step
+
+    def unsynchronised(*arguments: Any) -> None:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            before(*arguments)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Fit, "_train_step", unsynchronised)
+        assert train(compiled, "cuda") == pytest.approx(fit, rel=1e-4)
+    assert fit == pytest.approx(train(False, "cpu"), rel=1e-2)
 
 
 def test_a_wrong_setting_is_refused(tmp_path: Path) -> None:
