@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 
 import torch
@@ -15,6 +16,9 @@ from kdsweep.hardware import autocast
 
 LOSSES = {"ce": "scratch", "kd": "distill"}
 GOALS = {128: 0.95, 512: 0.99}
+
+# Steps of each side that don't count: the first ones get their memory from the system, page by page.
+SETTLING = 4
 
 
 def bare_epochs(training: parts.Training, guided: bool) -> Callable[[], float]:
@@ -57,12 +61,15 @@ def measure(arguments: argparse.Namespace) -> Finding:
                 training, bare = parts.Training(cfg), parts.Training(cfg)
                 fit = training.fit(training.teacher() if loss == "kd" else None)
                 sides = {"kdsweep": parts.epochs(fit), "bare": bare_epochs(bare, guided=loss == "kd")}
+                for _ in range(math.ceil(SETTLING / training.steps)):
+                    for side in sides.values():
+                        side()
                 turns = take_turns(f"{loss}, batch {batch}", sides, rounds=arguments.rounds, threads=arguments.threads)
             name = f"training against a bare loop, {loss}, batch {batch}"
             figures.append(turns.ratio(name, "bare", "kdsweep", goal=GOALS.get(batch), at_most=False))
-            for side in sides:
-                rate = training.pictures / turns.median(side)
-                figures.append(Figure(f"{side}, {loss}, batch {batch}", rate, unit="pictures/s"))
+            for name in sides:
+                rate = training.pictures / turns.median(name)
+                figures.append(Figure(f"{name}, {loss}, batch {batch}", rate, unit="pictures/s"))
             details[f"{loss} {batch}"] = {**turns.values(), "steps": training.steps}
             lines = [parts.conditions(training, arguments)]
     return Finding("limit: the product's training against the machine's limit", figures, details, notes=lines)
