@@ -74,8 +74,8 @@ def show(report: Report) -> None:
 
 def default_folder(root: Path, study: StudyRecord) -> Path:
     """Where the report of a study goes: <root>/reports/<study>, with what a folder's name can't hold replaced."""
-    plain = re.sub(r"[^\w.+=,-]+", "_", study.parent.name).strip("._")
-    return root / "reports" / (plain if 0 < len(plain.encode()) <= LONGEST_NAME else study.parent.id)
+    names = (re.sub(r"[^\w.+=,-]+", "_", name).strip("._") for name in (study.parent.name, study.parent.id))
+    return root / "reports" / next((name for name in names if 0 < len(name.encode()) <= LONGEST_NAME), "study")
 
 
 def _main(arguments: Sequence[str] | None) -> None:

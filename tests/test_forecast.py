@@ -206,7 +206,7 @@ def test_a_short_study_has_no_proposals(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("briefly")
 def test_a_long_study_has_measured_proposals(tmp_path: Path) -> None:
     """100,000 epochs with the dear stem: the other stem, half the epochs, and more workers where there are cores."""
-    cfg = config(tmp_path, "model.stem=cifar", "epochs=100000", "n_passes=2")
+    cfg = config(tmp_path, "model.name=resnet18", "model.stem=cifar", "epochs=100000", "n_passes=2")
     long = forecast(cfg, PLANNED, PLANNED, 1, name="long")
     ways = {way.overrides.partition("=")[0]: way for way in long.shorter}
     assert {"model.stem", "epochs"} <= ways.keys()
@@ -219,7 +219,7 @@ def test_a_long_study_has_measured_proposals(tmp_path: Path) -> None:
 def test_a_long_study_that_goes_on_keeps_its_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its runs were made with them: only how the rest is shared out is free. On machines elsewhere not even that."""
     monkeypatch.setattr("kdsweep.forecast.measure", lambda cfg, threads: without_teacher(cores=4, step_seconds=100.0))
-    cfg, left = config(tmp_path, "model.stem=cifar"), PLANNED | {"scratch": 0}
+    cfg, left = config(tmp_path, "model.name=resnet18", "model.stem=cifar"), PLANNED | {"scratch": 0}
     here, elsewhere = (forecast(cfg, PLANNED, left, 2, name="long", elsewhere=e) for e in (False, True))
     assert [way.overrides for way in here.shorter] == ["sweep.executor=workers sweep.n_jobs=4"]
     assert elsewhere.shorter == ()

@@ -21,8 +21,9 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """kdsweep's handlers, for one test; a signal is sent again after half a second."""
     monkeypatch.setattr(interrupts, "PATIENCE_SECONDS", 0.5)
     before = {number: signal.getsignal(number) for number in interrupts.ENDS}
-    # Where the tests run in the background, SIGINT is ignored from the start, and would stay so.
+    # Where the tests run in the background or under nohup, these are ignored from the start, and would stay so.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     interrupts.install()
     yield
     interrupts.forget()

@@ -22,8 +22,6 @@ ORDER = (
     "study",
     "stages",
     "reproduce",
-    "originals",
-    "deviation",
     "surroundings",
     "overrides",
     "executors",
@@ -32,11 +30,14 @@ ORDER = (
     "worker",
     "shipping",
     "jobs",
+    "composition",
     "forecast",
     "estimate",
     "speed",
     "train",
     "export",
+    "originals",
+    "deviation",
     "model_card",
     "search",
     "recording",
@@ -105,7 +106,7 @@ ORDER = (
 
 # Who may import a framework; a plug-in of Hydra counts as Hydra.
 CONFIGURATION = {
-    *("sweeper", "study", "stages", "overrides", "search", "executors", "jobs", "shipping"),
+    *("sweeper", "study", "stages", "overrides", "search", "executors", "jobs", "composition", "shipping"),
     *("forecast", "speed", "train", "recording", "checks", "assembly", "rules", "cli", "reproduce", "export"),
 }
 FRAMEWORKS = {
