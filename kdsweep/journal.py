@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,8 +86,8 @@ class Journal:
         else:
             lock.release()
 
-    def keep(self, content: bytes | Path, name: str) -> str:
-        """Copies a file, or writes its bytes, into the folder; returns its path there, for an entry.
+    def keep(self, content: bytes | Path | Callable[[Path], None], name: str) -> str:
+        """Copies a file, or writes bytes, or has a file written, into the folder; returns its path there, for an entry.
 
         Raises:
             OSError: For lack of space, and the like; nothing is left then.
@@ -100,8 +100,14 @@ class Journal:
             place.parent.mkdir(parents=True)
             if isinstance(content, bytes):
                 place.write_bytes(content)
-            else:
+            elif isinstance(content, Path):
                 shutil.copyfile(content, place)
+            else:
+                # safetensors makes its files private, whatever the umask says.
+                place.touch()
+                mode = place.stat().st_mode
+                content(place)
+                place.chmod(mode)
         except OSError:
             shutil.rmtree(place.parent, ignore_errors=True)
             raise

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -109,10 +109,9 @@ class Recording:
         """Logs what is known at the end of the run, its trained `weights` as `file_name`, and says the result."""
         run, cfg = self._run, self._cfg
         run.summary({name: value for name, value in result.metrics.items() if name not in result.history})
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / file_name
-            weights_hash = save_tensors(path, weights, {"kdsweep_run": run.id})
-            run.file(path)
+        made: list[str] = []
+        run.made_file(file_name, lambda path: made.append(save_tensors(path, weights, {"kdsweep_run": run.id})))
+        (weights_hash,) = made
         # A teacher's steps are weight decays, not epochs. And a trial of a search is one of hundreds, which the report
         # draws together: drawing one takes longer than all else that it records.
         if result.history and cfg.arm != "teacher" and cfg.tracking.stage != "search":
@@ -130,10 +129,14 @@ class Recording:
         shown = ", ".join(f"{name} {value:.2%}" for name, value in accuracies if value is not None)
         note(f"{_name(cfg)}: {shown}, {result.metrics['seconds']:.1f} s, run {run.id}")
 
+    @functools.cached_property
+    def _config(self) -> str:
+        """The configuration as it is shown."""
+        return OmegaConf.to_yaml(OmegaConf.create(masked(container(self._cfg))))
+
     def save_config(self) -> None:
         """Writes config.yaml, with what is known of the run, into MLflow and into the run's output folder."""
-        config = OmegaConf.to_yaml(OmegaConf.create(masked(container(self._cfg))))
-        text = saved_text(config, self._record)
+        text = saved_text(self._config, self._record)
         self._run.text("config.yaml", text)
         if HydraConfig.initialized():
             with atomic_path(Path(HydraConfig.get().runtime.output_dir) / "config.yaml") as path:

@@ -16,7 +16,7 @@ import io
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -115,13 +115,17 @@ class Run:
         """Copies a file into the artifacts, as `name` ("weights/student.safetensors") or under its own name."""
         self._artifact(name or path.name, path)
 
+    def made_file(self, name: str, make: Callable[[Path], None]) -> None:
+        """Has `make` write the artifact `name`, at the path that it is given."""
+        self._artifact(name, make)
+
     def figure(self, name: str, figure: Figure) -> None:
         """Writes a matplotlib figure as the artifact `name` ("learning_curves.png")."""
         picture = io.BytesIO()
         figure.savefig(picture, format=Path(name).suffix.removeprefix(".") or "png")
         self._artifact(name, picture.getvalue())
 
-    def _artifact(self, name: str, content: bytes | Path) -> None:
+    def _artifact(self, name: str, content: bytes | Path | Callable[[Path], None]) -> None:
         try:
             file = self._journal.keep(content, name)
         except OSError as error:

@@ -90,8 +90,14 @@ def file_path(uri: str) -> Path | None:
     return Path(uri) if uri.startswith("/") else None
 
 
-def place_file(source: Path, folder: Path, name: Path) -> None:
+def place_file(source: Path, folder: Path, name: Path, *, own: bool = False) -> None:
     """Copies a file to `folder`/`name`, whole or not at all.
+
+    Args:
+        source: What is copied; it stays.
+        folder: The target's.
+        name: A path in the folder.
+        own: Nobody will change the source, which may then be the same file by another name, where the disk can do that.
 
     Raises:
         ValueError: The name leads out of the folder.
@@ -103,7 +109,8 @@ def place_file(source: Path, folder: Path, name: Path) -> None:
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, temporary)
+        if not (own and _linked(source, temporary)):
+            shutil.copyfile(source, temporary)
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(target)
@@ -111,6 +118,15 @@ def place_file(source: Path, folder: Path, name: Path) -> None:
         raise OSError(error.errno, error.strerror, str(target)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _linked(source: Path, target: Path) -> bool:
+    """Gives a file a second name; False where that can't be: on another disk, or one that knows no second names."""
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        return False
+    return True
 
 
 def correct_locations(database: Path) -> None:

@@ -445,7 +445,8 @@ def _send_artifact(client: Any, run_id: str, entry: Entry, folder: Path, place: 
     if local is None:
         client.log_artifact(run_id, str(source), None if name.parent == Path() else name.parent.as_posix())
     else:  # MLflow would leave half a file where the disk is full
-        place_file(source, local, name)
+        # What is relative lies in the run's journal.
+        place_file(source, local, name, own=not Path(entry["file"]).is_absolute())
 
 
 def _send_status(client: Any, run_id: str, entry: Entry) -> None:

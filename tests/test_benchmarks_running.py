@@ -11,7 +11,7 @@ from typing import Any
 
 import benchmark
 import pytest
-from benchmarks import decode, scale, start, trial, workers
+from benchmarks import decode, measuring, scale, start, trial, workers
 from benchmarks.measuring import Clock
 from PIL import Image
 
@@ -21,6 +21,12 @@ QUICK = "shufflenet_v2_x0_5"
 TINY = ("--pictures", "32", "--rounds", "1", "--student", QUICK, "--teacher", QUICK, "--precision", "fp32")
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def each_round_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests run beside others, and no figure of theirs is for anybody's eyes."""
+    monkeypatch.setattr(measuring, "PATIENCE", 1)
 
 
 def measured(name: str, folder: Path, *words: str) -> dict[str, Any]:
@@ -46,16 +52,22 @@ def assert_finite(found: dict[str, Any]) -> None:
 
 def test_commands_are_measured_as_whole_processes(tmp_path: Path) -> None:
     """Help and both refusals have the issue's goal; what Hydra takes by itself stands beside them."""
-    found = measured("start", tmp_path, "--rounds", "1", "--long-rounds", "1")
+    found = measured("start", tmp_path, "--rounds", "1", "--short")
     assert_finite(found)
-    names = (
-        "kdsweep --help",
-        *(f"the refusal of a {what}" for what in ("wrong key", "wrong value", "component's value")),
-    )
+    names = ("kdsweep --help", "the refusal of a wrong key", "the refusal of a wrong value")
     assert goals(found) == dict.fromkeys(names, "<= 1.5")
     assert found["figures"]["an empty Hydra application: --help"]["goal"] == ""
     (bare,), (helped,) = (found["short"]["seconds"][side] for side in ("import hydra", "help"))
     assert found["figures"]["kdsweep --help"]["value"] == pytest.approx(helped / bare)
+
+
+def test_what_imports_torch_is_measured_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The refusal of a component's value, whose goal is the same, and a whole run; five times and once to warm up."""
+    asked: list[str] = []
+    monkeypatch.setattr(start, "process", lambda folder, *command, status=0: lambda: asked.append(command[-1]) or 1.0)
+    found = start.measure(benchmark.parser().parse_args(["start", "--rounds", "1"]))
+    assert [figure.goal for figure in found.figures if figure.name.endswith("component's value")] == [1.5]
+    assert asked.count(start.LOSS_REFUSAL) == asked.count(start.TINY[-1]) == 6
 
 
 def test_a_process_that_ends_otherwise_is_no_measurement(tmp_path: Path) -> None:

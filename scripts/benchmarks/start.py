@@ -74,33 +74,38 @@ def measure(arguments: argparse.Namespace) -> Finding:
             **{name: process(folder, *KDSWEEP, word, status=2) for name, word in REFUSALS.items()},
         }
         turns = take_turns("start", sides, rounds=arguments.rounds)
-        slow = {
-            "import hydra": sides["import hydra"],
-            "wrong alpha": process(folder, *KDSWEEP, LOSS_REFUSAL, status=2),
-            "debug": process(folder, *KDSWEEP, *TINY),
-        }
-        long = take_turns("start, with torch", slow, rounds=arguments.long_rounds)
+        long = None
+        if not arguments.short:
+            slow = {
+                "import hydra": sides["import hydra"],
+                "wrong alpha": process(folder, *KDSWEEP, LOSS_REFUSAL, status=2),
+                "debug": process(folder, *KDSWEEP, *TINY),
+            }
+            long = take_turns("start, with torch", slow, rounds=ROUNDS)
     figures = [
         turns.ratio("kdsweep --help", "help", "import hydra", goal=GOAL),
         *(
             turns.ratio(f"the refusal of {name}", name, "import hydra", goal=GOAL, note=word)
             for name, word in REFUSALS.items()
         ),
-        long.ratio("the refusal of a component's value", "wrong alpha", "import hydra", goal=GOAL, note=LOSS_REFUSAL),
         turns.ratio("an empty Hydra application: --help", "bare help", "import hydra", note="Hydra's own part"),
         turns.ratio("an empty Hydra application: a wrong key", "bare refusal", "import hydra", note="Hydra's own part"),
-        long.ratio("experiment=debug, one epoch of 64 pictures", "debug", "import hydra"),
-        Figure("import hydra", turns.median("import hydra"), unit="s"),
-        Figure("kdsweep --help", turns.median("help"), unit="s"),
-        Figure("experiment=debug", long.median("debug"), unit="s"),
+        *(Figure(f"{side}, in seconds", turns.median(side), unit="s") for side in ("import hydra", "help")),
     ]
+    details = {"short": turns.values()}
+    if long is not None:
+        name = "the refusal of a component's value"
+        figures += [
+            long.ratio(name, "wrong alpha", "import hydra", goal=GOAL, note=LOSS_REFUSAL),
+            long.ratio("experiment=debug, one epoch of 64 pictures", "debug", "import hydra"),
+            Figure("experiment=debug, in seconds", long.median("debug"), unit="s"),
+        ]
+        details["long"] = long.values()
     lines = ["Ratios to a process that imports Hydra and does nothing else."]
-    return Finding(
-        "start: from the shell and back", figures, {"short": turns.values(), "long": long.values()}, notes=lines
-    )
+    return Finding("start: from the shell and back", figures, details, notes=lines)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=positive, default=2 * ROUNDS, help=f"default: {2 * ROUNDS}")
-    help_long = f"of what imports torch; default: {ROUNDS}"
-    parser.add_argument("--long-rounds", type=positive, default=ROUNDS, metavar="N", help=help_long)
+    help_short = f"leave out what imports torch, which is measured {ROUNDS} times"
+    parser.add_argument("--short", action="store_true", help=help_short)

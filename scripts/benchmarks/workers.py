@@ -68,14 +68,15 @@ class Side:
 
     Args:
         shared: What the jobs share.
+        lines: Their overrides.
         folder: For their signs.
         jobs: How many, and as many processes.
         threads: Of each.
         epochs: Each job's.
     """
 
-    def __init__(self, shared: Task, folder: Path, jobs: int, threads: int, epochs: int) -> None:
-        self._shared, self._folder = shared, folder
+    def __init__(self, shared: Task, lines: Sequence[str], folder: Path, jobs: int, threads: int, epochs: int) -> None:
+        self._shared, self._lines, self._folder = shared, lines, folder
         self._jobs, self._threads, self._epochs = jobs, threads, epochs
         self.found: list[list[dict[str, Any]]] = []
         self.running: list[int] = []  # the most threads of a round that wanted a core at once
@@ -87,19 +88,20 @@ class Side:
         task = Task(self._shared.hydra_context, self._shared.config, work)
         with closing(Workers(task, self._jobs, self._threads, ())) as executor, ThreadPoolExecutor(1) as pool:
             for seed in range(self._jobs):
-                executor.submit(Job(f"job-{seed}", (f"seed={seed}", f"threads={self._threads}"), seed))
+                own = (*self._lines, f"seed={seed}", f"threads={self._threads}")
+                executor.submit(Job(f"job-{seed}", own, seed))
             sampling = Sampling(place, self._jobs)
             samples = pool.submit(sampling.run)
             try:
-                ends: list[Outcome] = []
+                ends: dict[int, Outcome] = {}
                 while len(ends) < self._jobs:
-                    ends += [outcome for _, outcome in executor.wait()]
+                    ends |= {job.number: outcome for job, outcome in executor.wait()}
             finally:
                 sampling.over = True
-        for outcome in ends:
+        for outcome in ends.values():
             if outcome.error is not None:
                 raise RunError(f"a worker's job failed: {outcome.error}") from outcome.error
-        found = [outcome.value for outcome in ends if isinstance(outcome.value, dict)]
+        found = [ends[seed].value for seed in range(self._jobs)]
         self.found.append(found)
         self.running.append(samples.result())
         return max(one["ended"] for one in found) - min(one["began"] for one in found)
@@ -140,10 +142,10 @@ def measure(arguments: argparse.Namespace) -> Finding:
     with parts.workplace(arguments) as folder:
         lines = training_lines(arguments)
         with running.task(lines, folder) as shared:
-            many = Side(shared, folder / "signs", n, 1, arguments.epochs)
+            many = Side(shared, lines, folder / "signs", n, 1, arguments.epochs)
             # As many pictures: its one job does all jobs' epochs.
-            one = Side(shared, folder / "signs-of-one", 1, n, n * arguments.epochs)
-            alone = Side(shared, folder / "signs-alone", 1, 1, arguments.epochs)
+            one = Side(shared, lines, folder / "signs-of-one", 1, n, n * arguments.epochs)
+            alone = Side(shared, lines, folder / "signs-alone", 1, 1, arguments.epochs)
             alone()
             turns = take_turns("workers", {"one process": one, "workers": many}, rounds=arguments.rounds, threads=n)
     per_round = [sum(job["processor"] for job in found) for found in many.found]
