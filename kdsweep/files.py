@@ -49,6 +49,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     workplace = path.parent / f".{path.name}.{_owner(this_process())}.{uuid.uuid4().hex[:8]}"
     temporary = workplace / path.name
     with _named_after(path):
+        if path.is_dir():
+            raise _os_error(errno.EISDIR, path)
         if path.exists() and not path.is_file():  # a device would be gone for everybody
             raise OSError(errno.EEXIST, "What is there is no file", str(path))
         path.parent.mkdir(parents=True, exist_ok=True)

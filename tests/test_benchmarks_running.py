@@ -185,8 +185,9 @@ def test_late_is_held_against_early() -> None:
 def test_memory_of_files_is_nobodys() -> None:
     """Bytes that are written to count; the figure is the kernel's."""
     before = scale.own_memory()
-    held = bytearray(os.urandom(1 << 24))
-    assert scale.own_memory() - before > (1 << 23)
+    # More than what other tests may give back meanwhile.
+    held = bytearray(os.urandom(1 << 27))
+    assert scale.own_memory() - before > (1 << 26)
     del held
 
 

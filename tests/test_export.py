@@ -251,8 +251,9 @@ def test_a_run_without_a_network_is_refused(root: Path, store: Store) -> None:
         export.export(store, torn.id, root)
 
 
-def test_paths_move_with_the_project_folder(tmp_path: Path) -> None:
+def test_paths_move_with_the_project_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Paths below the old folder move, others stay, and so does what exists in the old place alone."""
+    monkeypatch.chdir(tmp_path)
     old, new = tmp_path / "old", tmp_path / "new"
     (old / "kept").mkdir(parents=True)
     config = [f"{old}/data/x", str(old), f"{old}er/data", "plain", 3, {"a": f"{old}/kept"}]

@@ -11,7 +11,6 @@ import re
 import resource
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -157,19 +156,16 @@ def test_a_full_disk_costs_decoded_pictures_only_time(tmp_path: Path, disk: Disk
     assert done.status == 0, done.err
 
 
-def put_temporary_files(folder: Path) -> None:
-    """$TMPDIR, which the server that all commands are forked from has looked up already."""
-    tempfile.tempdir = str(folder)
-
-
 def test_a_full_disk_fails_a_run_that_can_keep_no_weights(tmp_path: Path, disk: Disk) -> None:
-    """Weights are written to the temporary folder before MLflow takes them: the run is FAILED, and says why."""
+    """Weights are written into the run's journal before MLflow takes them: the run is FAILED, and says why."""
     disk.has(300)
-    done = Prepared(put_temporary_files, *SHORT, "epochs=1", root=tmp_path, given=(disk.folder,)).outcome()
-    assert_refused(done, disk)
+    (tmp_path / "unsent").symlink_to(disk.folder)
+    done = kdsweep(*SHORT, "epochs=1", root=tmp_path)
+    assert done.status == 1, done.err
+    assert f"no space is left on the disk of {tmp_path / 'unsent'}" in done.error
     (run,) = runs(tmp_path, "distill")
     assert run.info.status == "FAILED"
-    assert "No space left" in run.data.tags["kdsweep.error"]
+    assert "no space is left" in run.data.tags["kdsweep.error"]
     assert not list(artifacts(run).rglob("*.safetensors"))
 
 
