@@ -286,7 +286,8 @@ def bar(description: str, total: int) -> Iterator[Callable[[], None]]:
 def machine(load: Load) -> tuple[dict[str, Any], str]:
     """What this machine is, as plain values and as a line."""
     found = environment.describe()
-    line = f"{found['cpu']}, {load.words()}; this process may use {found['cores']}."
+    commit = str(found["git_commit"])[:7]
+    line = f"{found['cpu']}, {load.words()}; this process may use {found['cores']}; commit {commit}."
     return {**found, "load": {**vars(load), "busy": load.busy}, "line": line}, line
 
 

@@ -42,7 +42,7 @@ def section(found: Mapping[str, Any]) -> str:
     rows = [row(figure) for figure in found["figures"]]
     table = [HEADINGS, ("---", "---:", "---:", "---:", "---"), *rows]
     lines = ["| " + " | ".join(cells) + " |" for cells in table]
-    return "\n".join([f"### {found['title']}", "", *lines, "", *found["notes"], found["machine"]["line"]])
+    return "\n".join([f"### {found['title']}", "", *lines, "", *found["notes"], "", found["machine"]["line"]])
 
 
 def row(figure: Mapping[str, Any]) -> tuple[str, ...]:
