@@ -1,13 +1,13 @@
-"""Gradients of convolutions with outputs of a few pixels, for which oneDNN on some CPUs takes most of a training step.
+"""Convolutions with outputs of a few pixels, on which oneDNN on some CPUs spends most of a training step.
 
 Where pictures have 32 pixels, the last block of a ResNet works on maps of one: of a 3 x 3 kernel only the centre meets
-anything but padding. Its weights' gradient is then one matrix product, of which oneDNN computes nine, and slowly. Only
-this gradient is computed otherwise here; outputs and the inputs' gradients are the library's, bit for bit.
+anything but padding. The convolution is then one matrix product, of which oneDNN computes nine, and slowly. Here it is
+computed tap by tap, without the taps that meet only padding, and so are both of its gradients.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
@@ -24,7 +24,7 @@ Pair = tuple[int, int]
 
 def small_maps(precision: str, device: torch.device) -> AbstractContextManager[object]:
     """The context in which a network that is trained runs forward: on a CPU in fp32, convolutions with small outputs
-    have their weights' gradients computed tap by tap; all else is left as it is.
+    are computed tap by tap, and so are their gradients; all else is left as it is.
     """
     return _SmallMaps() if precision == "fp32" and device.type == "cpu" else nullcontext()
 
@@ -49,7 +49,7 @@ class _Convolution(torch.autograd.Function):
     def forward(ctx: Any, inputs: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
         ctx.save_for_backward(inputs, weight)
         ctx.stride, ctx.padding = stride, padding
-        return torch.conv2d(inputs, weight, None, stride, padding)
+        return convolved(inputs, weight, stride, padding)
 
     @staticmethod
     @once_differentiable
@@ -57,17 +57,38 @@ class _Convolution(torch.autograd.Function):
         inputs, weight = ctx.saved_tensors
         of_inputs = of_weight = None
         if ctx.needs_input_grad[0]:
-            of_inputs = torch.ops.aten.convolution_backward(
-                *(gradient, inputs, weight, None, ctx.stride, ctx.padding, (1, 1), False, (0, 0), 1),
-                (True, False, False),
-            )[0]
+            of_inputs = input_gradient(weight, gradient, cast(Pair, tuple(inputs.shape[2:])), ctx.stride, ctx.padding)
         if ctx.needs_input_grad[1]:
             of_weight = weight_gradient(inputs, gradient, cast(Pair, tuple(weight.shape[2:])), ctx.stride, ctx.padding)
         return of_inputs, of_weight, None, None
 
 
+def convolved(inputs: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
+    """The outputs (B, O, h, w), channels_last, of inputs (B, C, H, W) and weights (O, C, *kernel)."""
+    x, kernels = inputs.permute(0, 2, 3, 1), weight.permute(0, 2, 3, 1)  # (B, H, W, C), (O, *kernel, C)
+    size = [_output_side(inputs, weight, stride, padding, axis) for axis in (0, 1)]
+    result = x.new_zeros(len(x), *size, len(kernels))  # (B, h, w, O)
+    for row, column, outputs, seen in _taps(kernels.shape[1:3], x.shape[1:3], result.shape[1:3], stride, padding):
+        result[:, *outputs] += x[:, *seen] @ kernels[:, row, column].T
+    return result.permute(0, 3, 1, 2)
+
+
+def input_gradient(weight: Tensor, gradient: Tensor, size: Pair, stride: Pair, padding: Pair) -> Tensor:
+    """The gradient of a convolution's inputs (B, C, *size), channels_last.
+
+    Args:
+        weight: (O, C, *kernel).
+        gradient: Of the outputs (B, O, h, w).
+    """
+    g, kernels = gradient.permute(0, 2, 3, 1), weight.permute(0, 2, 3, 1)  # (B, h, w, O), (O, *kernel, C)
+    result = g.new_zeros(len(g), *size, kernels.shape[3])  # (B, H, W, C)
+    for row, column, outputs, seen in _taps(kernels.shape[1:3], size, g.shape[1:3], stride, padding):
+        result[:, *seen] += g[:, *outputs] @ kernels[:, row, column]
+    return result.permute(0, 3, 1, 2)
+
+
 def weight_gradient(inputs: Tensor, gradient: Tensor, kernel: Pair, stride: Pair, padding: Pair) -> Tensor:
-    """The gradient of a convolution's weights (O, C, *kernel), channels_last, without the taps that meet only padding.
+    """The gradient of a convolution's weights (O, C, *kernel), channels_last.
 
     Args:
         inputs: (B, C, H, W).
@@ -75,35 +96,45 @@ def weight_gradient(inputs: Tensor, gradient: Tensor, kernel: Pair, stride: Pair
     """
     x, g = inputs.permute(0, 2, 3, 1), gradient.permute(0, 2, 3, 1)  # (B, H, W, C), (B, h, w, O)
     result = x.new_zeros(g.shape[3], *kernel, x.shape[3])  # (O, *kernel, C)
-    for row in range(kernel[0]):
-        for column in range(kernel[1]):
-            outputs, seen = zip(
-                _meeting(row, x.shape[1], g.shape[1], stride[0], padding[0]),
-                _meeting(column, x.shape[2], g.shape[2], stride[1], padding[1]),
-                strict=True,
-            )
-            left = g[:, outputs[0], outputs[1]].reshape(-1, g.shape[3])  # (pairs, O)
-            if len(left) > 0:
-                right = x[:, seen[0], seen[1]].reshape(-1, x.shape[3])  # (pairs, C)
-                torch.mm(left.T, right, out=result[:, row, column])
+    for row, column, outputs, seen in _taps(kernel, x.shape[1:3], g.shape[1:3], stride, padding):
+        left = g[:, *outputs].reshape(-1, g.shape[3])  # (pairs, O)
+        right = x[:, *seen].reshape(-1, x.shape[3])  # (pairs, C)
+        torch.mm(left.T, right, out=result[:, row, column])
     return result.permute(0, 3, 1, 2)
 
 
-def _meeting(tap: int, inputs: int, outputs: int, stride: int, padding: int) -> tuple[slice, slice]:
-    """Along one axis: the outputs for which a tap of the kernel meets an input, and these inputs."""
+def _taps(
+    kernel: Sequence[int], inputs: Sequence[int], outputs: Sequence[int], stride: Pair, padding: Pair
+) -> Iterator[tuple[int, int, tuple[slice, slice], tuple[slice, slice]]]:
+    """Each tap of a kernel, by row and column, that meets more than padding: for which outputs, and which inputs."""
+    for row in range(kernel[0]):
+        for column in range(kernel[1]):
+            rows = _meeting(row, inputs[0], outputs[0], stride[0], padding[0])
+            columns = _meeting(column, inputs[1], outputs[1], stride[1], padding[1])
+            if rows is not None and columns is not None:
+                yield row, column, (rows[0], columns[0]), (rows[1], columns[1])
+
+
+def _meeting(tap: int, inputs: int, outputs: int, stride: int, padding: int) -> tuple[slice, slice] | None:
+    """Along one axis: the outputs for which a tap of the kernel meets an input, and these inputs; None for none."""
     first = max(0, -((tap - padding) // stride))
     last = min(outputs - 1, (inputs - 1 - tap + padding) // stride)
-    n = max(0, last - first + 1)
+    n = last - first + 1
+    if n <= 0:
+        return None
     start = first * stride + tap - padding
-    return slice(first, first + n), slice(start, start + n * stride, stride) if n else slice(0, 0)
+    return slice(first, last + 1), slice(start, start + n * stride, stride)
 
 
 def _is_small(inputs: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any) -> bool:
     if isinstance(padding, str) or tuple(dilation) != (1, 1) or inputs.dim() != 4:
         return False
-    if not (weight.requires_grad and torch.is_grad_enabled() and weight.shape[2] * weight.shape[3] > 1):
+    if weight.shape[2] * weight.shape[3] == 1 or inputs.dtype != torch.float32 or weight.dtype != torch.float32:
         return False
-    if inputs.dtype != torch.float32 or weight.dtype != torch.float32:
-        return False
-    sides = ((inputs.shape[2 + i] + 2 * padding[i] - weight.shape[2 + i]) // stride[i] + 1 for i in (0, 1))
-    return 0 < next(sides) * next(sides) <= SMALL
+    height, width = (_output_side(inputs, weight, stride, padding, axis) for axis in (0, 1))
+    return min(height, width) > 0 and height * width <= SMALL
+
+
+def _output_side(inputs: Tensor, weight: Tensor, stride: Pair, padding: Pair, axis: int) -> int:
+    """The height (axis 0) or the width (axis 1) of a convolution's outputs."""
+    return (inputs.shape[2 + axis] + 2 * padding[axis] - weight.shape[2 + axis]) // stride[axis] + 1

@@ -277,7 +277,7 @@ def predict(network: Classifier, pictures: Tensor, batch_size: int, precision: s
     """Logits (N, C) float32 of pictures (N, H, W, 3) uint8 in evaluation mode, on the network's device."""
     network.eval()
     device = network.head.weight.device
-    with torch.inference_mode(), autocast(precision, device):
+    with torch.inference_mode(), autocast(precision, device), small_maps(precision, device):
         return torch.cat([network(batch.to(device)).float() for batch in pictures.split(batch_size)])
 
 

@@ -1,4 +1,4 @@
-"""Convolutions on small maps: their gradients are the slow formula's, and nothing else about them changes."""
+"""Convolutions on small maps: they and their gradients are the library's but for rounding; others are left alone."""
 
 from __future__ import annotations
 
@@ -9,24 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdsweep import convolutions
-from kdsweep.convolutions import small_maps, weight_gradient
+from kdsweep.convolutions import convolved, input_gradient, small_maps, weight_gradient
 
 CPU = torch.device("cpu")
-
-
-def transcribed(
-    x: Tensor, g: Tensor, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]
-) -> Tensor:
-    """dL/dw[o, c, a, b]: the sum over outputs (i, j) of g[o, i, j] * x[c, i * stride + a - padding, ...]."""
-    result = torch.zeros(g.shape[1], x.shape[1], *kernel, dtype=torch.float64)
-    for a in range(kernel[0]):
-        for b in range(kernel[1]):
-            for i in range(g.shape[2]):
-                for j in range(g.shape[3]):
-                    row, column = i * stride[0] + a - padding[0], j * stride[1] + b - padding[1]
-                    if 0 <= row < x.shape[2] and 0 <= column < x.shape[3]:
-                        result[:, :, a, b] += g[:, :, i, j].double().T @ x[:, :, row, column].double()
-    return result
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -44,7 +29,7 @@ def transcribed(
         ((2, 1), (3, 3), (1, 1), (3, 3)),
     ],
 )
-def test_the_gradient_is_that_of_the_formula(
+def test_outputs_and_gradients_are_the_librarys_in_double_precision(
     size: tuple[int, int],
     kernel: tuple[int, int],
     stride: tuple[int, int],
@@ -54,12 +39,19 @@ def test_the_gradient_is_that_of_the_formula(
     """For odd and even sizes, kernels, strides and paddings, in both layouts."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3, 5, *size, generator=generator).contiguous(memory_format=layout)
-    shape = F.conv2d(x, torch.zeros(4, 5, *kernel), None, stride, padding).shape
-    g = torch.randn(shape, generator=generator).contiguous(memory_format=layout)
-    expected = transcribed(x, g, kernel, stride, padding)
-    found = weight_gradient(x, g, kernel, stride, padding)
-    assert found.is_contiguous(memory_format=torch.channels_last) or min(found.shape[1:]) == 1
-    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    w = torch.randn(4, 5, *kernel, generator=generator).contiguous(memory_format=layout)
+    exact_x, exact_w = x.double().requires_grad_(), w.double().requires_grad_()
+    exact = F.conv2d(exact_x, exact_w, None, stride, padding)
+    g = torch.randn(exact.shape, generator=generator).contiguous(memory_format=layout)
+    expected = (exact.detach(), *torch.autograd.grad(exact, [exact_x, exact_w], g.double()))
+    found = (
+        convolved(x, w, stride, padding),
+        input_gradient(w, g, size, stride, padding),
+        weight_gradient(x, g, kernel, stride, padding),
+    )
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.is_contiguous(memory_format=torch.channels_last) or min(ours.shape[1:]) == 1
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-5)
 
 
 def gradients(training: bool, precision: str = "fp32", **changes: object) -> tuple[Tensor, dict[str, Tensor]]:
@@ -74,19 +66,28 @@ def gradients(training: bool, precision: str = "fp32", **changes: object) -> tup
 
 @pytest.mark.slow
 def test_a_network_learns_the_same() -> None:
-    """Its answers are the same bits; so is all of its gradient but that of kernels on small maps, which is as near as
-    float32 comes."""
+    """Its answers and its whole gradient are as near the library's as float32 comes, and not all the same bits."""
     (ours, fast), (theirs, slow) = gradients(True), gradients(False)
-    assert torch.equal(ours, theirs)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     assert fast.keys() == slow.keys()
-    other = {name for name in slow if not torch.equal(fast[name], slow[name])}
-    assert {f"layer4.{block}.conv{i}.weight" for block in (0, 1) for i in (1, 2)} <= other
-    assert all("conv" in name and name.startswith(("layer3", "layer4")) for name in other)
-    for name in other:
-        torch.testing.assert_close(fast[name], slow[name], rtol=1e-4, atol=1e-4 * float(slow[name].abs().max()))
+    assert any(not torch.equal(fast[name], slow[name]) for name in slow)
+    for name in slow:
+        torch.testing.assert_close(fast[name], slow[name], rtol=1e-3, atol=1e-4 * float(slow[name].abs().max()))
 
 
-@pytest.mark.parametrize("case", ["bf16", "cuda", "large", "groups", "dilation", "words", "frozen", "no gradient"])
+def test_an_evaluation_computes_what_training_does() -> None:
+    """The same bits with and without gradients, of frozen weights too."""
+    layer, x = nn.Conv2d(4, 4, 3, padding=1, bias=False), torch.randn(2, 4, 2, 2)
+    with small_maps("fp32", CPU):
+        trained = layer(x).detach()
+        with torch.inference_mode():
+            evaluated = layer(x)
+        frozen = layer.requires_grad_(False)(x)
+    assert torch.equal(trained, evaluated)
+    assert torch.equal(trained, frozen)
+
+
+@pytest.mark.parametrize("case", ["bf16", "cuda", "large", "groups", "dilation", "words"])
 def test_all_else_is_left_alone(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other precisions, devices, sizes and kinds of convolution go the library's way."""
 
@@ -97,9 +98,8 @@ def test_all_else_is_left_alone(case: str, monkeypatch: pytest.MonkeyPatch) -> N
     options = {"groups": {"groups": 2}, "dilation": {"dilation": 2, "padding": 2}, "words": {"padding": "same"}}
     layer = nn.Conv2d(4, 4, 3, bias=False, **{"padding": 1, **options.get(case, {})})
     x = torch.randn(2, 4, *((3, 3) if case == "large" else (1, 1)))
-    layer.requires_grad_(case != "frozen")
     context = small_maps("bf16" if case == "bf16" else "fp32", torch.device("cuda") if case == "cuda" else CPU)
-    with torch.set_grad_enabled(case != "no gradient"), context:
+    with context:
         layer(x)
 
 
