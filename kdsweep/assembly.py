@@ -5,6 +5,7 @@ Hydra and OmegaConf end here and in the entry points; everything below takes pla
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import os
@@ -16,11 +17,12 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from kdsweep import environment
+from kdsweep.autotune import WORTH_STEPS, Arithmetic, fastest, training_step
 from kdsweep.data import Dataset
 from kdsweep.errors import UserError, require_kinds
 from kdsweep.files import hash_identity
 from kdsweep.hardware import resolve_device, resolve_precision
-from kdsweep.models import Classifier
+from kdsweep.models import FORMATS, Classifier
 from kdsweep.rules import attempt
 from kdsweep.teachers import Teacher
 from kdsweep.views import Views
@@ -35,7 +37,10 @@ COMPONENTS = (
 EVALUATION_BATCH = 256
 
 # Keys that have no part in the making of a teacher.
-STUDENT_KEYS = ("model", "loss", "optimizer", "schedule", "epochs", "n_passes", "seed", "init_seed", "order_seed")
+STUDENT_KEYS = (
+    *("model", "loss", "optimizer", "schedule", "epochs", "n_passes", "seed", "init_seed", "order_seed"),
+    *("precision", "memory_format"),
+)
 
 # Keys without a part in what a run computes; where its files are is of no account either.
 UNESSENTIAL_KEYS = ("resume", "checkpoint_share", "paths")
@@ -99,9 +104,9 @@ def inputs(data_key: str, view_seed: int, device: str) -> tuple[Dataset, Views]:
 
 
 def hardware(cfg: DictConfig) -> tuple[torch.device, str]:
-    """The device and the precision (bf16 or fp32) in force."""
+    """The device and the precision (bf16 or fp32) in force: the student's, or of a teacher's run the teacher's."""
     device = resolve_device(cfg.device)
-    return device, resolve_precision(cfg.precision, device)
+    return device, resolve_precision(cfg.teacher.precision if cfg.arm == "teacher" else cfg.precision, device)
 
 
 def network(cfg: DictConfig, group: str, data: Dataset, seed: int) -> Classifier:
@@ -109,32 +114,105 @@ def network(cfg: DictConfig, group: str, data: Dataset, seed: int) -> Classifier
     torch.manual_seed(seed)
     built: Classifier = attempt(group, lambda: build(cfg, group).build(data.n_classes, data.mean, data.std))
     attempt(group, lambda: built.check_size(*data.train.images.shape[1:3]))
-    return built.to(memory_format=torch.channels_last).to(resolve_device(cfg.device))
+    return built.to(resolve_device(cfg.device))
 
 
 def student(cfg: DictConfig, data: Dataset) -> Classifier:
     """The network to train, as `network`; refused where its gradients would be wrong."""
-    built = network(cfg, "model", data, cfg.init_seed)
-    height, width = data.train.images.shape[1:3]
+    built = _new_student(cfg, data)
     device, precision = hardware(cfg)
-    if device.type == "cpu" and precision == "bf16" and built.strides_over_one_pixel(height, width):
-        # torch 2.15: in the taps that see only padding, the gradient is what happened to lie in memory.
+    if device.type == "cpu" and precision == "bf16" and _has_wrong_gradients(built, data):
+        height, width = data.train.images.shape[1:3]
         raise UserError(
             f"pictures of {height} x {width} leave this network a map of 1 x 1 before its last stride, of which a CPU "
             "gets wrong gradients in bf16. Set precision=fp32, a larger model.input_size, or model.stem=cifar.",
             "precision",
         )
-    return built
+    return built.in_format("channels_last" if cfg.memory_format == "auto" else cfg.memory_format)
+
+
+def _new_student(cfg: DictConfig, data: Dataset) -> Classifier:
+    """A student as it comes from its seed: a copy of the last one, where that is the same."""
+    made_of = json.dumps([container(cfg.model), cfg.init_seed, cfg.device, data.fingerprint, data.mean, data.std])
+    if made_of not in _kept:
+        _kept.clear()
+        _kept[made_of] = network(cfg, "model", data, cfg.init_seed)
+    return copy.deepcopy(_kept[made_of])
+
+
+# The trials of a search start from one seed. A student takes a fifth of a second to make, and a tenth of that to copy.
+_kept: dict[str, Classifier] = {}
+
+
+def _has_wrong_gradients(built: Classifier, data: Dataset) -> bool:
+    """Whether bf16 on a CPU trains this network wrongly.
+
+    torch 2.15: where a strided convolution meets a map of 1 x 1, the gradient in the taps that see only padding is what
+    happened to lie in memory.
+    """
+    return built.strides_over_one_pixel(*data.train.images.shape[1:3])
+
+
+def autotuned(cfg: DictConfig) -> DictConfig:
+    """`cfg` with the precisions and the memory format in force, where it says auto.
+
+    A teacher's precision is what its hardware suggests, since its passes serve all students. A student's, and its
+    memory format, are measured where its training is long; its first candidates are what shorter ones have.
+    """
+    own = cfg.copy()
+    OmegaConf.set_readonly(own, False)
+    device = resolve_device(cfg.device)
+    if own.teacher is not None:
+        own.teacher.precision = resolve_precision(cfg.teacher.precision, device)
+    if cfg.arm != "teacher":
+        data, _ = inputs(key_of(cfg.data), cfg.view_seed, cfg.device)
+        chosen = _arithmetic(cfg, data, device)
+        own.precision, own.memory_format = chosen.precision, chosen.memory_format
+    return own
+
+
+def _arithmetic(cfg: DictConfig, data: Dataset, device: torch.device) -> Arithmetic:
+    """How a student's training computes."""
+    precisions, formats = [str(cfg.precision)], [str(cfg.memory_format)]
+    if cfg.precision == "auto":
+        suggested = resolve_precision("auto", device)
+        wrong = device.type == "cpu" and suggested == "bf16" and _has_wrong_gradients(_new_student(cfg, data), data)
+        # Emulated bf16 is several times slower than fp32.
+        precisions = ["bf16", "fp32"] if suggested == "bf16" and not wrong else ["fp32"]
+    if cfg.memory_format == "auto":
+        formats = [*FORMATS]
+    candidates = [Arithmetic(precision, name) for precision in precisions for name in formats]
+    batch_size = min(cfg.batch_size, len(data.train))
+    if len(candidates) == 1 or cfg.compiled or cfg.epochs * (len(data.train) // batch_size) < WORTH_STEPS:
+        return candidates[0]
+    pictures, labels = (rows[:batch_size].to(device) for rows in (data.train.images, data.train.labels))
+    here = environment.describe()
+    identity = {
+        **{key: here[key] for key in ("cpu", "cpu_features", "gpu", "threads", "packages", "variables")},
+        **{"model": container(cfg.model), "pictures": [*pictures.shape], "classes": data.n_classes},
+        "device": str(device),
+    }
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        built = _new_student(cfg, data)
+        steps = functools.partial(training_step, built, pictures, labels)
+        return fastest(candidates, identity, Path(cfg.paths.cache) / "autotune", steps)
 
 
 def teacher_config(cfg: DictConfig) -> DictConfig:
     """The run that makes the teacher of `cfg`: what only its students need is left out."""
-    own = cfg.copy()
-    OmegaConf.set_readonly(own, False)
-    own.arm = "teacher"
-    for key in STUDENT_KEYS:
-        own[key] = None
-    return own
+    return OmegaConf.create(_teachers(cfg))
+
+
+def teacher_key(cfg: DictConfig) -> str:
+    """`key_of` the `teacher_config` as part of no study: a teacher that a student has to make serves all later ones."""
+    own = _teachers(cfg)
+    own["tracking"] |= dict.fromkeys(("parent", "study", "job", "trial", "reproduces")) | {"stage": "single"}
+    own["evaluate_test"] = True
+    return json.dumps(own, sort_keys=True)
+
+
+def _teachers(cfg: DictConfig) -> dict[str, Any]:
+    return {**container(cfg), **dict.fromkeys(STUDENT_KEYS), "arm": "teacher"}
 
 
 def untrained_teacher(cfg: DictConfig) -> Teacher:
@@ -142,7 +220,8 @@ def untrained_teacher(cfg: DictConfig) -> Teacher:
     data, views = inputs(key_of(cfg.data), cfg.view_seed, cfg.device)
     net = network(cfg, "teacher.network", data, cfg.view_seed)
     tables = Path(cfg.paths.cache) / "tables"
-    settings = cfg.teacher.mode, cfg.teacher.batch_size, hardware(cfg)[1], cfg.teacher.compiled
+    precision = resolve_precision(cfg.teacher.precision, views.device)
+    settings = cfg.teacher.mode, cfg.teacher.batch_size, precision, cfg.teacher.compiled
     teacher: Teacher = attempt("teacher", lambda: Teacher(net, data, views, tables, *settings))
     return teacher
 

@@ -17,12 +17,21 @@ from kdsweep.rules import attempt, check_values
 
 
 def check(cfg: DictConfig) -> None:
-    """Refuses values that break a rule: builds and tries every component that needs no data.
+    """Refuses values that break a rule: `rules.check_values` and `check_components`.
 
     Raises:
         UserError: Its key is the configuration's.
     """
     check_values(cfg)
+    check_components(cfg)
+
+
+def check_components(cfg: DictConfig) -> None:
+    """Refuses what the components say is wrong: builds and tries each one that needs no data.
+
+    Raises:
+        UserError: Its key is the configuration's.
+    """
     device = resolve_device(cfg.device)
     resolve_precision(cfg.precision, device)
     set_threads(cfg.threads)

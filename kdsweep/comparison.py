@@ -25,7 +25,7 @@ METRICS = ("val/accuracy", "test/accuracy", "test/nll", "test/ece", "test/agreem
 # Two distilled runs that differ in these alone are repetitions of one setting.
 REPETITION = re.compile(r"(\w+_)?seed$|(tracking|paths|sweep|runtime)\.|(threads|device)$")
 # A comparison is fair where these agree.
-TRAINING = re.compile(r"(data|model|optimizer|schedule)\.|(epochs|batch_size|n_passes|precision)$")
+TRAINING = re.compile(r"(data|model|optimizer|schedule)\.|(epochs|batch_size|n_passes|precision|memory_format)$")
 # Two runs that agree in these, too, repeat each other.
 SETTING = re.compile(rf"{TRAINING.pattern}|(loss|teacher)\.")
 

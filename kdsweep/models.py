@@ -24,6 +24,8 @@ from kdsweep.weights import head_tensors, load_weights, locate, one_line
 # Their training forward returns a tuple, and their published weights expect another normalisation inside the network.
 AUXILIARY_OUTPUTS = ("googlenet", "inception_v3")
 
+# Layouts in memory of weights and pictures.
+FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
 # Pictures in [0, 1] are divided by it; float32 must hold the result, and 8 bits don't vary by less.
 MIN_STD = 1e-6
@@ -54,6 +56,8 @@ class Head(nn.Linear):
 class Classifier(nn.Module):
     """A network that takes uint8 pictures (B, H, W, 3) and does its own preprocessing.
 
+    It is in channels_last until `in_format` says otherwise.
+
     Attributes:
         net: The library's module with its parameter names; `net.state_dict()` fits the library's own class.
         frozen: All but the head is constant: no gradients, always in eval mode.
@@ -79,6 +83,8 @@ class Classifier(nn.Module):
         self.head_name = head_name
         self.frozen = frozen
         self.input_size = input_size
+        self._format = torch.channels_last
+        self.net.to(memory_format=self._format)
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32), persistent=False)
         if frozen:
@@ -95,8 +101,14 @@ class Classifier(nn.Module):
     def n_classes(self) -> int:
         return self.head.out_features
 
+    def in_format(self, name: str) -> Classifier:
+        """Lays weights and pictures out in memory as "channels_last" or "contiguous"; returns itself."""
+        self._format = FORMATS[name]
+        self.net.to(memory_format=self._format)
+        return self
+
     def preprocess(self, pictures: Tensor) -> Tensor:
-        """uint8 (B, H, W, 3) to normalised float32 (B, 3, S, S), channels_last.
+        """uint8 (B, H, W, 3) to normalised float32 (B, 3, S, S), in the network's memory format.
 
         Without a resize bit-equal to torchvision's ToTensor and Normalize. The resize is bilinear, on values in
         [0, 1], with antialiasing where it shrinks.
@@ -112,7 +124,7 @@ class Classifier(nn.Module):
         # Whole rows of W * 3 values: on a CPU four times as fast as a broadcast over the last three.
         width = x.shape[2]
         x.flatten(2).sub_(self.mean.repeat(width)).div_(self.std.repeat(width))
-        return x.permute(0, 3, 1, 2)
+        return x.permute(0, 3, 1, 2).contiguous(memory_format=self._format)
 
     def features(self, pictures: Tensor) -> Tensor:
         """What the head takes: float32 (B, n_features) of uint8 pictures (B, H, W, 3)."""
@@ -232,7 +244,7 @@ class Architecture:
         if self.weights is not None:
             load_weights(net, head_name, self.weights, self.library, self.name, by=self.weights_by, head=self.head)
         return Classifier(
-            net.to(memory_format=torch.channels_last),
+            net,
             head_name,
             frozen=self.freeze == "backbone",
             input_size=self.input_size,

@@ -68,6 +68,8 @@ class Outbox:
     def put(self, entry: Entry) -> None:
         """Takes an entry. While there is no outage it waits a moment for it to be written (`waiting.call_s`).
 
+        It doesn't wait for an artifact: that is in a file already, and to be sure of a file on a disk takes a while.
+
         Raises:
             Exception: An earlier entry, or this one, was refused for good.
         """
@@ -78,7 +80,7 @@ class Outbox:
             elif self._since is not None and time.monotonic() - self._since > SLOW_SECONDS:
                 self._start_journal()
             self._changed.notify_all()
-            if self.waiting.call_s > 0 and not self._journaling:
+            if self.waiting.call_s > 0 and not self._journaling and entry["kind"] != "artifact":
                 self._changed.wait_for(lambda: not self._queue or self._journaling, self.waiting.call_s)
         self.check()
 

@@ -70,13 +70,14 @@ class Recording:
 
     Args:
         cfg: The configuration.
+        shown: The same, without its secrets.
         run: The MLflow run.
         record: What is known of the run before it has ended, as in `SavedConfig`.
     """
 
-    def __init__(self, cfg: DictConfig, run: Run, record: Mapping[str, object]) -> None:
+    def __init__(self, cfg: DictConfig, shown: dict[str, object], run: Run, record: Mapping[str, object]) -> None:
         self.run_id = run.id
-        self._cfg, self._run, self._record = cfg, run, dict(record)
+        self._cfg, self._shown, self._run, self._record = cfg, shown, run, dict(record)
 
     def epoch_log(
         self, reached: Reached, objective: str = "val/accuracy", trial: TrialLink | None = None
@@ -120,9 +121,9 @@ class Recording:
         if result.reliability:
             run.text("reliability.json", json.dumps({"bins": result.reliability}))
             tags["kdsweep.test_read"] = "true"
-        run.tag(tags)
         self._record |= {"weights": weights_hash, "metrics": result.metrics, "history": result.history}
         self.save_config()
+        run.tag(tags)
         accuracies = [
             (name, result.metrics.get(f"{key}/accuracy")) for name, key in (("validation", "val"), ("test", "test"))
         ]
@@ -132,7 +133,7 @@ class Recording:
     @functools.cached_property
     def _config(self) -> str:
         """The configuration as it is shown."""
-        return OmegaConf.to_yaml(OmegaConf.create(masked(container(self._cfg))))
+        return OmegaConf.to_yaml(OmegaConf.create(self._shown))
 
     def save_config(self) -> None:
         """Writes config.yaml, with what is known of the run, into MLflow and into the run's output folder."""
@@ -173,8 +174,11 @@ def started(
             },
             "teacher": None if teacher is None else teacher_id(cfg, teacher),
         }
-        recording = Recording(cfg, run, record)
+        recording = Recording(cfg, config, run, record)
         if run_id is None:
+            contexts = {"training": data.train, "validation": data.validation, "test": data.test}
+            profiles = {name: {"pictures": len(split), "classes": data.n_classes} for name, split in contexts.items()}
+            run.datasets(data.name, str(config["data"]["_target_"]), data.fingerprint, profiles)
             recording.save_config()
             overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
             run.text("overrides.yaml", OmegaConf.to_yaml(OmegaConf.create([masked_text(line) for line in overrides])))
@@ -182,9 +186,6 @@ def started(
             changes = environment.uncommitted_changes()
             if changes is not None:
                 run.text("uncommitted.patch", masked_text(changes))
-            contexts = {"training": data.train, "validation": data.validation, "test": data.test}
-            profiles = {name: {"pictures": len(split), "classes": data.n_classes} for name, split in contexts.items()}
-            run.datasets(data.name, str(config["data"]["_target_"]), data.fingerprint, profiles)
         yield recording
 
 

@@ -94,11 +94,13 @@ def again(original: Original, options: argparse.Namespace) -> DictConfig:
     folders = [(old[name], Path(paths[name])) for name in ("data", "cache", "root") if old.get(name)]
     groups = moved({name: saved.get(name) for name in GROUPS}, folders)
     if groups["teacher"] is not None:
-        # Before there was this key, no pass was compiled.
-        groups["teacher"] = {"compiled": False, **groups["teacher"]}
+        # Before there were these keys, no pass was compiled, and a teacher had its student's precision.
+        older = {"compiled": False, "precision": original.surroundings.get("precision") or saved.get("precision")}
+        groups["teacher"] = {**older, **groups["teacher"]}
     # What a configuration of an older version lacks has its default; no group of components does.
     base = {name: defaults[name] for name in defaults if name not in (*GROUPS, "arm")}
     tracking = {**OWN, "offline": False, "reproduces": original.id}
+    base["memory_format"] = "channels_last"  # before there was this key
     cfg = OmegaConf.merge(base, saved, groups, {"paths": paths, "tracking": tracking, "resume": False})
     assert isinstance(cfg, DictConfig)
     cfg.tracking.uri = None if options.uri is None else store_uri(options.uri, options.root)

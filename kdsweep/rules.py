@@ -20,6 +20,9 @@ OBJECTIVES = (
     "best/val_accuracy",
 )
 
+# Layouts in memory of a student's weights and pictures.
+MEMORY_FORMATS = ("auto", "channels_last", "contiguous")
+
 # What a run is made of.
 GROUPS = ("data", "model", "teacher", "loss", "optimizer", "schedule")
 
@@ -120,6 +123,8 @@ def _check_choices(cfg: DictConfig) -> None:
     }
     for key, value in choices.items():
         require(type(value) is bool, f"{key} is true or false", value, key)
+    rule = f"memory_format in {MEMORY_FORMATS}"
+    require(cfg.memory_format in MEMORY_FORMATS, rule, cfg.memory_format, "memory_format")
     require(cfg.resume == "auto" or type(cfg.resume) is bool, "resume in (auto, true, false)", cfg.resume, "resume")
     names = objectives(cfg)
     require(len(names) >= 1, "at least one objective", cfg.objective, "objective")

@@ -78,11 +78,12 @@ def train(cfg: DictConfig) -> float | tuple[float, ...]:
     cfg = settled(cfg)
     check_values(cfg)
     # What follows imports torch.
-    from kdsweep.assembly import teacher_config
-    from kdsweep.checks import check
+    from kdsweep.assembly import autotuned, teacher_config
+    from kdsweep.checks import check_components
 
-    check(cfg)
+    check_components(cfg)
     with _enough_memory(cfg), _trial(cfg) as trial:
+        cfg = autotuned(cfg)
         result = train_teacher(teacher_config(cfg)) if cfg.arm == "teacher" else train_student(cfg, trial)
         values = tuple(_value(result.metrics, name) for name in objectives(cfg))
         if trial is not None:
@@ -144,7 +145,7 @@ def train_student(cfg: DictConfig, trial: TrialLink | None = None) -> Result:
     # What a user got wrong in data, model or teacher shows before the run is opened, and leaves no failed run behind.
     network = assembly.student(cfg, data)
     store = recording.open_store(cfg)
-    teacher = None if cfg.teacher is None else trained_teacher(assembly.key_of(_shared(assembly.teacher_config(cfg))))
+    teacher = None if cfg.teacher is None else trained_teacher(assembly.teacher_key(cfg))
 
     def predict(split: str) -> Tensor:
         return training.predict(network, getattr(data, split).images, assembly.EVALUATION_BATCH, precision)
@@ -253,7 +254,7 @@ def trained_teacher(teacher_key: str) -> Teacher:
     """The teacher with its trained head: found by the hash of what makes it, or trained and logged now, once.
 
     Args:
-        teacher_key: `key_of` the `teacher_config`; the teacher is kept for the next job of a sweep.
+        teacher_key: `assembly.teacher_key`; the teacher is kept for the next job of a sweep.
     """
     from kdsweep import assembly
     from kdsweep.files import locked, read_tensors
@@ -273,16 +274,6 @@ def trained_teacher(teacher_key: str) -> Teacher:
         raise OSError(f"the teacher's head was written to {path}, and can't be read back")
     teacher.network.head.load_state_dict(head)
     return teacher
-
-
-def _shared(cfg: DictConfig) -> DictConfig:
-    """The same run as part of no study: a teacher that a student had to make serves all later ones too."""
-    own = cfg.copy()
-    own.tracking.update(
-        {"parent": None, "study": None, "stage": "single", "job": None, "trial": None, "reproduces": None}
-    )
-    own.evaluate_test = True
-    return own
 
 
 if __name__ == "__main__":

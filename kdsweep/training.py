@@ -53,7 +53,7 @@ class Fit:
         optimizer: Of the list of trained parameters.
         schedule: Of (optimizer, total steps), stepped after every batch.
         n_passes: Epoch after epoch uses another pass, until all were used.
-        order_seed: Decides the order of pictures and of passes.
+        order_seed: Decides the order of pictures and of passes, and what the network drops (torch's global generators).
         precision: bf16 or fp32.
         compiled: Whether the network is trained as torch.compile makes it; its numbers differ in the last bits.
 
@@ -83,6 +83,7 @@ class Fit:
         precision: str,
         compiled: bool = False,
     ) -> None:
+        torch.manual_seed(order_seed)
         self._forward = compiled_forward(network) if compiled else network
         # Which looks into the convolutions of networks that are not compiled.
         self._small_maps = nullcontext() if compiled else small_maps(precision, labels.device)

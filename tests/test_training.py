@@ -94,6 +94,19 @@ def fingerprint(seed: int = 0, order_seed: int = 0, precision: str = "fp32", dev
 
 
 @pytest.mark.slow
+def test_what_a_network_drops_hangs_on_the_seed_of_its_order_alone() -> None:
+    """And not on what a process has drawn before, such as a teacher's new head."""
+    trained = []
+    for drawn, order_seed in ((0, 0), (7, 0), (0, 1)):
+        network = build(1, name="mobilenet_v3_small")
+        torch.rand(drawn)
+        train(network, epochs=1, order_seed=order_seed)
+        trained.append(weights_hash(network))
+    assert trained[0] == trained[1]
+    assert trained[0] != trained[2]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_alpha_zero_trains_the_weights_of_cross_entropy(tmp_path: Path, precision: str) -> None:
     """A distilled student at alpha = 0 is, bit for bit, the one that never met the teacher; at 0.1 it is not."""

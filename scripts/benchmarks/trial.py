@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from benchmarks import parts, running
 from benchmarks.measuring import Clock, Figure, Finding, Seconds, in_milliseconds, take_turns
-from kdsweep import assembly, checks, environment, experiment, hardware, jobs, masking, recording, train
+from kdsweep import assembly, checks, environment, experiment, hardware, jobs, masking, recording, rules, train
 from kdsweep.errors import RunError
 from kdsweep.jobs import Job, Task
 from kdsweep.outbox import Outbox
@@ -47,7 +47,7 @@ def timed_parts() -> dict[str, list[tuple[Any, str]]]:
     """Part -> the product's functions, each an owner and a name there, whose time is the part's."""
     return {
         COMPOSITION: [(jobs, "composed")],
-        "values checked": [(checks, "check")],
+        "values checked": [(rules, "check_values"), (checks, "check_components")],
         "data found": [(assembly, "inputs")],
         "student built": [(assembly, "student")],
         "teacher found": [(train, "trained_teacher")],
