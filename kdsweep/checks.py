@@ -40,18 +40,19 @@ def check_components(cfg: DictConfig) -> None:
 
 
 def _check_components(cfg: DictConfig) -> None:
-    _check_network("model", key_of(cfg.model))
-    if cfg.teacher is not None:
-        _check_network("teacher.network", key_of(cfg.teacher.network))
-        _check_head(cfg)
-    elif cfg.arm == "teacher":
-        raise UserError("there is no teacher to train. Choose one, such as teacher=resnet50_imagenet.", "teacher")
+    # From the quick to the slow: a network is made before it is refused.
     loss = build(cfg, "loss")
     answers = None if cfg.teacher is None else torch.zeros(2, 3)
     attempt("loss", lambda: loss(torch.zeros(2, 3), answers, torch.tensor([0, 1])))
     optimizer, schedule = build(cfg, "optimizer"), build(cfg, "schedule")
     stepper = attempt("optimizer", lambda: optimizer([torch.nn.Parameter(torch.zeros(1))]))
     attempt("schedule", lambda: schedule(stepper, 10))
+    _check_network("model", key_of(cfg.model))
+    if cfg.teacher is not None:
+        _check_network("teacher.network", key_of(cfg.teacher.network))
+        _check_head(cfg)
+    elif cfg.arm == "teacher":
+        raise UserError("there is no teacher to train. Choose one, such as teacher=resnet50_imagenet.", "teacher")
 
 
 @functools.lru_cache(maxsize=8)

@@ -5,12 +5,11 @@ alpha: the distillation share, in [0, 1]. tau: the softmax temperature, > 0. Bot
 
 from __future__ import annotations
 
-import math
-
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdsweep.errors import UserError, require, require_number
+from kdsweep import loss_rules
+from kdsweep.errors import UserError
 
 
 def kd(student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor, *, alpha: float, tau: float) -> Tensor:
@@ -25,10 +24,7 @@ def kd(student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor, *,
         alpha: Weight of the distillation term, in [0, 1]; 0 is cross-entropy.
         tau: Temperature of both softmaxes, > 0.
     """
-    require_number(alpha, "0 <= alpha <= 1", "alpha")
-    require_number(tau, "0 < tau < inf", "tau")
-    require(0 <= alpha <= 1, "0 <= alpha <= 1", alpha, "alpha")
-    require(0 < tau < math.inf, "0 < tau < inf", tau, "tau")
+    loss_rules.kd(alpha=alpha, tau=tau)
     if teacher_logits is None:
         raise UserError("kd needs a teacher, but teacher is null. Choose one (teacher=...) or train with loss=ce.")
     if teacher_logits.shape != student_logits.shape:
@@ -53,8 +49,7 @@ def label_smoothing(
 
     Szegedy et al. 2016, arXiv 1512.00567, section 7; smoothing is in [0, 1].
     """
-    require_number(smoothing, "0 <= smoothing <= 1", "smoothing")
-    require(0 <= smoothing <= 1, "0 <= smoothing <= 1", smoothing, "smoothing")
+    loss_rules.label_smoothing(smoothing=smoothing)
     return F.cross_entropy(student_logits, labels, label_smoothing=smoothing)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from kdsweep import loss_rules
 from kdsweep.errors import UserError, require
 from kdsweep.stores import store_uri
 
@@ -45,6 +47,7 @@ def check_values(cfg: DictConfig) -> None:
     _check_groups(cfg)
     _check_numbers(cfg)
     _check_choices(cfg)
+    _check_loss(cfg)
     _check_places(cfg)
 
 
@@ -133,6 +136,16 @@ def _check_choices(cfg: DictConfig) -> None:
             name in OBJECTIVES, f"objective in {OBJECTIVES}", name, "objective", "The test split is not selected on."
         )
     require(len(set(names)) == len(names), "each objective once", names, "objective")
+
+
+def _check_loss(cfg: DictConfig) -> None:
+    """The arguments of a loss of our own; that one is missing, or unknown, the loss itself says."""
+    module, _, name = str(cfg.loss._target_).rpartition(".")
+    rule = getattr(loss_rules, name, None) if module == "kdsweep.losses" else None
+    if rule is not None:
+        arguments = {key: cfg.loss[key] for key in inspect.signature(rule).parameters if key in cfg.loss}
+        if len(arguments) == len(inspect.signature(rule).parameters):
+            attempt("loss", lambda: rule(**arguments))
 
 
 def _check_places(cfg: DictConfig) -> None:

@@ -27,6 +27,7 @@ ORDER = (
     "executors",
     "ray_executor",
     "workers",
+    "warm",
     "worker",
     "shipping",
     "jobs",
@@ -44,6 +45,7 @@ ORDER = (
     "trials",
     "checks",
     "assembly",
+    "autotune",
     "rules",
     "report",
     "report_console",
@@ -90,6 +92,7 @@ ORDER = (
     "pictures",
     "views",
     "losses",
+    "loss_rules",
     "schedules",
     "convolutions",
     "hardware",
@@ -107,7 +110,7 @@ ORDER = (
 # Who may import a framework; a plug-in of Hydra counts as Hydra.
 CONFIGURATION = {
     *("sweeper", "study", "stages", "overrides", "search", "executors", "jobs", "composition", "shipping"),
-    *("forecast", "speed", "train", "recording", "checks", "assembly", "rules", "cli", "reproduce", "export"),
+    *("forecast", "speed", "train", "warm", "recording", "checks", "assembly", "rules", "cli", "reproduce", "export"),
 }
 FRAMEWORKS = {
     "hydra": CONFIGURATION,
@@ -171,7 +174,14 @@ def test_what_every_command_loads_imports_nothing_slow_at_the_top(module: str) -
 
 @pytest.mark.parametrize(
     ("words", "status"),
-    [(["--help"], 0), (["loss.alhpa=0.3"], 2), (["epochs=0"], 2), (["objective=test/accuracy"], 2), (["seed=a"], 2)],
+    [
+        (["--help"], 0),
+        (["loss.alhpa=0.3"], 2),
+        (["epochs=0"], 2),
+        (["loss.alpha=2"], 2),
+        (["objective=test/accuracy"], 2),
+        (["seed=a"], 2),
+    ],
 )
 def test_help_and_a_wrong_configuration_are_quick(words: list[str], status: int, tmp_path: Path) -> None:
     """A command that runs nothing loads neither torch nor MLflow nor Optuna, nor what draws a progress bar."""
