@@ -32,6 +32,7 @@ def problem(n: int, n_features: int, decay: float = 0.5, n_classes: int = 4, see
 
 PROBLEMS = {
     "many pictures": (600, 40, 0.5),
+    "blocks of pictures and some more": (2000, 20, 0.5),
     "more features than pictures": (60, 150, 0.5),
     "ill-conditioned": (400, 40, 2.0),
 }
