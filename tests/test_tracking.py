@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -23,7 +24,7 @@ from matplotlib.figure import Figure
 from kdsweep import environment
 from kdsweep.errors import PrunedError, RunError, UserError
 from kdsweep.outbox import Waiting
-from kdsweep.stores import artifact_folder, require_store, sqlite_path, store_uri
+from kdsweep.stores import artifact_folder, place_file, require_store, sqlite_path, store_uri
 from kdsweep.tracking import Run, Store, flatten
 
 pytestmark = pytest.mark.filterwarnings(
@@ -550,6 +551,32 @@ def test_a_run_is_registered_as_a_model(store: Store, recorded: str) -> None:
     version = MlflowClient(store.uri).get_model_version("student", "2")
     assert version.run_id == recorded
     assert version.source.endswith(f"{recorded}/artifacts/kept")
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_file_that_nobody_changes_is_not_copied(tmp_path: Path, own: bool) -> None:
+    """It gets a second name, which stays when the first goes; permissions are as of any new file. Others are copied."""
+    source, folder = tmp_path / "model.safetensors", tmp_path / "artifacts"
+    source.write_bytes(b"weights")
+    place_file(source, folder, Path("student/model.safetensors"), own=own)
+    placed = folder / "student" / "model.safetensors"
+    assert placed.samefile(source) is own
+    assert placed.stat().st_mode == source.stat().st_mode
+    source.unlink()
+    assert placed.read_bytes() == b"weights"
+
+
+def test_a_file_is_copied_where_the_disk_knows_no_second_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on another disk than the artifacts'."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    (tmp_path / "source").write_bytes(b"weights")
+    place_file(tmp_path / "source", tmp_path / "artifacts", Path("copy"), own=True)
+    assert (tmp_path / "artifacts" / "copy").read_bytes() == b"weights"
+    assert not (tmp_path / "artifacts" / "copy").samefile(tmp_path / "source")
 
 
 def test_an_artifact_stays_inside_its_run(store: Store) -> None:
