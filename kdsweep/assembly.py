@@ -9,6 +9,9 @@ import copy
 import functools
 import json
 import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -118,83 +121,103 @@ def network(cfg: DictConfig, group: str, data: Dataset, seed: int) -> Classifier
 
 
 def student(cfg: DictConfig, data: Dataset) -> Classifier:
-    """The network to train, as `network`; refused where its gradients would be wrong."""
-    built = _new_student(cfg, data)
-    device, precision = hardware(cfg)
-    if device.type == "cpu" and precision == "bf16" and _has_wrong_gradients(built, data):
+    """The network to train, as `network`, with the random numbers left as they were.
+
+    Raises:
+        UserError: It would be trained wrongly.
+    """
+    arithmetic = arithmetics(cfg, data)[0]
+    kept = _first_student(cfg, data)
+    if resolve_device(cfg.device).type == "cpu" and arithmetic.precision == "bf16" and kept.bf16_is_wrong:
         height, width = data.train.images.shape[1:3]
         raise UserError(
             f"pictures of {height} x {width} leave this network a map of 1 x 1 before its last stride, of which a CPU "
             "gets wrong gradients in bf16. Set precision=fp32, a larger model.input_size, or model.stem=cifar.",
             "precision",
         )
-    return built.in_format("channels_last" if cfg.memory_format == "auto" else cfg.memory_format)
+    return copy.deepcopy(kept.network).in_format(arithmetic.memory_format)
 
 
-def _new_student(cfg: DictConfig, data: Dataset) -> Classifier:
-    """A student as it comes from its seed: a copy of the last one, where that is the same."""
-    made_of = json.dumps([container(cfg.model), cfg.init_seed, cfg.device, data.fingerprint, data.mean, data.std])
-    if made_of not in _kept:
-        _kept.clear()
-        _kept[made_of] = network(cfg, "model", data, cfg.init_seed)
-    return copy.deepcopy(_kept[made_of])
+@dataclass(frozen=True)
+class _FirstStudent:
+    """A student as it comes from its seed, which is copied for each run that trains it.
+
+    Attributes:
+        bf16_is_wrong: Whether bf16 on a CPU trains it wrongly. torch 2.15: where a strided convolution meets a map of
+            1 x 1, the gradient in the taps that see only padding is what happened to lie in memory.
+    """
+
+    network: Classifier
+    bf16_is_wrong: bool
 
 
 # The trials of a search start from one seed. A student takes a fifth of a second to make, and a tenth of that to copy.
-_kept: dict[str, Classifier] = {}
+_kept: dict[str, _FirstStudent] = {}
 
 
-def _has_wrong_gradients(built: Classifier, data: Dataset) -> bool:
-    """Whether bf16 on a CPU trains this network wrongly.
+def _first_student(cfg: DictConfig, data: Dataset) -> _FirstStudent:
+    made_of = json.dumps([container(cfg.model), cfg.init_seed, cfg.device, data.fingerprint, data.mean, data.std])
+    if made_of not in _kept:
+        _kept.clear()
+        with _same_random_numbers(resolve_device(cfg.device)):
+            made = network(cfg, "model", data, cfg.init_seed)
+        _kept[made_of] = _FirstStudent(made, made.strides_over_one_pixel(*data.train.images.shape[1:3]))
+    return _kept[made_of]
 
-    torch 2.15: where a strided convolution meets a map of 1 x 1, the gradient in the taps that see only padding is what
-    happened to lie in memory.
+
+def _same_random_numbers(device: torch.device) -> AbstractContextManager[None]:
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
+
+
+def arithmetics(cfg: DictConfig, data: Dataset) -> list[Arithmetic]:
+    """What the training of a student may compute in; first what the hardware suggests, or the only one that is left.
+
+    bf16 is in question where the hardware has it, since emulated it is several times slower than fp32, and where it
+    trains the network rightly.
     """
-    return built.strides_over_one_pixel(*data.train.images.shape[1:3])
+    precisions, formats = [str(cfg.precision)], [str(cfg.memory_format)]
+    if cfg.precision == "auto":
+        device = resolve_device(cfg.device)
+        suggested = resolve_precision("auto", device)
+        wrong = suggested == "bf16" and device.type == "cpu" and _first_student(cfg, data).bf16_is_wrong
+        precisions = ["fp32"] if suggested == "fp32" or wrong else ["bf16", "fp32"]
+    if cfg.memory_format == "auto":
+        formats = [*FORMATS]
+    return [Arithmetic(precision, name) for precision in precisions for name in formats]
 
 
 def autotuned(cfg: DictConfig) -> DictConfig:
     """`cfg` with the precisions and the memory format in force, where it says auto.
 
-    A teacher's precision is what its hardware suggests, since its passes serve all students. A student's, and its
-    memory format, are measured where its training is long; its first candidates are what shorter ones have.
+    A teacher's precision is what the hardware suggests, since its passes serve all students. A student's, and its
+    memory format, are measured where its training is long, and not compiled; others have what the hardware suggests.
     """
     own = cfg.copy()
     OmegaConf.set_readonly(own, False)
-    device = resolve_device(cfg.device)
     if own.teacher is not None:
-        own.teacher.precision = resolve_precision(cfg.teacher.precision, device)
+        own.teacher.precision = resolve_precision(cfg.teacher.precision, resolve_device(cfg.device))
     if cfg.arm != "teacher":
         data, _ = inputs(key_of(cfg.data), cfg.view_seed, cfg.device)
-        chosen = _arithmetic(cfg, data, device)
+        candidates = arithmetics(cfg, data)
+        steps = cfg.epochs * (len(data.train) // min(cfg.batch_size, len(data.train)))
+        measured = len(candidates) > 1 and steps >= WORTH_STEPS and not cfg.compiled
+        chosen = _fastest(cfg, data, candidates) if measured else candidates[0]
         own.precision, own.memory_format = chosen.precision, chosen.memory_format
     return own
 
 
-def _arithmetic(cfg: DictConfig, data: Dataset, device: torch.device) -> Arithmetic:
-    """How a student's training computes."""
-    precisions, formats = [str(cfg.precision)], [str(cfg.memory_format)]
-    if cfg.precision == "auto":
-        suggested = resolve_precision("auto", device)
-        wrong = device.type == "cpu" and suggested == "bf16" and _has_wrong_gradients(_new_student(cfg, data), data)
-        # Emulated bf16 is several times slower than fp32.
-        precisions = ["bf16", "fp32"] if suggested == "bf16" and not wrong else ["fp32"]
-    if cfg.memory_format == "auto":
-        formats = [*FORMATS]
-    candidates = [Arithmetic(precision, name) for precision in precisions for name in formats]
-    batch_size = min(cfg.batch_size, len(data.train))
-    if len(candidates) == 1 or cfg.compiled or cfg.epochs * (len(data.train) // batch_size) < WORTH_STEPS:
-        return candidates[0]
-    pictures, labels = (rows[:batch_size].to(device) for rows in (data.train.images, data.train.labels))
+def _fastest(cfg: DictConfig, data: Dataset, candidates: Sequence[Arithmetic]) -> Arithmetic:
+    device = resolve_device(cfg.device)
+    pictures, labels = (rows[: cfg.batch_size].to(device) for rows in (data.train.images, data.train.labels))
     here = environment.describe()
+    names = ("cpu", "cpu_features", "gpu", "threads", "packages", "libraries", "variables")
     identity = {
-        **{key: here[key] for key in ("cpu", "cpu_features", "gpu", "threads", "packages", "variables")},
-        **{"model": container(cfg.model), "pictures": [*pictures.shape], "classes": data.n_classes},
-        "device": str(device),
+        **{name: here[name] for name in names},
+        **{"device": str(device), "deterministic": cfg.deterministic, "model": container(cfg.model)},
+        **{"pictures": [*pictures.shape], "classes": data.n_classes},
     }
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        built = _new_student(cfg, data)
-        steps = functools.partial(training_step, built, pictures, labels)
+    steps = functools.partial(training_step, _first_student(cfg, data).network, pictures, labels)
+    with _same_random_numbers(device):
         return fastest(candidates, identity, Path(cfg.paths.cache) / "autotune", steps)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from kdsweep.convolutions import small_maps
 from kdsweep.files import atomic_path, hash_identity, locked
-from kdsweep.hardware import autocast
+from kdsweep.hardware import autocast, is_out_of_memory
 from kdsweep.models import Classifier
 from kdsweep.progress import note
 
@@ -71,7 +71,7 @@ def fastest(
         known = _remembered(path, candidates)
         if known is None:
             seconds = _measure(candidates, step)
-            best = min(candidates, key=lambda candidate: seconds[candidate])
+            best = min(seconds, key=lambda candidate: seconds[candidate])
             known = best if seconds[candidates[0]] >= MARGIN * seconds[best] else candidates[0]
             shown = "; ".join(f"{candidate}: {1000 * took:.0f} ms" for candidate, took in seconds.items())
             note(f"A training step here takes ({shown}). Runs of this network compute in {known}.")
@@ -104,11 +104,21 @@ def training_step(network: Classifier, pictures: Tensor, labels: Tensor, arithme
 def _measure(
     candidates: Sequence[Arithmetic], step: Callable[[Arithmetic], Callable[[], None]]
 ) -> dict[Arithmetic, float]:
-    """The median seconds of each candidate's step, in turns: what disturbs one disturbs all."""
-    steps = {candidate: step(candidate) for candidate in candidates}
-    for first in steps.values():  # which also sets up what later ones find ready
-        first()
-    seconds: dict[Arithmetic, list[float]] = {candidate: [] for candidate in candidates}
+    """The median seconds of each candidate's step, in turns: what disturbs one disturbs all.
+
+    Candidates but the first are left out where they take more memory than there is.
+    """
+    steps: dict[Arithmetic, Callable[[], None]] = {}
+    for candidate in candidates:
+        try:
+            first = step(candidate)
+            first()  # which also sets up what later ones find ready
+        except (MemoryError, RuntimeError) as error:
+            if candidate == candidates[0] or not is_out_of_memory(error):
+                raise
+        else:
+            steps[candidate] = first
+    seconds: dict[Arithmetic, list[float]] = {candidate: [] for candidate in steps}
     for _ in range(ROUNDS):
         for candidate, timed in steps.items():
             start = time.perf_counter()

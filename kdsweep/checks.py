@@ -49,6 +49,7 @@ def _check_components(cfg: DictConfig) -> None:
     attempt("schedule", lambda: schedule(stepper, 10))
     _check_network("model", key_of(cfg.model))
     if cfg.teacher is not None:
+        attempt("teacher", lambda: resolve_precision(cfg.teacher.precision, resolve_device(cfg.device)))
         _check_network("teacher.network", key_of(cfg.teacher.network))
         _check_head(cfg)
     elif cfg.arm == "teacher":

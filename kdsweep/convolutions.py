@@ -23,8 +23,8 @@ Pair = tuple[int, int]
 
 
 def small_maps(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """The context in which a network that is trained runs forward: on a CPU in fp32, convolutions with small outputs
-    are computed tap by tap, and so are their gradients; all else is left as it is.
+    """The context in which students run forward, to be trained or evaluated: on a CPU in fp32, convolutions with small
+    outputs are computed tap by tap, and so are their gradients; all else is left as it is.
     """
     return _SmallMaps() if precision == "fp32" and device.type == "cpu" else nullcontext()
 

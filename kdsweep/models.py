@@ -124,7 +124,8 @@ class Classifier(nn.Module):
         # Whole rows of W * 3 values: on a CPU four times as fast as a broadcast over the last three.
         width = x.shape[2]
         x.flatten(2).sub_(self.mean.repeat(width)).div_(self.std.repeat(width))
-        return x.permute(0, 3, 1, 2).contiguous(memory_format=self._format)
+        x = x.permute(0, 3, 1, 2)
+        return x if self._format is torch.channels_last else x.contiguous()
 
     def features(self, pictures: Tensor) -> Tensor:
         """What the head takes: float32 (B, n_features) of uint8 pictures (B, H, W, 3)."""

@@ -27,7 +27,8 @@ class Waiting:
     """How long calls wait for the store.
 
     Attributes:
-        call_s: Each call that writes, as long as there is no outage: errors come from the call that causes them.
+        call_s: Each call that writes, as long as there is no outage: errors come from the call that causes them, or, of
+            an artifact, from a later one.
         end_s: The end of a run.
         killed_s: The end of a run that a signal ends.
     """

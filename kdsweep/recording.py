@@ -123,7 +123,7 @@ class Recording:
             tags["kdsweep.test_read"] = "true"
         self._record |= {"weights": weights_hash, "metrics": result.metrics, "history": result.history}
         self.save_config()
-        run.tag(tags)
+        run.tag(tags)  # last: it waits for the files before it
         accuracies = [
             (name, result.metrics.get(f"{key}/accuracy")) for name, key in (("validation", "val"), ("test", "test"))
         ]
@@ -179,6 +179,7 @@ def started(
             contexts = {"training": data.train, "validation": data.validation, "test": data.test}
             profiles = {name: {"pictures": len(split), "classes": data.n_classes} for name, split in contexts.items()}
             run.datasets(data.name, str(config["data"]["_target_"]), data.fingerprint, profiles)
+            # Files last: the training begins while they are written.
             recording.save_config()
             overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
             run.text("overrides.yaml", OmegaConf.to_yaml(OmegaConf.create([masked_text(line) for line in overrides])))

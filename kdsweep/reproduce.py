@@ -92,10 +92,11 @@ def again(original: Original, options: argparse.Namespace) -> DictConfig:
     saved, old = original.config, dict(original.config.get("paths") or {})
     paths = _paths(old, options.root)
     folders = [(old[name], Path(paths[name])) for name in ("data", "cache", "root") if old.get(name)]
+    in_force = _in_force(original.surroundings)
     groups = moved({name: saved.get(name) for name in GROUPS}, folders)
     if groups["teacher"] is not None:
         # Before there were these keys, no pass was compiled, and a teacher had its student's precision.
-        older = {"compiled": False, "precision": original.surroundings.get("precision") or saved.get("precision")}
+        older = {"compiled": False, "precision": in_force.get("precision", saved.get("precision"))}
         groups["teacher"] = {**older, **groups["teacher"]}
     # What a configuration of an older version lacks has its default; no group of components does.
     base = {name: defaults[name] for name in defaults if name not in (*GROUPS, "arm")}
@@ -106,7 +107,7 @@ def again(original: Original, options: argparse.Namespace) -> DictConfig:
     cfg.tracking.uri = None if options.uri is None else store_uri(options.uri, options.root)
     if options.experiment is not None:
         cfg.tracking.experiment = options.experiment
-    cfg.update(_in_force(original.surroundings))
+    cfg.update(in_force)
     _tie(cfg, defaults)
     if cfg.arm == "teacher":
         # What only students need; the run will do without, and the check of values will not.

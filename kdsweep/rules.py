@@ -142,10 +142,10 @@ def _check_loss(cfg: DictConfig) -> None:
     """The arguments of a loss of our own; that one is missing, or unknown, the loss itself says."""
     module, _, name = str(cfg.loss._target_).rpartition(".")
     rule = getattr(loss_rules, name, None) if module == "kdsweep.losses" else None
-    if rule is not None:
-        arguments = {key: cfg.loss[key] for key in inspect.signature(rule).parameters if key in cfg.loss}
-        if len(arguments) == len(inspect.signature(rule).parameters):
-            attempt("loss", lambda: rule(**arguments))
+    if inspect.isfunction(rule) and rule.__module__ == loss_rules.__name__:
+        names = inspect.signature(rule).parameters
+        if all(name in cfg.loss for name in names):
+            attempt("loss", lambda: rule(**{name: cfg.loss[name] for name in names}))
 
 
 def _check_places(cfg: DictConfig) -> None:

@@ -15,7 +15,7 @@ from kdsweep import assembly
 from kdsweep.data import Dataset
 from kdsweep.environment import cores
 from kdsweep.files import read_tensors
-from kdsweep.hardware import set_threads
+from kdsweep.hardware import resolve_device, set_threads
 from kdsweep.models import Classifier
 from kdsweep.teachers import Teacher
 from kdsweep.training import DivergedError, Fit, predict
@@ -81,7 +81,7 @@ def measure(cfg: DictConfig, threads: int | None = None) -> Speed:
         threads: CPU threads; None: the configuration's, and where it has none, torch's choice.
     """
     step_seconds, evaluation_rate = student_speed(cfg, threads)
-    device, precision = assembly.hardware(cfg)
+    device = resolve_device(cfg.device)
     data, _ = assembly.inputs(assembly.key_of(cfg.data), cfg.view_seed, cfg.device)
     with _undisturbed(cfg, threads):
         teacher_rate: float | None = None
@@ -89,7 +89,7 @@ def measure(cfg: DictConfig, threads: int | None = None) -> Speed:
         features = 0
         if cfg.teacher is not None:
             teacher = assembly.untrained_teacher(cfg)
-            teacher_rate = _rate(teacher.network, data.train.images[: cfg.teacher.batch_size], precision)
+            teacher_rate = _rate(teacher.ask, data.train.images[: cfg.teacher.batch_size].to(device))
             passes = missing_passes(cfg, teacher)
             features = sum(len(getattr(data, split)) for split in teacher.missing_features())
         return Speed(
@@ -117,7 +117,12 @@ def student_speed(cfg: DictConfig, threads: int | None = None) -> tuple[float, f
     data, _ = assembly.inputs(assembly.key_of(cfg.data), cfg.view_seed, cfg.device)
     with _undisturbed(cfg, threads):
         student = assembly.student(cfg, data)
-        rate = _rate(student, data.train.images[: assembly.EVALUATION_BATCH], assembly.hardware(cfg)[1])
+        precision = assembly.arithmetics(cfg, data)[0].precision
+
+        def evaluate(pictures: torch.Tensor) -> torch.Tensor:
+            return predict(student, pictures, len(pictures), precision)
+
+        rate = _rate(evaluate, data.train.images[: assembly.EVALUATION_BATCH])
         return _step_seconds(cfg, student, data, rate), rate
 
 
@@ -134,7 +139,7 @@ def missing_passes(cfg: DictConfig, teacher: Teacher) -> tuple[int, ...]:
 @contextmanager
 def _undisturbed(cfg: DictConfig, threads: int | None) -> Iterator[None]:
     """In this block torch has other threads; after it, its threads and its random numbers are as they were."""
-    device, _ = assembly.hardware(cfg)
+    device = resolve_device(cfg.device)
     before = torch.get_num_threads()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         try:
@@ -146,11 +151,11 @@ def _undisturbed(cfg: DictConfig, threads: int | None) -> Iterator[None]:
                 torch.cuda.empty_cache()
 
 
-def _rate(network: Classifier, pictures: torch.Tensor, precision: str) -> float:
+def _rate(forward: Callable[[torch.Tensor], torch.Tensor], pictures: torch.Tensor) -> float:
     """Pictures/s of forward passes in batches of `pictures`, or of as many as take FORWARD_SECONDS."""
 
     def seconds(n: int) -> float:
-        return _timed(lambda: predict(network, pictures[:n], n, precision).cpu())
+        return _timed(lambda: forward(pictures[:n]).cpu())
 
     seconds(1)  # the first pass also sets up what later ones find ready
     n = min(SMALLEST_BATCH, len(pictures))
@@ -163,7 +168,7 @@ def _rate(network: Classifier, pictures: torch.Tensor, precision: str) -> float:
 
 def _step_seconds(cfg: DictConfig, network: Classifier, data: Dataset, rate: float) -> float:
     """The median of a few training steps on one batch; where one would take too long, of a part of a batch, scaled."""
-    device, precision = assembly.hardware(cfg)
+    device, precision = resolve_device(cfg.device), assembly.arithmetics(cfg, data)[0].precision
     batch_size = min(cfg.batch_size, len(data.train))
     affordable = max(SMALLEST_BATCH, int(rate / FORWARDS_PER_STEP * STEP_SECONDS))
     n = min(batch_size, affordable)

@@ -77,15 +77,19 @@ class Teacher:
         """The teacher for one pass: (picture indices (B,), their views (B, H, W, 3) uint8) -> logits (B, C)."""
         if self.mode == "online":
             # clone: a loss may keep the answer for its gradient, which autograd refuses for inference tensors.
-            return lambda _, pictures: self._forward(self.network, pictures).clone()
+            return lambda _, pictures: self.ask(pictures).clone()
         table = self._rows(
             self._logits_tables(),
             _pass_name(pass_index),
             len(self._views),
             self._pass(pass_index),
-            lambda rows: self._forward(self.network, self._view(rows, pass_index)),
+            lambda rows: self.ask(self._view(rows, pass_index)),
         )
         return lambda indices, _: table[indices]
+
+    def ask(self, pictures: Tensor) -> Tensor:
+        """Logits (B, C) of pictures (B, H, W, 3) uint8 on the device, now."""
+        return self._forward(self.network, pictures)
 
     def compute_part(self, pass_index: int, stop: Callable[[], bool]) -> bool:
         """Computes a part of a pass that nobody else is at; whether there was one, and it was not stopped.

@@ -200,7 +200,7 @@ def test_students_of_one_seed_are_made_once_and_are_each_their_own(monkeypatch: 
     assert len(built) == 4
 
 
-def test_a_student_lies_in_memory_as_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_student_lies_in_memory_as_it_is_told() -> None:
     """Its weights are the same numbers, and it gives the same answers but for rounding."""
     data, _ = assembly.inputs(assembly.key_of(config().data), 0, "cpu")
     pictures = data.train.images[:2]
@@ -209,6 +209,11 @@ def test_a_student_lies_in_memory_as_it_is_told(monkeypatch: pytest.MonkeyPatch)
     assert hash_tensors(one.net.state_dict()) == hash_tensors(other.net.state_dict())
     torch.testing.assert_close(one(pictures), other(pictures), rtol=1e-4, atol=1e-4)
     assert [network.preprocess(pictures).is_contiguous() for network in (one, other)] == [False, True]
+
+
+def test_the_layouts_that_may_be_chosen_are_those_that_there_are() -> None:
+    """The rule, which does without torch, says what `Classifier.in_format` takes."""
+    assert ("auto", *FORMATS) == rules.MEMORY_FORMATS
 
 
 def first_convolution(network: Classifier) -> torch.nn.Conv2d:

@@ -71,6 +71,30 @@ def test_what_cannot_be_read_is_measured_again(tmp_path: Path, monkeypatch: pyte
     assert json.loads(path.read_text())["memory_format"] == "contiguous"
 
 
+def test_what_takes_too_much_memory_is_no_candidate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the first fits the run goes on with it; where it doesn't, the run wouldn't either, and says so."""
+    clock = Clock(monkeypatch, {FIRST: 2.0, SECOND: 1.0})
+
+    def step(arithmetic: Arithmetic) -> Callable[[], None]:
+        if arithmetic == SECOND:
+            raise torch.OutOfMemoryError("out of memory")
+        return clock.step(arithmetic)
+
+    assert fastest([FIRST, SECOND], {}, tmp_path, step) == FIRST
+    with pytest.raises(torch.OutOfMemoryError):
+        fastest([SECOND, FIRST], {}, tmp_path, step)
+
+
+def test_a_step_that_fails_otherwise_is_an_error(tmp_path: Path) -> None:
+    """It would fail in the training too."""
+
+    def step(arithmetic: Arithmetic) -> Callable[[], None]:
+        raise RuntimeError("a mistake")
+
+    with pytest.raises(RuntimeError, match="a mistake"):
+        fastest([FIRST, SECOND], {}, tmp_path, step)
+
+
 @pytest.mark.parametrize("name", ["channels_last", "contiguous"])
 def test_a_step_is_a_training_step_in_its_layout(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights and pictures lie as they are told to, and the network itself learns nothing from it."""
@@ -93,7 +117,7 @@ def test_a_step_is_a_training_step_in_its_layout(name: str, monkeypatch: pytest.
 
 def config(root: Path, *words: str) -> DictConfig:
     with initialize_config_dir(str(CONFIG_FOLDER)):
-        return compose("config", [*SHORT, "precision=auto", f"paths.root={root}", *words])
+        return compose("config", [*SHORT, "device=cpu", "precision=auto", f"paths.root={root}", *words])
 
 
 def test_a_long_training_is_measured_and_a_short_one_is_not(tmp_path: Path) -> None:
@@ -102,9 +126,9 @@ def test_a_long_training_is_measured_and_a_short_one_is_not(tmp_path: Path) -> N
     suggested = assembly.resolve_precision("auto", torch.device("cpu"))
     assert (short.precision, short.memory_format, short.teacher.precision) == (suggested, "channels_last", suggested)
     assert not (tmp_path / "cache" / "autotune").exists()
-    words = ("epochs=1000", "device=cpu")
+    torch.rand(1)
     state = torch.get_rng_state()
-    tuned = assembly.autotuned(config(tmp_path, *words))
+    tuned = assembly.autotuned(config(tmp_path, "epochs=1000"))
     assert torch.equal(torch.get_rng_state(), state)
     (answer,) = (tmp_path / "cache" / "autotune").glob("*.json")
     known = json.loads(answer.read_text())
@@ -130,6 +154,8 @@ def test_what_is_set_is_not_measured(tmp_path: Path) -> None:
 def test_auto_is_never_what_would_be_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where bf16 on a CPU gives wrong gradients, hardware that has bf16 suggests it in vain."""
     monkeypatch.setattr(assembly, "resolve_precision", lambda name, device: "bf16" if name == "auto" else name)
-    words = ("model.name=resnet18", "device=cpu", "teacher.network.name=shufflenet_v2_x0_5")
-    assert assembly.autotuned(config(tmp_path, *words, "data.image_size=16")).precision == "fp32"
+    words = ("model.name=resnet18", "teacher.network.name=shufflenet_v2_x0_5")
+    small = config(tmp_path, *words, "data.image_size=16")
+    assert assembly.autotuned(small).precision == "fp32"
+    assembly.rehearse(small)
     assert assembly.autotuned(config(tmp_path, *words)).precision == "bf16"

@@ -93,6 +93,8 @@ SCALARS = [
     Wrong("objective=null", "objective", ("val/accuracy", "None")),
     Wrong("precision=fp8", "precision", ("bf16", "'fp8'")),
     Wrong("precision=[bf16]", "precision", ("bf16", "['bf16']")),
+    Wrong("teacher.precision=fp8", "teacher.precision", ("bf16", "'fp8'")),
+    Wrong("memory_format=nhwc", "memory_format", ("channels_last", "'nhwc'")),
     Wrong("threads=0", "threads", ("threads >= 1", "threads=0")),
     Wrong("threads=abc", "threads", ("threads >= 1", "threads='abc'")),
     Wrong("threads=5000", "threads", ("threads <= 1024", "threads=5000")),

@@ -141,6 +141,25 @@ def test_a_refused_entry_is_raised_once_and_the_others_are_sent(shop: Shop, tmp_
     box.close()
 
 
+def test_an_artifact_is_not_waited_for(shop: Shop, tmp_path: Path) -> None:
+    """What comes after it is; and so an artifact that the store refuses is an error of a later call."""
+    shop.open.clear()
+    box = opened(shop, tmp_path / "unsent" / "run1", Waiting(call_s=5.0, end_s=5.0, killed_s=1.0))
+    artifact = {"kind": "artifact", "name": "a.txt", "file": str(tmp_path / "a.txt")}
+    box.put(artifact)
+    assert shop.got == []
+    shop.open.set()
+    box.put(entries(1)[0])
+    assert shop.got == [artifact, *entries(1)]
+    shop.error = RunError("no such folder")
+    box.put(artifact)
+    with pytest.raises(RunError, match="no such folder"):
+        box.put({"kind": "tags", "tags": {}})
+    shop.error = None
+    box.drain(5.0)
+    box.close()
+
+
 def test_a_journal_that_was_cut_short_is_read_up_to_there(tmp_path: Path) -> None:
     """Whatever a crash or a full disk has left of the last line: at every byte, whole entries and no other."""
     kept = Journal(tmp_path / "unsent" / "run1", OWNER)

@@ -17,7 +17,8 @@ import pytest
 from commands import PRELOADED, SECONDS, SHORT, Command, Outcome, artifacts, client, kdsweep, runs, statuses
 from omegaconf import OmegaConf
 
-from kdsweep import reproduce, saved_config
+from kdsweep import reproduce, rules, saved_config
+from kdsweep.assembly import STUDENT_KEYS
 from kdsweep.deviation import OF_THE_CLOCK, Left
 from kdsweep.errors import UserError
 from kdsweep.originals import Original
@@ -287,6 +288,28 @@ def test_hardware_is_as_it_was_in_force(tmp_path: Path) -> None:
     cfg = configured(original(), tmp_path)
     assert (cfg.device, cfg.precision, cfg.threads) == ("cpu", "fp32", 1)
     assert configured(original(), tmp_path, "threads=3").threads == 3
+
+
+def test_keys_that_an_older_version_did_not_have_are_as_it_was_then(tmp_path: Path) -> None:
+    """All students were in channels_last, and a teacher had its student's precision, as it was in force."""
+    run = original(precision="auto")
+    for key in ("precision", "compiled"):
+        del run.config["teacher"][key]
+    del run.config["memory_format"]
+    cfg = configured(run, tmp_path)
+    assert (cfg.memory_format, cfg.teacher.precision, cfg.teacher.compiled) == ("channels_last", "fp32", False)
+    bare = Original(None, run.config, Left(), {})
+    assert configured(bare, tmp_path).teacher.precision == "auto"
+
+
+def test_a_teachers_run_is_its_own(tmp_path: Path) -> None:
+    """Its configuration has nothing of a student, and the precision of its passes."""
+    run = original(arm="teacher", **dict.fromkeys(STUDENT_KEYS))
+    run.config["teacher"]["precision"] = "bf16"
+    run.surroundings["precision"] = "bf16"
+    cfg = configured(run, tmp_path)
+    assert (cfg.teacher.precision, cfg.memory_format) == ("bf16", "auto")
+    rules.check_values(cfg)
 
 
 def test_a_gpu_that_is_not_here_becomes_the_first(tmp_path: Path) -> None:

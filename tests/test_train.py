@@ -74,7 +74,8 @@ def test_parameters_are_the_configuration(run: Run) -> None:
     }
     assert expected.items() <= params.items()
     assert params["n_passes"] == params["epochs"] == "2"
-    assert params["runtime.precision"] in ("bf16", "fp32")
+    assert params["precision"] == params["teacher.precision"] == params["runtime.precision"] == "fp32"
+    assert params["memory_format"] == "channels_last"
     assert params["runtime.threads"] == "1"
     assert not [value for value in params.values() if "${" in value]
 
