@@ -40,6 +40,8 @@ def check_components(cfg: DictConfig) -> None:
 
 
 def _check_components(cfg: DictConfig) -> None:
+    if cfg.teacher is None and cfg.arm == "teacher":
+        raise UserError("there is no teacher to train. Choose one, such as teacher=resnet50_imagenet.", "teacher")
     # From the quick to the slow: a network is made before it is refused.
     loss = build(cfg, "loss")
     answers = None if cfg.teacher is None else torch.zeros(2, 3)
@@ -52,8 +54,6 @@ def _check_components(cfg: DictConfig) -> None:
         attempt("teacher", lambda: resolve_precision(cfg.teacher.precision, resolve_device(cfg.device)))
         _check_network("teacher.network", key_of(cfg.teacher.network))
         _check_head(cfg)
-    elif cfg.arm == "teacher":
-        raise UserError("there is no teacher to train. Choose one, such as teacher=resnet50_imagenet.", "teacher")
 
 
 @functools.lru_cache(maxsize=8)

@@ -6,7 +6,7 @@ options and differ in values: what the options give is kept, which leaves a quar
 
 from __future__ import annotations
 
-import pickle
+import copy
 from collections.abc import Sequence
 
 from hydra.core.config_loader import ConfigLoader
@@ -35,7 +35,7 @@ class Composer:
         self.config = config
         self._loader = loader
         self._groups = set(loader.list_groups(""))
-        self._kept: dict[tuple[str, ...], bytes] = {}
+        self._kept: dict[tuple[str, ...], DictConfig] = {}
 
     def composed(self, lines: Sequence[str]) -> DictConfig:
         """What `load_sweep_config` of Hydra's loader returns for these overrides.
@@ -57,7 +57,7 @@ class Composer:
         # Keys that are added, taken away or extended depend on their order among all others.
         if len(choices) + len(values) < len(overrides):
             return None
-        own = self._chosen(tuple(str(override.input_line) for override in choices))
+        own = copy.deepcopy(self._chosen(tuple(str(override.input_line) for override in choices)))
         for override in values:
             OmegaConf.update(own, override.key_or_group, override.value(), merge=True)
         with open_dict(own.hydra):
@@ -85,13 +85,12 @@ class Composer:
         return "/" in key or key in self._groups
 
     def _chosen(self, choices: tuple[str, ...]) -> DictConfig:
-        """The configuration that has these options and no value of its own; kept, by the quickest way to copy it."""
+        """The configuration that has these options and no value of its own; kept."""
         if choices not in self._kept:
             if len(self._kept) == MOST_KEPT:
                 self._kept.clear()
-            self._kept[choices] = pickle.dumps(self._loader.load_sweep_config(self.config, [*choices]))
-        chosen: DictConfig = pickle.loads(self._kept[choices])
-        return chosen
+            self._kept[choices] = self._loader.load_sweep_config(self.config, [*choices])
+        return self._kept[choices]
 
 
 _latest: Composer | None = None

@@ -51,10 +51,10 @@ def assert_finite(found: dict[str, Any]) -> None:
 
 
 def test_commands_are_measured_as_whole_processes(tmp_path: Path) -> None:
-    """Help and both refusals have the issue's goal; what Hydra takes by itself stands beside them."""
+    """Help and the refusals have the issue's goal; what Hydra takes by itself stands beside them."""
     found = measured("start", tmp_path, "--rounds", "1", "--short")
     assert_finite(found)
-    names = ("kdsweep --help", "the refusal of a wrong key", "the refusal of a wrong value")
+    names = ("kdsweep --help", *(f"the refusal of {name}" for name in start.REFUSALS))
     assert goals(found) == dict.fromkeys(names, "<= 1.5")
     assert found["figures"]["an empty Hydra application: --help"]["goal"] == ""
     (bare,), (helped,) = (found["short"]["seconds"][side] for side in ("import hydra", "help"))
@@ -62,12 +62,12 @@ def test_commands_are_measured_as_whole_processes(tmp_path: Path) -> None:
 
 
 def test_what_imports_torch_is_measured_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The refusal of a component's value, whose goal is the same, and a whole run; five times and once to warm up."""
+    """The refusal of a value that torch judges, with the same goal, and a whole run; five times and once to warm up."""
     asked: list[str] = []
     monkeypatch.setattr(start, "process", lambda folder, *command, status=0: lambda: asked.append(command[-1]) or 1.0)
     found = start.measure(benchmark.parser().parse_args(["start", "--rounds", "1"]))
-    assert [figure.goal for figure in found.figures if figure.name.endswith("component's value")] == [1.5]
-    assert asked.count(start.LOSS_REFUSAL) == asked.count(start.TINY[-1]) == 6
+    assert [figure.goal for figure in found.figures if figure.name.endswith("torch judges")] == [1.5]
+    assert asked.count(start.TORCH_REFUSAL) == asked.count(start.TINY[-1]) == 6
 
 
 def test_a_process_that_ends_otherwise_is_no_measurement(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def test_a_trace_can_be_asked_for(tmp_path: Path) -> None:
     done = kdsweep(*SHORT, "loss.alpha=2", root=tmp_path, env={"KDSWEEP_TRACEBACK": "1"})
     assert done.status == 2
     assert "Traceback (most recent call last)" in done.err
-    assert "losses.py" in done.err
+    assert "loss_rules.py" in done.err
     assert done.error == "kdsweep: loss.alpha: `0 <= alpha <= 1` must hold, but got alpha=2."
 
 
