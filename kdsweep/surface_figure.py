@@ -91,12 +91,18 @@ def search_surface(
 
 def _draw_mean(axis: Axes, surface: Surface, limits: tuple[float, float], baseline: tuple[float, float] | None) -> None:
     low, high = limits
+    from matplotlib.patheffects import AbstractPathEffect, withStroke
+
     axis.contourf(
         surface.x, surface.y, surface.mean, np.linspace(low, high, 15), vmin=low, vmax=high, cmap=COLOURS, extend="both"
     )
     if baseline is not None and surface.mean.min() < baseline[0] < surface.mean.max():
         line = axis.contour(surface.x, surface.y, surface.mean, [baseline[0]], colors=BLACK, linestyles="--")
-        axis.clabel(line, fmt="scratch", fontsize=9)
+        # Black on any colour of the surface: it may be the darkest.
+        halo: list[AbstractPathEffect] = [withStroke(linewidth=3, foreground="white")]
+        line.set_path_effects(halo)
+        for label in axis.clabel(line, fmt="scratch", fontsize=9):
+            label.set_path_effects(halo)
     _outline(axis, surface, "white", 4.0)
     _outline(axis, surface, ORANGE, 2.2)
 
