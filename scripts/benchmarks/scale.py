@@ -119,24 +119,16 @@ def over_passes(arguments: argparse.Namespace, folder: Path) -> tuple[list[Figur
     """Passes of a table that are written, then read and all held: time of each, and the memory that they take."""
     n = arguments.pictures
     written: list[float] = []
-    tables = Tables(folder / "tables", {"benchmark": "scale"}, BATCH_OF_PASS, 0.0)
+    tables = tables_of(folder)
     with bar("passes", (1 + READINGS) * arguments.passes) as advance:
         for index in range(arguments.passes):
             written.append(timed(lambda index=index: tables.rows(f"pass-{index:04d}", n, answers(index))))  # type: ignore[misc]
             advance()
         before = own_memory()
-        readings: list[list[float]] = []
+        readings = []
         for _ in range(READINGS):
-            # As the next run finds them.
-            again = Tables(folder / "tables", {"benchmark": "scale"}, BATCH_OF_PASS, 0.0)
-            held: list[Tensor] = []
-            readings.append([])
-            for index in range(arguments.passes):
-                name = f"pass-{index:04d}"
-                readings[-1].append(
-                    timed(lambda name=name, index=index: held.append(again.rows(name, n, answers(index))))
-                )  # type: ignore[misc]
-                advance()
+            seconds, held = reading(tables_of(folder), arguments.passes, n, advance)
+            readings.append(seconds)
         grown = own_memory() - before
     # Milliseconds each: the least of several, since whatever disturbs only adds.
     read = [min(seconds) for seconds in zip(*readings, strict=True)]
@@ -149,6 +141,20 @@ def over_passes(arguments: argparse.Namespace, folder: Path) -> tuple[list[Figur
         Figure("a pass read", 1000 * median(read), unit="ms"),
     ]
     return figures, {"written": written, "read": read, "bytes": size, "grown": grown}
+
+
+def reading(tables: Tables, passes: int, n: int, advance: Callable[[], None]) -> tuple[list[float], list[Tensor]]:
+    """All passes of `n` pictures as the next run finds them, and the seconds that each took."""
+    seconds: list[float] = []
+    held: list[Tensor] = []
+    for index in range(passes):
+        seconds.append(timed(lambda index=index: held.append(tables.rows(f"pass-{index:04d}", n, answers(index)))))  # type: ignore[misc]
+        advance()
+    return seconds, held
+
+
+def tables_of(folder: Path) -> Tables:
+    return Tables(folder / "tables", {"benchmark": "scale"}, BATCH_OF_PASS, 0.0)
 
 
 def answers(index: int) -> Callable[[Tensor], Tensor]:
