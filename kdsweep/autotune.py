@@ -23,7 +23,7 @@ from kdsweep.convolutions import small_maps
 from kdsweep.files import atomic_path, hash_identity, locked
 from kdsweep.hardware import autocast, is_out_of_memory
 from kdsweep.models import Classifier
-from kdsweep.progress import note
+from kdsweep.progress import note, progress
 
 # Steps of a training from which a measurement is worth its time: it takes `1 + ROUNDS` of them for each candidate.
 WORTH_STEPS = 2000
@@ -47,7 +47,7 @@ class Arithmetic:
     memory_format: str
 
     def __str__(self) -> str:
-        return f"{self.precision}, {self.memory_format}"
+        return f"{self.precision} {self.memory_format}"
 
 
 def fastest(
@@ -73,8 +73,8 @@ def fastest(
             seconds = _measure(candidates, step)
             best = min(seconds, key=lambda candidate: seconds[candidate])
             known = best if seconds[candidates[0]] >= MARGIN * seconds[best] else candidates[0]
-            shown = "; ".join(f"{candidate}: {1000 * took:.0f} ms" for candidate, took in seconds.items())
-            note(f"A training step here takes ({shown}). Runs of this network compute in {known}.")
+            shown = ", ".join(f"{1000 * took:.0f} ms in {candidate}" for candidate, took in seconds.items())
+            note(f"A training step takes {shown}: runs of this network compute in {known}.")
             measured = {str(candidate): took for candidate, took in seconds.items()}
             with atomic_path(path) as temporary:
                 temporary.write_text(json.dumps({**asdict(known), "seconds": measured, "of": identity}, indent=1))
@@ -119,11 +119,13 @@ def _measure(
         else:
             steps[candidate] = first
     seconds: dict[Arithmetic, list[float]] = {candidate: [] for candidate in steps}
-    for _ in range(ROUNDS):
-        for candidate, timed in steps.items():
-            start = time.perf_counter()
-            timed()
-            seconds[candidate].append(time.perf_counter() - start)
+    with progress("precision and memory format", total=ROUNDS * len(steps)) as advance:
+        for _ in range(ROUNDS):
+            for candidate, timed in steps.items():
+                start = time.perf_counter()
+                timed()
+                seconds[candidate].append(time.perf_counter() - start)
+                advance(1)
     return {candidate: median(took) for candidate, took in seconds.items()}
 
 
