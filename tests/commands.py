@@ -17,11 +17,13 @@ from contextlib import closing
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote, urlparse
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
+
+T = TypeVar("T")
 
 # A distilled run in a second: few small pictures, and a small student. A step of ResNet18 takes 330 ms on a processor
 # that has AVX2 alone: its last maps are of one pixel here, for which oneDNN has no quick gradient.
@@ -86,11 +88,12 @@ class Command:
         """Sends SIGKILL, if the process hasn't ended by itself."""
         self._process.kill()
 
-    def wait_for(self, condition: Callable[[], bool]) -> None:
-        """Waits until the condition holds; fails if the command ends before that."""
-        while not condition():
+    def wait_for(self, condition: Callable[[], T]) -> T:
+        """Waits until the condition holds, and gives what it gave; fails if the command ends before that."""
+        while not (found := condition()):
             assert self._process.is_alive(), self.outcome()
             time.sleep(0.05)
+        return found
 
     def outcome(self) -> Outcome:
         """Waits for the end of the command."""

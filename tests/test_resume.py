@@ -17,7 +17,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from servers import PostgreSQL
 
-from kdsweep.processes import parse_process
+from kdsweep.processes import ProcessId, parse_process
 from kdsweep.stores import sqlite_uri
 
 pytestmark = pytest.mark.slow
@@ -64,8 +64,8 @@ def interruptions(root: Path) -> int:
     return [run.info.status for run in found].count("KILLED") + went_on
 
 
-def working(root: Path) -> list[int]:
-    """The processes in which runs, other than the study's own, are open; read past MLflow while it writes."""
+def working(root: Path) -> list[ProcessId]:
+    """The living processes in which runs, other than the study's own, are open; read past MLflow while it writes."""
     query = """
         SELECT process.value FROM runs
         JOIN tags AS process ON process.run_uuid = runs.run_uuid AND process.key = 'kdsweep.process'
@@ -74,9 +74,24 @@ def working(root: Path) -> list[int]:
     """
     try:
         with closing(sqlite3.connect(f"file:{root}/mlflow.db?mode=ro", uri=True)) as database:
-            return [parse_process(text).pid for (text,) in database.execute(query)]
+            processes = [parse_process(text) for (text,) in database.execute(query)]
     except sqlite3.OperationalError:  # it isn't there, or its tables are being made
         return []
+    # The run of a killed one stays open until somebody says how it ended.
+    return [process for process in processes if process.lives()]
+
+
+def two_at_work(command: Command, root: Path) -> list[ProcessId]:
+    """The processes of two runs, as soon as two are open at once."""
+    return command.wait_for(lambda: found if len(found := working(root)) == 2 else [])
+
+
+def wait_for_end(processes: list[ProcessId]) -> None:
+    """Waits until they are gone: a process lives for a while after SIGKILL, until its memory is given back."""
+    end = time.monotonic() + 60
+    while any(process.lives() for process in processes):
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def killed_and_repeated(words: tuple[str, ...], root: Path, kills: int, dice: random.Random) -> Outcome:
@@ -85,7 +100,7 @@ def killed_and_repeated(words: tuple[str, ...], root: Path, kills: int, dice: ra
         command = Command(*words, root=root)
         # From before its first line of work to some runs later; every other time in a run, however fast the machine is.
         if number % 2 == 1:
-            command.wait_for(lambda: any(Path(f"/proc/{pid}").exists() for pid in working(root)))
+            command.wait_for(lambda: working(root))
         time.sleep(dice.uniform(0, 0.3) if number % 2 == 1 else dice.uniform(0.5, 3))
         command.kill()
         done = command.outcome()
@@ -108,17 +123,13 @@ def test_killed_workers_cost_a_retry_each(tmp_path: Path) -> None:
     words = (*STUDY, "sweep.n_jobs=2", "epochs=12", "n_passes=1")
     command = Command(*words, root=tmp_path)
     for _ in range(4):
-        command.wait_for(lambda: len(working(tmp_path)) == 2)
-        os.kill(working(tmp_path)[0], signal.SIGKILL)
-        time.sleep(0.5)
-    command.wait_for(lambda: len(working(tmp_path)) == 2)
-    workers = working(tmp_path)
+        worker, _ = two_at_work(command, tmp_path)
+        os.kill(worker.pid, signal.SIGKILL)
+        wait_for_end([worker])
+    workers = two_at_work(command, tmp_path)
     command.signal(signal.SIGKILL)
     command.outcome()
-    end = time.monotonic() + 60
-    while any(Path(f"/proc/{pid}").exists() for pid in workers):
-        assert time.monotonic() < end
-        time.sleep(0.1)
+    wait_for_end(workers)
     done = kdsweep(*words, root=tmp_path)
     assert done.status == 0, done.err
     assert_whole(tmp_path, sqlite_uri(tmp_path / "studies" / "alpha_tau" / "optuna.db"))
@@ -153,8 +164,8 @@ def test_a_study_on_ray_survives_a_killed_worker(tmp_path: Path) -> None:
     """Eight trials, two at a time; one of them costs a retry."""
     words = (*STUDY, "sweep.n_trials=8", "sweep.executor=ray", "sweep.n_jobs=2", "epochs=12", "n_passes=1")
     command = Command(*words, root=tmp_path)
-    command.wait_for(lambda: len(working(tmp_path)) == 2)
-    os.kill(working(tmp_path)[0], signal.SIGKILL)
+    worker, _ = two_at_work(command, tmp_path)
+    os.kill(worker.pid, signal.SIGKILL)
     done = command.outcome()
     assert done.status == 0, done.err
     assert "it is started again" in done.err
@@ -165,7 +176,7 @@ def test_a_study_on_ray_survives_a_killed_worker(tmp_path: Path) -> None:
 def test_a_second_controller_is_told_who_works(tmp_path: Path) -> None:
     """On the same study at the same time: one line, exit status 2, and the first goes on undisturbed."""
     first = Command(*STUDY, root=tmp_path)
-    first.wait_for(lambda: bool(working(tmp_path)))
+    first.wait_for(lambda: working(tmp_path))
     second = kdsweep(*STUDY, root=tmp_path)
     assert second.status == 2
     assert "is being run by process" in second.error
