@@ -10,17 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import DictConfig
-
-from kdsweep import cli, interrupts, masking
+from kdsweep import cli, help_page, interrupts, masking
 from kdsweep.errors import RunError, UserError
 from kdsweep.progress import note
 
-# torch and MLflow take seconds to import: a run imports them, `kdsweep --help` and a misspelt key do without.
+# torch and MLflow take seconds to import, Hydra a third of one: a run imports them, a misspelt key does without torch
+# and MLflow, and `kdsweep --help` without all of them.
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
     from torch import Tensor
 
     from kdsweep.checkpoint import Checkpoints
@@ -39,16 +36,27 @@ def main() -> None:
     """The command `kdsweep`."""
     # Hydra then raises what it would otherwise print over several lines, and `cli.command` makes one line of it.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    # A sweep is a multirun. Hydra wants to know that before it reads sweep/*.yaml, which therefore can't say it.
+    cli.command("kdsweep", _help_or_run)
+
+
+def _help_or_run() -> None:
     words = sys.argv[1:]
+    if help_page.answers(words):
+        print(help_page.page(CONFIG_FOLDER, words))
+        return
+    import hydra
+
+    # A sweep is a multirun. Hydra wants to know that before it reads sweep/*.yaml, which therefore can't say it.
     if any(word.startswith("sweep=") for word in words) and not any(word.startswith("hydra.mode=") for word in words):
         sys.argv.append("hydra.mode=MULTIRUN")
-    cli.command("kdsweep", hydra_main)
+    hydra.main(config_path=str(CONFIG_FOLDER), config_name="config")(hydra_main)()
 
 
-@hydra.main(config_path=str(CONFIG_FOLDER), config_name="config")
 def hydra_main(cfg: DictConfig) -> float | tuple[float, ...]:
     """What Hydra calls for a run, and for each job of a multirun."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
     hydra_cfg = HydraConfig.get()
     multirun = hydra_cfg.mode == RunMode.MULTIRUN
     masking.mask_logs()
@@ -124,6 +132,8 @@ def _trial(cfg: DictConfig) -> Iterator[TrialLink | None]:
     if cfg.tracking.trial is None or cfg.tracking.stage != "search":
         yield None
         return
+    from hydra.core.hydra_config import HydraConfig
+
     from kdsweep.search import build_pruner
     from kdsweep.trials import TrialLink, storage_url
 

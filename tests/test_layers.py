@@ -36,6 +36,7 @@ ORDER = (
     "estimate",
     "speed",
     "train",
+    "help_page",
     "export",
     "originals",
     "deviation",
@@ -110,7 +111,20 @@ ORDER = (
 # Who may import a framework; a plug-in of Hydra counts as Hydra.
 CONFIGURATION = {
     *("sweeper", "study", "stages", "overrides", "search", "executors", "jobs", "composition", "shipping"),
-    *("forecast", "speed", "train", "warm", "recording", "checks", "assembly", "rules", "cli", "reproduce", "export"),
+    *(
+        "forecast",
+        "speed",
+        "train",
+        "help_page",
+        "warm",
+        "recording",
+        "checks",
+        "assembly",
+        "rules",
+        "cli",
+        "reproduce",
+        "export",
+    ),
 }
 FRAMEWORKS = {
     "hydra": CONFIGURATION,
@@ -176,6 +190,7 @@ def test_what_every_command_loads_imports_nothing_slow_at_the_top(module: str) -
     ("words", "status"),
     [
         (["--help"], 0),
+        (["--help", "data=digits"], 0),
         (["loss.alhpa=0.3"], 2),
         (["epochs=0"], 2),
         (["loss.alpha=2"], 2),
@@ -184,10 +199,13 @@ def test_what_every_command_loads_imports_nothing_slow_at_the_top(module: str) -
     ],
 )
 def test_help_and_a_wrong_configuration_are_quick(words: list[str], status: int, tmp_path: Path) -> None:
-    """A command that runs nothing loads neither torch nor MLflow nor Optuna, nor what draws a progress bar."""
+    """A command that runs nothing loads neither torch nor MLflow nor Optuna, nor what draws a progress bar.
+
+    And help alone not even Hydra.
+    """
     command = [sys.executable, "-X", "importtime", "-m", "kdsweep.train", *words]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     loaded = set(re.findall(r"^import time:.*\| +(\S+)$", done.stderr, re.MULTILINE))
     assert done.returncode == status
-    assert "hydra" in loaded
+    assert ("hydra" in loaded) == (words != ["--help"])
     assert not loaded & {"torch", "torchvision", "mlflow", "optuna", "matplotlib", "sklearn", "timm", "numpy", "rich"}

@@ -36,7 +36,7 @@ def task(lines: Sequence[str], folder: Path) -> Iterator[Task]:
             overrides = [*lines, f"paths.root={folder}", f"hydra.sweep.dir={folder}/sweep"]
             config = own.compose_config("config", overrides, RunMode.MULTIRUN, with_log_configuration=True)
             context = HydraContext(own.config_loader, Callbacks())
-            yield Task(context, config, train.hydra_main.__wrapped__)
+            yield Task(context, config, train.hydra_main)
     finally:
         root.handlers[:] = handlers
         root.setLevel(level)

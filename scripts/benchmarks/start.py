@@ -1,7 +1,7 @@
 """What a command takes from the shell: help, refusals and the debug experiment as whole processes, beside Hydra alone.
 
-The barest application that Hydra can have, without a configuration, is measured too: what it takes is in every command,
-and nothing in kdsweep can make it less.
+The barest application that Hydra can have, without a configuration, is measured too: what it takes is in every command
+but help, and nothing in kdsweep can make it less.
 """
 
 from __future__ import annotations
