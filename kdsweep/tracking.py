@@ -21,7 +21,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from kdsweep import interrupts
+from kdsweep import interrupts, runs_view
 from kdsweep.errors import RunError, UserError
 from kdsweep.journal import Entry, Journal, Owner
 from kdsweep.outages import PATIENCE_SECONDS, AwayError, first_line, is_disk_full, is_transient, patiently
@@ -126,7 +126,9 @@ class Store:
             from mlflow.exceptions import MlflowException
 
             try:
-                return self._client.create_experiment(self.experiment, artifact_location=location)
+                return self._client.create_experiment(
+                    self.experiment, artifact_location=location, tags=runs_view.EXPERIMENT_TAGS
+                )
             except MlflowException:  # on a server another host may have been first
                 found = self._client.get_experiment_by_name(self.experiment)
                 if found is None:

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import ctypes
 import http.client
+import json
 import os
 import signal
 import socket
@@ -17,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from kdsweep import runs_view
 from kdsweep.cli import line_of, one_line_arguments
 from kdsweep.errors import UserError, require
 from kdsweep.stores import artifact_folder, correct_locations, require_store, shown, sqlite_path, store_uri
@@ -86,9 +88,11 @@ def serve(uri: str, host: str, port: int, browser: bool) -> int:
         while server.poll() is None and not answers(here, port):
             time.sleep(POLL_SECONDS)
         if server.poll() is None:
-            print(f"Open {address} (Ctrl-C stops it)", flush=True)
+            found = viewed_experiment(here, port)
+            page = address if found is None else runs_view.address(address, found)
+            print(f"Open {page} (Ctrl-C stops it)", flush=True)
             if browser and _has_display():
-                webbrowser.open(address)
+                webbrowser.open(page)
         return server.wait()
     finally:
         end(server)
@@ -126,6 +130,21 @@ def answers(host: str, port: int) -> bool:
     finally:
         connection.close()
     return True
+
+
+def viewed_experiment(host: str, port: int) -> str | None:
+    """The id of the experiment, the newest of several, that has our view of its runs; None where none has."""
+    question = {"max_results": 1, "order_by": ["creation_time DESC"], "filter": f"tags.`{runs_view.TAG}` LIKE '%'"}
+    connection = http.client.HTTPConnection(host, port, timeout=60)
+    try:
+        headers = {"Content-Type": "application/json"}
+        connection.request("POST", "/api/2.0/mlflow/experiments/search", json.dumps(question), headers)
+        found = json.loads(connection.getresponse().read()).get("experiments", [])
+    except (OSError, http.client.HTTPException, ValueError):
+        return None
+    finally:
+        connection.close()
+    return str(found[0]["experiment_id"]) if found else None
 
 
 def end(server: subprocess.Popen[bytes]) -> None:

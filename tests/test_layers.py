@@ -85,6 +85,7 @@ ORDER = (
     "journal",
     "outages",
     "records",
+    "runs_view",
     "stores",
     "evaluation",
     "models",

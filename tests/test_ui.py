@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -15,9 +16,10 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import mlflow
 import pytest
 
-from kdsweep import ui
+from kdsweep import runs_view, ui
 from kdsweep.stores import store_uri
 from kdsweep.tracking import Store
 
@@ -62,11 +64,16 @@ def line_of(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline()
 
 
-def address_of(process: subprocess.Popen[str]) -> str:
-    """Waits until it says that the server answers, and where."""
-    found = re.match(r"Open (http://127\.0\.0\.1:\d+) ", line_of(process))
+def page_of(process: subprocess.Popen[str]) -> str:
+    """Waits until it says that the server answers, and with which page."""
+    found = re.match(r"Open (http://127\.0\.0\.1:\d+\S*) ", line_of(process))
     assert found is not None
     return found[1]
+
+
+def address_of(process: subprocess.Popen[str]) -> str:
+    """Waits until it says that the server answers, and where."""
+    return page_of(process).partition("/#")[0]
 
 
 def writes_through_a_server(address: str, root: Path) -> None:
@@ -116,6 +123,36 @@ def test_the_ui_is_a_server_that_leaves_no_process(written: tuple[Path, str], mo
         assert not still_there(root)
         with pytest.raises(urllib.error.URLError):
             get(f"{address}/health")
+
+
+@pytest.mark.slow
+def test_it_opens_the_table_of_runs(written: tuple[Path, str]) -> None:
+    """The page is our view of the newest experiment that has one, and the server holds what the view shows."""
+    root, _ = written
+    with started(root) as process:
+        address, _, page = page_of(process).partition("/#/experiments/")
+        newest, _, view = page.partition("/runs?")
+        assert view == "workflowType=machine_learning&viewStateShareKey=kdsweep"
+        answer = json.loads(get(f"{address}/api/2.0/mlflow/experiments/get?experiment_id={newest}"))
+        tags = {tag["key"]: tag["value"] for tag in answer["experiment"]["tags"]}
+        state = json.loads(tags["mlflow.sharedViewState.kdsweep"])
+        assert state["orderByKey"] in state["selectedColumns"]
+        assert "params.`loss.alpha`" in state["selectedColumns"]
+
+
+def test_without_an_answer_there_is_no_table_to_open() -> None:
+    """The UI then opens as MLflow shows it."""
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        port = nobody.getsockname()[1]
+    assert ui.viewed_experiment("127.0.0.1", port) is None
+
+
+def test_mlflows_page_still_knows_shared_views() -> None:
+    """They are no part of its interface for programs: this says when an upgrade drops them or renames their parts."""
+    scripts = (Path(mlflow.__file__).parent / "server" / "js" / "build" / "static" / "js").glob("*.js")
+    text = "".join(path.read_text(encoding="utf-8", errors="replace") for path in scripts)
+    for name in ("mlflow.sharedViewState.", "viewStateShareKey", "workflowType", "machine_learning", *runs_view.STATE):
+        assert name in text
 
 
 @pytest.mark.slow
