@@ -39,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def write(store: Store, study_name: str | None, out: Path) -> Report:
     """Writes `report.html`, `report.json` and the figures of a study to the folder `out`, and attaches them to its run.
 
+    The verdict becomes the description of the run, unless it has one that somebody else wrote.
+
     Args:
         study_name: Name or run id of the study; None for the latest.
 
@@ -46,7 +48,7 @@ def write(store: Store, study_name: str | None, out: Path) -> Report:
         UserError: There is no such study.
     """
     # What draws and fits takes seconds to import; --help and a misspelt option need none of it.
-    from kdsweep import drawings, html_report
+    from kdsweep import drawings, html_report, report_note
     from kdsweep.summary import summarise
 
     study = store.study(study_name)
@@ -62,6 +64,7 @@ def write(store: Store, study_name: str | None, out: Path) -> Report:
     files[-1].write_text(json.dumps(_jsonable(report), indent=2, allow_nan=False) + "\n", encoding="utf-8")
     for path in files:
         store.attach(study.parent.id, path, "report")
+    store.describe(study.parent.id, report_note.note(report), report_note.SIGNATURE)
     return dataclasses.replace(report, files=tuple(files))
 
 

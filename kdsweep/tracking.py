@@ -43,7 +43,7 @@ from kdsweep.stores import (
     write_ahead,
 )
 
-PARENT = "mlflow.parentRunId"
+PARENT, NOTE = "mlflow.parentRunId", "mlflow.note.content"
 
 # How long a store that doesn't answer is asked again when it is opened, and what MLflow waits for each answer.
 OPEN_SECONDS = 4.0
@@ -346,6 +346,12 @@ class Store:
         """Adds a file to the artifacts of a run, which may have ended, in `folder` ("report") if one is given."""
         name = path.name if folder is None else f"{folder}/{path.name}"
         self.deliver(run_id, [{"kind": "artifact", "name": name, "file": str(path.absolute())}], path.parent)
+
+    def describe(self, run_id: str, text: str, signature: str) -> None:
+        """Sets the description of a run, which may have ended; one that doesn't end with `signature` stays."""
+        before = self.ask("get_run", run_id).data.tags.get(NOTE, "")
+        if not before or before.rstrip().endswith(signature):
+            self.deliver(run_id, [{"kind": "tags", "tags": {NOTE: text}}], Path())
 
     def having(self, tag: str) -> list[RunRecord]:
         """The runs that have a tag of this name ("kdsweep.sent_from"), in the order of their start."""

@@ -51,6 +51,7 @@ ORDER = (
     "report",
     "report_console",
     "html_report",
+    "report_note",
     "report_tables",
     "drawings",
     "summary",

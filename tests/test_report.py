@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ import pytest
 from mlflow import MlflowClient
 from records import SPACE
 
-from kdsweep import report
+from kdsweep import report, report_note
 from kdsweep.errors import UserError
 from kdsweep.report_console import WIDTH
 from kdsweep.stores import store_uri
@@ -159,6 +160,34 @@ def test_the_files_are_attached_to_the_study(printed: str, root: Path) -> None:
     parent = Store(uri).study(NAME).parent
     artifacts = {item.path for item in MlflowClient(tracking_uri=uri).list_artifacts(parent.id, "report")}
     assert artifacts == {f"report/{name}.png" for name in FIGURES} | {"report/report.html", "report/report.json"}
+
+
+@pytest.mark.slow
+def test_the_verdict_is_the_description_of_the_study(printed: str, root: Path, tmp_path: Path) -> None:
+    """In MLflow's UI, with the arms and the findings; a description that a user wrote stays."""
+    uri = f"sqlite:///{root}/mlflow.db"
+    store, client = Store(uri), MlflowClient(tracking_uri=uri)
+    parent = store.study(NAME).parent.id
+
+    def description() -> str:
+        return str(client.get_run(parent).data.tags["mlflow.note.content"])
+
+    ours = description()
+    lines = ours.splitlines()
+    assert lines[0].startswith("**")
+    assert lines[0].strip("*") in " ".join(printed.split())
+    assert "| arm | runs | validation accuracy % | test accuracy %" in ours
+    assert "- The search overstated its choice by 2.00 points" in ours
+    client.set_tag(parent, "mlflow.note.content", "Mine.")
+    report.write(store, NAME, tmp_path / "again")
+    assert description() == "Mine."
+    client.set_tag(parent, "mlflow.note.content", "Old.\n\n" + lines[-1])
+    found = report.write(store, NAME, tmp_path / "again")
+    assert description() == ours
+    # MLflow takes 8,000 characters.
+    long = report_note.note(dataclasses.replace(found, findings=("word " * 200,) * 20))
+    assert 7000 < len(long) <= 8000
+    assert long.endswith(lines[-1])
 
 
 @pytest.mark.slow
