@@ -13,7 +13,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import yaml
 
@@ -25,6 +25,7 @@ COLUMN, NARROWEST = 34, 40
 # Keys and their values as a file has them ("5e-4"); below a key that has keys of its own, those.
 Keys: TypeAlias = "dict[str, Keys | str]"
 Comments: TypeAlias = dict[tuple[str, ...], str]
+Pair: TypeAlias = tuple[yaml.ScalarNode, yaml.Node]
 
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -45,16 +46,15 @@ def page(folder: Path, words: Sequence[str]) -> str:
         HydraException, OmegaConfBaseException: Words beside --help can't be composed.
     """
     main = _File.read(folder, "", "config")
-    chosen = {group: option for default in main.defaults for group, option in _choice(default)}
+    chosen = main.choices
     given = [word for word in words if word not in HELP]
-    keys = None if given else _merged(folder, main, chosen)
+    keys = None if given else _merged(folder, main)
     if keys is None:
         keys, chosen = _composed(folder, given)
     files = [main, *(file for group, option in chosen.items() for file in _files(folder, group, option))]
     comments = {path: text for file in files for path, text in file.comments.items()}
-    template = string.Template(main.content["hydra"]["help"]["template"])
-    groups = _groups(folder, chosen)
-    return template.substitute(APP_CONFIG_GROUPS=groups, CONFIG="\n".join([*_lines(keys, comments), ""]))
+    parts = {"APP_CONFIG_GROUPS": _groups(folder, chosen), "CONFIG": "\n".join([*_lines(keys, comments), ""])}
+    return string.Template(main.template).substitute(parts)
 
 
 @dataclass(frozen=True)
@@ -62,40 +62,56 @@ class _File:
     """A file of the configuration.
 
     Attributes:
-        content: What it holds, by YAML's own rules.
-        keys: The same as it is written, without `defaults` and Hydra's own part; below the keys of its package.
+        keys: What it holds, without `defaults` and Hydra's own part; below the keys of its package.
         comments: Those that stand behind a key or a value, by the key's path.
+        choices: Of its list of defaults: group -> option, without what is null.
+        bases: Of the same list: options of its own group.
+        template: Of a page, `hydra.help.template`; empty where it has none.
     """
 
-    content: dict[str, Any]
     keys: Keys
     comments: Comments
+    choices: dict[str, str]
+    bases: list[str]
+    template: str
 
     @classmethod
     def read(cls, folder: Path, group: str, option: str) -> _File:
         text = (folder / group / f"{option}.yaml").read_text(encoding="utf-8")
         package = () if not group or re.match(r"# @package _global_\n", text) else tuple(group.split("/"))
+        whole = yaml.compose(text, Loader=_Loader)
         comments: Comments = {}
-        keys = _keys(yaml.compose(text, Loader=_Loader), text.splitlines(), package, comments)
+        own = [(key, value) for key, value in whole.value if key.value not in ("defaults", "hydra")]
+        keys = _keys(own, text.splitlines(), package, comments)
         for name in reversed(package):
             keys = {name: keys}
-        return cls(yaml.load(text, Loader=_Loader), keys, comments)
+        defaults = getattr(_at(whole, "defaults"), "value", [])
+        choices = [pair for default in defaults if isinstance(default, yaml.MappingNode) for pair in default.value]
+        words = [default.value for default in defaults if isinstance(default, yaml.ScalarNode)]
+        return cls(
+            keys,
+            comments,
+            {group.value: option.value for group, option in choices if option.value != "null"},
+            [word for word in words if word != "_self_"],
+            getattr(_at(whole, "hydra", "help", "template"), "value", ""),
+        )
 
-    @property
-    def defaults(self) -> list[Any]:
-        """Its list of other files."""
-        return list(self.content.get("defaults", []))
+
+def _at(node: yaml.Node | None, *names: str) -> yaml.Node | None:
+    """What stands at a key of a mapping, and so on; None where there is nothing."""
+    for name in names:
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        node = next((value for key, value in pairs if key.value == name), None)
+    return node
 
 
-def _keys(node: yaml.MappingNode, lines: list[str], path: tuple[str, ...], comments: Comments) -> Keys:
-    """What a mapping holds, as it is written; adds to `comments`."""
+def _keys(pairs: list[Pair], lines: list[str], path: tuple[str, ...], comments: Comments) -> Keys:
+    """The keys and values of a mapping at `path`, as `lines` have them; adds to `comments`."""
     found: Keys = {}
-    for key, value in node.value:
+    for key, value in pairs:
         name = key.value
-        if not path and name in ("defaults", "hydra"):
-            continue
         nested = isinstance(value, yaml.MappingNode) and not value.flow_style
-        found[name] = _keys(value, lines, (*path, name), comments) if nested else _written(value, lines)
+        found[name] = _keys(value.value, lines, (*path, name), comments) if nested else _written(value, lines)
         end = value.end_mark if value.start_mark.line == key.end_mark.line else key.end_mark
         if comment := re.search(r"# ?(.*)", lines[end.line][end.column :]):
             comments[*path, name] = comment[1]
@@ -110,27 +126,20 @@ def _written(node: yaml.Node, lines: list[str]) -> str:
     return lines[start.line][start.column : end.column].rstrip()
 
 
-def _choice(default: Any) -> Iterator[tuple[str, str]]:
-    """The group and the option that an entry of a list of defaults chooses, if it does."""
-    if isinstance(default, dict):
-        yield from ((group, option) for group, option in default.items() if option is not None)
-
-
 def _files(folder: Path, group: str, option: str) -> list[_File]:
     """An option's file, after those of its group that it builds on; none for an option that has no file of ours."""
     if not (folder / group / f"{option}.yaml").exists():
         return []
     file = _File.read(folder, group, option)
-    others = [name for name in file.defaults if isinstance(name, str) and name != "_self_"]
-    return [*(below for name in others for below in _files(folder, group, name)), file]
+    return [*(below for name in file.bases for below in _files(folder, group, name)), file]
 
 
-def _merged(folder: Path, main: _File, chosen: dict[str, str]) -> Keys | None:
+def _merged(folder: Path, main: _File) -> Keys | None:
     """The keys of the main file and of the options that it chooses; None where one of them chooses others."""
     keys = main.keys
-    for group, option in chosen.items():
+    for group, option in main.choices.items():
         files = _files(folder, group, option)
-        if len(files) != 1 or files[0].defaults:
+        if len(files) != 1 or files[0].choices:
             return None
         keys = _merge(keys, files[0].keys)
     return keys
@@ -154,7 +163,7 @@ def _composed(folder: Path, words: Sequence[str]) -> tuple[Keys, dict[str, str]]
     chosen = {group: option for group, option in config.hydra.runtime.choices.items() if option is not None}
     own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     text = OmegaConf.to_yaml(own)
-    return _keys(yaml.compose(text, Loader=_Loader), text.splitlines(), (), {}), chosen
+    return _keys(yaml.compose(text, Loader=_Loader).value, text.splitlines(), (), {}), chosen
 
 
 def _groups(folder: Path, chosen: dict[str, str]) -> str:
