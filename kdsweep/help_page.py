@@ -13,26 +13,35 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import yaml
 
-HELP = {"--help", "-h"}
+HELP, MULTIRUN = {"--help", "-h"}, {"--multirun", "-m"}
+# Words that change where the configuration lies.
+SEARCH_PATH = ("hydra.searchpath=", "+hydra.searchpath=", "++hydra.searchpath=")
 
 # Of a comment that stands behind a value, and the least that is left for it on a narrow terminal.
 COLUMN, NARROWEST = 34, 40
+# YAML writes longer lines on several.
+LONGEST_LINE = 2**31 - 1
 
-# Keys and their values as a file has them ("5e-4"); below a key that has keys of its own, those.
+# Keys and their values as YAML has them ("5e-4"); below a key that has keys of its own, those.
 Keys: TypeAlias = "dict[str, Keys | str]"
 Comments: TypeAlias = dict[tuple[str, ...], str]
 Pair: TypeAlias = tuple[yaml.ScalarNode, yaml.Node]
+# Group -> option.
+Choices: TypeAlias = dict[str, str]
 
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 def answers(words: Sequence[str]) -> bool:
-    """Whether these words ask for the page; with Hydra's own flags beside it (--config-dir) they ask for Hydra's."""
-    return not HELP.isdisjoint(words) and all(word in HELP or not word.startswith("-") for word in words)
+    """Whether these words ask for the page; with what moves the configuration (--config-dir) they ask for Hydra's."""
+    flags = {word for word in words if word.startswith("-")}
+    moved = any(word.startswith(SEARCH_PATH) for word in words)
+    return not HELP.isdisjoint(flags) and flags <= HELP | MULTIRUN and not moved
 
 
 def page(folder: Path, words: Sequence[str]) -> str:
@@ -46,14 +55,12 @@ def page(folder: Path, words: Sequence[str]) -> str:
         HydraException, OmegaConfBaseException: Words beside --help can't be composed.
     """
     main = _File.read(folder, "", "config")
-    chosen = main.choices
-    given = [word for word in words if word not in HELP]
-    keys = None if given else _merged(folder, main)
-    if keys is None:
-        keys, chosen = _composed(folder, given)
-    files = [main, *(file for group, option in chosen.items() for file in _files(folder, group, option))]
-    comments = {path: text for file in files for path, text in file.comments.items()}
-    parts = {"APP_CONFIG_GROUPS": _groups(folder, chosen), "CONFIG": "\n".join([*_lines(keys, comments), ""])}
+    given = not HELP.issuperset(words)
+    keys, chosen = _composed(folder, words) if given else (_merged(folder, main), main.choices)
+    parts = {
+        "APP_CONFIG_GROUPS": _groups(folder, chosen),
+        "CONFIG": "\n".join([*_lines(keys, _comments(folder, main, chosen)), ""]),
+    }
     return string.Template(main.template).substitute(parts)
 
 
@@ -62,33 +69,37 @@ class _File:
     """A file of the configuration.
 
     Attributes:
+        overall: Whether its keys stand at the top, and not below the name of its group.
         keys: What it holds, without `defaults` and Hydra's own part; below the keys of its package.
         comments: Those that stand behind a key or a value, by the key's path.
-        choices: Of its list of defaults: group -> option, without what is null.
+        choices: Of its list of defaults.
         bases: Of the same list: options of its own group.
         template: Of a page, `hydra.help.template`; empty where it has none.
     """
 
+    overall: bool
     keys: Keys
     comments: Comments
-    choices: dict[str, str]
+    choices: Choices
     bases: list[str]
     template: str
 
     @classmethod
     def read(cls, folder: Path, group: str, option: str) -> _File:
         text = (folder / group / f"{option}.yaml").read_text(encoding="utf-8")
-        package = () if not group or re.match(r"# @package _global_\n", text) else tuple(group.split("/"))
+        overall = not group or text.startswith("# @package _global_\n")
+        package = () if overall else tuple(group.split("/"))
         whole = yaml.compose(text, Loader=_Loader)
         comments: Comments = {}
-        own = [(key, value) for key, value in whole.value if key.value not in ("defaults", "hydra")]
-        keys = _keys(own, text.splitlines(), package, comments)
+        keys = _keys(whole.value, text.splitlines(), package, comments)
+        keys = {name: value for name, value in keys.items() if name not in ("defaults", "hydra")}
         for name in reversed(package):
             keys = {name: keys}
         defaults = getattr(_at(whole, "defaults"), "value", [])
         choices = [pair for default in defaults if isinstance(default, yaml.MappingNode) for pair in default.value]
         words = [default.value for default in defaults if isinstance(default, yaml.ScalarNode)]
         return cls(
+            overall,
             keys,
             comments,
             {group.value: option.value for group, option in choices if option.value != "null"},
@@ -112,14 +123,14 @@ def _keys(pairs: list[Pair], lines: list[str], path: tuple[str, ...], comments: 
         name = key.value
         nested = isinstance(value, yaml.MappingNode) and not value.flow_style
         found[name] = _keys(value.value, lines, (*path, name), comments) if nested else _written(value, lines)
-        end = value.end_mark if value.start_mark.line == key.end_mark.line else key.end_mark
+        end = value.end_mark if value.end_mark.line == key.end_mark.line else key.end_mark
         if comment := re.search(r"# ?(.*)", lines[end.line][end.column :]):
             comments[*path, name] = comment[1]
     return found
 
 
 def _written(node: yaml.Node, lines: list[str]) -> str:
-    """A value as it is written, in one line."""
+    """A value as a file has it: in one line, or a list of such values."""
     if isinstance(node, yaml.SequenceNode) and not node.flow_style:
         return f"[{', '.join(_written(item, lines) for item in node.value)}]"
     start, end = node.start_mark, node.end_mark
@@ -134,14 +145,23 @@ def _files(folder: Path, group: str, option: str) -> list[_File]:
     return [*(below for name in file.bases for below in _files(folder, group, name)), file]
 
 
-def _merged(folder: Path, main: _File) -> Keys | None:
-    """The keys of the main file and of the options that it chooses; None where one of them chooses others."""
+def _all_files(folder: Path, chosen: Choices) -> list[_File]:
+    return [file for group, option in chosen.items() for file in _files(folder, group, option)]
+
+
+def _comments(folder: Path, main: _File, chosen: Choices) -> Comments:
+    """What each key means: as the file says that brings it, and not one that gives it another value."""
+    comments: Comments = {}
+    for file in sorted([main, *_all_files(folder, chosen)], key=lambda file: file.overall and file is not main):
+        comments = file.comments | comments
+    return comments
+
+
+def _merged(folder: Path, main: _File) -> Keys:
+    """The keys of the main file and of the options that it chooses, of which none chooses others in its turn."""
     keys = main.keys
-    for group, option in main.choices.items():
-        files = _files(folder, group, option)
-        if len(files) != 1 or files[0].choices:
-            return None
-        keys = _merge(keys, files[0].keys)
+    for file in _all_files(folder, main.choices):
+        keys = _merge(keys, file.keys)
     return keys
 
 
@@ -153,20 +173,36 @@ def _merge(below: Keys, above: Keys) -> Keys:
     return merged
 
 
-def _composed(folder: Path, words: Sequence[str]) -> tuple[Keys, dict[str, str]]:
-    """The keys as Hydra composes them, and the option of each group."""
+def _composed(folder: Path, words: Sequence[str]) -> tuple[Keys, Choices]:
+    """The keys as Hydra composes them, with those of its sweeper where there is a sweep; and the options of groups."""
     from hydra import compose, initialize_config_dir
+    from hydra.core.override_parser.overrides_parser import OverridesParser
     from omegaconf import OmegaConf
 
+    given = [word for word in words if not word.startswith("-")]
+    if not MULTIRUN.isdisjoint(words) or any(word.startswith("sweep=") for word in given):
+        overrides = OverridesParser.create().parse_overrides(given)
+        given = [str(override.input_line) for override in overrides if not override.is_sweep_override()]
     with initialize_config_dir(str(folder)):
-        config = compose("config", [*words], return_hydra_config=True)
-    chosen = {group: option for group, option in config.hydra.runtime.choices.items() if option is not None}
-    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-    text = OmegaConf.to_yaml(own)
-    return _keys(yaml.compose(text, Loader=_Loader).value, text.splitlines(), (), {}), chosen
+        config = compose("config", given, return_hydra_config=True)
+    content: Any = OmegaConf.to_container(config)
+    hydra = content.pop("hydra")
+    chosen = {group: option for group, option in hydra["runtime"]["choices"].items() if option is not None}
+    keys: Keys = {key: _plain(value) for key, value in content.items()}
+    if "sweep" in chosen:
+        keys["hydra"] = {"sweeper": _plain(hydra["sweeper"])}
+    return keys, chosen
 
 
-def _groups(folder: Path, chosen: dict[str, str]) -> str:
+def _plain(value: Any) -> Keys | str:
+    """A value as YAML, each in one line."""
+    if isinstance(value, dict) and value:
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=LONGEST_LINE, allow_unicode=True)
+    return str(text).removesuffix("...\n").strip()
+
+
+def _groups(folder: Path, chosen: Choices) -> str:
     """A line for each group with its options."""
     options = {
         group.name: sorted(path.stem for path in group.glob("*.yaml"))

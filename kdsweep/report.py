@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from kdsweep import cli
 from kdsweep.aims import Aims
-from kdsweep.errors import UserError, require
+from kdsweep.errors import RunError, UserError, require
+from kdsweep.progress import note
 from kdsweep.records import StudyRecord
 from kdsweep.stores import require_store, store_uri
 from kdsweep.tracking import Store
@@ -64,7 +65,10 @@ def write(store: Store, study_name: str | None, out: Path) -> Report:
     files[-1].write_text(json.dumps(_jsonable(report), indent=2, allow_nan=False) + "\n", encoding="utf-8")
     for path in files:
         store.attach(study.parent.id, path, "report")
-    store.describe(study.parent.id, report_note.note(report), report_note.SIGNATURE)
+    try:
+        store.describe(study.parent.id, report_note.note(report))
+    except RunError as error:  # it is an ornament, and the report is whole without it
+        note(f"The study's run in MLflow keeps the description that it had: {error}")
     return dataclasses.replace(report, files=tuple(files))
 
 

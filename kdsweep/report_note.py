@@ -2,32 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from kdsweep import report_tables
 from kdsweep.summary import Report
 
-# By its last line a description is known to be ours; one that lacks it stays as its author wrote it.
-SIGNATURE = "*By kdsweep-report; figures and tables: `report/report.html` among the artifacts.*"
+WHOLE = "*By kdsweep-report; figures and tables: `report/report.html` among the artifacts.*"
 # MLflow takes no longer tag.
 MAX_CHARACTERS = 8000
 
 
 def note(report: Report) -> str:
-    """The verdict, the arms' table and the findings; of these as many as there is room for."""
+    """The verdict, the arms' table and the findings; what there is no room for is counted at the end."""
     parts = [f"**{report.headline}**"]
     if report.arms:
         parts.append(_table(report_tables.arms(report)))
-    room = MAX_CHARACTERS - len("\n\n".join([*parts, "", SIGNATURE]))
-    lines = []
-    for sentence in (*report.findings, *report.missing):
-        room -= len(f"- {sentence}\n")
-        if room < 0:
-            break
-        lines.append(f"- {sentence}")
-    return "\n\n".join([*parts, *(["\n".join(lines)] if lines else []), SIGNATURE])
+    sentences = [f"- {sentence}" for sentence in (*report.findings, *report.missing)]
+    return "\n\n".join(_fitting(parts, sentences))
+
+
+def _fitting(parts: list[str], sentences: list[str]) -> Iterable[str]:
+    """The parts, and the sentences as one, without those that would make it too long."""
+    room = MAX_CHARACTERS - len(WHOLE) - 100
+    for part in parts:
+        if len(part) + 2 <= room:
+            room -= len(part) + 2
+            yield part
+    shown = []
+    for sentence in sentences:
+        if len(sentence) + 1 <= room:
+            room -= len(sentence) + 1
+            shown.append(sentence)
+    left_out = len(sentences) - len(shown)
+    more = [f"- {left_out} more in the report"] if left_out else []
+    if shown or more:
+        yield "\n".join([*shown, *more])
+    yield WHOLE
 
 
 def _table(table: report_tables.Table) -> str:
-    headings = (heading.replace("-\n", "").replace("\n", " ").strip() for heading in table.headings)
-    alignment = ("---" if index == 0 and table.named else "---:" for index, _ in enumerate(table.headings))
-    rows = [f"| {' | '.join(cells)} |" for cells in (headings, alignment, *table.rows)]
-    return "\n".join([*rows, "", table.caption]).replace("*", r"\*")
+    headings = [heading.replace("-\n", "").replace("\n", " ").strip() for heading in table.headings]
+    alignment = ["---" if index == 0 and table.named else "---:" for index, _ in enumerate(headings)]
+    rows = [headings, alignment, *([_escaped(cell) for cell in row] for row in table.rows)]
+    return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), "", _escaped(table.caption)])
+
+
+def _escaped(text: str) -> str:
+    """The text without what Markdown, or HTML in it, would take for its own."""
+    for mark in "\\*_|<`":
+        text = text.replace(mark, f"\\{mark}")
+    return text

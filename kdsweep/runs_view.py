@@ -1,7 +1,7 @@
 """The table in which MLflow's UI compares our runs: its columns, and its order.
 
 Of itself the UI shows a study as one line, without a metric, and first of all a page for language models. It has shared
-views, which it keeps in tags of an experiment; ours is set when an experiment is made, and `kdsweep-ui` opens it.
+views, which it keeps in tags of an experiment; a `Store` sets ours, and `kdsweep-ui` opens it.
 """
 
 from __future__ import annotations
@@ -18,23 +18,13 @@ COLUMNS = (
     *("tags.`kdsweep.stage`", "tags.`kdsweep.study`"),
 )
 
-# The best on validation first. All that a view can hold must be there.
-STATE = {
-    "searchFilter": "",
-    "orderByKey": COLUMNS[0],
-    "orderByAsc": False,
-    "startTime": "ALL",
-    "lifecycleFilter": "Active",
-    "modelVersionFilter": "All Runs",
-    "datasetsFilter": [],
-    "selectedColumns": [*COLUMNS],
-}
-
-EXPERIMENT_TAGS = {TAG: json.dumps(STATE)}
+# The best on validation first.
+STATE = {"orderByKey": COLUMNS[0], "orderByAsc": False, "selectedColumns": [*COLUMNS]}
+TEXT = json.dumps(STATE)
 
 
 def address(server: str, experiment_id: str) -> str:
-    """Where a server shows it, for an experiment that has `EXPERIMENT_TAGS`.
+    """Where a server shows it, for an experiment that has the tag.
 
     Args:
         server: "http://127.0.0.1:5000".

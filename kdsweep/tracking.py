@@ -9,12 +9,13 @@ named by its URI. Below stands MLflow's client alone, never its fluent interface
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ from kdsweep.stores import (
 )
 
 PARENT, NOTE = "mlflow.parentRunId", "mlflow.note.content"
+# Digest of the description that we wrote.
+DESCRIBED = "kdsweep.described"
 
 # How long a store that doesn't answer is asked again when it is opened, and what MLflow waits for each answer.
 OPEN_SECONDS = 4.0
@@ -127,7 +130,7 @@ class Store:
 
             try:
                 return self._client.create_experiment(
-                    self.experiment, artifact_location=location, tags=runs_view.EXPERIMENT_TAGS
+                    self.experiment, artifact_location=location, tags={runs_view.TAG: runs_view.TEXT}
                 )
             except MlflowException:  # on a server another host may have been first
                 found = self._client.get_experiment_by_name(self.experiment)
@@ -138,6 +141,11 @@ class Store:
             raise UserError(
                 f"The experiment {self.experiment!r} was deleted in {shown(self.uri)}. {remedy}", "experiment"
             )
+        if found.tags.get(runs_view.TAG) != runs_view.TEXT:
+            from mlflow.exceptions import MlflowException
+
+            with suppress(MlflowException):  # a reader may not write, and needs no view
+                self._client.set_experiment_tag(found.experiment_id, runs_view.TAG, runs_view.TEXT)
         return found.experiment_id
 
     @contextmanager
@@ -347,11 +355,12 @@ class Store:
         name = path.name if folder is None else f"{folder}/{path.name}"
         self.deliver(run_id, [{"kind": "artifact", "name": name, "file": str(path.absolute())}], path.parent)
 
-    def describe(self, run_id: str, text: str, signature: str) -> None:
-        """Sets the description of a run, which may have ended; one that doesn't end with `signature` stays."""
-        before = self.ask("get_run", run_id).data.tags.get(NOTE, "")
-        if not before or before.rstrip().endswith(signature):
-            self.deliver(run_id, [{"kind": "tags", "tags": {NOTE: text}}], Path())
+    def describe(self, run_id: str, text: str) -> None:
+        """Sets the description of a run, which may have ended; one that somebody else wrote, or changed, stays."""
+        tags = self.ask("get_run", run_id).data.tags
+        before = tags.get(NOTE, "")
+        if not before or _digest(before) == tags.get(DESCRIBED):
+            self.deliver(run_id, [{"kind": "tags", "tags": {NOTE: text, DESCRIBED: _digest(text)}}], Path())
 
     def having(self, tag: str) -> list[RunRecord]:
         """The runs that have a tag of this name ("kdsweep.sent_from"), in the order of their start."""
@@ -406,6 +415,10 @@ def _ended(run: Run) -> Iterator[None]:
         except Exception as second:  # the first error is the one to show
             error.add_note(f"The MLflow run {run.id} could not be closed either: {second}")
         raise
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _send_params(client: Any, run_id: str, entry: Entry) -> None:

@@ -16,7 +16,7 @@ import time
 import webbrowser
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from kdsweep import runs_view
 from kdsweep.cli import line_of, one_line_arguments
@@ -25,6 +25,8 @@ from kdsweep.stores import artifact_folder, correct_locations, require_store, sh
 
 STOP_SECONDS = 10.0
 POLL_SECONDS = 0.2
+# How long a slow database may keep a user waiting for the address.
+ANSWER_SECONDS = 5.0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -87,8 +89,8 @@ def serve(uri: str, host: str, port: int, browser: bool) -> int:
     try:
         while server.poll() is None and not answers(here, port):
             time.sleep(POLL_SECONDS)
+        found = viewed_experiment(here, port)
         if server.poll() is None:
-            found = viewed_experiment(here, port)
             page = address if found is None else runs_view.address(address, found)
             print(f"Open {page} (Ctrl-C stops it)", flush=True)
             if browser and _has_display():
@@ -133,18 +135,27 @@ def answers(host: str, port: int) -> bool:
 
 
 def viewed_experiment(host: str, port: int) -> str | None:
-    """The id of the experiment, the newest of several, that has our view of its runs; None where none has."""
-    question = {"max_results": 1, "order_by": ["creation_time DESC"], "filter": f"tags.`{runs_view.TAG}` LIKE '%'"}
-    connection = http.client.HTTPConnection(host, port, timeout=60)
+    """The id of the experiment of the latest run, among those that have our view of their runs; None if none has."""
     try:
-        headers = {"Content-Type": "application/json"}
-        connection.request("POST", "/api/2.0/mlflow/experiments/search", json.dumps(question), headers)
-        found = json.loads(connection.getresponse().read()).get("experiments", [])
-    except (OSError, http.client.HTTPException, ValueError):
+        having = {"max_results": 1000, "filter": f"tags.`{runs_view.TAG}` LIKE '%'"}
+        known = [found["experiment_id"] for found in _ask(host, port, "experiments/search", having)["experiments"]]
+        latest = {"experiment_ids": known, "max_results": 1, "order_by": ["attributes.start_time DESC"]}
+        (run,) = _ask(host, port, "runs/search", latest)["runs"]
+        return str(run["info"]["experiment_id"])
+    except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError):
         return None
+
+
+def _ask(host: str, port: int, path: str, question: dict[str, Any]) -> Any:
+    """What MLflow's interface answers; an error page is a ValueError, or lacks what is looked for."""
+    connection = http.client.HTTPConnection(host, port, timeout=ANSWER_SECONDS)
+    # Whatever name of this machine it listens on, MLflow takes this one for its own.
+    headers = {"Content-Type": "application/json", "Host": f"localhost:{port}"}
+    try:
+        connection.request("POST", f"/api/2.0/mlflow/{path}", json.dumps(question), headers)
+        return json.loads(connection.getresponse().read())
     finally:
         connection.close()
-    return str(found[0]["experiment_id"]) if found else None
 
 
 def end(server: subprocess.Popen[bytes]) -> None:

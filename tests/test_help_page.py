@@ -22,6 +22,10 @@ OPTIONS = [
 DECAYS = "weight_decays: [1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001]"
 
 
+# The first line behind the keys.
+ENVIRONMENT = re.compile("KDSWEEP_HOME=DIR").match
+
+
 @pytest.fixture(autouse=True)
 def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """One of 100 columns."""
@@ -55,16 +59,42 @@ def composed(*words: str) -> DictConfig:
     return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
 
 
-@pytest.mark.parametrize("words", [[], *([option] for option in OPTIONS), ["experiment=debug", "loss.tau=2"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        *([option] for option in OPTIONS),
+        ["experiment=debug", "loss.tau=2", "optimizer.lr=1e-5"],
+        [f"data.root='/a folder/{'whose name has many words ' * 5}'"],
+        ["+more=[{a: 1}, {b: [2, 3]}]"],
+        ["+more=['a,b', 'c: d', '', '1', null, {}]"],
+    ],
+)
 def test_the_keys_are_those_that_hydra_composes(words: list[str]) -> None:
     """Read as YAML, the page is the configuration: names, values and order; without Hydra, and with each option."""
     shown, expected = OmegaConf.create(keys(page(*words))), composed(*words)
+    shown.pop("hydra", None)
     assert shown == expected
     assert list(shown) == list(expected)
 
 
+def test_a_sweep_shows_what_its_sweeper_takes() -> None:
+    """Only there: elsewhere Hydra's own keys are left out."""
+    sweeper = OmegaConf.create(keys(page("sweep=alpha_tau"))).hydra.sweeper
+    assert sweeper.params["loss.tau"] == "tag(log, interval(1.0, 20.0))"
+    assert "hydra:" not in keys(page("data=digits"))
+
+
+@pytest.mark.parametrize(
+    "words", [["sweep=alpha_tau", "loss.alpha=interval(0, 1)"], ["-m", "loss.alpha=0.1,0.2", "loss=kd,ce"]]
+)
+def test_values_to_sweep_over_are_no_values_yet(words: list[str]) -> None:
+    """The page of a study's command shows the key as it is without them."""
+    assert OmegaConf.create(keys(page(*words))).loss.alpha == 0.5
+
+
 def test_help_alone_doesnt_need_hydra(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The files of the defaults are enough; where an option of theirs chose others, they wouldn't be."""
+    """The files of the defaults are enough; with other words it composes."""
 
     def refuse(*_: object) -> None:
         raise AssertionError("composed")
@@ -83,9 +113,16 @@ def test_help_alone_doesnt_need_hydra(monkeypatch: pytest.MonkeyPatch) -> None:
         ([], DECAYS, "the one with the lowest validation NLL is kept"),
         (["data=digits"], "flip: false", "a mirrored digit is another sign"),
         (["sweep=alpha_tau"], "n_trials: 30", "settings of (alpha, tau) that are tried"),
-        # Of a file that another one builds on, and of the one that says it anew.
+        # Of a file that another one builds on.
         (["sweep=demo"], "max_restarts: 3", "how often a run whose process was killed is started again"),
-        (["teacher=random"], "weights: null", "random"),
+        (
+            ["sweep=demo"],
+            "storage: null",
+            "of Optuna's record; null: SQLite in the study's folder; postgresql://... for several hosts",
+        ),
+        # What it means, not why another value was chosen there.
+        (["sweep=demo"], "threads: 1", "CPU threads; null: all cores. Results depend on it in the last bits"),
+        (["experiment=debug"], "image_size: 32", "side in pixels"),
     ],
 )
 def test_a_key_has_its_comment(words: list[str], key: str, comment: str) -> None:
@@ -93,13 +130,14 @@ def test_a_key_has_its_comment(words: list[str], key: str, comment: str) -> None
     assert f"{key} # {comment}" in joined(page(*words))
 
 
-def test_no_comment_of_the_defaults_is_missing() -> None:
-    """Each comment behind a key of config.yaml is on the page, but for Hydra's own part and what is filled later."""
-    own = (CONFIG_FOLDER / "config.yaml").read_text(encoding="utf-8").partition("\nhydra:")[0]
-    written = re.findall(r"^ *\w+:(?! null +# filled).* # (.*)$", own, re.MULTILINE)
-    shown = [line.partition(" # ")[2] for line in joined(page())]
-    assert len(written) > 25
-    assert [comment for comment in written if comment not in shown] == []
+@pytest.mark.parametrize("words", [[], *([option] for option in OPTIONS if not option.startswith("sweep="))])
+def test_every_key_is_explained(words: list[str]) -> None:
+    """By a comment; but for what names a component, and keys that only hold others."""
+    lines = joined(page(*words))
+    shown = lines[lines.index("Configuration (key=value):") + 2 : lines.index(next(filter(ENVIRONMENT, lines))) - 1]
+    assert len(shown) > 40
+    silent = [line for line in shown if " # " not in line and not re.match(r"_\w+_:|\w+:$", line)]
+    assert silent == []
 
 
 def test_it_marks_what_is_chosen() -> None:
@@ -131,6 +169,8 @@ def test_words_that_cant_be_composed_are_refused() -> None:
         (["loss.tau=2"], False),
         (["--hydra-help"], False),
         (["--help", "--config-dir", "mine"], False),
+        (["--help", "hydra.searchpath=[file:///mine]"], False),
+        (["--help", "-m", "loss.tau=2,4"], True),
     ],
 )
 def test_hydras_own_flags_are_left_to_hydra(words: list[str], ours: bool) -> None:

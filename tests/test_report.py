@@ -13,8 +13,8 @@ import pytest
 from mlflow import MlflowClient
 from records import SPACE
 
-from kdsweep import report, report_note
-from kdsweep.errors import UserError
+from kdsweep import report, report_note, report_tables
+from kdsweep.errors import RunError, UserError
 from kdsweep.report_console import WIDTH
 from kdsweep.stores import store_uri
 from kdsweep.tracking import Store
@@ -163,7 +163,9 @@ def test_the_files_are_attached_to_the_study(printed: str, root: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_verdict_is_the_description_of_the_study(printed: str, root: Path, tmp_path: Path) -> None:
+def test_the_verdict_is_the_description_of_the_study(
+    printed: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In MLflow's UI, with the arms and the findings; a description that a user wrote stays."""
     uri = f"sqlite:///{root}/mlflow.db"
     store, client = Store(uri), MlflowClient(tracking_uri=uri)
@@ -178,16 +180,41 @@ def test_the_verdict_is_the_description_of_the_study(printed: str, root: Path, t
     assert lines[0].strip("*") in " ".join(printed.split())
     assert "| arm | runs | validation accuracy % | test accuracy %" in ours
     assert "- The search overstated its choice by 2.00 points" in ours
-    client.set_tag(parent, "mlflow.note.content", "Mine.")
-    report.write(store, NAME, tmp_path / "again")
-    assert description() == "Mine."
-    client.set_tag(parent, "mlflow.note.content", "Old.\n\n" + lines[-1])
     found = report.write(store, NAME, tmp_path / "again")
     assert description() == ours
+    for theirs in ("Mine.", f"Mine.\n\n{ours}"):
+        client.set_tag(parent, "mlflow.note.content", theirs)
+        report.write(store, NAME, tmp_path / "again")
+        assert description() == theirs
+    client.set_tag(parent, "mlflow.note.content", "")
+    report.write(store, NAME, tmp_path / "again")
+    assert description() == ours
     # MLflow takes 8,000 characters.
-    long = report_note.note(dataclasses.replace(found, findings=("word " * 200,) * 20))
-    assert 7000 < len(long) <= 8000
-    assert long.endswith(lines[-1])
+    long = report_note.note(dataclasses.replace(found, findings=("word " * 300,) * 20, missing=("Short.",)))
+    assert 6000 < len(long) <= 8000
+    assert "\n- Short.\n- 16 more in the report\n" in long
+    for rows, there in ((2, True), (900, False)):
+        table = report_tables.Table(("\n\narm",), (("a | <b>",),) * rows, "*: fresh", named=True)
+        monkeypatch.setattr(report_tables, "arms", lambda _, table=table: table)
+        text = report_note.note(found)
+        assert (r"| a \| \<b> |" in text and r"\*: fresh" in text) is there
+        assert len(text) <= 8000
+
+
+@pytest.mark.slow
+def test_a_description_that_is_refused_costs_no_report(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A store with a lower limit: one line says so, and all files are there."""
+
+    def refuse(self: Store, run_id: str, text: str) -> None:
+        raise RunError("too long")
+
+    monkeypatch.setattr(Store, "describe", refuse)
+    caplog.set_level("INFO")
+    found = report.write(Store(f"sqlite:///{root}/mlflow.db"), NAME, tmp_path)
+    assert all(path.exists() for path in found.files)
+    assert "keeps the description that it had: too long" in caplog.text
 
 
 @pytest.mark.slow

@@ -126,18 +126,36 @@ def test_the_ui_is_a_server_that_leaves_no_process(written: tuple[Path, str], mo
 
 
 @pytest.mark.slow
-def test_it_opens_the_table_of_runs(written: tuple[Path, str]) -> None:
-    """The page is our view of the newest experiment that has one, and the server holds what the view shows."""
-    root, _ = written
-    with started(root) as process:
+def test_it_opens_the_table_of_the_experiment_in_use(tmp_path: Path) -> None:
+    """Of three: an older one that has the latest run, a newer one, and one of another program."""
+    uri = store_uri(None, tmp_path)
+    used = Store(uri, experiment="used")
+    newer = Store(uri, experiment="newer")
+    for store in (used, newer, used):
+        with store.run("run", tags={"kdsweep.role": "scratch"}, params={}):
+            time.sleep(0.01)
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    client.create_run(client.create_experiment("others"))
+    with started(tmp_path) as process:
         address, _, page = page_of(process).partition("/#/experiments/")
-        newest, _, view = page.partition("/runs?")
+        experiment, _, view = page.partition("/runs?")
         assert view == "workflowType=machine_learning&viewStateShareKey=kdsweep"
-        answer = json.loads(get(f"{address}/api/2.0/mlflow/experiments/get?experiment_id={newest}"))
+        answer = json.loads(get(f"{address}/api/2.0/mlflow/experiments/get?experiment_id={experiment}"))
+        assert answer["experiment"]["name"] == "used"
         tags = {tag["key"]: tag["value"] for tag in answer["experiment"]["tags"]}
         state = json.loads(tags["mlflow.sharedViewState.kdsweep"])
         assert state["orderByKey"] in state["selectedColumns"]
         assert "params.`loss.alpha`" in state["selectedColumns"]
+
+
+def test_an_experiment_that_was_there_before_gets_the_view(tmp_path: Path) -> None:
+    """Made by somebody else, or by an earlier version with other columns."""
+    uri = store_uri(None, tmp_path)
+    Store(uri)
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    number = client.create_experiment("theirs", tags={runs_view.TAG: "{}"})
+    Store(uri, experiment="theirs")
+    assert client.get_experiment(number).tags[runs_view.TAG] == runs_view.TEXT
 
 
 def test_without_an_answer_there_is_no_table_to_open() -> None:
@@ -151,8 +169,15 @@ def test_mlflows_page_still_knows_shared_views() -> None:
     """They are no part of its interface for programs: this says when an upgrade drops them or renames their parts."""
     scripts = (Path(mlflow.__file__).parent / "server" / "js" / "build" / "static" / "js").glob("*.js")
     text = "".join(path.read_text(encoding="utf-8", errors="replace") for path in scripts)
-    for name in ("mlflow.sharedViewState.", "viewStateShareKey", "workflowType", "machine_learning", *runs_view.STATE):
-        assert name in text
+    for part in (
+        '"mlflow.sharedViewState."',
+        '"viewStateShareKey"',
+        'MACHINE_LEARNING="machine_learning"',
+        # What a view may hold.
+        '["searchFilter","orderByKey","orderByAsc"',
+        '["selectedColumns","columnOrder"',
+    ):
+        assert part in text
 
 
 @pytest.mark.slow
