@@ -96,10 +96,24 @@ def words(landscape: Landscape, objective: Objective, noise: NoiseFloor | None) 
     elif landscape.spread == 0:
         yield f"All {landscape.n} trials have the same {objective.name.removesuffix(' %')}: no setting stands out."
     if landscape.importances and landscape.plateau is not None and landscape.plateau.trusted:
-        ranked = sorted(landscape.importances.items(), key=lambda item: -item[1].total)
-        shares = ", ".join(f"{short_key(key)} {max(share.total, 0):.0%}" for key, share in ranked)
-        alone = ", ".join(f"{short_key(key)} {max(share.first, 0):.0%}" for key, share in ranked)
-        yield f"Share in the fitted surface's variance (Sobol, total): {shares}; alone: {alone}."
+        yield _importance_words(landscape)
+
+
+def _importance_words(landscape: Landscape) -> str:
+    ranked = sorted(landscape.importances.items(), key=lambda item: -item[1].total)
+    shares = ", ".join(
+        f"{short_key(key)} {share.total:.0%} ({share.low:.0%} to {share.high:.0%})" for key, share in ranked
+    )
+    alone = ", ".join(f"{short_key(key)} {share.first:.0%}" for key, share in ranked)
+    left_out = "one trial" if landscape.n <= fitted.GROUPS else "a tenth of the trials"
+    text = f"Share in the fitted surface's variance (Sobol, total; in brackets the range when {left_out} is left out): "
+    (_, most), *others = ranked
+    doubt = (
+        f" Which of them matters most {landscape.n} trials don't tell."
+        if any(o.high > most.low for _, o in others)
+        else ""
+    )
+    return f"{text}{shares}; alone: {alone}.{doubt}"
 
 
 def _against_noise(landscape: Landscape, objective: Objective, noise: NoiseFloor, unit: str) -> str:

@@ -127,6 +127,12 @@ def test_importances_need_a_trusted_surface() -> None:
     """Shares of a surface that isn't there say nothing."""
     from dataclasses import replace
 
-    shares = {"loss.alpha": Importance(0.1, 0.2), "loss.tau": Importance(0.7, 0.8)}
-    assert "total): tau 80%, alpha 20%" in told(replace(region(), importances=shares))
+    shares = {"loss.alpha": Importance(0.1, 0.2, 0.1, 0.3), "loss.tau": Importance(0.7, 0.8, 0.7, 0.9)}
+    text = told(replace(region(), importances=shares))
+    assert "when a tenth of the trials is left out): tau 80% (70% to 90%), alpha 20% (10% to 30%); alone: tau" in text
+    assert "don't tell" not in text
+    shares["loss.alpha"] = Importance(0.1, 0.2, 0.1, 0.75)
+    text = told(replace(region(), n=6, importances=shares))
+    assert "when one trial is left out)" in text
+    assert "Which of them matters most 6 trials don't tell." in text
     assert "Sobol" not in told(replace(region(trusted=False, reason="noise"), importances=shares))

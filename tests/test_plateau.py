@@ -121,7 +121,7 @@ def test_equal_values_rule_out_nothing() -> None:
     assert (region.share, region.trusted, region.reason) == (1, False, "12 trials rule out no part of the space")
     assert region.mean == pytest.approx(0.9)
     assert region.limits == ((0, 1), (1, 20))
-    assert importances(SPACE, SPACE.from_unit(unit), [0.9] * 12) == dict.fromkeys(SPACE.names, Importance(0, 0))
+    assert importances(SPACE, SPACE.from_unit(unit), [0.9] * 12) == dict.fromkeys(SPACE.names, Importance(0, 0, 0, 0))
 
 
 def test_unit_of_the_values_does_not_matter() -> None:
@@ -151,6 +151,16 @@ def test_importances_follow_the_surface() -> None:
     alpha, tau = shares["loss.alpha"], shares["loss.tau"]
     assert alpha.first > 0.95 > 0.05 > tau.total
     assert alpha.total - alpha.first < 0.02
+    assert 0.9 < alpha.low <= alpha.total <= alpha.high
+    assert tau.low <= tau.total <= tau.high < 0.1
+
+
+def test_few_trials_dont_tell_which_parameter_matters() -> None:
+    """One that fails in a corner is explained by either: without it, the other is."""
+    points = [(0.55, 8.5), (0.6, 5.1), (0.42, 6.9), (0.44, 14.5), (0.96, 3.2), (0.0, 1.0)]
+    alpha, tau = importances(SPACE, points, [0.899, 0.838, 0.899, 0.889, 0.535, 0.865]).values()
+    assert alpha.low < 0.3 < 0.7 < alpha.high
+    assert tau.low < 0.3 < 0.7 < tau.high
 
 
 def test_interaction_shows_in_the_total_alone() -> None:
@@ -188,8 +198,8 @@ def test_one_parameter_and_three() -> None:
     assert region.best == pytest.approx((0.4, 0.6, 0.9), abs=0.12)
     assert drawn.mean.max() == pytest.approx(region.mean, abs=0.002)
     line = Space(("a",), (0.0,), (1.0,), (False,))
-    assert importances(line, unit[:, :1], values) == {"a": Importance(1, 1)}
-    assert importances(line, unit[:, :1], [0.9] * 32) == {"a": Importance(0, 0)}
+    assert importances(line, unit[:, :1], values) == {"a": Importance(1, 1, 1, 1)}
+    assert importances(line, unit[:, :1], [0.9] * 32) == {"a": Importance(0, 0, 0, 0)}
     region = plateau(line, unit[:, :1], (0.9 - 0.3 * (unit[:, 0] - 0.4) ** 2).tolist())
     assert region is not None
     assert region.limits[0] == pytest.approx((0.4, 0.4), abs=0.15)
