@@ -22,7 +22,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from kdsweep import interrupts, runs_view
+from kdsweep import entries, interrupts, runs_view
 from kdsweep.errors import RunError, UserError
 from kdsweep.journal import Entry, Journal, Owner
 from kdsweep.outages import PATIENCE_SECONDS, AwayError, first_line, is_disk_full, is_transient, patiently
@@ -32,10 +32,8 @@ from kdsweep.run import Run, disk_full, milliseconds
 from kdsweep.stores import (
     artifact_folder,
     correct_locations,
-    file_path,
     holds_store,
     lock_path,
-    place_file,
     shown,
     sqlite_path,
     sqlite_uri,
@@ -124,10 +122,10 @@ class Store:
             raise
 
     def _find_experiment(self, location: str | None) -> str:
+        from mlflow.exceptions import MlflowException
+
         found = self._client.get_experiment_by_name(self.experiment)
         if found is None:
-            from mlflow.exceptions import MlflowException
-
             try:
                 return self._client.create_experiment(
                     self.experiment, artifact_location=location, tags={runs_view.TAG: runs_view.TEXT}
@@ -142,8 +140,6 @@ class Store:
                 f"The experiment {self.experiment!r} was deleted in {shown(self.uri)}. {remedy}", "experiment"
             )
         if found.tags.get(runs_view.TAG) != runs_view.TEXT:
-            from mlflow.exceptions import MlflowException
-
             with suppress(MlflowException):  # a reader may not write, and needs no view
                 self._client.set_experiment_tag(found.experiment_id, runs_view.TAG, runs_view.TEXT)
         return found.experiment_id
@@ -218,9 +214,9 @@ class Store:
         """
         try:
             if entry["kind"] == "artifact":
-                _send_artifact(self._client, run_id, entry, folder, self._place_of(run_id))
+                entries.write_artifact(self._client, run_id, entry, folder, self._place_of(run_id))
             else:
-                _SENDERS[entry["kind"]](self._client, run_id, entry)
+                entries.WRITERS[entry["kind"]](self._client, run_id, entry)
         except Exception as error:
             if is_transient(error):
                 raise
@@ -419,68 +415,6 @@ def _ended(run: Run) -> Iterator[None]:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _send_params(client: Any, run_id: str, entry: Entry) -> None:
-    from mlflow.entities import Param
-
-    client.log_batch(run_id, params=[Param(*item) for item in entry["params"].items()], synchronous=True)
-
-
-def _send_tags(client: Any, run_id: str, entry: Entry) -> None:
-    from mlflow.entities import RunTag
-
-    client.log_batch(run_id, tags=[RunTag(*item) for item in entry["tags"].items()], synchronous=True)
-
-
-def _send_metrics(client: Any, run_id: str, entry: Entry) -> None:
-    from mlflow.entities import Metric
-
-    # MLflow takes a repeated metric for the same one.
-    client.log_batch(run_id, metrics=[Metric(*point) for point in entry["metrics"]], synchronous=True)
-
-
-def _send_inputs(client: Any, run_id: str, entry: Entry) -> None:
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-    from mlflow.exceptions import MlflowException
-
-    inputs = [
-        DatasetInput(
-            Dataset(one["name"], one["digest"], "local", one["source"], profile=one["profile"]),
-            [InputTag("mlflow.data.context", one["context"])],
-        )
-        for one in entry["inputs"]
-    ]
-    try:
-        client.log_inputs(run_id, inputs)
-    except MlflowException as error:
-        if is_transient(error):
-            raise
-        client.log_inputs(run_id, inputs)  # another run has just inserted one of these data sets; now it is there
-
-
-def _send_artifact(client: Any, run_id: str, entry: Entry, folder: Path, place: str) -> None:
-    # An absolute path stays one.
-    source, name = folder / entry["file"], Path(entry["name"])
-    local = file_path(place)
-    if local is None:
-        client.log_artifact(run_id, str(source), None if name.parent == Path() else name.parent.as_posix())
-    else:  # MLflow would leave half a file where the disk is full
-        # What is relative lies in the run's journal.
-        place_file(source, local, name, own=not Path(entry["file"]).is_absolute())
-
-
-def _send_status(client: Any, run_id: str, entry: Entry) -> None:
-    client.set_terminated(run_id, entry["status"], entry["end"])
-
-
-_SENDERS = {
-    "params": _send_params,
-    "tags": _send_tags,
-    "metrics": _send_metrics,
-    "inputs": _send_inputs,
-    "status": _send_status,
-}
 
 
 def _import_mlflow() -> Any:
