@@ -9,12 +9,21 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import commands
 import pytest
 
 import kdsweep
+from kdsweep import workers
 
 PACKAGE = Path(kdsweep.__file__).parent
-MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    """A module's name inside kdsweep: "train", "tracking.store"; a package's own `__init__` is "tracking.__init__"."""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+MODULES = sorted(name_of(path) for path in PACKAGE.rglob("*.py"))
 
 # A module imports only modules that stand below it.
 ORDER = (
@@ -148,7 +157,7 @@ def imported(node: ast.AST) -> Iterator[str]:
 
 
 def tree(module: str) -> ast.Module:
-    return ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+    return ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
 
 
 def imports(module: str) -> set[str]:
@@ -157,23 +166,45 @@ def imports(module: str) -> set[str]:
 
 def own_imports(module: str) -> set[str]:
     """The modules of kdsweep that a module imports; a name of the package itself counts as `__init__`."""
-    names = {name.split(".")[1] for name in imports(module) if name.startswith("kdsweep.")}
-    return {name if name in MODULES else "__init__" for name in names}
+    return {owner(name) for name in imports(module) if name.partition(".")[0] == "kdsweep"}
+
+
+def owner(name: str) -> str:
+    """The module that a full name belongs to: kdsweep.tracking.store.Store to "tracking.store"."""
+    parts = name.split(".")[1:]
+    while parts and ".".join(parts) not in MODULES and ".".join([*parts, "__init__"]) not in MODULES:
+        parts.pop()
+    found = ".".join(parts)
+    return found if found in MODULES else ".".join([*parts, "__init__"])
 
 
 def test_every_module_has_its_place() -> None:
-    """The order names each module once, and nothing that isn't there."""
-    assert sorted(ORDER) == MODULES
+    """The order names each module of each package once, and nothing that isn't there."""
+    assert sorted(ORDER) == [name for name in MODULES if not name.endswith(".__init__")]
 
 
-@pytest.mark.parametrize("module", MODULES)
+def test_packages_are_empty() -> None:
+    """A package's `__init__` imports nothing, so that importing one module doesn't import its neighbours."""
+    inits = [path for path in PACKAGE.rglob("__init__.py") if path.parent != PACKAGE]
+    assert [path.parent.name for path in inits if path.read_text(encoding="utf-8").strip()] == []
+
+
+@pytest.mark.slow
+def test_what_workers_preload_can_be_imported() -> None:
+    """The fork server swallows the ImportError of a misspelt module, and every worker would then import it itself."""
+    code = f"import importlib\nfor name in {[*workers.PRELOADED, *commands.PRELOADED]!r}: importlib.import_module(name)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("module", ORDER)
 def test_imports_point_downwards(module: str) -> None:
     """No module imports one that stands above it, and so none imports itself through another."""
-    below = ORDER[ORDER.index(module) + 1 :]
-    assert own_imports(module) <= set(below)
+    below = set(ORDER[ORDER.index(module) + 1 :])
+    assert own_imports(module) <= below
 
 
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("module", ORDER)
 def test_frameworks_stay_where_they_belong(module: str) -> None:
     """Configuration ends at the entry points, MLflow in tracking.py and entries.py, Optuna in study.py."""
     packages = {name.partition(".")[0] for name in imports(module)}
