@@ -5,13 +5,9 @@ Hydra and OmegaConf end here and in the entry points; everything below takes pla
 
 from __future__ import annotations
 
-import copy
 import functools
 import json
 import os
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +16,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from kdsweep import environment
-from kdsweep.autotune import WORTH_STEPS, Arithmetic, fastest, training_step
 from kdsweep.data import Dataset
 from kdsweep.errors import UserError, require_kinds
 from kdsweep.files import hash_identity
 from kdsweep.hardware import resolve_device, resolve_precision
-from kdsweep.models import FORMATS, Classifier
+from kdsweep.models import Classifier
 from kdsweep.rules import attempt
 from kdsweep.teachers import Teacher
 from kdsweep.views import Views
@@ -120,105 +115,52 @@ def network(cfg: DictConfig, group: str, data: Dataset, seed: int) -> Classifier
     return built.to(resolve_device(cfg.device))
 
 
-def student(cfg: DictConfig, data: Dataset) -> Classifier:
-    """The network to train, as `network`, with the random numbers left as they were.
+def student(cfg: DictConfig, data: Dataset) -> tuple[Classifier, str]:
+    """The network to train, and the precision (bf16 or fp32) to train it in. Torch's random numbers stay as they were.
+
+    `precision: auto` is what the hardware suggests, but for networks that it would train wrongly.
 
     Raises:
-        UserError: It would be trained wrongly.
+        UserError: The precision was chosen, and would train the network wrongly.
     """
-    arithmetic = arithmetics(cfg, data)[0]
-    kept = _first_student(cfg, data)
-    if resolve_device(cfg.device).type == "cpu" and arithmetic.precision == "bf16" and kept.bf16_is_wrong:
-        height, width = data.train.images.shape[1:3]
-        raise UserError(
-            f"pictures of {height} x {width} leave this network a map of 1 x 1 before its last stride, of which a CPU "
-            "gets wrong gradients in bf16. Set precision=fp32, a larger model.input_size, or model.stem=cifar.",
-            "precision",
-        )
-    return copy.deepcopy(kept.network).in_format(arithmetic.memory_format)
+    device = resolve_device(cfg.device)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        built = network(cfg, "model", data, cfg.init_seed)
+    built.in_format(memory_format(cfg))
+    precision = resolve_precision(cfg.precision, device)
+    height, width = data.train.images.shape[1:3]
+    # torch 2.15: where a strided convolution meets a map of 1 x 1, the gradient in the taps that see only padding is
+    # whatever happened to lie in memory.
+    if precision == "bf16" and device.type == "cpu" and built.strides_over_one_pixel(height, width):
+        if cfg.precision != "auto":
+            raise UserError(
+                f"pictures of {height} x {width} leave this network a map of 1 x 1 before its last stride, for which a "
+                "CPU computes wrong gradients in bf16. Set precision=fp32, a larger model.input_size, or "
+                "model.stem=cifar.",
+                "precision",
+            )
+        precision = "fp32"
+    return built, precision
 
 
-@dataclass(frozen=True)
-class _FirstStudent:
-    """A student as it comes from its seed, which is copied for each run that trains it.
-
-    Attributes:
-        bf16_is_wrong: Whether bf16 on a CPU trains it wrongly. torch 2.15: where a strided convolution meets a map of
-            1 x 1, the gradient in the taps that see only padding is what happened to lie in memory.
-    """
-
-    network: Classifier
-    bf16_is_wrong: bool
+def memory_format(cfg: DictConfig) -> str:
+    """The layout of a student's weights and pictures in memory: channels_last where the configuration says auto."""
+    return "channels_last" if cfg.memory_format == "auto" else str(cfg.memory_format)
 
 
-# The trials of a search start from one seed. A student takes a fifth of a second to make, and a tenth of that to copy.
-_kept: dict[str, _FirstStudent] = {}
+def in_force(cfg: DictConfig, student_precision: str | None = None) -> DictConfig:
+    """`cfg` with what is in force in place of auto: precisions and memory format.
 
-
-def _first_student(cfg: DictConfig, data: Dataset) -> _FirstStudent:
-    made_of = json.dumps([container(cfg.model), cfg.init_seed, cfg.device, data.fingerprint, data.mean, data.std])
-    if made_of not in _kept:
-        _kept.clear()
-        with _same_random_numbers(resolve_device(cfg.device)):
-            made = network(cfg, "model", data, cfg.init_seed)
-        _kept[made_of] = _FirstStudent(made, made.strides_over_one_pixel(*data.train.images.shape[1:3]))
-    return _kept[made_of]
-
-
-def _same_random_numbers(device: torch.device) -> AbstractContextManager[None]:
-    return torch.random.fork_rng([device] if device.type == "cuda" else [])
-
-
-def arithmetics(cfg: DictConfig, data: Dataset) -> list[Arithmetic]:
-    """What the training of a student may compute in; first what the hardware suggests, or the only one that is left.
-
-    bf16 is in question where the hardware has it, since emulated it is several times slower than fp32, and where it
-    trains the network rightly.
-    """
-    precisions, formats = [str(cfg.precision)], [str(cfg.memory_format)]
-    if cfg.precision == "auto":
-        device = resolve_device(cfg.device)
-        suggested = resolve_precision("auto", device)
-        wrong = suggested == "bf16" and device.type == "cpu" and _first_student(cfg, data).bf16_is_wrong
-        precisions = ["fp32"] if suggested == "fp32" or wrong else ["bf16", "fp32"]
-    if cfg.memory_format == "auto":
-        formats = [*FORMATS]
-    return [Arithmetic(precision, name) for precision in precisions for name in formats]
-
-
-def autotuned(cfg: DictConfig) -> DictConfig:
-    """`cfg` with the precisions and the memory format in force, where it says auto.
-
-    A teacher's precision is what the hardware suggests, since its passes serve all students. A student's, and its
-    memory format, are measured where its training is long, and not compiled; others have what the hardware suggests.
+    Args:
+        student_precision: As `student` decided; None for the run of a teacher.
     """
     own = cfg.copy()
     OmegaConf.set_readonly(own, False)
     if own.teacher is not None:
         own.teacher.precision = resolve_precision(cfg.teacher.precision, resolve_device(cfg.device))
-    if cfg.arm != "teacher":
-        data, _ = inputs(key_of(cfg.data), cfg.view_seed, cfg.device)
-        candidates = arithmetics(cfg, data)
-        steps = cfg.epochs * (len(data.train) // min(cfg.batch_size, len(data.train)))
-        measured = len(candidates) > 1 and steps >= WORTH_STEPS and not cfg.compiled
-        chosen = _fastest(cfg, data, candidates) if measured else candidates[0]
-        own.precision, own.memory_format = chosen.precision, chosen.memory_format
+    if student_precision is not None:
+        own.precision, own.memory_format = student_precision, memory_format(cfg)
     return own
-
-
-def _fastest(cfg: DictConfig, data: Dataset, candidates: Sequence[Arithmetic]) -> Arithmetic:
-    device = resolve_device(cfg.device)
-    pictures, labels = (rows[: cfg.batch_size].to(device) for rows in (data.train.images, data.train.labels))
-    here = environment.describe()
-    names = ("cpu", "cpu_features", "gpu", "threads", "packages", "libraries", "variables")
-    identity = {
-        **{name: here[name] for name in names},
-        **{"device": str(device), "deterministic": cfg.deterministic, "model": container(cfg.model)},
-        **{"pictures": [*pictures.shape], "classes": data.n_classes},
-    }
-    steps = functools.partial(training_step, _first_student(cfg, data).network, pictures, labels)
-    with _same_random_numbers(device):
-        return fastest(candidates, identity, Path(cfg.paths.cache) / "autotune", steps)
 
 
 def teacher_config(cfg: DictConfig) -> DictConfig:

@@ -9,7 +9,6 @@ from hydra.core.utils import run_job as run_hydra_job
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
-from kdsweep.composition import composed
 from kdsweep.errors import RunError
 
 
@@ -67,7 +66,7 @@ def run_job(task: Task, job: Job) -> Outcome:
     """
     shared = task.config.hydra
     try:
-        config = composed(task.hydra_context.config_loader, task.config, all_overrides(job))
+        config = task.hydra_context.config_loader.load_sweep_config(task.config, all_overrides(job))
         with open_dict(config):
             config.hydra.job.id, config.hydra.job.num = job.name, job.number
         try:

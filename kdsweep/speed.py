@@ -116,14 +116,13 @@ def student_speed(cfg: DictConfig, threads: int | None = None) -> tuple[float, f
     """Seconds of a training step of `cfg.batch_size` pictures, and pictures/s of forward passes; as `measure`."""
     data, _ = assembly.inputs(assembly.key_of(cfg.data), cfg.view_seed, cfg.device)
     with _undisturbed(cfg, threads):
-        student = assembly.student(cfg, data)
-        precision = assembly.arithmetics(cfg, data)[0].precision
+        student, precision = assembly.student(cfg, data)
 
         def evaluate(pictures: torch.Tensor) -> torch.Tensor:
             return predict(student, pictures, len(pictures), precision)
 
         rate = _rate(evaluate, data.train.images[: assembly.EVALUATION_BATCH])
-        return _step_seconds(cfg, student, data, rate), rate
+        return _step_seconds(cfg, student, precision, data, rate), rate
 
 
 def missing_passes(cfg: DictConfig, teacher: Teacher) -> tuple[int, ...]:
@@ -166,9 +165,9 @@ def _rate(forward: Callable[[torch.Tensor], torch.Tensor], pictures: torch.Tenso
     return n / (took if took > FORWARD_SECONDS else statistics.median([took, seconds(n), seconds(n)]))
 
 
-def _step_seconds(cfg: DictConfig, network: Classifier, data: Dataset, rate: float) -> float:
+def _step_seconds(cfg: DictConfig, network: Classifier, precision: str, data: Dataset, rate: float) -> float:
     """The median of a few training steps on one batch; where one would take too long, of a part of a batch, scaled."""
-    device, precision = resolve_device(cfg.device), assembly.arithmetics(cfg, data)[0].precision
+    device = resolve_device(cfg.device)
     batch_size = min(cfg.batch_size, len(data.train))
     affordable = max(SMALLEST_BATCH, int(rate / FORWARDS_PER_STEP * STEP_SECONDS))
     n = min(batch_size, affordable)

@@ -86,13 +86,12 @@ def train(cfg: DictConfig) -> float | tuple[float, ...]:
     cfg = settled(cfg)
     check_values(cfg)
     # What follows imports torch.
-    from kdsweep.assembly import autotuned, teacher_config
+    from kdsweep.assembly import in_force, teacher_config
     from kdsweep.checks import check_components
 
     check_components(cfg)
     with _enough_memory(cfg), _trial(cfg) as trial:
-        cfg = autotuned(cfg)
-        result = train_teacher(teacher_config(cfg)) if cfg.arm == "teacher" else train_student(cfg, trial)
+        result = train_teacher(teacher_config(in_force(cfg))) if cfg.arm == "teacher" else train_student(cfg, trial)
         values = tuple(_value(result.metrics, name) for name in objectives(cfg))
         if trial is not None:
             trial.leave(values)
@@ -150,10 +149,10 @@ def train_student(cfg: DictConfig, trial: TrialLink | None = None) -> Result:
     from kdsweep import ahead, assembly, experiment, recording, rules, training
     from kdsweep.views import passes_of_run
 
-    device, precision = assembly.hardware(cfg)
     data, views = assembly.inputs(assembly.key_of(cfg.data), cfg.view_seed, cfg.device)
     # What a user got wrong in data, model or teacher shows before the run is opened, and leaves no failed run behind.
-    network = assembly.student(cfg, data)
+    network, precision = assembly.student(cfg, data)
+    cfg = assembly.in_force(cfg, precision)
     store = recording.open_store(cfg)
     teacher = None if cfg.teacher is None else trained_teacher(assembly.teacher_key(cfg))
 
@@ -166,7 +165,7 @@ def train_student(cfg: DictConfig, trial: TrialLink | None = None) -> Result:
             fitting = training.Fit(
                 network,
                 views,
-                data.train.labels.to(device),
+                data.train.labels.to(views.device),
                 loss=assembly.build(cfg, "loss"),
                 teacher=teacher,
                 optimizer=assembly.build(cfg, "optimizer"),

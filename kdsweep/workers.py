@@ -28,7 +28,7 @@ from kdsweep.worker import serve
 PRELOADED = [
     *("torch", "torch._dynamo", "torchvision", "sklearn.datasets", "matplotlib.backends.backend_agg"),
     *("mlflow", "mlflow.store.tracking.sqlalchemy_store", "optuna"),
-    *("kdsweep.train", "kdsweep.training", "kdsweep.recording", "kdsweep.sweeper", "kdsweep.worker", "kdsweep.warm"),
+    *("kdsweep.train", "kdsweep.training", "kdsweep.recording", "kdsweep.sweeper", "kdsweep.worker"),
 ]
 
 # How long a worker that was asked to end may take: it closes its MLflow run.

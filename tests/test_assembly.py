@@ -179,32 +179,11 @@ def test_settings_of_a_teacher_that_is_not_chosen_are_none() -> None:
     assert rules.settled(chosen) == chosen
 
 
-def test_students_of_one_seed_are_made_once_and_are_each_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A search's trials start from the same weights, whatever the trial before made of them."""
-    built: list[str] = []
-    own = assembly.network
-    monkeypatch.setattr(assembly, "_kept", {})
-    monkeypatch.setattr(assembly, "network", lambda *arguments: (built.append(arguments[1]), own(*arguments))[1])
-    cfg = config()
-    data, _ = assembly.inputs(assembly.key_of(cfg.data), 0, "cpu")
-    first = assembly.student(cfg, data)
-    weights = hash_tensors(first.net.state_dict())
-    with torch.no_grad():
-        first.head.weight.zero_()
-    second = assembly.student(config("loss.alpha=0.9"), data)
-    assert hash_tensors(second.net.state_dict()) == weights
-    assert len(built) == 1
-    for word in ("init_seed=1", "model.name=shufflenet_v2_x1_0"):
-        assert hash_tensors(assembly.student(config(word), data).net.state_dict()) != weights
-    assert hash_tensors(assembly.student(cfg, data).net.state_dict()) == weights
-    assert len(built) == 4
-
-
 def test_a_student_lies_in_memory_as_it_is_told() -> None:
     """Its weights are the same numbers, and it gives the same answers but for rounding."""
     data, _ = assembly.inputs(assembly.key_of(config().data), 0, "cpu")
     pictures = data.train.images[:2]
-    one, other = (assembly.student(config(f"memory_format={name}"), data).eval() for name in FORMATS)
+    one, other = (assembly.student(config(f"memory_format={name}"), data)[0].eval() for name in FORMATS)
     assert [m.weight.is_contiguous() for m in (first_convolution(one), first_convolution(other))] == [False, True]
     assert hash_tensors(one.net.state_dict()) == hash_tensors(other.net.state_dict())
     torch.testing.assert_close(one(pictures), other(pictures), rtol=1e-4, atol=1e-4)

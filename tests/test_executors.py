@@ -483,9 +483,3 @@ def test_nothing_of_ray_survives_its_study(tmp_path: Path, number: int) -> None:
     eventually(lambda: not alive(started(tmp_path) if number == signal.SIGKILL else family))
     for left in alive(family):
         psutil.Process(left).kill()
-
-
-def test_what_workers_inherit_from_their_server_is_there() -> None:
-    """Were it not, each would only start later, and nobody would notice."""
-    code = "import gc; from kdsweep import warm; assert warm.READY; assert gc.get_freeze_count() > 0"
-    subprocess.run([sys.executable, "-c", code], check=True)

@@ -36,11 +36,9 @@ ORDER = (
     "executors",
     "ray_executor",
     "workers",
-    "warm",
     "worker",
     "shipping",
     "jobs",
-    "composition",
     "forecast",
     "estimate",
     "speed",
@@ -55,7 +53,6 @@ ORDER = (
     "trials",
     "checks",
     "assembly",
-    "autotune",
     "rules",
     "report",
     "report_console",
@@ -122,13 +119,12 @@ ORDER = (
 
 # Who may import a framework; a plug-in of Hydra counts as Hydra.
 CONFIGURATION = {
-    *("sweeper", "study", "stages", "overrides", "search", "executors", "jobs", "composition", "shipping"),
+    *("sweeper", "study", "stages", "overrides", "search", "executors", "jobs", "shipping"),
     *(
         "forecast",
         "speed",
         "train",
         "help_page",
-        "warm",
         "recording",
         "checks",
         "assembly",

@@ -108,9 +108,9 @@ class Training:
 
     def __init__(self, cfg: DictConfig) -> None:
         self.cfg = cfg
-        self.device, self.precision = assembly.hardware(cfg)
         self.data, self.views = assembly.inputs(assembly.key_of(cfg.data), cfg.view_seed, cfg.device)
-        self.network = assembly.student(cfg, self.data)
+        self.device = self.views.device
+        self.network, self.precision = assembly.student(cfg, self.data)
         self.labels = self.data.train.labels.to(self.device)
         self.batch_size = min(cfg.batch_size, len(self.labels))
         self.steps = len(self.labels) // self.batch_size
