@@ -10,20 +10,43 @@ import copy
 import os
 import shutil
 from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from kdsweep.models import Classifier
+
+class Network(Protocol):
+    """What is compiled: a network that takes uint8 pictures (B, H, W, 3), such as `models.Classifier`.
+
+    Attributes:
+        net: The part that takes preprocessed pictures.
+        head: Its last layer, which hands its input through where `bypass` is set.
+    """
+
+    mean: Tensor
+    net: torch.nn.Module
+
+    @property
+    def head(self) -> Any: ...
+
+    def preprocess(self, pictures: Tensor) -> Tensor:
+        """uint8 (B, H, W, 3) to what `net` takes."""
+
+    def eval(self) -> Any:
+        """As `nn.Module.eval`."""
+
+    def __call__(self, pictures: Tensor) -> Tensor: ...
+
 
 # Floating-point operations of a pass from which it is compiled: 12,200 pictures of a ResNet50 at 224 px. On a core
 # without bf16 that is 50 minutes, of which compiling saves four and takes half of one; with bf16 it saves far more.
 WORTH_FLOPS = 1e14
 
 
-def worth_compiling(network: Classifier, pictures: Tensor) -> bool:
+def worth_compiling(network: Network, pictures: Tensor) -> bool:
     """Whether a pass of `network` over `pictures` (N, H, W, 3) is long enough, and this machine has a compiler."""
     return len(pictures) * flops(network, *pictures.shape[1:3]) >= WORTH_FLOPS and has_compiler()
 
@@ -34,7 +57,7 @@ def has_compiler() -> bool:
     return any(shutil.which(name) is not None for name in ([chosen] if chosen else ["g++", "clang++"]))
 
 
-def flops(network: Classifier, height: int, width: int) -> int:
+def flops(network: Network, height: int, width: int) -> int:
     """Floating-point operations of a forward pass for one picture (two for a multiplication with its addition)."""
     counter = FlopCounterMode(display=False)
     picture = torch.zeros(1, height, width, 3, dtype=torch.uint8, device=network.mean.device)
@@ -43,7 +66,7 @@ def flops(network: Classifier, height: int, width: int) -> int:
     return int(counter.get_total_flops())
 
 
-def compiled_features(network: Classifier, precision: str, batch_size: int) -> Callable[[Tensor], Tensor]:
+def compiled_features(network: Network, precision: str, batch_size: int) -> Callable[[Tensor], Tensor]:
     """`network.features` of a frozen network, compiled at its first call.
 
     Args:
@@ -70,7 +93,7 @@ def compiled_features(network: Classifier, precision: str, batch_size: int) -> C
     return features
 
 
-def compiled_forward(network: Classifier) -> Callable[[Tensor], Tensor]:
+def compiled_forward(network: Network) -> Callable[[Tensor], Tensor]:
     """`network` for its training, compiled at its first call; on a GPU its steps are replayed as CUDA graphs.
 
     The loss is no part of it, so that another alpha or tau, or another network of the same shape, needs no compiling.

@@ -124,7 +124,7 @@ def _defaults() -> DictConfig:
     """The configuration of `kdsweep` without arguments."""
     from hydra import compose, initialize_config_dir
 
-    from kdsweep.train import CONFIG_FOLDER
+    from kdsweep.config_folder import CONFIG_FOLDER
 
     with initialize_config_dir(str(CONFIG_FOLDER)):
         return compose("config")

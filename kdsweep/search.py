@@ -26,13 +26,22 @@ from kdsweep.errors import UserError
 from kdsweep.processes import ProcessId, parse_process, this_process
 from kdsweep.progress import note
 from kdsweep.rules import attempt
-from kdsweep.trials import BEAT, BEAT_SECONDS, PROCESS, STALE_SECONDS, VALUES, Pulse, beating, open_storage
+from kdsweep.trials import (
+    BEAT,
+    BEAT_SECONDS,
+    PROCESS,
+    STALE_SECONDS,
+    TRUSTED,
+    VALUES,
+    Pulse,
+    beating,
+    build_pruner,
+    open_storage,
+)
 
 # What the sweeper writes into a trial, and into the study.
 STARTS, PRUNED_AT, CAUSE = "kdsweep.starts", "kdsweep.pruned_at", "kdsweep.cause"
 KEY, CONDITIONS, CONTROLLER = "kdsweep.key", "kdsweep.conditions", "kdsweep.controller"
-
-TRUSTED = ("optuna.samplers.*", "optuna.pruners.*", "hydra_plugins.hydra_optuna_sweeper.*")
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
@@ -292,14 +301,6 @@ def held_by(name: str, holder: ProcessId) -> str:
         f"the study {name!r} is being run by process {holder.pid} on {holder.host}, started {since}. Wait until it has "
         "ended, end it, or choose another name."
     )
-
-
-def build_pruner(config: DictConfig) -> optuna.pruners.BasePruner:
-    """The pruner that a configuration describes."""
-    pruner: optuna.pruners.BasePruner = attempt(
-        "hydra.sweeper.pruner", lambda: instantiate(config, _execution_whitelist_=TRUSTED)
-    )
-    return pruner
 
 
 def distribution_of(key: str, override: Any) -> BaseDistribution:

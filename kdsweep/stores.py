@@ -18,8 +18,11 @@ from urllib.parse import unquote, urlparse
 
 from kdsweep.errors import UserError
 from kdsweep.masking import masked_text
+from kdsweep.sqlite import SQLITE, sqlite_path, sqlite_uri
 
-SQLITE = "sqlite:///"
+SERVERS = ("http", "https", "databricks")
+DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+
 SERVERS = ("http", "https", "databricks")
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 
@@ -54,17 +57,6 @@ def store_uri(uri: str | None, root: Path) -> str:
         return uri
     _, mark, query = uri.partition("?")
     return sqlite_uri(path) + mark + query
-
-
-def sqlite_uri(path: Path) -> str:
-    """The URI of an SQLite file."""
-    # SQLAlchemy unquotes the path; quoting more than it needs would make MLflow create a folder of the quoted name too.
-    return SQLITE + str(path.absolute()).replace("%", "%25").replace("?", "%3F")
-
-
-def sqlite_path(uri: str) -> Path | None:
-    """The file of an SQLite store; None for any other URI."""
-    return Path(unquote(uri.removeprefix(SQLITE).partition("?")[0])) if uri.startswith(SQLITE) else None
 
 
 def artifact_folder(database: Path) -> Path:
@@ -212,15 +204,6 @@ def lock_path(uri: str, database: Path | None) -> Path:
         return database.with_name(f"{database.name}.lock")
     name = hashlib.sha256(uri.encode()).hexdigest()[:16]
     return Path(tempfile.gettempdir()) / f"kdsweep-{user_name()}-{name}.lock"
-
-
-def write_ahead(path: Path) -> None:
-    """Makes an SQLite file one in which readers and a writer do not wait for each other; a missing file is made.
-
-    The mode stays with the file. MLflow itself lets a writer wait 20 s for another.
-    """
-    with closing(sqlite3.connect(path)) as database:
-        database.execute("PRAGMA journal_mode = WAL")
 
 
 def shown(uri: str) -> str:

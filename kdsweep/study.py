@@ -18,7 +18,7 @@ from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl
 from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import BaseDistribution
 
-from kdsweep import assembly, checks, recording, report, rules, sync
+from kdsweep import assembly, checks, recording, report_console, report_writing, rules, sending
 from kdsweep.environment import cores
 from kdsweep.errors import UserError, require
 from kdsweep.executors import Executor, InProcess, open_executor, require_executor
@@ -27,10 +27,10 @@ from kdsweep.jobs import Task
 from kdsweep.overrides import parsed, require_key, with_float_bounds, without_replaced_sweeps
 from kdsweep.processes import parse_process, this_process
 from kdsweep.progress import note
-from kdsweep.search import Search, build_pruner, delete, described, distribution_of, held_by, limits
+from kdsweep.search import Search, delete, described, distribution_of, held_by, limits
 from kdsweep.stages import Baseline, Stages
 from kdsweep.tracking import Run, Store, flatten
-from kdsweep.trials import storage_url
+from kdsweep.trials import build_pruner, storage_url
 
 # What may differ when a study goes on: how much of it there is to be, and where and how it is carried out.
 FREE = re.compile(
@@ -217,7 +217,7 @@ class Study(OptunaSweeperImpl):
     def _run(self, search: Search, overrides: Sequence[Override], objectives: Sequence[tuple[str, str]]) -> None:
         store = recording.open_store(self.config)
         # What jobs of an interrupted study couldn't send tells which of them are done.
-        sync.send_unsent(store, recording.unsent_folder(self.config))
+        sending.send_unsent(store, recording.unsent_folder(self.config))
         searched = [override for override in overrides if override.is_sweep_override()]
         with self._parent(store, search, {**self._own(), **_space_lines(searched)}) as parent:
             parent.tag(self._tags(search, objectives))
@@ -240,8 +240,8 @@ class Study(OptunaSweeperImpl):
                 stages.run_search()
                 parent.tag({"kdsweep.chosen": str(stages.confirm())})
             search.write_results(Path(self.sweep_dir) / "optimization_results.yaml")
-        folder = report.default_folder(Path(self.config.paths.root), store.study(parent.id))
-        report.show(report.write(store, parent.id, folder))
+        folder = report_writing.default_folder(Path(self.config.paths.root), store.study(parent.id))
+        report_console.show(report_writing.write(store, parent.id, folder))
 
     def _tags(self, search: Search, objectives: Sequence[tuple[str, str]]) -> dict[str, str]:
         """What the report wants to know of the study as a whole."""

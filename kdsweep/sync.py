@@ -9,52 +9,22 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from kdsweep import cli, journal
+from kdsweep import cli
 from kdsweep.copying import Copier
 from kdsweep.errors import RunError, UserError
-from kdsweep.outages import AwayError, StoreAwayError
-from kdsweep.progress import note, progress
-from kdsweep.stores import UNSENT, experiments, holds_store, offline_uri, shown, sqlite_path, store_uri
+from kdsweep.outages import AwayError
+from kdsweep.progress import progress
+from kdsweep.sending import PATIENCE_SECONDS, Sent, journals, meant_for, send_unsent
+from kdsweep.sqlite import sqlite_path
+from kdsweep.stores import UNSENT, experiments, holds_store, offline_uri, shown, store_uri
 from kdsweep.tracking import Store
-
-# Someone waits at the terminal, and may call again.
-PATIENCE_SECONDS = 30.0
-
-
-@dataclass
-class Sent:
-    """What became of the runs that were to be sent."""
-
-    runs: int = 0
-    going_on: list[str] = field(default_factory=list)  # names; they are left for the next call
-    failed: list[str] = field(default_factory=list)  # why, in a line each
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command `kdsweep-sync`."""
     cli.command("kdsweep-sync", lambda: _main(arguments))
-
-
-def send_unsent(store: Store, folder: Path, *, anywhere: bool = False, patience: float = PATIENCE_SECONDS) -> Sent:
-    """Sends the journals in `folder` to the store that they were meant for, and removes them.
-
-    Args:
-        anywhere: Those too that were meant for a store with another URI (the same one, at a new address).
-        patience: Seconds for which a store that doesn't answer is waited for.
-
-    Raises:
-        StoreAwayError: It doesn't answer; what wasn't sent stays.
-    """
-    sent = Sent()
-    waiting = [path for path in _journals(folder) if anywhere or _uri(path) == shown(store.uri)]
-    with progress("sending unsent results", len(waiting)) as advance:
-        for path in waiting:
-            _send_journal(store, path, patience, sent)
-            advance(1)
-    return sent
 
 
 def send_offline(uri: str, root: Path, experiment: str | None = None) -> Sent:
@@ -119,11 +89,11 @@ def _parser() -> argparse.ArgumentParser:
 def _send_journals(options: argparse.Namespace, uri: str) -> list[Sent]:
     """Sends the journals below the root, each to its store; with --uri, all of them to that one."""
     folder = options.root / UNSENT
-    known = _journals(folder)
+    known = journals(folder)
     if options.uri is not None:
         return [send_unsent(Store(uri), folder, anywhere=True)] if known else []
     found = []
-    for meant in sorted({_uri(path) for path in known}):
+    for meant in sorted({meant_for(path) for path in known}):
         path = sqlite_path(meant)
         if meant == shown(uri) or (path is not None and not path.exists()):  # the whole folder was moved
             found.append(send_unsent(Store(uri), folder, anywhere=meant != shown(uri)))
@@ -132,50 +102,6 @@ def _send_journals(options: argparse.Namespace, uri: str) -> list[Sent]:
         else:
             found.append(send_unsent(Store(meant), folder))
     return found
-
-
-def _journals(folder: Path) -> list[Path]:
-    """The folders of the journals in `folder`. What a killed run left that holds none is removed."""
-    found = []
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if not path.is_dir():
-            continue
-        if journal.read(path) is not None:
-            found.append(path)
-        elif (held := journal.try_acquire(path)) is not None:
-            held.release()
-    return found
-
-
-def _uri(path: Path) -> str:
-    found = journal.read(path)
-    return "" if found is None else found[0].uri
-
-
-def _send_journal(store: Store, path: Path, patience: float, sent: Sent) -> None:
-    """Sends one journal, and removes it; unless its run goes on, or the store refuses it."""
-    held = journal.try_acquire(path)
-    found = journal.read(path)
-    if held is None or found is None:
-        sent.going_on += [] if found is None else [found[0].name]
-        return
-    owner, entries = found
-    try:
-        whole = [entry for entry in entries if "file" not in entry or (path / entry["file"]).exists()]
-        if len(whole) < len(entries):
-            note(f"{len(entries) - len(whole)} artifacts of {owner.name} (run {owner.run}) are missing in {path}.")
-        store.deliver(owner.run, whole, path, patience)
-        # Its process was killed, and couldn't say so.
-        if not any(entry["kind"] == "status" for entry in entries) and store.find(owner.run).status == "RUNNING":
-            store.close_lost(owner.run, "its process was killed")
-        held.clear()
-        sent.runs += 1
-    except StoreAwayError:
-        raise
-    except (RunError, UserError) as error:
-        sent.failed.append(f"{owner.name}: {error} It stays in {path}.")
-    finally:
-        held.release()
 
 
 def _show(sent: Sent, root: Path) -> None:

@@ -29,18 +29,8 @@ from kdsweep.outages import PATIENCE_SECONDS, AwayError, first_line, is_disk_ful
 from kdsweep.outbox import LOCAL, REMOTE, Outbox
 from kdsweep.records import RunRecord, StudyRecord
 from kdsweep.run import Run, disk_full, milliseconds
-from kdsweep.stores import (
-    artifact_folder,
-    correct_locations,
-    holds_store,
-    lock_path,
-    shown,
-    sqlite_path,
-    sqlite_uri,
-    unsent_folder,
-    user_name,
-    write_ahead,
-)
+from kdsweep.sqlite import sqlite_path, sqlite_uri, write_ahead
+from kdsweep.stores import artifact_folder, correct_locations, holds_store, lock_path, shown, unsent_folder, user_name
 
 PARENT, NOTE = "mlflow.parentRunId", "mlflow.note.content"
 # Digest of the description that we wrote.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdsweep import cli, help_page, interrupts, masking
+from kdsweep.config_folder import CONFIG_FOLDER
 from kdsweep.errors import RunError, UserError
 from kdsweep.progress import note
 
@@ -26,10 +27,6 @@ if TYPE_CHECKING:
     from kdsweep.tracking import Store
     from kdsweep.training import Metrics
     from kdsweep.trials import TrialLink
-
-# In a wheel the configuration lies inside the package, in a checkout beside it.
-_PACKAGE = Path(__file__).resolve().parent
-CONFIG_FOLDER = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
 
 
 def main() -> None:
@@ -133,8 +130,7 @@ def _trial(cfg: DictConfig) -> Iterator[TrialLink | None]:
         return
     from hydra.core.hydra_config import HydraConfig
 
-    from kdsweep.search import build_pruner
-    from kdsweep.trials import TrialLink, storage_url
+    from kdsweep.trials import TrialLink, build_pruner, storage_url
 
     study = HydraConfig.get().sweeper
     pruner = None if study.pruner is None else build_pruner(study.pruner)

@@ -16,15 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from hydra.utils import instantiate
+from omegaconf import DictConfig
 from optuna.storages import BaseStorage, RDBStorage, get_storage
 from optuna.trial import Trial
 
 from kdsweep.errors import PrunedError, UserError
 from kdsweep.masking import masked_text
 from kdsweep.processes import this_process
-from kdsweep.stores import shown, sqlite_path, sqlite_uri, write_ahead
+from kdsweep.rules import attempt
+from kdsweep.sqlite import sqlite_path, sqlite_uri, write_ahead
 
 log = logging.getLogger(__name__)
+
+TRUSTED = ("optuna.samplers.*", "optuna.pruners.*", "hydra_plugins.hydra_optuna_sweeper.*")
 
 # What a job writes into its trial, as user attributes.
 PROCESS, BEAT, VALUES = "kdsweep.process", "kdsweep.beat", "kdsweep.values"
@@ -59,8 +64,16 @@ def open_storage(url: str) -> BaseStorage:
     except Exception as error:  # SQLAlchemy's, Alembic's, the driver's or Optuna's own
         reason = " ".join(str(getattr(error, "orig", None) or error).split())
         remedy = "Name a database that is there and Optuna's alone, such as postgresql://user@host/trials."
-        message = f"Optuna's storage {shown(url)} can't be opened: {masked_text(reason)[:300]}. {remedy}"
+        message = f"Optuna's storage {masked_text(url)} can't be opened: {masked_text(reason)[:300]}. {remedy}"
         raise UserError(message, "hydra.sweeper.storage") from error
+
+
+def build_pruner(config: DictConfig) -> optuna.pruners.BasePruner:
+    """The pruner that a configuration describes."""
+    pruner: optuna.pruners.BasePruner = attempt(
+        "hydra.sweeper.pruner", lambda: instantiate(config, _execution_whitelist_=TRUSTED)
+    )
+    return pruner
 
 
 class TrialLink:

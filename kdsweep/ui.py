@@ -21,7 +21,8 @@ from typing import Any, NoReturn
 from kdsweep import runs_view
 from kdsweep.cli import line_of, one_line_arguments
 from kdsweep.errors import UserError, require
-from kdsweep.stores import artifact_folder, correct_locations, require_store, shown, sqlite_path, store_uri
+from kdsweep.sqlite import sqlite_path
+from kdsweep.stores import artifact_folder, correct_locations, require_store, shown, store_uri
 
 STOP_SECONDS = 10.0
 POLL_SECONDS = 0.2

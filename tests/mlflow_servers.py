@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kdsweep import ui
-from kdsweep.stores import sqlite_uri
+from kdsweep.sqlite import sqlite_uri
 
 
 class MlflowServer:

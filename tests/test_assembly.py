@@ -13,10 +13,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from kdsweep import assembly, checks, rules
 from kdsweep.checks import check
+from kdsweep.config_folder import CONFIG_FOLDER
 from kdsweep.errors import UserError
 from kdsweep.files import hash_tensors
 from kdsweep.models import FORMATS, Classifier
-from kdsweep.train import CONFIG_FOLDER
 
 
 @pytest.fixture(autouse=True)

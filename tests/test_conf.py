@@ -22,9 +22,9 @@ from PIL import Image
 import kdsweep
 from kdsweep import assembly
 from kdsweep.checks import check
-from kdsweep.search import build_pruner
+from kdsweep.config_folder import CONFIG_FOLDER
 from kdsweep.sweeper import StudySweeper
-from kdsweep.train import CONFIG_FOLDER
+from kdsweep.trials import build_pruner
 
 FILES = sorted(CONFIG_FOLDER.rglob("*.yaml"))
 OPTIONS = [(path.relative_to(CONFIG_FOLDER).parent.as_posix(), path.stem) for path in FILES if path.stem != "config"]

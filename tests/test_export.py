@@ -19,7 +19,7 @@ from kdsweep import assembly, export
 from kdsweep.errors import RunError, UserError
 from kdsweep.files import hash_tensors, write_tensors
 from kdsweep.saved_config import SavedConfig, parse
-from kdsweep.stores import sqlite_uri
+from kdsweep.sqlite import sqlite_uri
 from kdsweep.tracking import Store
 
 

@@ -26,7 +26,7 @@ from optuna.trial import TrialState
 from torch import Tensor
 
 from kdsweep.files import read_tensors
-from kdsweep.stores import sqlite_uri
+from kdsweep.sqlite import sqlite_uri
 
 pytestmark = pytest.mark.slow
 

@@ -11,10 +11,10 @@ from hydra import compose, initialize_config_dir
 from speeds import PLANNED, speed, without_teacher
 
 from kdsweep.checks import check
+from kdsweep.config_folder import CONFIG_FOLDER
 from kdsweep.estimate import estimate
 from kdsweep.forecast import LONG_SECONDS, Alternative, Forecast, forecast, less_work, roughly, worth_it
 from kdsweep.speed import Speed
-from kdsweep.train import CONFIG_FOLDER
 
 NOTHING = dict.fromkeys(PLANNED, 0)
 

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
 from kdsweep import assembly, checks, cli, rules
+from kdsweep.config_folder import CONFIG_FOLDER
 from kdsweep.errors import UserError
-from kdsweep.train import CONFIG_FOLDER
 
 pytestmark = pytest.mark.slow
 

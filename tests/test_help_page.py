@@ -10,7 +10,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from kdsweep import help_page, train
-from kdsweep.train import CONFIG_FOLDER
+from kdsweep.config_folder import CONFIG_FOLDER
 
 OPTIONS = [
     f"{path.parent.name}={path.stem}"

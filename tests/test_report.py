@@ -13,7 +13,7 @@ import pytest
 from mlflow import MlflowClient
 from records import SPACE
 
-from kdsweep import report, report_note, report_tables
+from kdsweep import report, report_note, report_tables, report_writing
 from kdsweep.errors import RunError, UserError
 from kdsweep.report_console import WIDTH
 from kdsweep.stores import store_uri
@@ -180,14 +180,14 @@ def test_the_verdict_is_the_description_of_the_study(
     assert lines[0].strip("*") in " ".join(printed.split())
     assert "| arm | runs | validation accuracy % | test accuracy %" in ours
     assert "- The search overstated its choice by 2.00 points" in ours
-    found = report.write(store, NAME, tmp_path / "again")
+    found = report_writing.write(store, NAME, tmp_path / "again")
     assert description() == ours
     for theirs in ("Mine.", f"Mine.\n\n{ours}"):
         client.set_tag(parent, "mlflow.note.content", theirs)
-        report.write(store, NAME, tmp_path / "again")
+        report_writing.write(store, NAME, tmp_path / "again")
         assert description() == theirs
     client.set_tag(parent, "mlflow.note.content", "")
-    report.write(store, NAME, tmp_path / "again")
+    report_writing.write(store, NAME, tmp_path / "again")
     assert description() == ours
     # MLflow takes 8,000 characters.
     long = report_note.note(dataclasses.replace(found, findings=("word " * 300,) * 20, missing=("Short.",)))
@@ -212,7 +212,7 @@ def test_a_description_that_is_refused_costs_no_report(
 
     monkeypatch.setattr(Store, "describe", refuse)
     caplog.set_level("INFO")
-    found = report.write(Store(f"sqlite:///{root}/mlflow.db"), NAME, tmp_path)
+    found = report_writing.write(Store(f"sqlite:///{root}/mlflow.db"), NAME, tmp_path)
     assert all(path.exists() for path in found.files)
     assert "keeps the description that it had: too long" in caplog.text
 
@@ -230,7 +230,7 @@ def test_a_group_without_runs_is_reported(root: Path, tmp_path: Path, capsys: py
 def test_an_unknown_study_names_the_known_ones(root: Path, tmp_path: Path) -> None:
     """A misspelt name: the error lists what there is."""
     with pytest.raises(UserError, match=r"Known: .*empty group"):
-        report.write(Store(f"sqlite:///{root}/mlflow.db"), "nope", tmp_path)
+        report_writing.write(Store(f"sqlite:///{root}/mlflow.db"), "nope", tmp_path)
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:

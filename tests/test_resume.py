@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 from servers import PostgreSQL
 
 from kdsweep.processes import ProcessId, parse_process
-from kdsweep.stores import sqlite_uri
+from kdsweep.sqlite import sqlite_uri
 
 pytestmark = pytest.mark.slow
 

@@ -19,7 +19,7 @@ from kdsweep import trials
 from kdsweep.errors import UserError
 from kdsweep.processes import ProcessId, this_process
 from kdsweep.search import PRUNED_AT, STARTS, Search, delete, described
-from kdsweep.stores import sqlite_uri
+from kdsweep.sqlite import sqlite_uri
 
 SPACE = {"loss.alpha": FloatDistribution(0, 1), "loss.tau": FloatDistribution(1, 20, log=True)}
 SAMPLERS = {"gp": "GP", "tpe": "TPE", "cmaes": "CmaEs", "qmc": "QMC", "random": "Random"}

@@ -26,7 +26,7 @@ from records import fresh, pruned, record, summary, trial
 from torchvision.datasets import CIFAR10, CIFAR100
 
 import kdsweep as package
-from kdsweep import assembly, drawings, export, report, ui
+from kdsweep import assembly, drawings, export, report_writing, ui
 from kdsweep.errors import UserError
 from kdsweep.executors import open_executor
 from kdsweep.files import read_tensors
@@ -267,7 +267,7 @@ def test_names_from_a_store_stay_in_their_folder(name: str, tmp_path: Path) -> N
     assert export.default_folder(tmp_path, run).resolve().parent == tmp_path / "exports"
     assert not export.default_folder(tmp_path, run).name.startswith((".", "-"))
     export.default_folder(tmp_path, run).mkdir(parents=True)
-    assert report.default_folder(tmp_path, StudyRecord(run, ())).resolve().parent == tmp_path / "reports"
+    assert report_writing.default_folder(tmp_path, StudyRecord(run, ())).resolve().parent == tmp_path / "reports"
 
 
 # Pages

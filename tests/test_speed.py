@@ -12,11 +12,11 @@ from hydra import compose, initialize_config_dir
 
 from kdsweep import assembly, speed
 from kdsweep.checks import check
+from kdsweep.config_folder import CONFIG_FOLDER
 from kdsweep.environment import cores
 from kdsweep.errors import UserError
 from kdsweep.files import write_tensors
 from kdsweep.speed import measure, missing_passes, student_speed
-from kdsweep.train import CONFIG_FOLDER
 
 
 def config(root: Path, *words: str) -> Any:

@@ -21,8 +21,9 @@ from kdsweep.overrides import parsed
 from kdsweep.processes import ProcessId, this_process
 from kdsweep.records import RunRecord
 from kdsweep.search import CAUSE, PRUNED_AT, STARTS, Search
+from kdsweep.sqlite import sqlite_uri
 from kdsweep.stages import Baseline, Stages
-from kdsweep.stores import sqlite_uri, store_uri
+from kdsweep.stores import store_uri
 from kdsweep.tracking import PARENT, Store
 
 ALPHA = {"loss.alpha": FloatDistribution(0, 1)}

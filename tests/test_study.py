@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from optuna.trial import TrialState
 
 from kdsweep.errors import UserError
-from kdsweep.stores import sqlite_uri
+from kdsweep.sqlite import sqlite_uri
 from kdsweep.study import only_controller
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import pytest
 from commands import SHORT, Command
 from mlflow_servers import MlflowServer, mlflow_server
 
-from kdsweep import outbox, sync
+from kdsweep import outbox, sending, sync
 from kdsweep.errors import RunError, UserError
 from kdsweep.outbox import Waiting
 from kdsweep.processes import this_process
@@ -196,7 +196,7 @@ def test_the_run_of_a_killed_process_is_closed(server: MlflowServer, tmp_path: P
         process.kill()
     server.go_on()
     store = Store(server.uri)
-    assert sync.send_unsent(store, unsent).runs == 1
+    assert sending.send_unsent(store, unsent).runs == 1
     record = store.find(run_id)
     assert (record.status, record.metrics) == ("KILLED", {"a": 4.0})
     assert record.tags["kdsweep.error"] == "its process was killed"

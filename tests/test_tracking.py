@@ -24,7 +24,8 @@ from matplotlib.figure import Figure
 from kdsweep import environment
 from kdsweep.errors import PrunedError, RunError, UserError
 from kdsweep.outbox import Waiting
-from kdsweep.stores import artifact_folder, place_file, require_store, sqlite_path, store_uri
+from kdsweep.sqlite import sqlite_path
+from kdsweep.stores import artifact_folder, place_file, require_store, store_uri
 from kdsweep.tracking import Run, Store, flatten
 
 pytestmark = pytest.mark.filterwarnings(

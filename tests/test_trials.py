@@ -11,7 +11,7 @@ import pytest
 from kdsweep import trials
 from kdsweep.errors import PrunedError
 from kdsweep.processes import this_process
-from kdsweep.stores import sqlite_uri
+from kdsweep.sqlite import sqlite_uri
 from kdsweep.trials import BEAT, PROCESS, STALE_SECONDS, VALUES, Pulse, TrialLink, open_storage, storage_url
 
 

@@ -23,8 +23,8 @@ from rich.console import Console
 
 from benchmarks.measuring import ROUNDS, Figure, Turns, positive, timed
 from kdsweep import assembly, hardware, progress
+from kdsweep.config_folder import CONFIG_FOLDER
 from kdsweep.teachers import Teacher
-from kdsweep.train import CONFIG_FOLDER
 from kdsweep.training import Fit
 from kdsweep.views import pass_of_epoch
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from benchmarks.measuring import ROUNDS, Figure, Finding, positive, take_turns, timed
 from kdsweep import assembly
-from kdsweep.train import CONFIG_FOLDER
+from kdsweep.config_folder import CONFIG_FOLDER
 
 GOAL = 10.0
 CLASSES = 10

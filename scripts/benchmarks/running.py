@@ -13,9 +13,10 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import HydraContext, RunMode
 
 from kdsweep import train
+from kdsweep.config_folder import CONFIG_FOLDER
 from kdsweep.errors import RunError
 from kdsweep.jobs import Job, Task, run_job
-from kdsweep.stores import sqlite_uri
+from kdsweep.sqlite import sqlite_uri
 from kdsweep.tracking import Store
 
 
@@ -30,7 +31,7 @@ def task(lines: Sequence[str], folder: Path) -> Iterator[Task]:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     try:
-        with hydra.initialize_config_dir(str(train.CONFIG_FOLDER)):
+        with hydra.initialize_config_dir(str(CONFIG_FOLDER)):
             own = GlobalHydra.instance().hydra
             assert own is not None
             overrides = [*lines, f"paths.root={folder}", f"hydra.sweep.dir={folder}/sweep"]

@@ -23,15 +23,15 @@ from rich.table import Table
 
 from benchmarks.measuring import Clock, Figure, Finding, Seconds, bar, in_milliseconds, positive, shown_number
 from kdsweep import progress
+from kdsweep.config_folder import CONFIG_FOLDER
 from kdsweep.errors import PrunedError, RunError
 from kdsweep.jobs import Job, Outcome
 from kdsweep.overrides import parsed
-from kdsweep.search import FINISHED, Search, build_pruner, delete, distribution_of
+from kdsweep.search import FINISHED, Search, delete, distribution_of
+from kdsweep.sqlite import sqlite_uri
 from kdsweep.stages import Stages
-from kdsweep.stores import sqlite_uri
 from kdsweep.tracking import Store, flatten
-from kdsweep.train import CONFIG_FOLDER
-from kdsweep.trials import TrialLink
+from kdsweep.trials import TrialLink, build_pruner
 
 if TYPE_CHECKING:
     from kdsweep.data import Dataset

@@ -26,7 +26,7 @@ from kdsweep.errors import RunError
 from kdsweep.jobs import Job, Task
 from kdsweep.outbox import Outbox
 from kdsweep.run import Run
-from kdsweep.stores import sqlite_uri
+from kdsweep.sqlite import sqlite_uri
 from kdsweep.teachers import Teacher
 from kdsweep.tracking import Store
 from kdsweep.workers import Workers

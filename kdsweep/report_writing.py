@@ -1,0 +1,143 @@
+"""The report of a study as files: the page, the numbers and the figures, attached to its run in MLflow."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kdsweep.aims import Aims
+from kdsweep.errors import RunError
+from kdsweep.progress import note
+from kdsweep.records import StudyRecord
+from kdsweep.tracking import Store
+
+if TYPE_CHECKING:
+    from kdsweep.comparison import Readings
+    from kdsweep.summary import Report
+
+# Bytes of a folder's name.
+LONGEST_NAME = 200
+
+
+def write(store: Store, study_name: str | None, out: Path) -> Report:
+    """Writes `report.html`, `report.json` and the figures of a study to the folder `out`, and attaches them to its run.
+
+    The verdict becomes the description of the run, unless it has one that somebody else wrote.
+
+    Args:
+        study_name: Name or run id of the study; None for the latest.
+
+    Raises:
+        UserError: There is no such study.
+    """
+    # What draws and fits takes seconds to import; --help and a misspelt option need none of it.
+    from kdsweep import drawings, html_report, report_note
+    from kdsweep.summary import summarise
+
+    study = store.study(study_name)
+    report = summarise(study, readings(store, study))
+    out.mkdir(parents=True, exist_ok=True)
+    files = []
+    for name, figure in drawings.draw(report):
+        files.append(out / name)
+        figure.savefig(files[-1])
+    page = html_report.render(report, {path.name: path.read_bytes() for path in files})
+    files += [out / "report.html", out / "report.json"]
+    files[-2].write_text(page, encoding="utf-8")
+    files[-1].write_text(json.dumps(_jsonable(report), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    for path in files:
+        store.attach(study.parent.id, path, "report")
+    try:
+        store.describe(study.parent.id, report_note.note(report))
+    except RunError as error:  # it is an ornament, and the report is whole without it
+        note(f"The study's run in MLflow keeps the description that it had: {error}")
+    return dataclasses.replace(report, files=tuple(files))
+
+
+def default_folder(root: Path, study: StudyRecord) -> Path:
+    """Where the report of a study goes: <root>/reports/<study>, with what a folder's name can't hold replaced."""
+    names = (re.sub(r"[^\w.+=,-]+", "_", name).strip("._") for name in (study.parent.name, study.parent.id))
+    return root / "reports" / next((name for name in names if 0 < len(name.encode()) <= LONGEST_NAME), "study")
+
+
+def readings(store: Store, study: StudyRecord) -> Readings:
+    """The histories and the reliability diagrams of a study's finished runs."""
+    from kdsweep.comparison import STUDENTS, Readings
+
+    metrics = ("val/accuracy", "epoch_seconds", Aims.read(study.parent.tags).objective.metric)
+    runs = [run for run in study.runs() if run.role in STUDENTS]
+    histories = {
+        metric: {
+            run.id: [(epoch, value) for epoch, value in store.history(run.id, metric) if epoch >= 1]
+            for run in runs
+            if metric in run.metrics
+        }
+        for metric in dict.fromkeys(metrics)
+    }
+    bins = {}
+    for run in runs:
+        text = store.text(run.id, "reliability.json") if run.stage == "confirmation" else None
+        if text is not None:
+            bins[run.id] = json.loads(text)["bins"]
+    return Readings(histories, bins)
+
+
+def _jsonable(report: Report) -> dict[str, object]:
+    """The report as plain values; numbers as they are (fractions, seconds), NaN and infinities as null."""
+    study, found = report.study, report.comparison
+    told: dict[str, object] = {
+        "study": study.parent.name,
+        "run_id": study.parent.id,
+        "status": study.parent.status,
+        "started": study.parent.start.isoformat(),
+        "aims": found.aims,
+        "headline": report.headline,
+        "verdict": report.verdict,
+        "target_accuracy": report.target,
+        "arms": [
+            {
+                "arm": arm.role,
+                "confirmed": arm.confirmed,
+                "runs": [run.id for run in arm.runs],
+                "metrics": arm.metrics,
+            }
+            for arm in report.arms
+        ],
+        "chosen": None if found.chosen is None else found.chosen.number,
+        "pareto": [trial.number for trial in report.front],
+        "trials": [
+            {
+                "number": trial.number,
+                "params": trial.params,
+                "runs": [run.id for run in trial.runs],
+                "values": dict(zip((o.metric for o in found.aims.objectives), trial.values, strict=True)),
+            }
+            for trial in report.trials
+        ],
+        "pruned": found.pruned,
+        # The grid of the figure is in the figure.
+        "landscape": dataclasses.replace(report.landscape, surface=None),
+        "economy": report.economy,
+        "findings": report.findings,
+        "missing": report.missing,
+    }
+    return {name: _plain(value) for name, value in told.items()}
+
+
+def _plain(value: object) -> object:
+    """Data classes as mappings, tuples as lists, and null for numbers that JSON doesn't have."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float):
+        # float(): numpy's scalars are floats too.
+        return float(value) if math.isfinite(value) else None
+    return value

@@ -1,0 +1,89 @@
+"""Sends what runs couldn't hand to their MLflow store: the journals in a folder, each once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kdsweep import journal
+from kdsweep.errors import RunError, UserError
+from kdsweep.outages import StoreAwayError
+from kdsweep.progress import note, progress
+from kdsweep.stores import shown
+from kdsweep.tracking import Store
+
+# Someone waits at the terminal, and may call again.
+PATIENCE_SECONDS = 30.0
+
+
+@dataclass
+class Sent:
+    """What became of the runs that were to be sent."""
+
+    runs: int = 0
+    going_on: list[str] = field(default_factory=list)  # names; they are left for the next call
+    failed: list[str] = field(default_factory=list)  # why, in a line each
+
+
+def send_unsent(store: Store, folder: Path, *, anywhere: bool = False, patience: float = PATIENCE_SECONDS) -> Sent:
+    """Sends the journals in `folder` to the store that they were meant for, and removes them.
+
+    Args:
+        anywhere: Those too that were meant for a store with another URI (the same one, at a new address).
+        patience: Seconds for which a store that doesn't answer is waited for.
+
+    Raises:
+        StoreAwayError: It doesn't answer; what wasn't sent stays.
+    """
+    sent = Sent()
+    waiting = [path for path in journals(folder) if anywhere or meant_for(path) == shown(store.uri)]
+    with progress("sending unsent results", len(waiting)) as advance:
+        for path in waiting:
+            _send_journal(store, path, patience, sent)
+            advance(1)
+    return sent
+
+
+def journals(folder: Path) -> list[Path]:
+    """The folders of the journals in `folder`. What a killed run left that holds none is removed."""
+    found = []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if not path.is_dir():
+            continue
+        if journal.read(path) is not None:
+            found.append(path)
+        elif (held := journal.try_acquire(path)) is not None:
+            held.release()
+    return found
+
+
+def meant_for(path: Path) -> str:
+    """The URI of the store that a journal is meant for, without credentials; "" where no journal is."""
+    found = journal.read(path)
+    return "" if found is None else found[0].uri
+
+
+def _send_journal(store: Store, path: Path, patience: float, sent: Sent) -> None:
+    """Sends one journal, and removes it; unless its run goes on, or the store refuses it."""
+    held = journal.try_acquire(path)
+    found = journal.read(path)
+    if held is None or found is None:
+        sent.going_on += [] if found is None else [found[0].name]
+        return
+    owner, entries = found
+    try:
+        whole = [entry for entry in entries if "file" not in entry or (path / entry["file"]).exists()]
+        if len(whole) < len(entries):
+            note(f"{len(entries) - len(whole)} artifacts of {owner.name} (run {owner.run}) are missing in {path}.")
+        store.deliver(owner.run, whole, path, patience)
+        # Its process was killed, and couldn't say so.
+        if not any(entry["kind"] == "status" for entry in entries) and store.find(owner.run).status == "RUNNING":
+            store.close_lost(owner.run, "its process was killed")
+        held.clear()
+        sent.runs += 1
+    except StoreAwayError:
+        raise
+    except (RunError, UserError) as error:
+        sent.failed.append(f"{owner.name}: {error} It stays in {path}.")
+    finally:
+        held.release()
