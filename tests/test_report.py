@@ -296,4 +296,4 @@ def test_a_study_without_repeated_runs_makes_no_plan(root: Path, capsys: pytest.
 
 def test_infinities_are_null() -> None:
     """JSON has no numbers for them."""
-    assert report._plain({"a": (math.inf, math.nan, 1.5)}) == {"a": [None, None, 1.5]}
+    assert report_writing._plain({"a": (math.inf, math.nan, 1.5)}) == {"a": [None, None, 1.5]}
