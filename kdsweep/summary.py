@@ -38,7 +38,7 @@ class Report:
         front: The Pareto set of a study with several objectives, best by the first one first; else empty.
         findings: Sentences about the numbers.
         missing: Sentences about what is not there yet.
-        files: What `kdsweep.report.write` wrote.
+        files: What `kdsweep.commands.report.write` wrote.
     """
 
     comparison: Comparison

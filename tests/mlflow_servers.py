@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kdsweep import ui
+from kdsweep.commands import ui
 from kdsweep.sqlite import sqlite_uri
 
 

@@ -27,7 +27,11 @@ from torchvision.models import resnet18
 
 pytestmark = pytest.mark.slow
 
-PROGRAMS = {"kdsweep": "kdsweep.train", "kdsweep-report": "kdsweep.report", "kdsweep-ui": "kdsweep.ui"}
+PROGRAMS = {
+    "kdsweep": "kdsweep.train",
+    "kdsweep-report": "kdsweep.commands.report",
+    "kdsweep-ui": "kdsweep.commands.ui",
+}
 
 # A study with as little to do as a study can have: what isn't refused would begin.
 STUDY = ("sweep=alpha_tau", *SHORT, "sweep.n_trials=1", "sweep.baseline_seeds=1", "sweep.confirm_seeds=0")

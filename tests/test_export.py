@@ -15,7 +15,8 @@ from commands import SHORT, artifacts, client, kdsweep, runs
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from kdsweep import assembly, export
+from kdsweep import assembly
+from kdsweep.commands import export
 from kdsweep.errors import RunError, UserError
 from kdsweep.files import hash_tensors, write_tensors
 from kdsweep.saved_config import SavedConfig, parse

@@ -30,7 +30,7 @@ ORDER = (
     "sweeper",
     "study",
     "stages",
-    "reproduce",
+    "commands.reproduce",
     "surroundings",
     "overrides",
     "executors",
@@ -45,8 +45,8 @@ ORDER = (
     "train",
     "help_page",
     "config_folder",
-    "export",
-    "originals",
+    "commands.export",
+    "commands.originals",
     "deviation",
     "model_card",
     "search",
@@ -55,7 +55,7 @@ ORDER = (
     "checks",
     "assembly",
     "rules",
-    "report",
+    "commands.report",
     "report_writing",
     "report_console",
     "html_report",
@@ -76,8 +76,8 @@ ORDER = (
     "comparison",
     "aims",
     "statistics",
-    "ui",
-    "sync",
+    "commands.ui",
+    "commands.sync",
     "sending",
     "copying",
     "cli",
@@ -135,8 +135,8 @@ CONFIGURATION = {
         "rules",
         "cli",
         "trials",
-        "reproduce",
-        "export",
+        "commands.reproduce",
+        "commands.export",
     ),
 }
 FRAMEWORKS = {
@@ -213,7 +213,7 @@ def test_frameworks_stay_where_they_belong(module: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", sorted({"tracking", "report", "summary", "comparison", "ui", "cli", "train", "sweeper"})
+    "module", sorted({"tracking", "commands.report", "summary", "comparison", "commands.ui", "cli", "train", "sweeper"})
 )
 def test_what_every_command_loads_imports_nothing_slow_at_the_top(module: str) -> None:
     """MLflow (five seconds) and torch (four) are imported inside functions, when they are needed."""

@@ -13,7 +13,8 @@ import pytest
 from mlflow import MlflowClient
 from records import SPACE
 
-from kdsweep import report, report_note, report_tables, report_writing
+from kdsweep import report_note, report_tables, report_writing
+from kdsweep.commands import report
 from kdsweep.errors import RunError, UserError
 from kdsweep.report_console import WIDTH
 from kdsweep.stores import store_uri

@@ -17,11 +17,12 @@ import pytest
 from commands import PRELOADED, SECONDS, SHORT, Command, Outcome, artifacts, client, kdsweep, runs, statuses
 from omegaconf import OmegaConf
 
-from kdsweep import reproduce, rules, saved_config
+from kdsweep import rules, saved_config
 from kdsweep.assembly import STUDENT_KEYS
+from kdsweep.commands import reproduce
+from kdsweep.commands.originals import Original
 from kdsweep.deviation import OF_THE_CLOCK, Left
 from kdsweep.errors import UserError
-from kdsweep.originals import Original
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

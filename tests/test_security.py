@@ -26,7 +26,8 @@ from records import fresh, pruned, record, summary, trial
 from torchvision.datasets import CIFAR10, CIFAR100
 
 import kdsweep as package
-from kdsweep import assembly, drawings, export, report_writing, ui
+from kdsweep import assembly, drawings, report_writing
+from kdsweep.commands import export, ui
 from kdsweep.errors import UserError
 from kdsweep.executors import open_executor
 from kdsweep.files import read_tensors
@@ -131,7 +132,9 @@ def test_a_saved_configuration_runs_no_code(tmp_path: Path) -> None:
     assert not marker.exists()
 
 
-@pytest.mark.parametrize("target", ["kdsweep.ui.serve", "kdsweep.files.write_tensors", "kdsweep.shipping.packed_task"])
+@pytest.mark.parametrize(
+    "target", ["kdsweep.commands.ui.serve", "kdsweep.files.write_tensors", "kdsweep.shipping.packed_task"]
+)
 def test_a_configuration_calls_components_alone(target: str) -> None:
     """Of kdsweep's functions only those that are made for it can be named."""
     with pytest.raises(UserError, match="KDSWEEP_TRUST"):

@@ -14,7 +14,8 @@ import pytest
 from commands import SHORT, Command
 from mlflow_servers import MlflowServer, mlflow_server
 
-from kdsweep import outbox, sending, sync
+from kdsweep import outbox, sending
+from kdsweep.commands import sync
 from kdsweep.errors import RunError, UserError
 from kdsweep.outbox import Waiting
 from kdsweep.processes import this_process

@@ -19,7 +19,8 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from kdsweep import runs_view, ui
+from kdsweep import runs_view
+from kdsweep.commands import ui
 from kdsweep.stores import store_uri
 from kdsweep.tracking import Store
 
@@ -27,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning:mlflow.store.tracking.sqlalchemy_store",
 )
 
-COMMAND = [sys.executable, "-m", "kdsweep.ui", "--no-browser"]
+COMMAND = [sys.executable, "-m", "kdsweep.commands.ui", "--no-browser"]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -127,7 +127,7 @@ def _main(arguments: Sequence[str] | None) -> None:
     uri = store_uri(options.uri, options.root)
     require_store(uri)
     store = Store(uri, options.experiment)
-    from kdsweep.originals import run_named
+    from kdsweep.commands.originals import run_named
 
     run = run_named(options.run)
     folder, checks = export(store, run, options.root, options.out, options.format, options.force)

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
     from rich.table import Table
 
+    from kdsweep.commands.originals import Original
     from kdsweep.deviation import Left
-    from kdsweep.originals import Original
     from kdsweep.records import RunRecord
 
 DIFFERS = 3  # exit status
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _main(arguments: Sequence[str] | None) -> None:
     options = _parser().parse_args(arguments)
-    from kdsweep.originals import find
+    from kdsweep.commands.originals import find
 
     original = find(options.run, store_uri(options.uri, options.root))
     cfg = again(original, options)
@@ -278,7 +278,7 @@ def _show_failures(then: str | None, now: str | None) -> bool:
 def _made(cfg: DictConfig) -> tuple[RunRecord, Left]:
     """The run that this process has made, and what it left."""
     from kdsweep import recording
-    from kdsweep.originals import what_is_left
+    from kdsweep.commands.originals import what_is_left
     from kdsweep.processes import this_process
     from kdsweep.saved_config import parse
 
