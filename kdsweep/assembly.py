@@ -19,8 +19,8 @@ from kdsweep import environment
 from kdsweep.data import Dataset
 from kdsweep.errors import UserError, require_kinds
 from kdsweep.files import hash_identity
-from kdsweep.hardware import resolve_device, resolve_precision
 from kdsweep.models import Classifier
+from kdsweep.numerics.hardware import resolve_device, resolve_precision
 from kdsweep.rules import attempt
 from kdsweep.teachers import Teacher
 from kdsweep.views import Views

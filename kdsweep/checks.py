@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from kdsweep import training
 from kdsweep.assembly import build, key_of, of_key
 from kdsweep.errors import UserError, require
-from kdsweep.hardware import resolve_device, resolve_precision, set_determinism, set_threads
+from kdsweep.numerics.hardware import resolve_device, resolve_precision, set_determinism, set_threads
 from kdsweep.rules import attempt, check_values
 
 

@@ -21,10 +21,10 @@ from psutil import virtual_memory
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from kdsweep import pictures
 from kdsweep.errors import UserError, require
 from kdsweep.files import hash_tensors, locked
-from kdsweep.pictures import MAX_SIDE
+from kdsweep.numerics import pictures
+from kdsweep.numerics.pictures import MAX_SIDE
 from kdsweep.progress import note
 
 # Pictures of scikit-learn's digits.

@@ -136,7 +136,9 @@ def seed_noise(study: StudyRecord, role: str | None) -> dict[str, float]:
 def left_by(run: RunRecord, history: Mapping[str, Sequence[tuple[int, float]]]) -> Left:
     """What a run left, as MLflow has it: the metrics of one that was stopped are those of an epoch, not of its end."""
     ended = run.status == "FINISHED"
-    return Left(run.tags.get("kdsweep.weights") if ended else None, dict(run.metrics) if ended else {}, history)
+    return Left(
+        run.tags.get("kdsweep.numerics.weights") if ended else None, dict(run.metrics) if ended else {}, history
+    )
 
 
 def _compared(run: Left) -> dict[str, None]:

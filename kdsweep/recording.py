@@ -117,7 +117,7 @@ class Recording:
         # draws together: drawing one takes longer than all else that it records.
         if result.history and cfg.arm != "teacher" and cfg.tracking.stage != "search":
             run.figure("learning_curve.png", learning_curve(result.history, _name(cfg)))
-        tags = {"kdsweep.weights": weights_hash}
+        tags = {"kdsweep.numerics.weights": weights_hash}
         if result.reliability:
             run.text("reliability.json", json.dumps({"bins": result.reliability}))
             tags["kdsweep.test_read"] = "true"

@@ -15,8 +15,8 @@ from kdsweep import assembly
 from kdsweep.data import Dataset
 from kdsweep.environment import cores
 from kdsweep.files import read_tensors
-from kdsweep.hardware import resolve_device, set_threads
 from kdsweep.models import Classifier
+from kdsweep.numerics.hardware import resolve_device, set_threads
 from kdsweep.teachers import Teacher
 from kdsweep.training import DivergedError, Fit, predict
 from kdsweep.views import Views

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdsweep.compiling import compiled_features, worth_compiling
 from kdsweep.data import Dataset
 from kdsweep.errors import require
 from kdsweep.files import hash_tensors, hash_text
-from kdsweep.hardware import autocast
 from kdsweep.models import Classifier
+from kdsweep.numerics.compiling import compiled_features, worth_compiling
+from kdsweep.numerics.hardware import autocast
 from kdsweep.tables import Compute, Tables
 from kdsweep.views import Views
 

@@ -110,7 +110,7 @@ def _enough_memory(cfg: DictConfig) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        from kdsweep.hardware import is_out_of_memory
+        from kdsweep.numerics.hardware import is_out_of_memory
 
         if not is_out_of_memory(error):
             raise

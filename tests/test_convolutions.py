@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdsweep import convolutions
-from kdsweep.convolutions import convolved, input_gradient, small_maps, weight_gradient
+from kdsweep.numerics import convolutions
+from kdsweep.numerics.convolutions import convolved, input_gradient, small_maps, weight_gradient
 
 CPU = torch.device("cpu")
 

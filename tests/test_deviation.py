@@ -169,7 +169,7 @@ def test_a_role_without_repeated_runs_takes_the_noise_of_all() -> None:
 def test_mlflows_metrics_of_a_stopped_run_are_not_its_last() -> None:
     """They are those of the epoch at which it was stopped."""
     stopped = record("r", "distill", 0, 0.5)
-    stopped = RunRecord(**{**vars(stopped), "status": "KILLED", "tags": {"kdsweep.weights": "w"}})
+    stopped = RunRecord(**{**vars(stopped), "status": "KILLED", "tags": {"kdsweep.numerics.weights": "w"}})
     assert deviation.left_by(stopped, HISTORY) == Left(None, {}, HISTORY)
     whole = RunRecord(**{**vars(stopped), "status": "FINISHED"})
     assert deviation.left_by(whole, HISTORY) == Left("w", whole.metrics, HISTORY)

@@ -102,7 +102,7 @@ def test_an_export_is_whole(exported: Path, root: Path, student: Any) -> None:
     assert (
         hash_tensors(load_file(exported / "model.safetensors"))
         == told["weights"]
-        == student.data.tags["kdsweep.weights"]
+        == student.data.tags["kdsweep.numerics.weights"]
     )
     assert told["classes"] == [f"class {n}" for n in range(10)]
     assert (told["input"]["height"], told["input"]["resize"]) == (32, None)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from kdsweep.errors import UserError
-from kdsweep.hardware import autocast, resolve_device, resolve_precision, set_determinism, set_threads
+from kdsweep.numerics.hardware import autocast, resolve_device, resolve_precision, set_determinism, set_threads
 
 CPU = torch.device("cpu")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")

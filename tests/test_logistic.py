@@ -11,8 +11,8 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from kdsweep import logistic
-from kdsweep.logistic import TOLERANCE, TOLERANCE_PER_PICTURE, LogisticRegression
+from kdsweep.numerics import logistic
+from kdsweep.numerics.logistic import TOLERANCE, TOLERANCE_PER_PICTURE, LogisticRegression
 
 DECAYS = (1.0, 0.1, 0.01, 0.003, 0.001)
 

@@ -113,7 +113,7 @@ def test_a_pickle_in_the_cache_is_a_damaged_file(tmp_path: Path) -> None:
     [
         *("os.system", "builtins.eval", "pickle.loads", "torch.load", "kdsweepy.losses.kd", "hydra.utils.instantiate"),
         # By way of a module that may be named.
-        *("kdsweep.data.np.load", "kdsweep.weights.torch.load", "torch.optim.optimizer.functools.partial"),
+        *("kdsweep.data.np.load", "kdsweep.numerics.weights.torch.load", "torch.optim.optimizer.functools.partial"),
     ],
 )
 def test_a_configuration_names_no_foreign_code(target: str) -> None:

@@ -61,7 +61,7 @@ def artifacts(uri: str, run_id: str, folder: str | None = None) -> set[str]:
 def write(run: Run, source: Path) -> None:
     """One of everything but metrics."""
     run.datasets("digits", "/data/digits", "ab" * 32, {"training": {"pictures": 3}})
-    run.tag({"kdsweep.weights": "abc"})
+    run.tag({"kdsweep.numerics.weights": "abc"})
     run.text("config.yaml", "seed: 0\n")
     run.file(source, "kept/model.bin")
 
@@ -71,7 +71,7 @@ def complete(uri: str, run_id: str, steps: int) -> None:
     run = client(uri).get_run(run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params == {"seed": "0"}
-    assert run.data.tags["kdsweep.weights"] == "abc"
+    assert run.data.tags["kdsweep.numerics.weights"] == "abc"
     history = client(uri).get_metric_history(run_id, "val/accuracy")
     assert [(point.step, point.value) for point in history] == [(step, step / 100) for step in range(steps)]
     assert [given.dataset.name for given in run.inputs.dataset_inputs] == ["digits"]

@@ -174,7 +174,7 @@ def test_another_process_gives_the_same_bits() -> None:
 @needs_gpu
 def test_a_gpu_repeats_its_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     """With deterministic kernels the same seed gives the same bits on CUDA too."""
-    from kdsweep.hardware import set_determinism
+    from kdsweep.numerics.hardware import set_determinism
 
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     try:

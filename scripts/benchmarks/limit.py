@@ -11,8 +11,8 @@ import torch
 from benchmarks import parts
 from benchmarks.measuring import Figure, Finding, positive, take_turns, timed
 from kdsweep import assembly
-from kdsweep.convolutions import small_maps
-from kdsweep.hardware import autocast
+from kdsweep.numerics.convolutions import small_maps
+from kdsweep.numerics.hardware import autocast
 
 LOSSES = {"ce": "scratch", "kd": "distill"}
 GOALS = {128: 0.95, 512: 0.99}

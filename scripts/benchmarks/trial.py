@@ -21,9 +21,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from benchmarks import parts, running
 from benchmarks.measuring import Clock, Figure, Finding, Seconds, in_milliseconds, take_turns
-from kdsweep import assembly, checks, environment, experiment, hardware, jobs, masking, recording, rules, train
+from kdsweep import assembly, checks, environment, experiment, jobs, masking, recording, rules, train
 from kdsweep.errors import RunError
 from kdsweep.jobs import Job, Task
+from kdsweep.numerics import hardware
 from kdsweep.outbox import Outbox
 from kdsweep.run import Run
 from kdsweep.sqlite import sqlite_uri

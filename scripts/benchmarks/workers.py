@@ -38,8 +38,8 @@ def train_together(cfg: DictConfig, folder: str, others: int, epochs: int) -> di
     import torch
     from threadpoolctl import threadpool_info
 
-    from kdsweep import hardware
     from kdsweep.files import hash_tensors
+    from kdsweep.numerics import hardware
 
     hardware.set_threads(cfg.threads)
     training = parts.Training(cfg)
