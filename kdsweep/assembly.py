@@ -15,13 +15,13 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from kdsweep import environment
 from kdsweep.data import Dataset
-from kdsweep.errors import UserError, require_kinds
-from kdsweep.files import hash_identity
 from kdsweep.models import Classifier
 from kdsweep.numerics.hardware import resolve_device, resolve_precision
 from kdsweep.rules import attempt
+from kdsweep.system import environment
+from kdsweep.system.errors import UserError, require_kinds
+from kdsweep.system.files import hash_identity
 from kdsweep.teachers import Teacher
 from kdsweep.views import Views
 

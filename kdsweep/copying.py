@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from kdsweep.journal import Entry
-from kdsweep.processes import parse_process
 from kdsweep.records import RunRecord
 from kdsweep.run import milliseconds
 from kdsweep.stores import file_path
+from kdsweep.system.processes import parse_process
 from kdsweep.tracking import PARENT, Store
 
 SENT, SENT_END, SENT_FROM = "kdsweep.sent", "kdsweep.sent_end", "kdsweep.sent_from"

@@ -21,11 +21,11 @@ from psutil import virtual_memory
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from kdsweep.errors import UserError, require
-from kdsweep.files import hash_tensors, locked
 from kdsweep.numerics import pictures
 from kdsweep.numerics.pictures import MAX_SIDE
-from kdsweep.progress import note
+from kdsweep.system.errors import UserError, require
+from kdsweep.system.files import hash_tensors, locked
+from kdsweep.system.progress import note
 
 # Pictures of scikit-learn's digits.
 N_DIGITS = 1797

@@ -9,8 +9,8 @@ from typing import Protocol
 from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 
-from kdsweep.errors import UserError, require
 from kdsweep.jobs import Job, Outcome, Task, all_overrides, outcome, run_job
+from kdsweep.system.errors import UserError, require
 
 __all__ = ["EXECUTORS", "Executor", "Job", "Outcome", "Task", "open_executor", "run_job"]
 

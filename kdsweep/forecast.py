@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from kdsweep.environment import cores
-from kdsweep.errors import UserError
 from kdsweep.estimate import CONFIRMATION, TRIALS, Estimate, asks_teacher, controls, estimate
 from kdsweep.speed import Speed, measure, student_speed
+from kdsweep.system.environment import cores
+from kdsweep.system.errors import UserError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -9,7 +9,7 @@ from hydra.core.utils import run_job as run_hydra_job
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
-from kdsweep.errors import RunError
+from kdsweep.system.errors import RunError
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from kdsweep.errors import require, require_number
+from kdsweep.system.errors import require, require_number
 
 
 def kd(*, alpha: float, tau: float) -> None:

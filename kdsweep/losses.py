@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdsweep import loss_rules
-from kdsweep.errors import UserError
+from kdsweep.system.errors import UserError
 
 
 def kd(student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor, *, alpha: float, tau: float) -> Tensor:

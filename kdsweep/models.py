@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdsweep.errors import UserError, is_number, require
-from kdsweep.files import hash_tensors
 from kdsweep.numerics.pictures import MAX_SIDE
 from kdsweep.numerics.weights import head_tensors, load_weights, locate, one_line
+from kdsweep.system.errors import UserError, is_number, require
+from kdsweep.system.files import hash_tensors
 
 # Their training forward returns a tuple, and their published weights expect another normalisation inside the network.
 AUXILIARY_OUTPUTS = ("googlenet", "inception_v3")

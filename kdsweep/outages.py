@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from kdsweep import interrupts
-from kdsweep.errors import RunError, UserError
-from kdsweep.masking import masked_text
-from kdsweep.progress import note
+from kdsweep.system import interrupts
+from kdsweep.system.errors import RunError, UserError
+from kdsweep.system.masking import masked_text
+from kdsweep.system.progress import note
 
 T = TypeVar("T")
 

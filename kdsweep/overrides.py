@@ -8,7 +8,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from omegaconf import DictConfig, OmegaConf
 
-from kdsweep.errors import UserError
+from kdsweep.system.errors import UserError
 
 # What stands for a key that a configuration doesn't have, since null is a value.
 UNKNOWN = object()

@@ -14,7 +14,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from kdsweep.errors import require
+from kdsweep.system.errors import require
 
 DIFFERENCES = (0.001, 0.002, 0.003, 0.005, 0.01)  # of the table, beside the wanted one
 ARMS = 3  # that are confirmed: the chosen setting, scratch and label smoothing

@@ -17,10 +17,10 @@ import ray
 from ray._private import ray_constants
 from ray.exceptions import RayError, RayTaskError
 
-from kdsweep import interrupts
-from kdsweep.errors import RunError, UserError
 from kdsweep.jobs import Job, Outcome, Task
 from kdsweep.shipping import packed_task, received_outcome, worker_environment
+from kdsweep.system import interrupts
+from kdsweep.system.errors import RunError, UserError
 from kdsweep.worker import answered
 
 # How long a job that was cancelled may take: it closes its MLflow run.

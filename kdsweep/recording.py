@@ -15,20 +15,20 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from kdsweep import environment
 from kdsweep.assembly import container, hardware, teacher_id
 from kdsweep.data import Dataset
-from kdsweep.errors import UserError
 from kdsweep.experiment import Reached, Result
 from kdsweep.figures import learning_curve
-from kdsweep.files import atomic_path, save_tensors
-from kdsweep.masking import masked, masked_text
-from kdsweep.processes import this_process
-from kdsweep.progress import note
 from kdsweep.rules import attempt
 from kdsweep.run import Run
 from kdsweep.saved_config import saved_text
 from kdsweep.stores import UNSENT, offline_uri, store_uri
+from kdsweep.system import environment
+from kdsweep.system.errors import UserError
+from kdsweep.system.files import atomic_path, save_tensors
+from kdsweep.system.masking import masked, masked_text
+from kdsweep.system.processes import this_process
+from kdsweep.system.progress import note
 from kdsweep.teachers import Teacher
 from kdsweep.tracking import OPEN_SECONDS, Store, flatten
 from kdsweep.training import Metrics

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdsweep.aims import Aims
-from kdsweep.errors import RunError
-from kdsweep.progress import note
 from kdsweep.records import StudyRecord
+from kdsweep.system.errors import RunError
+from kdsweep.system.progress import note
 from kdsweep.tracking import Store
 
 if TYPE_CHECKING:

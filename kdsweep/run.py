@@ -20,11 +20,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdsweep.errors import PrunedError, RunError
 from kdsweep.journal import Journal
-from kdsweep.masking import masked_text
 from kdsweep.outages import is_disk_full
 from kdsweep.outbox import Outbox
+from kdsweep.system.errors import PrunedError, RunError
+from kdsweep.system.masking import masked_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from kdsweep.errors import UserError
+from kdsweep.system.errors import UserError
 
 MARK = "# kdsweep-record: "
 

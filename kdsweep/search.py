@@ -22,10 +22,10 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from kdsweep.errors import UserError
-from kdsweep.processes import ProcessId, parse_process, this_process
-from kdsweep.progress import note
 from kdsweep.rules import attempt
+from kdsweep.system.errors import UserError
+from kdsweep.system.processes import ProcessId, parse_process, this_process
+from kdsweep.system.progress import note
 from kdsweep.trials import (
     BEAT,
     BEAT_SECONDS,

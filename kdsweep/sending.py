@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kdsweep import journal
-from kdsweep.errors import RunError, UserError
 from kdsweep.outages import StoreAwayError
-from kdsweep.progress import note, progress
 from kdsweep.stores import shown
+from kdsweep.system.errors import RunError, UserError
+from kdsweep.system.progress import note, progress
 from kdsweep.tracking import Store
 
 # Someone waits at the terminal, and may call again.

@@ -10,8 +10,8 @@ import cloudpickle
 from hydra.core.singleton import Singleton
 from hydra.core.utils import setup_globals
 
-from kdsweep.errors import RunError, UserError
 from kdsweep.jobs import Outcome, Task
+from kdsweep.system.errors import RunError, UserError
 
 
 def worker_environment(threads: int) -> dict[str, str]:

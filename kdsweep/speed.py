@@ -13,10 +13,10 @@ import torch
 
 from kdsweep import assembly
 from kdsweep.data import Dataset
-from kdsweep.environment import cores
-from kdsweep.files import read_tensors
 from kdsweep.models import Classifier
 from kdsweep.numerics.hardware import resolve_device, set_threads
+from kdsweep.system.environment import cores
+from kdsweep.system.files import read_tensors
 from kdsweep.teachers import Teacher
 from kdsweep.training import DivergedError, Fit, predict
 from kdsweep.views import Views

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from hydra.core.override_parser.types import Override
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from kdsweep import interrupts
-from kdsweep.errors import PrunedError, RunError
 from kdsweep.executors import Executor
 from kdsweep.jobs import Job, Outcome
 from kdsweep.overrides import kept_beside
-from kdsweep.processes import ProcessId, parse_process, this_process
-from kdsweep.progress import note
 from kdsweep.records import RunRecord
 from kdsweep.search import FINISHED, Search
+from kdsweep.system import interrupts
+from kdsweep.system.errors import PrunedError, RunError
+from kdsweep.system.processes import ProcessId, parse_process, this_process
+from kdsweep.system.progress import note
 from kdsweep.tracking import Store
 
 # The seeds of confirmations start here, where those of baselines and trials don't come.

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import integrate, optimize, stats
 
-from kdsweep.errors import require
+from kdsweep.system.errors import require
 
 Array = NDArray[np.float64]
 Verdict = Literal["better", "worse", "not distinguishable", "unknown"]

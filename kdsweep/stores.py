@@ -16,9 +16,9 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
-from kdsweep.errors import UserError
-from kdsweep.masking import masked_text
-from kdsweep.sqlite import SQLITE, sqlite_path, sqlite_uri
+from kdsweep.system.errors import UserError
+from kdsweep.system.masking import masked_text
+from kdsweep.system.sqlite import SQLITE, sqlite_path, sqlite_uri
 
 SERVERS = ("http", "https", "databricks")
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")

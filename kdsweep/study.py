@@ -19,16 +19,16 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import BaseDistribution
 
 from kdsweep import assembly, checks, recording, report_console, report_writing, rules, sending
-from kdsweep.environment import cores
-from kdsweep.errors import UserError, require
 from kdsweep.executors import Executor, InProcess, open_executor, require_executor
 from kdsweep.forecast import forecast
 from kdsweep.jobs import Task
 from kdsweep.overrides import parsed, require_key, with_float_bounds, without_replaced_sweeps
-from kdsweep.processes import parse_process, this_process
-from kdsweep.progress import note
 from kdsweep.search import Search, delete, described, distribution_of, held_by, limits
 from kdsweep.stages import Baseline, Stages
+from kdsweep.system.environment import cores
+from kdsweep.system.errors import UserError, require
+from kdsweep.system.processes import parse_process, this_process
+from kdsweep.system.progress import note
 from kdsweep.tracking import Run, Store, flatten
 from kdsweep.trials import build_pruner, storage_url
 

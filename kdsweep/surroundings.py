@@ -1,6 +1,6 @@
 """What differs between the place where a run was made and this one: machine, software, source, data, teacher, folders.
 
-Pure: descriptions as `kdsweep.environment.describe` makes them come in, rows of a table go out.
+Pure: descriptions as `kdsweep.system.environment.describe` makes them come in, rows of a table go out.
 """
 
 from __future__ import annotations

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdsweep.errors import RunError
-from kdsweep.files import atomic_path, hash_identity, if_free, locked, read_tensors, write_tensors
-from kdsweep.progress import progress
+from kdsweep.system.errors import RunError
+from kdsweep.system.files import atomic_path, hash_identity, if_free, locked, read_tensors, write_tensors
+from kdsweep.system.progress import progress
 
 # How many rows are computed anew before a table from disk is believed.
 ROWS_CHECKED = 4

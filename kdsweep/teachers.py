@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from kdsweep.data import Dataset
-from kdsweep.errors import require
-from kdsweep.files import hash_tensors, hash_text
 from kdsweep.models import Classifier
 from kdsweep.numerics.compiling import compiled_features, worth_compiling
 from kdsweep.numerics.hardware import autocast
+from kdsweep.system.errors import require
+from kdsweep.system.files import hash_tensors, hash_text
 from kdsweep.tables import Compute, Tables
 from kdsweep.views import Views
 

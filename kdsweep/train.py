@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdsweep import cli, help_page, interrupts, masking
+from kdsweep import help_page
 from kdsweep.config_folder import CONFIG_FOLDER
-from kdsweep.errors import RunError, UserError
-from kdsweep.progress import note
+from kdsweep.system import cli, interrupts, masking
+from kdsweep.system.errors import RunError, UserError
+from kdsweep.system.progress import note
 
 # torch and MLflow take seconds to import, Hydra a third of one: a run imports them, a misspelt key does without torch
 # and MLflow, and `kdsweep --help` without all of them.
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
     from torch import Tensor
 
-    from kdsweep.checkpoint import Checkpoints
     from kdsweep.experiment import Result
+    from kdsweep.system.checkpoint import Checkpoints
     from kdsweep.teachers import Teacher
     from kdsweep.tracking import Store
     from kdsweep.training import Metrics
@@ -211,7 +212,8 @@ def _checkpoints(cfg: DictConfig, key: str, store: Store) -> Iterator[tuple[Chec
     Raises:
         UserError: There is nothing to go on from, and the configuration demands it.
     """
-    from kdsweep import checkpoint, recording
+    from kdsweep import recording
+    from kdsweep.system import checkpoint
 
     def takes(state: Mapping[str, Any]) -> bool:
         return cfg.resume is not False and recording.can_go_on(store, state["run"])
@@ -230,7 +232,7 @@ def _checkpoints(cfg: DictConfig, key: str, store: Store) -> Iterator[tuple[Chec
 def train_teacher(cfg: DictConfig) -> Result:
     """The teacher's head (unless it came trained): trains it, logs it, and keeps it where its students find it."""
     from kdsweep import assembly, experiment, recording
-    from kdsweep.files import write_tensors
+    from kdsweep.system.files import write_tensors
 
     data, views = assembly.inputs(assembly.key_of(cfg.data), cfg.view_seed, cfg.device)
     teacher = assembly.untrained_teacher(cfg)
@@ -262,7 +264,7 @@ def trained_teacher(teacher_key: str) -> Teacher:
         teacher_key: `assembly.teacher_key`; the teacher is kept for the next job of a sweep.
     """
     from kdsweep import assembly
-    from kdsweep.files import locked, read_tensors
+    from kdsweep.system.files import locked, read_tensors
 
     cfg = assembly.of_key(teacher_key)
     teacher = assembly.untrained_teacher(cfg)

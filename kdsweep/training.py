@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from kdsweep.errors import RunError, UserError, is_number, require
 from kdsweep.models import Classifier
 from kdsweep.numerics.compiling import compiled_forward
 from kdsweep.numerics.convolutions import small_maps
 from kdsweep.numerics.hardware import autocast, random_state, set_random_state
 from kdsweep.numerics.logistic import LogisticRegression
-from kdsweep.progress import progress
+from kdsweep.system.errors import RunError, UserError, is_number, require
+from kdsweep.system.progress import progress
 from kdsweep.teachers import Teacher
 from kdsweep.views import Views, batch_order, pass_of_epoch
 

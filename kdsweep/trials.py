@@ -21,11 +21,11 @@ from omegaconf import DictConfig
 from optuna.storages import BaseStorage, RDBStorage, get_storage
 from optuna.trial import Trial
 
-from kdsweep.errors import PrunedError, UserError
-from kdsweep.masking import masked_text
-from kdsweep.processes import this_process
 from kdsweep.rules import attempt
-from kdsweep.sqlite import sqlite_path, sqlite_uri, write_ahead
+from kdsweep.system.errors import PrunedError, UserError
+from kdsweep.system.masking import masked_text
+from kdsweep.system.processes import this_process
+from kdsweep.system.sqlite import sqlite_path, sqlite_uri, write_ahead
 
 log = logging.getLogger(__name__)
 

@@ -18,10 +18,10 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-from kdsweep import interrupts
-from kdsweep.errors import RunError
 from kdsweep.jobs import Job, Outcome, Task
 from kdsweep.shipping import packed_task, received_outcome, worker_environment
+from kdsweep.system import interrupts
+from kdsweep.system.errors import RunError
 from kdsweep.worker import serve
 
 # What takes seconds to import, and what a job imports of kdsweep.

@@ -17,7 +17,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from kdsweep import cli
+from kdsweep.system import cli
 
 # What `scripts/benchmark.py` can import, tests can too.
 sys.path.insert(0, str(Path(__file__).resolve().parent))

@@ -24,8 +24,8 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
 from kdsweep import ahead
-from kdsweep.errors import UserError
 from kdsweep.executors import Job, Task, open_executor
+from kdsweep.system.errors import UserError
 
 CONFIG = """
 action: value   # what the job does
@@ -118,7 +118,8 @@ def started(folder: Path) -> set[int]:
 
 def main() -> None:
     """Two jobs that would take minutes, with two threads each."""
-    from kdsweep import cli, workers
+    from kdsweep import workers
+    from kdsweep.system import cli
 
     folder, name = Path(sys.argv[1]), sys.argv[2]
     workers.PRELOADED[:] = [*sys.argv[3:], "kdsweep.worker"]  # these jobs need no torch

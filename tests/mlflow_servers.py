@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kdsweep.commands import ui
-from kdsweep.sqlite import sqlite_uri
+from kdsweep.system.sqlite import sqlite_uri
 
 
 class MlflowServer:

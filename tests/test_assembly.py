@@ -14,9 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 from kdsweep import assembly, checks, rules
 from kdsweep.checks import check
 from kdsweep.config_folder import CONFIG_FOLDER
-from kdsweep.errors import UserError
-from kdsweep.files import hash_tensors
 from kdsweep.models import FORMATS, Classifier
+from kdsweep.system.errors import UserError
+from kdsweep.system.files import hash_tensors
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ import pytest
 from benchmarks import study
 from benchmarks.measuring import Clock, Figure, Load, take_turns
 
-from kdsweep.sqlite import sqlite_uri
+from kdsweep.system.sqlite import sqlite_uri
 from kdsweep.tracking import Store
 
 

@@ -15,7 +15,7 @@ from benchmarks import decode, measuring, scale, start, trial, workers
 from benchmarks.measuring import Clock
 from PIL import Image
 
-from kdsweep.errors import RunError, UserError
+from kdsweep.system.errors import RunError, UserError
 
 QUICK = "shufflenet_v2_x0_5"
 TINY = ("--pictures", "32", "--rounds", "1", "--student", QUICK, "--teacher", QUICK, "--precision", "fp32")

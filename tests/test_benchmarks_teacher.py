@@ -11,8 +11,8 @@ import pytest
 from benchmarks import report
 from benchmarks.measuring import Figure
 
-from kdsweep.errors import UserError
 from kdsweep.numerics.compiling import has_compiler
+from kdsweep.system.errors import UserError
 
 
 @pytest.mark.slow

@@ -18,13 +18,13 @@ from commands import SHORT, Command, checkpoints, client, kdsweep, runs
 from networks import build
 from torch import Tensor, nn
 
-from kdsweep import checkpoint, interrupts
 from kdsweep import data as datasets
-from kdsweep.checkpoint import Checkpoints, expire, kept, packed, unpacked
-from kdsweep.errors import PrunedError, RunError
-from kdsweep.files import hash_tensors
 from kdsweep.losses import ce
 from kdsweep.schedules import constant, cosine, one_cycle
+from kdsweep.system import checkpoint, interrupts
+from kdsweep.system.checkpoint import Checkpoints, expire, kept, packed, unpacked
+from kdsweep.system.errors import PrunedError, RunError
+from kdsweep.system.files import hash_tensors
 from kdsweep.training import Fit, Metrics
 from kdsweep.views import Views
 

@@ -17,9 +17,9 @@ import pytest
 from commands import SHORT, kdsweep
 from conftest import console_script
 
-from kdsweep import cli
-from kdsweep.errors import RunError, UserError
-from kdsweep.interrupts import ENDS, TerminatedError
+from kdsweep.system import cli
+from kdsweep.system.errors import RunError, UserError
+from kdsweep.system.interrupts import ENDS, TerminatedError
 
 pytestmark = pytest.mark.slow
 

@@ -13,12 +13,12 @@ from test_teachers import DATA, teacher, views
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from kdsweep.errors import UserError
 from kdsweep.losses import kd
 from kdsweep.models import Classifier, Head
 from kdsweep.numerics import compiling
 from kdsweep.numerics.compiling import compiled_features, flops, has_compiler, worth_compiling
 from kdsweep.schedules import constant
+from kdsweep.system.errors import UserError
 from kdsweep.teachers import TOLERANCE
 from kdsweep.training import Fit
 from kdsweep.views import Views

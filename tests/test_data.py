@@ -23,7 +23,7 @@ from PIL import Image
 from torchvision import datasets
 
 from kdsweep import data
-from kdsweep.errors import UserError
+from kdsweep.system.errors import UserError
 
 OPTIONS: dict[str, Any] = {"val_size": 0.25, "train_fraction": 1.0, "split_seed": 0, "padding": 4, "flip": True}
 SYNTHETIC: dict[str, Any] = {"n_train": 120, "n_test": 20, "n_classes": 5, "image_size": 8, "seed": 0, **OPTIONS}

@@ -13,7 +13,7 @@ import torch
 from commands import artifacts, runs
 
 import kdsweep
-from kdsweep import environment
+from kdsweep.system import environment
 
 
 def test_the_surroundings_are_plain_values() -> None:

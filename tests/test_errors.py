@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 
-from kdsweep.errors import RunError, UserError, require, require_kinds, require_number
+from kdsweep.system.errors import RunError, UserError, require, require_kinds, require_number
 
 
 def test_a_user_error_starts_with_its_key() -> None:

@@ -24,9 +24,10 @@ from hydra.core.utils import JobReturn, JobStatus
 from jobs import application, job, started
 from rich.console import Console
 
-from kdsweep import interrupts, progress, workers
-from kdsweep.errors import RunError, UserError
+from kdsweep import workers
 from kdsweep.executors import Executor, Job, Outcome, Task, open_executor, run_job
+from kdsweep.system import interrupts, progress
+from kdsweep.system.errors import RunError, UserError
 
 
 @pytest.fixture

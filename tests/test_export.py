@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 
 from kdsweep import assembly
 from kdsweep.commands import export
-from kdsweep.errors import RunError, UserError
-from kdsweep.files import hash_tensors, write_tensors
 from kdsweep.saved_config import SavedConfig, parse
-from kdsweep.sqlite import sqlite_uri
+from kdsweep.system.errors import RunError, UserError
+from kdsweep.system.files import hash_tensors, write_tensors
+from kdsweep.system.sqlite import sqlite_uri
 from kdsweep.tracking import Store
 
 

@@ -25,8 +25,8 @@ from commands import SHORT, Command, Outcome, artifacts, kdsweep, runs, statuses
 from optuna.trial import TrialState
 from torch import Tensor
 
-from kdsweep.files import read_tensors
-from kdsweep.sqlite import sqlite_uri
+from kdsweep.system.files import read_tensors
+from kdsweep.system.sqlite import sqlite_uri
 
 pytestmark = pytest.mark.slow
 

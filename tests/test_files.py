@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kdsweep import files, interrupts
-from kdsweep.files import atomic_path, hash_identity, hash_tensors, locked, read_tensors, write_tensors
-from kdsweep.processes import ProcessId, this_process
+from kdsweep.system import files, interrupts
+from kdsweep.system.files import atomic_path, hash_identity, hash_tensors, locked, read_tensors, write_tensors
+from kdsweep.system.processes import ProcessId, this_process
 
 
 @pytest.fixture(params=[0o022, 0o027, 0o002])

@@ -18,9 +18,10 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
-from kdsweep import assembly, checks, cli, rules
+from kdsweep import assembly, checks, rules
 from kdsweep.config_folder import CONFIG_FOLDER
-from kdsweep.errors import UserError
+from kdsweep.system import cli
+from kdsweep.system.errors import UserError
 
 pytestmark = pytest.mark.slow
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdsweep.errors import UserError
 from kdsweep.numerics.hardware import autocast, resolve_device, resolve_precision, set_determinism, set_threads
+from kdsweep.system.errors import UserError
 
 CPU = torch.device("cpu")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")

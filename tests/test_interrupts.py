@@ -11,9 +11,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from kdsweep import interrupts
-from kdsweep.interrupts import TerminatedError, check, closing, deferred
-from kdsweep.progress import progress
+from kdsweep.system import interrupts
+from kdsweep.system.interrupts import TerminatedError, check, closing, deferred
+from kdsweep.system.progress import progress
 
 
 @pytest.fixture(autouse=True)

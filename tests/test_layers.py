@@ -80,9 +80,9 @@ ORDER = (
     "commands.sync",
     "sending",
     "copying",
-    "cli",
+    "system.cli",
     "experiment",
-    "checkpoint",
+    "system.checkpoint",
     "ahead",
     "training",
     "numerics.logistic",
@@ -98,7 +98,7 @@ ORDER = (
     "records",
     "runs_view",
     "stores",
-    "sqlite",
+    "system.sqlite",
     "evaluation",
     "models",
     "numerics.weights",
@@ -110,14 +110,14 @@ ORDER = (
     "schedules",
     "numerics.convolutions",
     "numerics.hardware",
-    "environment",
+    "system.environment",
     "saved_config",
-    "files",
-    "masking",
-    "processes",
-    "progress",
-    "interrupts",
-    "errors",
+    "system.files",
+    "system.masking",
+    "system.processes",
+    "system.progress",
+    "system.interrupts",
+    "system.errors",
     "__init__",
 )
 
@@ -133,7 +133,7 @@ CONFIGURATION = {
         "checks",
         "assembly",
         "rules",
-        "cli",
+        "system.cli",
         "trials",
         "commands.reproduce",
         "commands.export",
@@ -213,7 +213,8 @@ def test_frameworks_stay_where_they_belong(module: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", sorted({"tracking", "commands.report", "summary", "comparison", "commands.ui", "cli", "train", "sweeper"})
+    "module",
+    sorted({"tracking", "commands.report", "summary", "comparison", "commands.ui", "system.cli", "train", "sweeper"}),
 )
 def test_what_every_command_loads_imports_nothing_slow_at_the_top(module: str) -> None:
     """MLflow (five seconds) and torch (four) are imported inside functions, when they are needed."""

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdsweep.errors import UserError
 from kdsweep.losses import ce, kd, kl_divergence, label_smoothing
+from kdsweep.system.errors import UserError
 
 ALPHAS = (0.0, 0.3, 1.0)
 TAUS = (0.5, 1.0, 4.0, 20.0)

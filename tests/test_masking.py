@@ -1,4 +1,4 @@
-"""Claims about kdsweep.masking: what is hidden, and what stays readable."""
+"""Claims about kdsweep.system.masking: what is hidden, and what stays readable."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdsweep.masking import MASK, MaskedFormatter, is_secret, mask_files, mask_logs, masked, masked_text
+from kdsweep.system.masking import MASK, MaskedFormatter, is_secret, mask_files, mask_logs, masked, masked_text
 
 SECRET = "geheim"
 

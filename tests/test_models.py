@@ -15,8 +15,8 @@ from omegaconf import OmegaConf
 from torch.nn import functional as F
 from torchvision.transforms import Compose, Normalize, ToTensor
 
-from kdsweep.errors import UserError
 from kdsweep.models import Architecture
+from kdsweep.system.errors import UserError
 
 CHECKOUT = Path(__file__).parents[1]
 HALF = (0.5, 0.5, 0.5)

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from kdsweep import journal, outages, outbox
-from kdsweep.errors import RunError
 from kdsweep.journal import Entry, Journal, Owner
 from kdsweep.outages import is_transient, patiently
 from kdsweep.outbox import Outbox, Waiting
+from kdsweep.system.errors import RunError
 
 OWNER = Owner("run1", "http://server", "a run")
 WAITING = Waiting(call_s=0.0, end_s=1.0, killed_s=0.2)

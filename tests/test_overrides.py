@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from omegaconf import OmegaConf
 
-from kdsweep.errors import UserError
 from kdsweep.overrides import kept_beside, parsed, require_key, with_float_bounds, without_replaced_sweeps
+from kdsweep.system.errors import UserError
 
 
 def test_a_group_that_is_replaced_takes_its_keys_along() -> None:

@@ -14,9 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from kdsweep.errors import UserError
 from kdsweep.numerics import pictures
 from kdsweep.numerics.pictures import class_files, load
+from kdsweep.system.errors import UserError
 
 
 def paint(path: Path, colour: tuple[int, int, int], size: tuple[int, int] = (6, 6)) -> None:

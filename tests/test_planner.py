@@ -8,9 +8,9 @@ import re
 import pytest
 from rich.console import Console
 
-from kdsweep.errors import UserError
 from kdsweep.planner import Plan, plan, render
 from kdsweep.statistics import expected_winners_curse, power
+from kdsweep.system.errors import UserError
 
 
 def told(planned: Plan, width: int = 100) -> str:

@@ -9,10 +9,10 @@ import pytest
 from numpy.typing import NDArray
 from scipy.stats import qmc
 
-from kdsweep.errors import UserError
 from kdsweep.gaussian_process import fit
 from kdsweep.plateau import Importance, Plateau, Space, importances, plateau, surface
 from kdsweep.statistics import NoiseFloor
+from kdsweep.system.errors import UserError
 
 Array = NDArray[np.float64]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from kdsweep import processes
-from kdsweep.processes import ProcessId, parse_process, this_process
+from kdsweep.system import processes
+from kdsweep.system.processes import ProcessId, parse_process, this_process
 
 
 def test_a_process_is_found_again_by_its_text() -> None:

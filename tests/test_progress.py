@@ -11,8 +11,8 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
-from kdsweep import progress as module
-from kdsweep.progress import note, progress
+from kdsweep.system import progress as module
+from kdsweep.system.progress import note, progress
 
 
 def output(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> io.StringIO:

@@ -15,9 +15,9 @@ from records import SPACE
 
 from kdsweep import report_note, report_tables, report_writing
 from kdsweep.commands import report
-from kdsweep.errors import RunError, UserError
 from kdsweep.report_console import WIDTH
 from kdsweep.stores import store_uri
+from kdsweep.system.errors import RunError, UserError
 from kdsweep.tracking import Store
 
 # MLflow 3.17 uses what SQLAlchemy 2.1 deprecates.

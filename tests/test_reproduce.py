@@ -22,7 +22,7 @@ from kdsweep.assembly import STUDENT_KEYS
 from kdsweep.commands import reproduce
 from kdsweep.commands.originals import Original
 from kdsweep.deviation import OF_THE_CLOCK, Left
-from kdsweep.errors import UserError
+from kdsweep.system.errors import UserError
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

@@ -17,8 +17,8 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from servers import PostgreSQL
 
-from kdsweep.processes import ProcessId, parse_process
-from kdsweep.sqlite import sqlite_uri
+from kdsweep.system.processes import ProcessId, parse_process
+from kdsweep.system.sqlite import sqlite_uri
 
 pytestmark = pytest.mark.slow
 

@@ -11,8 +11,8 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from kdsweep.errors import UserError
 from kdsweep.schedules import constant, cosine, one_cycle
+from kdsweep.system.errors import UserError
 
 PEAK = 0.2
 

@@ -16,10 +16,10 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import TrialState
 
 from kdsweep import trials
-from kdsweep.errors import UserError
-from kdsweep.processes import ProcessId, this_process
 from kdsweep.search import PRUNED_AT, STARTS, Search, delete, described
-from kdsweep.sqlite import sqlite_uri
+from kdsweep.system.errors import UserError
+from kdsweep.system.processes import ProcessId, this_process
+from kdsweep.system.sqlite import sqlite_uri
 
 SPACE = {"loss.alpha": FloatDistribution(0, 1), "loss.tau": FloatDistribution(1, 20, log=True)}
 SAMPLERS = {"gp": "GP", "tpe": "TPE", "cmaes": "CmaEs", "qmc": "QMC", "random": "Random"}

@@ -28,12 +28,12 @@ from torchvision.datasets import CIFAR10, CIFAR100
 import kdsweep as package
 from kdsweep import assembly, drawings, report_writing
 from kdsweep.commands import export, ui
-from kdsweep.errors import UserError
 from kdsweep.executors import open_executor
-from kdsweep.files import read_tensors
 from kdsweep.html_report import render
 from kdsweep.records import StudyRecord
 from kdsweep.saved_config import parse
+from kdsweep.system.errors import UserError
+from kdsweep.system.files import read_tensors
 
 SECRET = "geheim4711"
 
@@ -133,7 +133,7 @@ def test_a_saved_configuration_runs_no_code(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "target", ["kdsweep.commands.ui.serve", "kdsweep.files.write_tensors", "kdsweep.shipping.packed_task"]
+    "target", ["kdsweep.commands.ui.serve", "kdsweep.system.files.write_tensors", "kdsweep.shipping.packed_task"]
 )
 def test_a_configuration_calls_components_alone(target: str) -> None:
     """Of kdsweep's functions only those that are made for it can be named."""

@@ -13,10 +13,10 @@ from hydra import compose, initialize_config_dir
 from kdsweep import assembly, speed
 from kdsweep.checks import check
 from kdsweep.config_folder import CONFIG_FOLDER
-from kdsweep.environment import cores
-from kdsweep.errors import UserError
-from kdsweep.files import write_tensors
 from kdsweep.speed import measure, missing_passes, student_speed
+from kdsweep.system.environment import cores
+from kdsweep.system.errors import UserError
+from kdsweep.system.files import write_tensors
 
 
 def config(root: Path, *words: str) -> Any:

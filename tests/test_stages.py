@@ -15,15 +15,15 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 
 from kdsweep import stages as stages_module
-from kdsweep.errors import PrunedError, RunError
 from kdsweep.jobs import Job, Outcome
 from kdsweep.overrides import parsed
-from kdsweep.processes import ProcessId, this_process
 from kdsweep.records import RunRecord
 from kdsweep.search import CAUSE, PRUNED_AT, STARTS, Search
-from kdsweep.sqlite import sqlite_uri
 from kdsweep.stages import Baseline, Stages
 from kdsweep.stores import store_uri
+from kdsweep.system.errors import PrunedError, RunError
+from kdsweep.system.processes import ProcessId, this_process
+from kdsweep.system.sqlite import sqlite_uri
 from kdsweep.tracking import PARENT, Store
 
 ALPHA = {"loss.alpha": FloatDistribution(0, 1)}

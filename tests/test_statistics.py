@@ -10,7 +10,6 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from kdsweep.errors import UserError
 from kdsweep.statistics import (
     Difference,
     bootstrap_interval,
@@ -27,6 +26,7 @@ from kdsweep.statistics import (
     verdict,
     winners_curse,
 )
+from kdsweep.system.errors import UserError
 
 FIRST = [0.912, 0.917, 0.908, 0.921, 0.915]
 SECOND = [0.909, 0.911, 0.910, 0.913, 0.911]

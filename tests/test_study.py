@@ -14,9 +14,9 @@ from commands import SHORT, Command, Outcome, artifacts, kdsweep, runs, statuses
 from omegaconf import OmegaConf
 from optuna.trial import TrialState
 
-from kdsweep.errors import UserError
-from kdsweep.sqlite import sqlite_uri
 from kdsweep.study import only_controller
+from kdsweep.system.errors import UserError
+from kdsweep.system.sqlite import sqlite_uri
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

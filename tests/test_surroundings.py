@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from kdsweep import environment
 from kdsweep.surroundings import Change, compare, moved
+from kdsweep.system import environment
 
 THEN: dict[str, Any] = {
     **{"python": "3.11.7", "cpu": "A", "cpu_features": ["AVX2", "avx2", "fma"], "gpu": None, "threads": 1},

@@ -16,10 +16,10 @@ from mlflow_servers import MlflowServer, mlflow_server
 
 from kdsweep import outbox, sending
 from kdsweep.commands import sync
-from kdsweep.errors import RunError, UserError
 from kdsweep.outbox import Waiting
-from kdsweep.processes import this_process
 from kdsweep.stores import offline_uri, store_uri
+from kdsweep.system.errors import RunError, UserError
+from kdsweep.system.processes import this_process
 from kdsweep.tracking import Run, Store
 
 pytestmark = pytest.mark.slow

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from kdsweep import data as datasets
 from kdsweep.data import Dataset
-from kdsweep.errors import UserError
-from kdsweep.files import hash_tensors, write_tensors
 from kdsweep.losses import kd
 from kdsweep.models import Classifier
 from kdsweep.schedules import constant
+from kdsweep.system.errors import UserError
+from kdsweep.system.files import hash_tensors, write_tensors
 from kdsweep.tables import TableMismatchError
 from kdsweep.teachers import TOLERANCE, Teacher
 from kdsweep.training import Fit

@@ -21,11 +21,11 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from kdsweep import environment
-from kdsweep.errors import PrunedError, RunError, UserError
 from kdsweep.outbox import Waiting
-from kdsweep.sqlite import sqlite_path
 from kdsweep.stores import artifact_folder, place_file, require_store, store_uri
+from kdsweep.system import environment
+from kdsweep.system.errors import PrunedError, RunError, UserError
+from kdsweep.system.sqlite import sqlite_path
 from kdsweep.tracking import Run, Store, flatten
 
 pytestmark = pytest.mark.filterwarnings(
@@ -376,7 +376,9 @@ def start_together(target: Any, count: int, *arguments: object) -> list[int | No
     """
     context = multiprocessing.get_context("forkserver")
     mlflow = ["mlflow", "mlflow.store.tracking.sqlalchemy_store", "alembic.command"]
-    context.set_forkserver_preload([*mlflow, "pytest", "matplotlib.figure", "kdsweep.environment", "kdsweep.tracking"])
+    context.set_forkserver_preload(
+        [*mlflow, "pytest", "matplotlib.figure", "kdsweep.system.environment", "kdsweep.tracking"]
+    )
     barrier = context.Barrier(count)
     processes = [context.Process(target=target, args=(barrier, *arguments)) for _ in range(count)]
     for process in processes:

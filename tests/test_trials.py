@@ -9,9 +9,9 @@ import optuna
 import pytest
 
 from kdsweep import trials
-from kdsweep.errors import PrunedError
-from kdsweep.processes import this_process
-from kdsweep.sqlite import sqlite_uri
+from kdsweep.system.errors import PrunedError
+from kdsweep.system.processes import this_process
+from kdsweep.system.sqlite import sqlite_uri
 from kdsweep.trials import BEAT, PROCESS, STALE_SECONDS, VALUES, Pulse, TrialLink, open_storage, storage_url
 
 

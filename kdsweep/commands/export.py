@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import kdsweep
-from kdsweep import cli
-from kdsweep.errors import RunError, UserError, require
-from kdsweep.masking import MASK, masked
 from kdsweep.records import RunRecord
 from kdsweep.saved_config import SavedConfig, parse
 from kdsweep.stores import require_store, store_uri
+from kdsweep.system import cli
+from kdsweep.system.errors import RunError, UserError, require
+from kdsweep.system.masking import MASK, masked
 from kdsweep.tracking import Store
 
 if TYPE_CHECKING:
@@ -236,7 +236,7 @@ def _network(store: Store, run: RunRecord, cfg: DictConfig, inputs: Inputs, fold
     import torch
 
     from kdsweep import assembly
-    from kdsweep.files import hash_tensors, read_tensors
+    from kdsweep.system.files import hash_tensors, read_tensors
 
     path = store.fetch(run.id, WEIGHTS, folder)
     weights = None if path is None else read_tensors(path)

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from kdsweep.deviation import Left, left_by, seed_noise
-from kdsweep.errors import UserError
 from kdsweep.records import RunRecord, StudyRecord
 from kdsweep.saved_config import SavedConfig, parse
 from kdsweep.stores import require_store
+from kdsweep.system.errors import UserError
 from kdsweep.tracking import Store
 
 CONFIG = "config.yaml"

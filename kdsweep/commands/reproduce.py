@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdsweep import cli
-from kdsweep.errors import RunError, UserError
 from kdsweep.stores import store_uri
+from kdsweep.system import cli
+from kdsweep.system.errors import RunError, UserError
 
 # What configures, trains and computes takes seconds to import: --help and a misspelt option need none of it.
 if TYPE_CHECKING:
@@ -225,7 +225,8 @@ def _show_surroundings(original: Original, cfg: DictConfig) -> bool:
 
 def _here(cfg: DictConfig) -> dict[str, Any]:
     """What the new run is made with, described as a run's record does it; refuses what can't be run."""
-    from kdsweep import assembly, checks, environment, rules
+    from kdsweep import assembly, checks, rules
+    from kdsweep.system import environment
 
     cfg = rules.settled(cfg)
     checks.check(cfg)
@@ -239,7 +240,7 @@ def _here(cfg: DictConfig) -> dict[str, Any]:
 def _make(original: Original, cfg: DictConfig, but: Sequence[str]) -> bool:
     """Makes the run, and prints how it compares; whether it is the same."""
     from kdsweep import deviation, train
-    from kdsweep.masking import masked_text
+    from kdsweep.system.masking import masked_text
 
     error: RunError | None = None
     try:
@@ -279,8 +280,8 @@ def _made(cfg: DictConfig) -> tuple[RunRecord, Left]:
     """The run that this process has made, and what it left."""
     from kdsweep import recording
     from kdsweep.commands.originals import what_is_left
-    from kdsweep.processes import this_process
     from kdsweep.saved_config import parse
+    from kdsweep.system.processes import this_process
 
     try:
         store = recording.open_store(cfg)

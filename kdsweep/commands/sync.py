@@ -11,14 +11,14 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdsweep import cli
 from kdsweep.copying import Copier
-from kdsweep.errors import RunError, UserError
 from kdsweep.outages import AwayError
-from kdsweep.progress import progress
 from kdsweep.sending import PATIENCE_SECONDS, Sent, journals, meant_for, send_unsent
-from kdsweep.sqlite import sqlite_path
 from kdsweep.stores import UNSENT, experiments, holds_store, offline_uri, shown, store_uri
+from kdsweep.system import cli
+from kdsweep.system.errors import RunError, UserError
+from kdsweep.system.progress import progress
+from kdsweep.system.sqlite import sqlite_path
 from kdsweep.tracking import Store
 
 

@@ -19,10 +19,10 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from kdsweep import runs_view
-from kdsweep.cli import line_of, one_line_arguments
-from kdsweep.errors import UserError, require
-from kdsweep.sqlite import sqlite_path
 from kdsweep.stores import artifact_folder, correct_locations, require_store, shown, store_uri
+from kdsweep.system.cli import line_of, one_line_arguments
+from kdsweep.system.errors import UserError, require
+from kdsweep.system.sqlite import sqlite_path
 
 STOP_SECONDS = 10.0
 POLL_SECONDS = 0.2

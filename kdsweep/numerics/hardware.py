@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from kdsweep.errors import UserError, require
+from kdsweep.system.errors import UserError, require
 
 PRECISIONS = ("auto", "bf16", "fp32")
 

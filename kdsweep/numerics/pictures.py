@@ -13,10 +13,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from kdsweep.environment import cores
-from kdsweep.errors import UserError
-from kdsweep.files import hash_identity, locked, read_tensors, write_tensors
-from kdsweep.progress import progress
+from kdsweep.system.environment import cores
+from kdsweep.system.errors import UserError
+from kdsweep.system.files import hash_identity, locked, read_tensors, write_tensors
+from kdsweep.system.progress import progress
 
 # Part of the key of decoded pictures: raise it when `_decode_one` returns other pixels.
 DECODER_VERSION = 1

@@ -18,7 +18,7 @@ from urllib.parse import urlparse
 import torch
 from torch import Tensor, nn
 
-from kdsweep.errors import UserError, require
+from kdsweep.system.errors import UserError, require
 
 WEIGHT_FILES = (".safetensors", ".pth", ".pt")
 

@@ -14,10 +14,10 @@ from PIL import Image
 
 from benchmarks import parts
 from benchmarks.measuring import ROUNDS, Figure, Finding, positive, take_turns, timed
-from kdsweep.environment import cores
-from kdsweep.errors import UserError
 from kdsweep.numerics import pictures
-from kdsweep.progress import progress
+from kdsweep.system.environment import cores
+from kdsweep.system.errors import UserError
+from kdsweep.system.progress import progress
 
 # Of pictures that are made here, as photos for the web are.
 MADE_SIDE = 320

@@ -11,7 +11,7 @@ from types import TracebackType
 import numpy as np
 
 from benchmarks.parts import Training
-from kdsweep.errors import RunError
+from kdsweep.system.errors import RunError
 
 _SCRIPT = Path(__file__).with_name("loops.py")
 

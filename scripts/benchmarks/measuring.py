@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from kdsweep import environment, interrupts
+from kdsweep.system import environment, interrupts
 
 Seconds = tuple[float, float]  # of the clock on the wall, and of the processor
 

@@ -22,9 +22,10 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from benchmarks.measuring import ROUNDS, Figure, Turns, positive, timed
-from kdsweep import assembly, progress
+from kdsweep import assembly
 from kdsweep.config_folder import CONFIG_FOLDER
 from kdsweep.numerics import hardware
+from kdsweep.system import progress
 from kdsweep.teachers import Teacher
 from kdsweep.training import Fit
 from kdsweep.views import pass_of_epoch

@@ -11,7 +11,7 @@ from typing import Any
 from rich.text import Text
 
 from benchmarks.measuring import Finding, plain_number
-from kdsweep.errors import UserError
+from kdsweep.system.errors import UserError
 
 HEADINGS = ("figure", "value", "least - most", "goal", "holds")
 WORDS = {True: "yes", False: "**no**", None: ""}

@@ -14,9 +14,9 @@ from hydra.types import HydraContext, RunMode
 
 from kdsweep import train
 from kdsweep.config_folder import CONFIG_FOLDER
-from kdsweep.errors import RunError
 from kdsweep.jobs import Job, Task, run_job
-from kdsweep.sqlite import sqlite_uri
+from kdsweep.system.errors import RunError
+from kdsweep.system.sqlite import sqlite_uri
 from kdsweep.tracking import Store
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from benchmarks.measuring import ROUNDS, Figure, Finding, positive, take_turns, timed
-from kdsweep.errors import RunError
+from kdsweep.system.errors import RunError
 
 GOAL = 1.5
 

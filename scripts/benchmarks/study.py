@@ -22,14 +22,14 @@ from rich.console import Console, Group
 from rich.table import Table
 
 from benchmarks.measuring import Clock, Figure, Finding, Seconds, bar, in_milliseconds, positive, shown_number
-from kdsweep import progress
 from kdsweep.config_folder import CONFIG_FOLDER
-from kdsweep.errors import PrunedError, RunError
 from kdsweep.jobs import Job, Outcome
 from kdsweep.overrides import parsed
 from kdsweep.search import FINISHED, Search, delete, distribution_of
-from kdsweep.sqlite import sqlite_uri
 from kdsweep.stages import Stages
+from kdsweep.system import progress
+from kdsweep.system.errors import PrunedError, RunError
+from kdsweep.system.sqlite import sqlite_uri
 from kdsweep.tracking import Store, flatten
 from kdsweep.trials import TrialLink, build_pruner
 

@@ -21,13 +21,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from benchmarks import parts, running
 from benchmarks.measuring import Clock, Figure, Finding, Seconds, in_milliseconds, take_turns
-from kdsweep import assembly, checks, environment, experiment, jobs, masking, recording, rules, train
-from kdsweep.errors import RunError
+from kdsweep import assembly, checks, experiment, jobs, recording, rules, train
 from kdsweep.jobs import Job, Task
 from kdsweep.numerics import hardware
 from kdsweep.outbox import Outbox
 from kdsweep.run import Run
-from kdsweep.sqlite import sqlite_uri
+from kdsweep.system import environment, masking
+from kdsweep.system.errors import RunError
+from kdsweep.system.sqlite import sqlite_uri
 from kdsweep.teachers import Teacher
 from kdsweep.tracking import Store
 from kdsweep.workers import Workers

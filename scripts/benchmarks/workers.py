@@ -17,9 +17,9 @@ from omegaconf import DictConfig
 
 from benchmarks import parts, running
 from benchmarks.measuring import Figure, Finding, take_turns
-from kdsweep.environment import cores
-from kdsweep.errors import RunError
 from kdsweep.jobs import Job, Outcome, Task
+from kdsweep.system.environment import cores
+from kdsweep.system.errors import RunError
 from kdsweep.workers import Workers
 
 # How long one waits for the others to be ready, and how often it looks.
@@ -38,8 +38,8 @@ def train_together(cfg: DictConfig, folder: str, others: int, epochs: int) -> di
     import torch
     from threadpoolctl import threadpool_info
 
-    from kdsweep.files import hash_tensors
     from kdsweep.numerics import hardware
+    from kdsweep.system.files import hash_tensors
 
     hardware.set_threads(cfg.threads)
     training = parts.Training(cfg)

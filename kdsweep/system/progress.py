@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import IO, TYPE_CHECKING, TextIO, cast
 
-from kdsweep import interrupts
+from kdsweep.system import interrupts
 
 if TYPE_CHECKING:
     from rich.console import Console

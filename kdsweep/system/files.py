@@ -22,8 +22,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kdsweep import interrupts
-from kdsweep.processes import ProcessId, this_process
+from kdsweep.system import interrupts
+from kdsweep.system.processes import ProcessId, this_process
 
 log = logging.getLogger(__name__)
 

@@ -20,9 +20,9 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from kdsweep.errors import PrunedError, RunError
-from kdsweep.files import read_tensors, write_tensors
-from kdsweep.progress import note
+from kdsweep.system.errors import PrunedError, RunError
+from kdsweep.system.files import read_tensors, write_tensors
+from kdsweep.system.progress import note
 
 KEPT = 2
 # Until a checkpoint has been timed: a disk that is neither slow nor fast.

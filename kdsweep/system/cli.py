@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
-from kdsweep import interrupts
-from kdsweep.errors import RunError, UserError
-from kdsweep.interrupts import HungUpError, TerminatedError
-from kdsweep.masking import masked_text
+from kdsweep.system import interrupts
+from kdsweep.system.errors import RunError, UserError
+from kdsweep.system.interrupts import HungUpError, TerminatedError
+from kdsweep.system.masking import masked_text
 
 USER_ERROR, FAILURE, HUNG_UP, INTERRUPTED, TERMINATED = 2, 1, 129, 130, 143
 
