@@ -15,13 +15,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from kdsweep.assembly import container, hardware, teacher_id
+from kdsweep.config.assembly import container, hardware, teacher_id
+from kdsweep.config.rules import attempt
+from kdsweep.config.saved_config import saved_text
 from kdsweep.data import Dataset
 from kdsweep.experiment import Reached, Result
 from kdsweep.figures import learning_curve
-from kdsweep.rules import attempt
 from kdsweep.run import Run
-from kdsweep.saved_config import saved_text
 from kdsweep.stores import UNSENT, offline_uri, store_uri
 from kdsweep.system import environment
 from kdsweep.system.errors import UserError

@@ -22,7 +22,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from kdsweep.rules import attempt
+from kdsweep.config.rules import attempt
 from kdsweep.system.errors import UserError
 from kdsweep.system.processes import ProcessId, parse_process, this_process
 from kdsweep.system.progress import note

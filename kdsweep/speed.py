@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from kdsweep import assembly
+from kdsweep.config import assembly
 from kdsweep.data import Dataset
 from kdsweep.models import Classifier
 from kdsweep.numerics.hardware import resolve_device, set_threads

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from hydra.core.override_parser.types import Override
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from kdsweep.config.overrides import kept_beside
 from kdsweep.executors import Executor
 from kdsweep.jobs import Job, Outcome
-from kdsweep.overrides import kept_beside
 from kdsweep.records import RunRecord
 from kdsweep.search import FINISHED, Search
 from kdsweep.system import interrupts

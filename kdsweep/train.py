@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdsweep import help_page
-from kdsweep.config_folder import CONFIG_FOLDER
+from kdsweep.config import help_page
+from kdsweep.config.config_folder import CONFIG_FOLDER
 from kdsweep.system import cli, interrupts, masking
 from kdsweep.system.errors import RunError, UserError
 from kdsweep.system.progress import note
@@ -79,13 +79,13 @@ def train(cfg: DictConfig) -> float | tuple[float, ...]:
         DivergedError: The loss became NaN or infinite.
         PrunedError: The run is a trial that its study's pruner stops.
     """
-    from kdsweep.rules import check_values, objectives, settled
+    from kdsweep.config.rules import check_values, objectives, settled
 
     cfg = settled(cfg)
     check_values(cfg)
     # What follows imports torch.
-    from kdsweep.assembly import in_force, teacher_config
-    from kdsweep.checks import check_components
+    from kdsweep.config.assembly import in_force, teacher_config
+    from kdsweep.config.checks import check_components
 
     check_components(cfg)
     with _enough_memory(cfg), _trial(cfg) as trial:
@@ -97,7 +97,7 @@ def train(cfg: DictConfig) -> float | tuple[float, ...]:
 
 
 def _value(metrics: Metrics, objective: str) -> float:
-    from kdsweep.rules import OBJECTIVES
+    from kdsweep.config.rules import OBJECTIVES
 
     if objective not in metrics:
         known = ", ".join(name for name in OBJECTIVES if name in metrics)
@@ -143,7 +143,8 @@ def _trial(cfg: DictConfig) -> Iterator[TrialLink | None]:
 
 def train_student(cfg: DictConfig, trial: TrialLink | None = None) -> Result:
     """One student, with a teacher or without: builds it, trains it, logs it, and reports its epochs to its `trial`."""
-    from kdsweep import ahead, assembly, experiment, recording, rules, training
+    from kdsweep import ahead, experiment, recording, training
+    from kdsweep.config import assembly, rules
     from kdsweep.views import passes_of_run
 
     data, views = assembly.inputs(assembly.key_of(cfg.data), cfg.view_seed, cfg.device)
@@ -231,7 +232,8 @@ def _checkpoints(cfg: DictConfig, key: str, store: Store) -> Iterator[tuple[Chec
 
 def train_teacher(cfg: DictConfig) -> Result:
     """The teacher's head (unless it came trained): trains it, logs it, and keeps it where its students find it."""
-    from kdsweep import assembly, experiment, recording
+    from kdsweep import experiment, recording
+    from kdsweep.config import assembly
     from kdsweep.system.files import write_tensors
 
     data, views = assembly.inputs(assembly.key_of(cfg.data), cfg.view_seed, cfg.device)
@@ -263,7 +265,7 @@ def trained_teacher(teacher_key: str) -> Teacher:
     Args:
         teacher_key: `assembly.teacher_key`; the teacher is kept for the next job of a sweep.
     """
-    from kdsweep import assembly
+    from kdsweep.config import assembly
     from kdsweep.system.files import locked, read_tensors
 
     cfg = assembly.of_key(teacher_key)

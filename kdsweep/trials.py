@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 from optuna.storages import BaseStorage, RDBStorage, get_storage
 from optuna.trial import Trial
 
-from kdsweep.rules import attempt
+from kdsweep.config.rules import attempt
 from kdsweep.system.errors import PrunedError, UserError
 from kdsweep.system.masking import masked_text
 from kdsweep.system.processes import this_process

@@ -11,9 +11,9 @@ from commands import SHORT
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from kdsweep import assembly, checks, rules
-from kdsweep.checks import check
-from kdsweep.config_folder import CONFIG_FOLDER
+from kdsweep.config import assembly, checks, rules
+from kdsweep.config.checks import check
+from kdsweep.config.config_folder import CONFIG_FOLDER
 from kdsweep.models import FORMATS, Classifier
 from kdsweep.system.errors import UserError
 from kdsweep.system.files import hash_tensors

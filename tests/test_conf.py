@@ -20,9 +20,9 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 import kdsweep
-from kdsweep import assembly
-from kdsweep.checks import check
-from kdsweep.config_folder import CONFIG_FOLDER
+from kdsweep.config import assembly
+from kdsweep.config.checks import check
+from kdsweep.config.config_folder import CONFIG_FOLDER
 from kdsweep.sweeper import StudySweeper
 from kdsweep.trials import build_pruner
 

@@ -15,9 +15,9 @@ from commands import SHORT, artifacts, client, kdsweep, runs
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from kdsweep import assembly
 from kdsweep.commands import export
-from kdsweep.saved_config import SavedConfig, parse
+from kdsweep.config import assembly
+from kdsweep.config.saved_config import SavedConfig, parse
 from kdsweep.system.errors import RunError, UserError
 from kdsweep.system.files import hash_tensors, write_tensors
 from kdsweep.system.sqlite import sqlite_uri

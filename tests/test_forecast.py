@@ -10,8 +10,8 @@ from commands import SHORT
 from hydra import compose, initialize_config_dir
 from speeds import PLANNED, speed, without_teacher
 
-from kdsweep.checks import check
-from kdsweep.config_folder import CONFIG_FOLDER
+from kdsweep.config.checks import check
+from kdsweep.config.config_folder import CONFIG_FOLDER
 from kdsweep.estimate import estimate
 from kdsweep.forecast import LONG_SECONDS, Alternative, Forecast, forecast, less_work, roughly, worth_it
 from kdsweep.speed import Speed

@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
-from kdsweep import assembly, checks, rules
-from kdsweep.config_folder import CONFIG_FOLDER
+from kdsweep.config import assembly, checks, rules
+from kdsweep.config.config_folder import CONFIG_FOLDER
 from kdsweep.system import cli
 from kdsweep.system.errors import UserError
 

@@ -9,8 +9,9 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from kdsweep import help_page, train
-from kdsweep.config_folder import CONFIG_FOLDER
+from kdsweep import train
+from kdsweep.config import help_page
+from kdsweep.config.config_folder import CONFIG_FOLDER
 
 OPTIONS = [
     f"{path.parent.name}={path.stem}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from omegaconf import OmegaConf
 
-from kdsweep.overrides import kept_beside, parsed, require_key, with_float_bounds, without_replaced_sweeps
+from kdsweep.config.overrides import kept_beside, parsed, require_key, with_float_bounds, without_replaced_sweeps
 from kdsweep.system.errors import UserError
 
 

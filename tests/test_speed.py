@@ -10,9 +10,10 @@ import torch
 from commands import SHORT
 from hydra import compose, initialize_config_dir
 
-from kdsweep import assembly, speed
-from kdsweep.checks import check
-from kdsweep.config_folder import CONFIG_FOLDER
+from kdsweep import speed
+from kdsweep.config import assembly
+from kdsweep.config.checks import check
+from kdsweep.config.config_folder import CONFIG_FOLDER
 from kdsweep.speed import measure, missing_passes, student_speed
 from kdsweep.system.environment import cores
 from kdsweep.system.errors import UserError

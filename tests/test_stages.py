@@ -15,8 +15,8 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 
 from kdsweep import stages as stages_module
+from kdsweep.config.overrides import parsed
 from kdsweep.jobs import Job, Outcome
-from kdsweep.overrides import parsed
 from kdsweep.records import RunRecord
 from kdsweep.search import CAUSE, PRUNED_AT, STARTS, Search
 from kdsweep.stages import Baseline, Stages

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import kdsweep
+from kdsweep.config.saved_config import SavedConfig, parse
 from kdsweep.records import RunRecord
-from kdsweep.saved_config import SavedConfig, parse
 from kdsweep.stores import require_store, store_uri
 from kdsweep.system import cli
 from kdsweep.system.errors import RunError, UserError, require
@@ -207,7 +207,7 @@ def _inputs(cfg: DictConfig, saved: SavedConfig) -> Inputs:
     """The run's data set; what the run recorded of it where the pictures are missing or others."""
     import torch
 
-    from kdsweep import assembly
+    from kdsweep.config import assembly
 
     recorded = saved.record.get("inputs")
     try:
@@ -235,7 +235,7 @@ def _network(store: Store, run: RunRecord, cfg: DictConfig, inputs: Inputs, fold
     """The trained network, with the weights that it fetches into `folder`."""
     import torch
 
-    from kdsweep import assembly
+    from kdsweep.config import assembly
     from kdsweep.system.files import hash_tensors, read_tensors
 
     path = store.fetch(run.id, WEIGHTS, folder)

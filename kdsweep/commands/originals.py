@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kdsweep.config.saved_config import SavedConfig, parse
 from kdsweep.deviation import Left, left_by, seed_noise
 from kdsweep.records import RunRecord, StudyRecord
-from kdsweep.saved_config import SavedConfig, parse
 from kdsweep.stores import require_store
 from kdsweep.system.errors import UserError
 from kdsweep.tracking import Store

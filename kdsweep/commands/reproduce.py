@@ -111,7 +111,7 @@ def again(original: Original, options: argparse.Namespace) -> DictConfig:
     _tie(cfg, defaults)
     if cfg.arm == "teacher":
         # What only students need; the run will do without, and the check of values will not.
-        from kdsweep.assembly import STUDENT_KEYS
+        from kdsweep.config.assembly import STUDENT_KEYS
 
         for key in STUDENT_KEYS:
             cfg[key] = defaults[key]
@@ -124,7 +124,7 @@ def _defaults() -> DictConfig:
     """The configuration of `kdsweep` without arguments."""
     from hydra import compose, initialize_config_dir
 
-    from kdsweep.config_folder import CONFIG_FOLDER
+    from kdsweep.config.config_folder import CONFIG_FOLDER
 
     with initialize_config_dir(str(CONFIG_FOLDER)):
         return compose("config")
@@ -173,8 +173,8 @@ def _set(cfg: DictConfig, lines: Iterable[str]) -> None:
     """
     from omegaconf import OmegaConf
 
-    from kdsweep.assembly import STUDENT_KEYS
-    from kdsweep.overrides import UNKNOWN, parsed
+    from kdsweep.config.assembly import STUDENT_KEYS
+    from kdsweep.config.overrides import UNKNOWN, parsed
 
     for override in parsed(list(lines)):
         key = override.key_or_group
@@ -195,7 +195,7 @@ def _set(cfg: DictConfig, lines: Iterable[str]) -> None:
 
 
 def _refuse_masked(cfg: DictConfig) -> None:
-    from kdsweep.assembly import container
+    from kdsweep.config.assembly import container
     from kdsweep.tracking import flatten
 
     for key, value in flatten({name: container(cfg)[name] for name in GROUPS}).items():
@@ -225,7 +225,7 @@ def _show_surroundings(original: Original, cfg: DictConfig) -> bool:
 
 def _here(cfg: DictConfig) -> dict[str, Any]:
     """What the new run is made with, described as a run's record does it; refuses what can't be run."""
-    from kdsweep import assembly, checks, rules
+    from kdsweep.config import assembly, checks, rules
     from kdsweep.system import environment
 
     cfg = rules.settled(cfg)
@@ -280,7 +280,7 @@ def _made(cfg: DictConfig) -> tuple[RunRecord, Left]:
     """The run that this process has made, and what it left."""
     from kdsweep import recording
     from kdsweep.commands.originals import what_is_left
-    from kdsweep.saved_config import parse
+    from kdsweep.config.saved_config import parse
     from kdsweep.system.processes import this_process
 
     try:

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import parts
 from benchmarks.measuring import Figure, Finding, positive, take_turns, timed
-from kdsweep import assembly
+from kdsweep.config import assembly
 from kdsweep.numerics.convolutions import small_maps
 from kdsweep.numerics.hardware import autocast
 

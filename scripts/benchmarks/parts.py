@@ -22,8 +22,8 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from benchmarks.measuring import ROUNDS, Figure, Turns, positive, timed
-from kdsweep import assembly
-from kdsweep.config_folder import CONFIG_FOLDER
+from kdsweep.config import assembly
+from kdsweep.config.config_folder import CONFIG_FOLDER
 from kdsweep.numerics import hardware
 from kdsweep.system import progress
 from kdsweep.teachers import Teacher

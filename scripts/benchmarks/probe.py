@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.measuring import ROUNDS, Figure, Finding, positive, take_turns, timed
-from kdsweep import assembly
-from kdsweep.config_folder import CONFIG_FOLDER
+from kdsweep.config import assembly
+from kdsweep.config.config_folder import CONFIG_FOLDER
 
 GOAL = 10.0
 CLASSES = 10

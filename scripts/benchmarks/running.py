@@ -13,7 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import HydraContext, RunMode
 
 from kdsweep import train
-from kdsweep.config_folder import CONFIG_FOLDER
+from kdsweep.config.config_folder import CONFIG_FOLDER
 from kdsweep.jobs import Job, Task, run_job
 from kdsweep.system.errors import RunError
 from kdsweep.system.sqlite import sqlite_uri

@@ -22,9 +22,9 @@ from rich.console import Console, Group
 from rich.table import Table
 
 from benchmarks.measuring import Clock, Figure, Finding, Seconds, bar, in_milliseconds, positive, shown_number
-from kdsweep.config_folder import CONFIG_FOLDER
+from kdsweep.config.config_folder import CONFIG_FOLDER
+from kdsweep.config.overrides import parsed
 from kdsweep.jobs import Job, Outcome
-from kdsweep.overrides import parsed
 from kdsweep.search import FINISHED, Search, delete, distribution_of
 from kdsweep.stages import Stages
 from kdsweep.system import progress
@@ -337,7 +337,7 @@ def composed(sampler: str, pruner: str, folder: Path) -> DictConfig:
 
 def measure_study(sampler: str, pruner: str, n_trials: int, storage: str | None, folder: Path) -> Series:
     """Runs a study of empty trials, without baselines and confirmation, with stores of its own in `folder`."""
-    from kdsweep import assembly, rules
+    from kdsweep.config import assembly, rules
 
     folder.mkdir(parents=True, exist_ok=True)
     whole = composed(sampler, pruner, folder)

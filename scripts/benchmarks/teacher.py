@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks import parts
 from benchmarks.measuring import Figure, Finding, positive, take_turns, timed
-from kdsweep import assembly
+from kdsweep.config import assembly
 from kdsweep.models import Classifier
 from kdsweep.numerics.compiling import WORTH_FLOPS, compiled_features, flops, has_compiler
 from kdsweep.numerics.hardware import autocast

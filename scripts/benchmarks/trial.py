@@ -21,7 +21,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from benchmarks import parts, running
 from benchmarks.measuring import Clock, Figure, Finding, Seconds, in_milliseconds, take_turns
-from kdsweep import assembly, checks, experiment, jobs, recording, rules, train
+from kdsweep import experiment, jobs, recording, train
+from kdsweep.config import assembly, checks, rules
 from kdsweep.jobs import Job, Task
 from kdsweep.numerics import hardware
 from kdsweep.outbox import Outbox

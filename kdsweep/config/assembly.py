@@ -15,10 +15,10 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from kdsweep.config.rules import attempt
 from kdsweep.data import Dataset
 from kdsweep.models import Classifier
 from kdsweep.numerics.hardware import resolve_device, resolve_precision
-from kdsweep.rules import attempt
 from kdsweep.system import environment
 from kdsweep.system.errors import UserError, require_kinds
 from kdsweep.system.files import hash_identity

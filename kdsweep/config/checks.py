@@ -10,9 +10,9 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from kdsweep import training
-from kdsweep.assembly import build, key_of, of_key
+from kdsweep.config.assembly import build, key_of, of_key
+from kdsweep.config.rules import attempt, check_values
 from kdsweep.numerics.hardware import resolve_device, resolve_precision, set_determinism, set_threads
-from kdsweep.rules import attempt, check_values
 from kdsweep.system.errors import UserError, require
 
 
