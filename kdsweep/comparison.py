@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kdsweep.aims import Aims, Objective
-from kdsweep.records import RunRecord, StudyRecord
+from kdsweep.tracking.records import RunRecord, StudyRecord
 
 # Arms in the table's order, as they are tagged. Those of STUDENTS are confirmed with fresh seeds.
 ROLES = ("teacher", "scratch", "label_smoothing", "distill")

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 from kdsweep.aims import Objective
 from kdsweep.comparison import repetitions
-from kdsweep.records import RunRecord, StudyRecord
 from kdsweep.statistics import noise_floor
+from kdsweep.tracking.records import RunRecord, StudyRecord
 
 # Metrics of the clock and the machine.
 OF_THE_CLOCK = re.compile(r"(.*_)?seconds$|.*_per_second$|system/")

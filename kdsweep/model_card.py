@@ -11,7 +11,7 @@ from typing import Any
 
 import kdsweep
 from kdsweep.comparison import Spread
-from kdsweep.records import RunRecord
+from kdsweep.tracking.records import RunRecord
 
 TEMPLATE = "model_card.md.jinja"
 

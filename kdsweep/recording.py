@@ -21,8 +21,6 @@ from kdsweep.config.saved_config import saved_text
 from kdsweep.data import Dataset
 from kdsweep.experiment import Reached, Result
 from kdsweep.figures import learning_curve
-from kdsweep.run import Run
-from kdsweep.stores import UNSENT, offline_uri, store_uri
 from kdsweep.system import environment
 from kdsweep.system.errors import UserError
 from kdsweep.system.files import atomic_path, save_tensors
@@ -30,7 +28,9 @@ from kdsweep.system.masking import masked, masked_text
 from kdsweep.system.processes import this_process
 from kdsweep.system.progress import note
 from kdsweep.teachers import Teacher
-from kdsweep.tracking import OPEN_SECONDS, Store, flatten
+from kdsweep.tracking.run import Run
+from kdsweep.tracking.stores import UNSENT, offline_uri, store_uri
+from kdsweep.tracking.tracking import OPEN_SECONDS, Store, flatten
 from kdsweep.training import Metrics
 
 if TYPE_CHECKING:

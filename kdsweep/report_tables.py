@@ -11,8 +11,8 @@ from kdsweep import verdict
 from kdsweep.aims import short_key, short_value
 from kdsweep.comparison import EPOCHS_TO_TARGET, METRICS, TARGET_SHARE, Arm, Trial
 from kdsweep.economy import duration
-from kdsweep.records import StudyRecord
 from kdsweep.summary import Report
+from kdsweep.tracking.records import StudyRecord
 
 # Heading (its lines keep the table narrow), factor, decimals.
 COLUMNS = {

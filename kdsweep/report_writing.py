@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdsweep.aims import Aims
-from kdsweep.records import StudyRecord
 from kdsweep.system.errors import RunError
 from kdsweep.system.progress import note
-from kdsweep.tracking import Store
+from kdsweep.tracking.records import StudyRecord
+from kdsweep.tracking.tracking import Store
 
 if TYPE_CHECKING:
     from kdsweep.comparison import Readings

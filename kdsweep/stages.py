@@ -16,13 +16,13 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from kdsweep.config.overrides import kept_beside
 from kdsweep.executors import Executor
 from kdsweep.jobs import Job, Outcome
-from kdsweep.records import RunRecord
 from kdsweep.search import FINISHED, Search
 from kdsweep.system import interrupts
 from kdsweep.system.errors import PrunedError, RunError
 from kdsweep.system.processes import ProcessId, parse_process, this_process
 from kdsweep.system.progress import note
-from kdsweep.tracking import Store
+from kdsweep.tracking.records import RunRecord
+from kdsweep.tracking.tracking import Store
 
 # The seeds of confirmations start here, where those of baselines and trials don't come.
 FIRST_FRESH_SEED = 1000

@@ -18,7 +18,7 @@ from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl
 from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import BaseDistribution
 
-from kdsweep import recording, report_console, report_writing, sending
+from kdsweep import recording, report_console, report_writing
 from kdsweep.config import assembly, checks, rules
 from kdsweep.config.overrides import parsed, require_key, with_float_bounds, without_replaced_sweeps
 from kdsweep.executors import Executor, InProcess, open_executor, require_executor
@@ -30,7 +30,8 @@ from kdsweep.system.environment import cores
 from kdsweep.system.errors import UserError, require
 from kdsweep.system.processes import parse_process, this_process
 from kdsweep.system.progress import note
-from kdsweep.tracking import Run, Store, flatten
+from kdsweep.tracking import sending
+from kdsweep.tracking.tracking import Run, Store, flatten
 from kdsweep.trials import build_pruner, storage_url
 
 # What may differ when a study goes on: how much of it there is to be, and where and how it is carried out.

@@ -23,7 +23,7 @@ from kdsweep.comparison import (
 )
 from kdsweep.economy import Economy
 from kdsweep.landscape import Landscape
-from kdsweep.records import StudyRecord
+from kdsweep.tracking.records import StudyRecord
 from kdsweep.verdict import Verdict
 
 SAME = 0.005  # points; less is not visible in the table

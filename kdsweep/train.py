@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from kdsweep.experiment import Result
     from kdsweep.system.checkpoint import Checkpoints
     from kdsweep.teachers import Teacher
-    from kdsweep.tracking import Store
+    from kdsweep.tracking.tracking import Store
     from kdsweep.training import Metrics
     from kdsweep.trials import TrialLink
 

@@ -9,8 +9,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from kdsweep.comparison import Comparison, Readings, compare
-from kdsweep.records import RunRecord, StudyRecord
 from kdsweep.summary import Report, summarise
+from kdsweep.tracking.records import RunRecord, StudyRecord
 
 ids = itertools.count()
 

@@ -10,7 +10,7 @@ import pytest
 
 from kdsweep import deviation
 from kdsweep.deviation import Deviation, Left, compare
-from kdsweep.records import RunRecord, StudyRecord
+from kdsweep.tracking.records import RunRecord, StudyRecord
 
 HISTORY = {"val/accuracy": [(1, 0.5), (2, 0.75)], "train/loss": [(1, 2.0), (2, 1.0)], "epoch_seconds": [(1, 3.0)]}
 METRICS = {"val/accuracy": 0.75, "train/loss": 1.0, "test/accuracy": 0.7, "seconds": 5.0}

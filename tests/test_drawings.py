@@ -10,8 +10,8 @@ import pytest
 from records import SPACE, fresh, pruned, record, summary, trial
 
 from kdsweep.drawings import CAPTIONS, draw
-from kdsweep.records import RunRecord
 from kdsweep.summary import Report
+from kdsweep.tracking.records import RunRecord
 
 RISE = [0.5, 0.7, 0.8, 0.85, 0.9]
 

@@ -21,7 +21,7 @@ from kdsweep.config.saved_config import SavedConfig, parse
 from kdsweep.system.errors import RunError, UserError
 from kdsweep.system.files import hash_tensors, write_tensors
 from kdsweep.system.sqlite import sqlite_uri
-from kdsweep.tracking import Store
+from kdsweep.tracking.tracking import Store
 
 
 @pytest.fixture(scope="module")

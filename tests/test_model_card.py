@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from kdsweep.comparison import Spread
 from kdsweep.model_card import Card, Check, loading, plain, render, shortened
 from kdsweep.models import Architecture
-from kdsweep.records import RunRecord
+from kdsweep.tracking.records import RunRecord
 
 RUN = RunRecord(
     id="0123456789abcdef",

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from kdsweep import journal, outages, outbox
-from kdsweep.journal import Entry, Journal, Owner
-from kdsweep.outages import is_transient, patiently
-from kdsweep.outbox import Outbox, Waiting
 from kdsweep.system.errors import RunError
+from kdsweep.tracking import journal, outages, outbox
+from kdsweep.tracking.journal import Entry, Journal, Owner
+from kdsweep.tracking.outages import is_transient, patiently
+from kdsweep.tracking.outbox import Outbox, Waiting
 
 OWNER = Owner("run1", "http://server", "a run")
 WAITING = Waiting(call_s=0.0, end_s=1.0, killed_s=0.2)

@@ -16,9 +16,9 @@ from records import SPACE
 from kdsweep import report_note, report_tables, report_writing
 from kdsweep.commands import report
 from kdsweep.report_console import WIDTH
-from kdsweep.stores import store_uri
 from kdsweep.system.errors import RunError, UserError
-from kdsweep.tracking import Store
+from kdsweep.tracking.stores import store_uri
+from kdsweep.tracking.tracking import Store
 
 # MLflow 3.17 uses what SQLAlchemy 2.1 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")

@@ -32,9 +32,9 @@ from kdsweep.config import assembly
 from kdsweep.config.saved_config import parse
 from kdsweep.executors import open_executor
 from kdsweep.html_report import render
-from kdsweep.records import StudyRecord
 from kdsweep.system.errors import UserError
 from kdsweep.system.files import read_tensors
+from kdsweep.tracking.records import StudyRecord
 
 SECRET = "geheim4711"
 

@@ -17,14 +17,14 @@ from optuna.trial import TrialState
 from kdsweep import stages as stages_module
 from kdsweep.config.overrides import parsed
 from kdsweep.jobs import Job, Outcome
-from kdsweep.records import RunRecord
 from kdsweep.search import CAUSE, PRUNED_AT, STARTS, Search
 from kdsweep.stages import Baseline, Stages
-from kdsweep.stores import store_uri
 from kdsweep.system.errors import PrunedError, RunError
 from kdsweep.system.processes import ProcessId, this_process
 from kdsweep.system.sqlite import sqlite_uri
-from kdsweep.tracking import PARENT, Store
+from kdsweep.tracking.records import RunRecord
+from kdsweep.tracking.stores import store_uri
+from kdsweep.tracking.tracking import PARENT, Store
 
 ALPHA = {"loss.alpha": FloatDistribution(0, 1)}
 COMMAND = parsed(["loss.alpha=interval(0.0,1.0)", "optimizer.lr=0.03", "seed=5", "loss.tau=3"])

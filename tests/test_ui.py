@@ -19,10 +19,10 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from kdsweep import runs_view
 from kdsweep.commands import ui
-from kdsweep.stores import store_uri
-from kdsweep.tracking import Store
+from kdsweep.tracking import runs_view
+from kdsweep.tracking.stores import store_uri
+from kdsweep.tracking.tracking import Store
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning:mlflow.store.tracking.sqlalchemy_store",

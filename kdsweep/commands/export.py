@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import kdsweep
 from kdsweep.config.saved_config import SavedConfig, parse
-from kdsweep.records import RunRecord
-from kdsweep.stores import require_store, store_uri
 from kdsweep.system import cli
 from kdsweep.system.errors import RunError, UserError, require
 from kdsweep.system.masking import MASK, masked
-from kdsweep.tracking import Store
+from kdsweep.tracking.records import RunRecord
+from kdsweep.tracking.stores import require_store, store_uri
+from kdsweep.tracking.tracking import Store
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

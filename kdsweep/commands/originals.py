@@ -11,10 +11,10 @@ from typing import Any
 
 from kdsweep.config.saved_config import SavedConfig, parse
 from kdsweep.deviation import Left, left_by, seed_noise
-from kdsweep.records import RunRecord, StudyRecord
-from kdsweep.stores import require_store
 from kdsweep.system.errors import UserError
-from kdsweep.tracking import Store
+from kdsweep.tracking.records import RunRecord, StudyRecord
+from kdsweep.tracking.stores import require_store
+from kdsweep.tracking.tracking import Store
 
 CONFIG = "config.yaml"
 

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kdsweep.report_writing import default_folder, readings, write
-from kdsweep.stores import require_store, store_uri
 from kdsweep.system import cli
 from kdsweep.system.errors import UserError, require
-from kdsweep.tracking import Store
+from kdsweep.tracking.stores import require_store, store_uri
+from kdsweep.tracking.tracking import Store
 
 # Of a plan: the difference and the search that it is made for, where neither the user nor a study says.
 DIFFERENCE_POINTS, N_TRIALS = 0.3, 30

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdsweep.stores import store_uri
 from kdsweep.system import cli
 from kdsweep.system.errors import RunError, UserError
+from kdsweep.tracking.stores import store_uri
 
 # What configures, trains and computes takes seconds to import: --help and a misspelt option need none of it.
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from kdsweep.commands.originals import Original
     from kdsweep.deviation import Left
-    from kdsweep.records import RunRecord
+    from kdsweep.tracking.records import RunRecord
 
 DIFFERS = 3  # exit status
 CONFIG = "config.yaml"
@@ -196,7 +196,7 @@ def _set(cfg: DictConfig, lines: Iterable[str]) -> None:
 
 def _refuse_masked(cfg: DictConfig) -> None:
     from kdsweep.config.assembly import container
-    from kdsweep.tracking import flatten
+    from kdsweep.tracking.tracking import flatten
 
     for key, value in flatten({name: container(cfg)[name] for name in GROUPS}).items():
         if MASK in str(value):

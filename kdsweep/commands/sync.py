@@ -11,15 +11,15 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdsweep.copying import Copier
-from kdsweep.outages import AwayError
-from kdsweep.sending import PATIENCE_SECONDS, Sent, journals, meant_for, send_unsent
-from kdsweep.stores import UNSENT, experiments, holds_store, offline_uri, shown, store_uri
 from kdsweep.system import cli
 from kdsweep.system.errors import RunError, UserError
 from kdsweep.system.progress import progress
 from kdsweep.system.sqlite import sqlite_path
-from kdsweep.tracking import Store
+from kdsweep.tracking.copying import Copier
+from kdsweep.tracking.outages import AwayError
+from kdsweep.tracking.sending import PATIENCE_SECONDS, Sent, journals, meant_for, send_unsent
+from kdsweep.tracking.stores import UNSENT, experiments, holds_store, offline_uri, shown, store_uri
+from kdsweep.tracking.tracking import Store
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -18,11 +18,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from kdsweep import runs_view
-from kdsweep.stores import artifact_folder, correct_locations, require_store, shown, store_uri
 from kdsweep.system.cli import line_of, one_line_arguments
 from kdsweep.system.errors import UserError, require
 from kdsweep.system.sqlite import sqlite_path
+from kdsweep.tracking import runs_view
+from kdsweep.tracking.stores import artifact_folder, correct_locations, require_store, shown, store_uri
 
 STOP_SECONDS = 10.0
 POLL_SECONDS = 0.2

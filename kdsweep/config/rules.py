@@ -11,8 +11,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from kdsweep import loss_rules
-from kdsweep.stores import store_uri
 from kdsweep.system.errors import UserError, require
+from kdsweep.tracking.stores import store_uri
 
 ARMS = ("teacher", "scratch", "label_smoothing", "distill")
 

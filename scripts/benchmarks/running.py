@@ -17,7 +17,7 @@ from kdsweep.config.config_folder import CONFIG_FOLDER
 from kdsweep.jobs import Job, Task, run_job
 from kdsweep.system.errors import RunError
 from kdsweep.system.sqlite import sqlite_uri
-from kdsweep.tracking import Store
+from kdsweep.tracking.tracking import Store
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from kdsweep.stages import Stages
 from kdsweep.system import progress
 from kdsweep.system.errors import PrunedError, RunError
 from kdsweep.system.sqlite import sqlite_uri
-from kdsweep.tracking import Store, flatten
+from kdsweep.tracking.tracking import Store, flatten
 from kdsweep.trials import TrialLink, build_pruner
 
 if TYPE_CHECKING:
@@ -420,7 +420,7 @@ def verdict(series: Series) -> str:
 
 def measure(arguments: argparse.Namespace) -> Finding:
     """Time per trial outside of training, over a study of empty trials."""
-    from kdsweep import tracking
+    from kdsweep.tracking import tracking
 
     tracking._import_mlflow()  # seconds that no trial should be charged
     chosen = [arguments.sampler] if arguments.sampler else ["random", "gp"]

@@ -25,13 +25,13 @@ from kdsweep import experiment, jobs, recording, train
 from kdsweep.config import assembly, checks, rules
 from kdsweep.jobs import Job, Task
 from kdsweep.numerics import hardware
-from kdsweep.outbox import Outbox
-from kdsweep.run import Run
 from kdsweep.system import environment, masking
 from kdsweep.system.errors import RunError
 from kdsweep.system.sqlite import sqlite_uri
 from kdsweep.teachers import Teacher
-from kdsweep.tracking import Store
+from kdsweep.tracking.outbox import Outbox
+from kdsweep.tracking.run import Run
+from kdsweep.tracking.tracking import Store
 from kdsweep.workers import Workers
 
 TRIAL_GOAL, START_GOAL, TRACKING_GOAL = 0.5, 0.1, 0.005

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from kdsweep.journal import Entry
-from kdsweep.outages import is_transient
-from kdsweep.stores import file_path, place_file
+from kdsweep.tracking.journal import Entry
+from kdsweep.tracking.outages import is_transient
+from kdsweep.tracking.stores import file_path, place_file
 
 
 def _write_params(client: Any, run_id: str, entry: Entry) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kdsweep import journal
-from kdsweep.outages import StoreAwayError
-from kdsweep.stores import shown
 from kdsweep.system.errors import RunError, UserError
 from kdsweep.system.progress import note, progress
-from kdsweep.tracking import Store
+from kdsweep.tracking import journal
+from kdsweep.tracking.outages import StoreAwayError
+from kdsweep.tracking.stores import shown
+from kdsweep.tracking.tracking import Store
 
 # Someone waits at the terminal, and may call again.
 PATIENCE_SECONDS = 30.0

@@ -22,16 +22,24 @@ from typing import Any
 
 from filelock import FileLock
 
-from kdsweep import entries, runs_view
-from kdsweep.journal import Entry, Journal, Owner
-from kdsweep.outages import PATIENCE_SECONDS, AwayError, first_line, is_disk_full, is_transient, patiently
-from kdsweep.outbox import LOCAL, REMOTE, Outbox
-from kdsweep.records import RunRecord, StudyRecord
-from kdsweep.run import Run, disk_full, milliseconds
-from kdsweep.stores import artifact_folder, correct_locations, holds_store, lock_path, shown, unsent_folder, user_name
 from kdsweep.system import interrupts
 from kdsweep.system.errors import RunError, UserError
 from kdsweep.system.sqlite import sqlite_path, sqlite_uri, write_ahead
+from kdsweep.tracking import entries, runs_view
+from kdsweep.tracking.journal import Entry, Journal, Owner
+from kdsweep.tracking.outages import PATIENCE_SECONDS, AwayError, first_line, is_disk_full, is_transient, patiently
+from kdsweep.tracking.outbox import LOCAL, REMOTE, Outbox
+from kdsweep.tracking.records import RunRecord, StudyRecord
+from kdsweep.tracking.run import Run, disk_full, milliseconds
+from kdsweep.tracking.stores import (
+    artifact_folder,
+    correct_locations,
+    holds_store,
+    lock_path,
+    shown,
+    unsent_folder,
+    user_name,
+)
 
 PARENT, NOTE = "mlflow.parentRunId", "mlflow.note.content"
 # Digest of the description that we wrote.

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from kdsweep.journal import Entry
-from kdsweep.records import RunRecord
-from kdsweep.run import milliseconds
-from kdsweep.stores import file_path
 from kdsweep.system.processes import parse_process
-from kdsweep.tracking import PARENT, Store
+from kdsweep.tracking.journal import Entry
+from kdsweep.tracking.records import RunRecord
+from kdsweep.tracking.run import milliseconds
+from kdsweep.tracking.stores import file_path
+from kdsweep.tracking.tracking import PARENT, Store
 
 SENT, SENT_END, SENT_FROM = "kdsweep.sent", "kdsweep.sent_end", "kdsweep.sent_from"
 

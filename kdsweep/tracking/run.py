@@ -20,11 +20,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdsweep.journal import Journal
-from kdsweep.outages import is_disk_full
-from kdsweep.outbox import Outbox
 from kdsweep.system.errors import PrunedError, RunError
 from kdsweep.system.masking import masked_text
+from kdsweep.tracking.journal import Journal
+from kdsweep.tracking.outages import is_disk_full
+from kdsweep.tracking.outbox import Outbox
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -11,10 +11,10 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from kdsweep.journal import Entry, Journal
-from kdsweep.outages import first_line, is_transient, pauses
 from kdsweep.system import interrupts
 from kdsweep.system.progress import note
+from kdsweep.tracking.journal import Entry, Journal
+from kdsweep.tracking.outages import first_line, is_transient, pauses
 
 # An entry that has been under way for so long counts as failed: a process that is killed should lose nothing.
 SLOW_SECONDS = 3.0
