@@ -8,8 +8,8 @@ from pathlib import Path
 
 import kdsweep
 from kdsweep import report_tables
+from kdsweep.analysis.summary import Report
 from kdsweep.drawings import CAPTIONS
-from kdsweep.summary import Report
 
 TEMPLATE = "report.html.jinja"
 

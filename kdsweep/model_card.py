@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import kdsweep
-from kdsweep.comparison import Spread
+from kdsweep.analysis.comparison import Spread
 from kdsweep.tracking.records import RunRecord
 
 TEMPLATE = "model_card.md.jinja"

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kdsweep import report_tables
-from kdsweep.summary import Report
+from kdsweep.analysis.summary import Report
 
 TRIALS_SHOWN = 10
 WIDTH = 100  # characters a line, where the output is no terminal

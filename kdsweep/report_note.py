@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from kdsweep import report_tables
-from kdsweep.summary import Report
+from kdsweep.analysis.summary import Report
 
 WHOLE = "*By kdsweep-report; figures and tables: `report/report.html` among the artifacts.*"
 # MLflow takes no longer tag.

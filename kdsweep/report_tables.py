@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from kdsweep import verdict
-from kdsweep.aims import short_key, short_value
-from kdsweep.comparison import EPOCHS_TO_TARGET, METRICS, TARGET_SHARE, Arm, Trial
-from kdsweep.economy import duration
-from kdsweep.summary import Report
+from kdsweep.analysis import verdict
+from kdsweep.analysis.aims import short_key, short_value
+from kdsweep.analysis.comparison import EPOCHS_TO_TARGET, METRICS, TARGET_SHARE, Arm, Trial
+from kdsweep.analysis.economy import duration
+from kdsweep.analysis.summary import Report
 from kdsweep.tracking.records import StudyRecord
 
 # Heading (its lines keep the table narrow), factor, decimals.

@@ -10,15 +10,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdsweep.aims import Aims
+from kdsweep.analysis.aims import Aims
 from kdsweep.system.errors import RunError
 from kdsweep.system.progress import note
 from kdsweep.tracking.records import StudyRecord
 from kdsweep.tracking.tracking import Store
 
 if TYPE_CHECKING:
-    from kdsweep.comparison import Readings
-    from kdsweep.summary import Report
+    from kdsweep.analysis.comparison import Readings
+    from kdsweep.analysis.summary import Report
 
 # Bytes of a folder's name.
 LONGEST_NAME = 200
@@ -37,7 +37,7 @@ def write(store: Store, study_name: str | None, out: Path) -> Report:
     """
     # What draws and fits takes seconds to import; --help and a misspelt option need none of it.
     from kdsweep import drawings, html_report, report_note
-    from kdsweep.summary import summarise
+    from kdsweep.analysis.summary import summarise
 
     study = store.study(study_name)
     report = summarise(study, readings(store, study))
@@ -67,7 +67,7 @@ def default_folder(root: Path, study: StudyRecord) -> Path:
 
 def readings(store: Store, study: StudyRecord) -> Readings:
     """The histories and the reliability diagrams of a study's finished runs."""
-    from kdsweep.comparison import STUDENTS, Readings
+    from kdsweep.analysis.comparison import STUDENTS, Readings
 
     metrics = ("val/accuracy", "epoch_seconds", Aims.read(study.parent.tags).objective.metric)
     runs = [run for run in study.runs() if run.role in STUDENTS]

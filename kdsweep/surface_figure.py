@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.colorbar import Colorbar
     from matplotlib.figure import Figure
 
-    from kdsweep.plateau import Surface
+    from kdsweep.analysis.plateau import Surface
 
 
 # Share of an axis beyond the space, so that a point on its border doesn't cover what stands there.

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from kdsweep.comparison import Comparison, Readings, compare
-from kdsweep.summary import Report, summarise
+from kdsweep.analysis.comparison import Comparison, Readings, compare
+from kdsweep.analysis.summary import Report, summarise
 from kdsweep.tracking.records import RunRecord, StudyRecord
 
 ids = itertools.count()

@@ -7,8 +7,8 @@ import math
 import pytest
 from records import compared, fresh, pruned, record, study, trial
 
-from kdsweep.aims import Objective
-from kdsweep.comparison import Spread, pareto, repetitions
+from kdsweep.analysis.aims import Objective
+from kdsweep.analysis.comparison import Spread, pareto, repetitions
 
 # Arms and their spread
 

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from kdsweep import deviation
-from kdsweep.deviation import Deviation, Left, compare
+from kdsweep.analysis import deviation
+from kdsweep.analysis.deviation import Deviation, Left, compare
 from kdsweep.tracking.records import RunRecord, StudyRecord
 
 HISTORY = {"val/accuracy": [(1, 0.5), (2, 0.75)], "train/loss": [(1, 2.0), (2, 1.0)], "epoch_seconds": [(1, 3.0)]}

@@ -8,8 +8,8 @@ from html.parser import HTMLParser
 
 from records import fresh, pruned, record, summary, trial
 
+from kdsweep.analysis.summary import Report
 from kdsweep.html_report import render
-from kdsweep.summary import Report
 
 EMPTY = {"meta", "img", "br", "link"}
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from kdsweep.comparison import Spread
+from kdsweep.analysis.comparison import Spread
 from kdsweep.model_card import Card, Check, loading, plain, render, shortened
 from kdsweep.models import Architecture
 from kdsweep.tracking.records import RunRecord

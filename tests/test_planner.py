@@ -8,8 +8,8 @@ import re
 import pytest
 from rich.console import Console
 
-from kdsweep.planner import Plan, plan, render
-from kdsweep.statistics import expected_winners_curse, power
+from kdsweep.analysis.planner import Plan, plan, render
+from kdsweep.analysis.statistics import expected_winners_curse, power
 from kdsweep.system.errors import UserError
 
 

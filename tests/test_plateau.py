@@ -1,4 +1,4 @@
-"""Claims about kdsweep.plateau and its Gaussian process, against written-out formulas and simulated surfaces."""
+"""Claims about kdsweep.analysis.plateau and its Gaussian process, against written-out formulas and simulated surfaces."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 from numpy.typing import NDArray
 from scipy.stats import qmc
 
-from kdsweep.gaussian_process import fit
-from kdsweep.plateau import Importance, Plateau, Space, importances, plateau, surface
-from kdsweep.statistics import NoiseFloor
+from kdsweep.analysis.gaussian_process import fit
+from kdsweep.analysis.plateau import Importance, Plateau, Space, importances, plateau, surface
+from kdsweep.analysis.statistics import NoiseFloor
 from kdsweep.system.errors import UserError
 
 Array = NDArray[np.float64]

@@ -6,8 +6,8 @@ import pytest
 from records import fresh, pruned, record, summary, trial
 
 from kdsweep import report_console
+from kdsweep.analysis.summary import Report
 from kdsweep.report_console import WIDTH
-from kdsweep.summary import Report
 
 
 def shown(report: Report, capsys: pytest.CaptureFixture[str]) -> str:

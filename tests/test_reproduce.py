@@ -17,11 +17,11 @@ import pytest
 from commands import PRELOADED, SECONDS, SHORT, Command, Outcome, artifacts, client, kdsweep, runs, statuses
 from omegaconf import OmegaConf
 
+from kdsweep.analysis.deviation import OF_THE_CLOCK, Left
 from kdsweep.commands import reproduce
 from kdsweep.commands.originals import Original
 from kdsweep.config import rules, saved_config
 from kdsweep.config.assembly import STUDENT_KEYS
-from kdsweep.deviation import OF_THE_CLOCK, Left
 from kdsweep.system.errors import UserError
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Claims about kdsweep.statistics, against scipy, against formulas written out, and against simulated studies."""
+"""Claims about kdsweep.analysis.statistics, against scipy, against formulas written out, and against simulated studies."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from kdsweep.statistics import (
+from kdsweep.analysis.statistics import (
     Difference,
     bootstrap_interval,
     detectable_difference,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from kdsweep.plateau import Surface
+from kdsweep.analysis.plateau import Surface
 from kdsweep.surface_figure import Axis, Points, colour_range, search_surface
 
 AXES = (Axis("alpha (weight)"), Axis("tau (temperature)", log=True))

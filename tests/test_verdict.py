@@ -9,8 +9,8 @@ import pytest
 from records import compared, fresh, record, trial
 from scipy import stats
 
-from kdsweep import verdict
-from kdsweep.verdict import Verdict, headline, judge, sentence
+from kdsweep.analysis import verdict
+from kdsweep.analysis.verdict import Verdict, headline, judge, sentence
 
 BASE = (0.900, 0.903, 0.899, 0.902, 0.901)
 NOISE = (0.0002, -0.0003, 0.0001, 0.0004, -0.0001)

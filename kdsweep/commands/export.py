@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
     from torch import Tensor
 
-    from kdsweep.comparison import Spread
+    from kdsweep.analysis.comparison import Spread
     from kdsweep.model_card import Check
     from kdsweep.models import Classifier
 
@@ -368,7 +368,7 @@ def _describe(
 
 def _spread(store: Store, run: RunRecord) -> Spread | None:
     """Test accuracy over the fresh seeds of a confirmation's arm; None for other runs."""
-    from kdsweep.comparison import spread
+    from kdsweep.analysis.comparison import spread
 
     parent = run.params.get("tracking.parent", "None")
     if run.stage != "confirmation" or parent == "None":

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kdsweep.analysis.deviation import Left, left_by, seed_noise
 from kdsweep.config.saved_config import SavedConfig, parse
-from kdsweep.deviation import Left, left_by, seed_noise
 from kdsweep.system.errors import UserError
 from kdsweep.tracking.records import RunRecord, StudyRecord
 from kdsweep.tracking.stores import require_store

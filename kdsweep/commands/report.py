@@ -76,7 +76,7 @@ def _show_plan(options: argparse.Namespace) -> None:
         require(value is None or value >= 1, f"{name} >= 1", value, f"--{name}")
     from rich.console import Console
 
-    from kdsweep import planner
+    from kdsweep.analysis import planner
 
     known = {} if options.noise is not None and options.study is None else _of_study(options)
     if options.noise is not None:
@@ -95,7 +95,7 @@ def _show_plan(options: argparse.Namespace) -> None:
 
 def _of_study(options: argparse.Namespace) -> dict[str, object]:
     """What a finished study knows for the plan of the next: arguments of `planner.plan`."""
-    from kdsweep.summary import summarise
+    from kdsweep.analysis.summary import summarise
 
     try:
         store = _open(options)

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
     from rich.table import Table
 
+    from kdsweep.analysis.deviation import Left
     from kdsweep.commands.originals import Original
-    from kdsweep.deviation import Left
     from kdsweep.tracking.records import RunRecord
 
 DIFFERS = 3  # exit status
@@ -86,7 +86,7 @@ def again(original: Original, options: argparse.Namespace) -> DictConfig:
     """The configuration of the new run: the old one on the old hardware settings, in this place, but for --set."""
     from omegaconf import DictConfig, OmegaConf
 
-    from kdsweep.surroundings import moved
+    from kdsweep.analysis.surroundings import moved
 
     defaults = _defaults()
     saved, old = original.config, dict(original.config.get("paths") or {})
@@ -208,7 +208,7 @@ def _refuse_masked(cfg: DictConfig) -> None:
 
 def _show_surroundings(original: Original, cfg: DictConfig) -> bool:
     """Prints what differs from then; whether anything does."""
-    from kdsweep import surroundings
+    from kdsweep.analysis import surroundings
 
     found = surroundings.compare(original.surroundings, _here(cfg))
     if not original.surroundings:
@@ -239,7 +239,8 @@ def _here(cfg: DictConfig) -> dict[str, Any]:
 
 def _make(original: Original, cfg: DictConfig, but: Sequence[str]) -> bool:
     """Makes the run, and prints how it compares; whether it is the same."""
-    from kdsweep import deviation, train
+    from kdsweep import train
+    from kdsweep.analysis import deviation
     from kdsweep.system.masking import masked_text
 
     error: RunError | None = None

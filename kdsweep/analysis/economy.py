@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from kdsweep import statistics
-from kdsweep.comparison import STUDENTS, Comparison, Spread, finished, spread
-from kdsweep.statistics import RankCorrelation
+from kdsweep.analysis import statistics
+from kdsweep.analysis.comparison import STUDENTS, Comparison, Spread, finished, spread
+from kdsweep.analysis.statistics import RankCorrelation
 
 # Below this a score at the pruning epoch tells too little about the final one.
 LOW_RANK = 0.7

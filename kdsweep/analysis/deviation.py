@@ -11,9 +11,9 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from kdsweep.aims import Objective
-from kdsweep.comparison import repetitions
-from kdsweep.statistics import noise_floor
+from kdsweep.analysis.aims import Objective
+from kdsweep.analysis.comparison import repetitions
+from kdsweep.analysis.statistics import noise_floor
 from kdsweep.tracking.records import RunRecord, StudyRecord
 
 # Metrics of the clock and the machine.

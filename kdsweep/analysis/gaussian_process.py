@@ -20,7 +20,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
-from kdsweep.statistics import ROUNDING, NoiseFloor
+from kdsweep.analysis.statistics import ROUNDING, NoiseFloor
 from kdsweep.system.errors import require
 
 Array = NDArray[np.float64]

@@ -7,11 +7,11 @@ import statistics as plain
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from kdsweep import plateau as fitted
-from kdsweep.aims import Dimension, Objective, setting, short_key
-from kdsweep.comparison import Comparison, Trial
-from kdsweep.plateau import Importance, Plateau, Space, Surface
-from kdsweep.statistics import NoiseFloor
+from kdsweep.analysis import plateau as fitted
+from kdsweep.analysis.aims import Dimension, Objective, setting, short_key
+from kdsweep.analysis.comparison import Comparison, Trial
+from kdsweep.analysis.plateau import Importance, Plateau, Space, Surface
+from kdsweep.analysis.statistics import NoiseFloor
 
 # A key without a declared scale that was tried over this ratio is seen on a logarithmic one.
 LOG_RATIO = 10

@@ -9,9 +9,9 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from kdsweep import statistics
-from kdsweep.comparison import Comparison, repetitions
-from kdsweep.statistics import Difference, NoiseFloor, WinnersCurse
+from kdsweep.analysis import statistics
+from kdsweep.analysis.comparison import Comparison, repetitions
+from kdsweep.analysis.statistics import Difference, NoiseFloor, WinnersCurse
 
 METRIC = "test/accuracy"
 

@@ -106,7 +106,7 @@ def plan(
     require(0 < difference < math.inf, "difference > 0", difference, "difference")
     for name, count in (("n_trials", n_trials), ("n_jobs", n_jobs), ("comparisons", comparisons)):
         require(count >= 1, f"{name} >= 1", count, name)
-    from kdsweep.statistics import detectable_difference, expected_winners_curse, seeds_needed
+    from kdsweep.analysis.statistics import detectable_difference, expected_winners_curse, seeds_needed
 
     paired_sd = math.sqrt(2) * noise_sd if paired_sd is None else paired_sd
     each = ALPHA / comparisons
@@ -201,7 +201,7 @@ def _points(fraction: float) -> str:
 
 
 def _count(seeds: int) -> str:
-    from kdsweep.statistics import MOST_SEEDS
+    from kdsweep.analysis.statistics import MOST_SEEDS
 
     return f"{seeds:,}" if seeds < MOST_SEEDS else f"{MOST_SEEDS:,} or more"
 
@@ -211,6 +211,6 @@ def _at_a_time(planned: Plan) -> str:
 
 
 def _about(seconds: float) -> str:
-    from kdsweep.economy import duration
+    from kdsweep.analysis.economy import duration
 
     return duration(seconds if seconds < 120 else 60 * round(seconds / 60)).removesuffix(" 0 s")

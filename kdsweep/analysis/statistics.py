@@ -1,7 +1,7 @@
 """What repeated seeds say: noise, paired differences, their verdict, and how many seeds a difference takes.
 
 Values come in and go out in one unit, whichever it is; in this project they are fractions, not points. Nothing here
-knows of studies, runs or arms: see `kdsweep.verdict`. The surface over alpha and tau is in `kdsweep.plateau`.
+knows of studies, runs or arms: see `kdsweep.analysis.verdict`. The surface over alpha and tau is in `kdsweep.analysis.plateau`.
 """
 
 from __future__ import annotations
@@ -216,7 +216,7 @@ def power(n: int, difference: float, sd: float, alpha: float = 0.05) -> float:
 def seeds_needed(difference: float, sd: float, power: float = 0.8, alpha: float = 0.05) -> int:
     """The fewest pairs, at least two, with which the paired t test sees a true `difference` with this `power`.
 
-    `sd` as in `kdsweep.statistics.power`. A million, the most that is answered, also stands for more.
+    `sd` as in `kdsweep.analysis.statistics.power`. A million, the most that is answered, also stands for more.
     """
     require(difference != 0, "difference != 0", difference, "difference")
     require(0 < power < 1, "0 < power < 1", power, "power")

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from kdsweep.gaussian_process import Fit, Space, fit
-from kdsweep.statistics import NoiseFloor
+from kdsweep.analysis.gaussian_process import Fit, Space, fit
+from kdsweep.analysis.statistics import NoiseFloor
 from kdsweep.system.errors import require
 
 __all__ = ["FEWEST", "Importance", "Plateau", "Space", "Surface", "importances", "plateau", "surface"]

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from kdsweep.aims import Aims, Objective
+from kdsweep.analysis.aims import Aims, Objective
 from kdsweep.tracking.records import RunRecord, StudyRecord
 
 # Arms in the table's order, as they are tagged. Those of STUDENTS are confirmed with fresh seeds.

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kdsweep import economy, landscape, verdict
-from kdsweep.aims import setting
-from kdsweep.comparison import (
+from kdsweep.analysis import economy, landscape, verdict
+from kdsweep.analysis.aims import setting
+from kdsweep.analysis.comparison import (
     SETTING,
     STUDENTS,
     TRAINING,
@@ -21,10 +21,10 @@ from kdsweep.comparison import (
     differing,
     pareto,
 )
-from kdsweep.economy import Economy
-from kdsweep.landscape import Landscape
+from kdsweep.analysis.economy import Economy
+from kdsweep.analysis.landscape import Landscape
+from kdsweep.analysis.verdict import Verdict
 from kdsweep.tracking.records import StudyRecord
-from kdsweep.verdict import Verdict
 
 SAME = 0.005  # points; less is not visible in the table
 
