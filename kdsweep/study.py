@@ -18,12 +18,13 @@ from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl
 from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import BaseDistribution
 
-from kdsweep import recording, report_console, report_writing
+from kdsweep import recording
 from kdsweep.config import assembly, checks, rules
 from kdsweep.config.overrides import parsed, require_key, with_float_bounds, without_replaced_sweeps
 from kdsweep.executors import Executor, InProcess, open_executor, require_executor
 from kdsweep.forecast import forecast
 from kdsweep.jobs import Task
+from kdsweep.report import report_console, report_writing
 from kdsweep.search import Search, delete, described, distribution_of, held_by, limits
 from kdsweep.stages import Baseline, Stages
 from kdsweep.system.environment import cores

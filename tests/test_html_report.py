@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 from records import fresh, pruned, record, summary, trial
 
 from kdsweep.analysis.summary import Report
-from kdsweep.html_report import render
+from kdsweep.report.html_report import render
 
 EMPTY = {"meta", "img", "br", "link"}
 

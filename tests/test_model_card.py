@@ -1,4 +1,4 @@
-"""Claims about kdsweep.model_card: the card tells what was measured, and its code loads the network."""
+"""Claims about kdsweep.report.model_card: the card tells what was measured, and its code loads the network."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import save_file
 
 from kdsweep.analysis.comparison import Spread
-from kdsweep.model_card import Card, Check, loading, plain, render, shortened
 from kdsweep.models import Architecture
+from kdsweep.report.model_card import Card, Check, loading, plain, render, shortened
 from kdsweep.tracking.records import RunRecord
 
 RUN = RunRecord(

@@ -13,9 +13,9 @@ import pytest
 from mlflow import MlflowClient
 from records import SPACE
 
-from kdsweep import report_note, report_tables, report_writing
 from kdsweep.commands import report
-from kdsweep.report_console import WIDTH
+from kdsweep.report import report_note, report_tables, report_writing
+from kdsweep.report.report_console import WIDTH
 from kdsweep.system.errors import RunError, UserError
 from kdsweep.tracking.stores import store_uri
 from kdsweep.tracking.tracking import Store

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from records import fresh, pruned, record, summary, trial
 
-from kdsweep import report_console
 from kdsweep.analysis.summary import Report
-from kdsweep.report_console import WIDTH
+from kdsweep.report import report_console
+from kdsweep.report.report_console import WIDTH
 
 
 def shown(report: Report, capsys: pytest.CaptureFixture[str]) -> str:

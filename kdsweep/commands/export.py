@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from kdsweep.analysis.comparison import Spread
-    from kdsweep.model_card import Check
     from kdsweep.models import Classifier
+    from kdsweep.report.model_card import Check
 
 FORMATS = ("pt2", "onnx", "none")
 STUDENTS = ("scratch", "label_smoothing", "distill")
@@ -308,7 +308,7 @@ def _compared(network: Classifier, answer: Callable[[Tensor], Tensor], inputs: I
     """How `answer` compares with the network; `RunError` if they differ by more than arithmetic explains."""
     import torch
 
-    from kdsweep.model_card import Check
+    from kdsweep.report.model_card import Check
 
     with torch.inference_mode():
         batches = inputs.pictures.split(BATCH)
@@ -334,7 +334,7 @@ def _describe(
     """Writes config.json and the model card."""
     import yaml
 
-    from kdsweep import model_card
+    from kdsweep.report import model_card
 
     network_of = {key: saved.config["model"][key] for key in ("library", "name", "stem")}
     height, width = inputs.pictures.shape[1:3]

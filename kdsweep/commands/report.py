@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdsweep.report_writing import default_folder, readings, write
+from kdsweep.report.report_writing import default_folder, readings, write
 from kdsweep.system import cli
 from kdsweep.system.errors import UserError, require
 from kdsweep.tracking.stores import require_store, store_uri
@@ -32,7 +32,7 @@ def _main(arguments: Sequence[str] | None) -> None:
         return
     store = _open(options)
     study = store.study(options.study)
-    from kdsweep import report_console
+    from kdsweep.report import report_console
 
     report_console.show(write(store, study.parent.id, options.out or default_folder(options.root, study)))
 

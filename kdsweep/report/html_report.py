@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import kdsweep
-from kdsweep import report_tables
 from kdsweep.analysis.summary import Report
 from kdsweep.drawings import CAPTIONS
+from kdsweep.report import report_tables
 
 TEMPLATE = "report.html.jinja"
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from kdsweep import report_tables
 from kdsweep.analysis.summary import Report
+from kdsweep.report import report_tables
 
 WHOLE = "*By kdsweep-report; figures and tables: `report/report.html` among the artifacts.*"
 # MLflow takes no longer tag.

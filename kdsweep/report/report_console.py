@@ -9,8 +9,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from kdsweep import report_tables
 from kdsweep.analysis.summary import Report
+from kdsweep.report import report_tables
 
 TRIALS_SHOWN = 10
 WIDTH = 100  # characters a line, where the output is no terminal
