@@ -20,7 +20,7 @@ from kdsweep.config.rules import attempt
 from kdsweep.config.saved_config import saved_text
 from kdsweep.data import Dataset
 from kdsweep.experiment import Reached, Result
-from kdsweep.figures import learning_curve
+from kdsweep.report.figures.figures import learning_curve
 from kdsweep.system import environment
 from kdsweep.system.errors import UserError
 from kdsweep.system.files import atomic_path, save_tensors

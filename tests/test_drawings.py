@@ -10,7 +10,7 @@ import pytest
 from records import SPACE, fresh, pruned, record, summary, trial
 
 from kdsweep.analysis.summary import Report
-from kdsweep.drawings import CAPTIONS, draw
+from kdsweep.report.figures.drawings import CAPTIONS, draw
 from kdsweep.tracking.records import RunRecord
 
 RISE = [0.5, 0.7, 0.8, 0.85, 0.9]

@@ -26,12 +26,12 @@ from records import fresh, pruned, record, summary, trial
 from torchvision.datasets import CIFAR10, CIFAR100
 
 import kdsweep as package
-from kdsweep import drawings
 from kdsweep.commands import export, ui
 from kdsweep.config import assembly
 from kdsweep.config.saved_config import parse
 from kdsweep.executors import open_executor
 from kdsweep.report import report_writing
+from kdsweep.report.figures import drawings
 from kdsweep.report.html_report import render
 from kdsweep.system.errors import UserError
 from kdsweep.system.files import read_tensors

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import kdsweep
 from kdsweep.analysis.summary import Report
-from kdsweep.drawings import CAPTIONS
 from kdsweep.report import report_tables
+from kdsweep.report.figures.drawings import CAPTIONS
 
 TEMPLATE = "report.html.jinja"
 
@@ -18,7 +18,7 @@ def render(report: Report, pictures: Mapping[str, bytes]) -> str:
     """The page.
 
     Args:
-        pictures: PNG files by their names in `kdsweep.drawings.CAPTIONS`.
+        pictures: PNG files by their names in `kdsweep.report.figures.drawings.CAPTIONS`.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 

@@ -36,9 +36,9 @@ def write(store: Store, study_name: str | None, out: Path) -> Report:
         UserError: There is no such study.
     """
     # What draws and fits takes seconds to import; --help and a misspelt option need none of it.
-    from kdsweep import drawings
     from kdsweep.analysis.summary import summarise
     from kdsweep.report import html_report, report_note
+    from kdsweep.report.figures import drawings
 
     study = store.study(study_name)
     report = summarise(study, readings(store, study))

@@ -7,14 +7,14 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from kdsweep import arm_figures, figures, search_figures, surface_figure
 from kdsweep.analysis import verdict
 from kdsweep.analysis.aims import Dimension, short_key
 from kdsweep.analysis.comparison import STUDENTS, Arm
 from kdsweep.analysis.landscape import axes
 from kdsweep.analysis.summary import Report
-from kdsweep.arm_figures import Interval
-from kdsweep.search_figures import Course, Scale
+from kdsweep.report.figures import arm_figures, figures, search_figures, surface_figure
+from kdsweep.report.figures.arm_figures import Interval
+from kdsweep.report.figures.search_figures import Course, Scale
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
