@@ -321,5 +321,5 @@ def test_a_report_takes_no_markup_from_a_store() -> None:
 
 def test_every_template_escapes() -> None:
     """The report's page escapes by itself: nothing in it is marked as safe."""
-    page = (Path(package.__file__).with_name("templates") / "report.html.jinja").read_text()
+    page = (Path(package.__file__).parent / "report/templates/report.html.jinja").read_text()
     assert not re.search(r"\|\s*safe\b|autoescape\s+false|Markup", page)
