@@ -34,7 +34,7 @@ from kdsweep.tracking.tracking import OPEN_SECONDS, Store, flatten
 from kdsweep.training import Metrics
 
 if TYPE_CHECKING:
-    from kdsweep.trials import TrialLink
+    from kdsweep.execution.trials import TrialLink
 
 log = logging.getLogger(__name__)
 

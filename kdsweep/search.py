@@ -23,10 +23,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from kdsweep.config.rules import attempt
-from kdsweep.system.errors import UserError
-from kdsweep.system.processes import ProcessId, parse_process, this_process
-from kdsweep.system.progress import note
-from kdsweep.trials import (
+from kdsweep.execution.trials import (
     BEAT,
     BEAT_SECONDS,
     PROCESS,
@@ -38,6 +35,9 @@ from kdsweep.trials import (
     build_pruner,
     open_storage,
 )
+from kdsweep.system.errors import UserError
+from kdsweep.system.processes import ProcessId, parse_process, this_process
+from kdsweep.system.progress import note
 
 # What the sweeper writes into a trial, and into the study.
 STARTS, PRUNED_AT, CAUSE = "kdsweep.starts", "kdsweep.pruned_at", "kdsweep.cause"

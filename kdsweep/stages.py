@@ -14,8 +14,8 @@ from hydra.core.override_parser.types import Override
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from kdsweep.config.overrides import kept_beside
-from kdsweep.executors import Executor
-from kdsweep.jobs import Job, Outcome
+from kdsweep.execution.executors import Executor
+from kdsweep.execution.jobs import Job, Outcome
 from kdsweep.search import FINISHED, Search
 from kdsweep.system import interrupts
 from kdsweep.system.errors import PrunedError, RunError

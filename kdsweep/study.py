@@ -21,9 +21,10 @@ from optuna.distributions import BaseDistribution
 from kdsweep import recording
 from kdsweep.config import assembly, checks, rules
 from kdsweep.config.overrides import parsed, require_key, with_float_bounds, without_replaced_sweeps
-from kdsweep.executors import Executor, InProcess, open_executor, require_executor
+from kdsweep.execution.executors import Executor, InProcess, open_executor, require_executor
+from kdsweep.execution.jobs import Task
+from kdsweep.execution.trials import build_pruner, storage_url
 from kdsweep.forecast import forecast
-from kdsweep.jobs import Task
 from kdsweep.report import report_console, report_writing
 from kdsweep.search import Search, delete, described, distribution_of, held_by, limits
 from kdsweep.stages import Baseline, Stages
@@ -33,7 +34,6 @@ from kdsweep.system.processes import parse_process, this_process
 from kdsweep.system.progress import note
 from kdsweep.tracking import sending
 from kdsweep.tracking.tracking import Run, Store, flatten
-from kdsweep.trials import build_pruner, storage_url
 
 # What may differ when a study goes on: how much of it there is to be, and where and how it is carried out.
 FREE = re.compile(

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
     from torch import Tensor
 
+    from kdsweep.execution.trials import TrialLink
     from kdsweep.experiment import Result
     from kdsweep.system.checkpoint import Checkpoints
     from kdsweep.teachers import Teacher
     from kdsweep.tracking.tracking import Store
     from kdsweep.training import Metrics
-    from kdsweep.trials import TrialLink
 
 
 def main() -> None:
@@ -131,7 +131,7 @@ def _trial(cfg: DictConfig) -> Iterator[TrialLink | None]:
         return
     from hydra.core.hydra_config import HydraConfig
 
-    from kdsweep.trials import TrialLink, build_pruner, storage_url
+    from kdsweep.execution.trials import TrialLink, build_pruner, storage_url
 
     study = HydraConfig.get().sweeper
     pruner = None if study.pruner is None else build_pruner(study.pruner)
@@ -143,8 +143,9 @@ def _trial(cfg: DictConfig) -> Iterator[TrialLink | None]:
 
 def train_student(cfg: DictConfig, trial: TrialLink | None = None) -> Result:
     """One student, with a teacher or without: builds it, trains it, logs it, and reports its epochs to its `trial`."""
-    from kdsweep import ahead, experiment, recording, training
+    from kdsweep import experiment, recording, training
     from kdsweep.config import assembly, rules
+    from kdsweep.execution import ahead
     from kdsweep.views import passes_of_run
 
     data, views = assembly.inputs(assembly.key_of(cfg.data), cfg.view_seed, cfg.device)

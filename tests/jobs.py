@@ -23,8 +23,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
-from kdsweep import ahead
-from kdsweep.executors import Job, Task, open_executor
+from kdsweep.execution import ahead
+from kdsweep.execution.executors import Job, Task, open_executor
 from kdsweep.system.errors import UserError
 
 CONFIG = """
@@ -118,11 +118,11 @@ def started(folder: Path) -> set[int]:
 
 def main() -> None:
     """Two jobs that would take minutes, with two threads each."""
-    from kdsweep import workers
+    from kdsweep.execution import workers
     from kdsweep.system import cli
 
     folder, name = Path(sys.argv[1]), sys.argv[2]
-    workers.PRELOADED[:] = [*sys.argv[3:], "kdsweep.worker"]  # these jobs need no torch
+    workers.PRELOADED[:] = [*sys.argv[3:], "kdsweep.execution.worker"]  # these jobs need no torch
 
     def study() -> None:
         with (

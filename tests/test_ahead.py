@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_teachers import teacher
 
-from kdsweep import ahead
+from kdsweep.execution import ahead
 from kdsweep.teachers import Teacher
 
 

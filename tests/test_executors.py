@@ -24,8 +24,8 @@ from hydra.core.utils import JobReturn, JobStatus
 from jobs import application, job, started
 from rich.console import Console
 
-from kdsweep import workers
-from kdsweep.executors import Executor, Job, Outcome, Task, open_executor, run_job
+from kdsweep.execution import workers
+from kdsweep.execution.executors import Executor, Job, Outcome, Task, open_executor, run_job
 from kdsweep.system import interrupts, progress
 from kdsweep.system.errors import RunError, UserError
 
@@ -138,7 +138,7 @@ def test_what_is_no_executor_is_refused(task: Task, name: str, n_jobs: int, matc
 
 def test_without_ray_its_executor_names_the_extra(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray comes with an extra."""
-    monkeypatch.delitem(sys.modules, "kdsweep.ray_executor", raising=False)
+    monkeypatch.delitem(sys.modules, "kdsweep.execution.ray_executor", raising=False)
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"sweep.executor: Ray isn't installed.*kdsweep\[ray\]"):
         opened("ray", task)

@@ -13,7 +13,7 @@ import commands
 import pytest
 
 import kdsweep
-from kdsweep import workers
+from kdsweep.execution import workers
 
 PACKAGE = Path(kdsweep.__file__).parent
 
@@ -33,12 +33,12 @@ ORDER = (
     "commands.reproduce",
     "analysis.surroundings",
     "config.overrides",
-    "executors",
-    "ray_executor",
-    "workers",
-    "worker",
-    "shipping",
-    "jobs",
+    "execution.executors",
+    "execution.ray_executor",
+    "execution.workers",
+    "execution.worker",
+    "execution.shipping",
+    "execution.jobs",
     "forecast",
     "estimate",
     "speed",
@@ -51,7 +51,7 @@ ORDER = (
     "report.model_card",
     "search",
     "recording",
-    "trials",
+    "execution.trials",
     "config.checks",
     "config.assembly",
     "config.rules",
@@ -83,7 +83,7 @@ ORDER = (
     "system.cli",
     "experiment",
     "system.checkpoint",
-    "ahead",
+    "execution.ahead",
     "training",
     "numerics.logistic",
     "teachers",
@@ -123,7 +123,16 @@ ORDER = (
 
 # Who may import a framework; a plug-in of Hydra counts as Hydra.
 CONFIGURATION = {
-    *("sweeper", "study", "stages", "config.overrides", "search", "executors", "jobs", "shipping"),
+    *(
+        "sweeper",
+        "study",
+        "stages",
+        "config.overrides",
+        "search",
+        "execution.executors",
+        "execution.jobs",
+        "execution.shipping",
+    ),
     *(
         "forecast",
         "speed",
@@ -134,7 +143,7 @@ CONFIGURATION = {
         "config.assembly",
         "config.rules",
         "system.cli",
-        "trials",
+        "execution.trials",
         "commands.reproduce",
         "commands.export",
     ),
@@ -144,7 +153,7 @@ FRAMEWORKS = {
     "hydra_plugins": {"sweeper", "study", "search"},
     "omegaconf": CONFIGURATION,
     "mlflow": {"tracking.tracking", "tracking.entries"},
-    "optuna": {"study", "stages", "search", "trials"},
+    "optuna": {"study", "stages", "search", "execution.trials"},
 }
 
 

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
-from kdsweep import trials
+from kdsweep.execution import trials
 from kdsweep.search import PRUNED_AT, STARTS, Search, delete, described
 from kdsweep.system.errors import UserError
 from kdsweep.system.processes import ProcessId, this_process

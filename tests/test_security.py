@@ -29,7 +29,7 @@ import kdsweep as package
 from kdsweep.commands import export, ui
 from kdsweep.config import assembly
 from kdsweep.config.saved_config import parse
-from kdsweep.executors import open_executor
+from kdsweep.execution.executors import open_executor
 from kdsweep.report import report_writing
 from kdsweep.report.figures import drawings
 from kdsweep.report.html_report import render
@@ -128,14 +128,15 @@ def test_a_saved_configuration_runs_no_code(tmp_path: Path) -> None:
     """A config.yaml of somebody else's may hold bytes, and name functions of kdsweep that take them for a pickle."""
     marker = tmp_path / "marker"
     message = base64.b64encode(pickle.dumps(Evil(marker))).decode()
-    text = f"loss:\n  _target_: kdsweep.shipping.received_outcome\n  message: !!binary {message}\n"
+    text = f"loss:\n  _target_: kdsweep.execution.shipping.received_outcome\n  message: !!binary {message}\n"
     with suppress(UserError, AssertionError):
         assembly.build(OmegaConf.create(parse(text).config), "loss")
     assert not marker.exists()
 
 
 @pytest.mark.parametrize(
-    "target", ["kdsweep.commands.ui.serve", "kdsweep.system.files.write_tensors", "kdsweep.shipping.packed_task"]
+    "target",
+    ["kdsweep.commands.ui.serve", "kdsweep.system.files.write_tensors", "kdsweep.execution.shipping.packed_task"],
 )
 def test_a_configuration_calls_components_alone(target: str) -> None:
     """Of kdsweep's functions only those that are made for it can be named."""

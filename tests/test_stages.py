@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 
 from kdsweep import stages as stages_module
 from kdsweep.config.overrides import parsed
-from kdsweep.jobs import Job, Outcome
+from kdsweep.execution.jobs import Job, Outcome
 from kdsweep.search import CAUSE, PRUNED_AT, STARTS, Search
 from kdsweep.stages import Baseline, Stages
 from kdsweep.system.errors import PrunedError, RunError

@@ -8,11 +8,11 @@ from pathlib import Path
 import optuna
 import pytest
 
-from kdsweep import trials
+from kdsweep.execution import trials
+from kdsweep.execution.trials import BEAT, PROCESS, STALE_SECONDS, VALUES, Pulse, TrialLink, open_storage, storage_url
 from kdsweep.system.errors import PrunedError
 from kdsweep.system.processes import this_process
 from kdsweep.system.sqlite import sqlite_uri
-from kdsweep.trials import BEAT, PROCESS, STALE_SECONDS, VALUES, Pulse, TrialLink, open_storage, storage_url
 
 
 @pytest.fixture

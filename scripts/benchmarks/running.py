@@ -14,7 +14,7 @@ from hydra.types import HydraContext, RunMode
 
 from kdsweep import train
 from kdsweep.config.config_folder import CONFIG_FOLDER
-from kdsweep.jobs import Job, Task, run_job
+from kdsweep.execution.jobs import Job, Task, run_job
 from kdsweep.system.errors import RunError
 from kdsweep.system.sqlite import sqlite_uri
 from kdsweep.tracking.tracking import Store

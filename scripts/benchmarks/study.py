@@ -24,14 +24,14 @@ from rich.table import Table
 from benchmarks.measuring import Clock, Figure, Finding, Seconds, bar, in_milliseconds, positive, shown_number
 from kdsweep.config.config_folder import CONFIG_FOLDER
 from kdsweep.config.overrides import parsed
-from kdsweep.jobs import Job, Outcome
+from kdsweep.execution.jobs import Job, Outcome
+from kdsweep.execution.trials import TrialLink, build_pruner
 from kdsweep.search import FINISHED, Search, delete, distribution_of
 from kdsweep.stages import Stages
 from kdsweep.system import progress
 from kdsweep.system.errors import PrunedError, RunError
 from kdsweep.system.sqlite import sqlite_uri
 from kdsweep.tracking.tracking import Store, flatten
-from kdsweep.trials import TrialLink, build_pruner
 
 if TYPE_CHECKING:
     from kdsweep.data import Dataset

@@ -21,9 +21,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from benchmarks import parts, running
 from benchmarks.measuring import Clock, Figure, Finding, Seconds, in_milliseconds, take_turns
-from kdsweep import experiment, jobs, recording, train
+from kdsweep import experiment, recording, train
 from kdsweep.config import assembly, checks, rules
-from kdsweep.jobs import Job, Task
+from kdsweep.execution import jobs
+from kdsweep.execution.jobs import Job, Task
+from kdsweep.execution.workers import Workers
 from kdsweep.numerics import hardware
 from kdsweep.system import environment, masking
 from kdsweep.system.errors import RunError
@@ -32,7 +34,6 @@ from kdsweep.teachers import Teacher
 from kdsweep.tracking.outbox import Outbox
 from kdsweep.tracking.run import Run
 from kdsweep.tracking.tracking import Store
-from kdsweep.workers import Workers
 
 TRIAL_GOAL, START_GOAL, TRACKING_GOAL = 0.5, 0.1, 0.005
 

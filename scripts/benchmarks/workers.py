@@ -17,10 +17,10 @@ from omegaconf import DictConfig
 
 from benchmarks import parts, running
 from benchmarks.measuring import Figure, Finding, take_turns
-from kdsweep.jobs import Job, Outcome, Task
+from kdsweep.execution.jobs import Job, Outcome, Task
+from kdsweep.execution.workers import Workers
 from kdsweep.system.environment import cores
 from kdsweep.system.errors import RunError
-from kdsweep.workers import Workers
 
 # How long one waits for the others to be ready, and how often it looks.
 READY_SECONDS, POLL_SECONDS = 300.0, 0.01

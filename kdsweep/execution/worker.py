@@ -12,9 +12,9 @@ import threading
 import time
 from multiprocessing.connection import Connection, wait
 
-from kdsweep import ahead
-from kdsweep.jobs import Job, Outcome, run_job
-from kdsweep.shipping import packed_outcome, received_task
+from kdsweep.execution import ahead
+from kdsweep.execution.jobs import Job, Outcome, run_job
+from kdsweep.execution.shipping import packed_outcome, received_task
 from kdsweep.system import interrupts
 
 # How long a job may take to close its MLflow run once the study's process is gone.

@@ -18,17 +18,17 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-from kdsweep.jobs import Job, Outcome, Task
-from kdsweep.shipping import packed_task, received_outcome, worker_environment
+from kdsweep.execution.jobs import Job, Outcome, Task
+from kdsweep.execution.shipping import packed_task, received_outcome, worker_environment
+from kdsweep.execution.worker import serve
 from kdsweep.system import interrupts
 from kdsweep.system.errors import RunError
-from kdsweep.worker import serve
 
 # What takes seconds to import, and what a job imports of kdsweep.
 PRELOADED = [
     *("torch", "torch._dynamo", "torchvision", "sklearn.datasets", "matplotlib.backends.backend_agg"),
     *("mlflow", "mlflow.store.tracking.sqlalchemy_store", "optuna"),
-    *("kdsweep.train", "kdsweep.training", "kdsweep.recording", "kdsweep.sweeper", "kdsweep.worker"),
+    *("kdsweep.train", "kdsweep.training", "kdsweep.recording", "kdsweep.sweeper", "kdsweep.execution.worker"),
 ]
 
 # How long a worker that was asked to end may take: it closes its MLflow run.

@@ -9,7 +9,7 @@ from typing import Protocol
 from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 
-from kdsweep.jobs import Job, Outcome, Task, all_overrides, outcome, run_job
+from kdsweep.execution.jobs import Job, Outcome, Task, all_overrides, outcome, run_job
 from kdsweep.system.errors import UserError, require
 
 __all__ = ["EXECUTORS", "Executor", "Job", "Outcome", "Task", "open_executor", "run_job"]
@@ -74,13 +74,13 @@ def open_executor(
     if name == "launcher":
         return Launched(launcher, n_jobs)
     if name == "workers":
-        from kdsweep.workers import Workers, gpus
+        from kdsweep.execution.workers import Workers, gpus
 
         return Workers(task, n_jobs, threads, gpus(device))
     # Ray reads these when it is imported, unless the user has set them.
     for variable, value in RAY_SETTINGS.items():
         os.environ.setdefault(variable, value)
-    from kdsweep.ray_executor import RayExecutor
+    from kdsweep.execution.ray_executor import RayExecutor
 
     return RayExecutor(task, n_jobs, threads, device, ray_address)
 

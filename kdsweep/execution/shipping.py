@@ -10,7 +10,7 @@ import cloudpickle
 from hydra.core.singleton import Singleton
 from hydra.core.utils import setup_globals
 
-from kdsweep.jobs import Outcome, Task
+from kdsweep.execution.jobs import Outcome, Task
 from kdsweep.system.errors import RunError, UserError
 
 

@@ -17,11 +17,11 @@ import ray
 from ray._private import ray_constants
 from ray.exceptions import RayError, RayTaskError
 
-from kdsweep.jobs import Job, Outcome, Task
-from kdsweep.shipping import packed_task, received_outcome, worker_environment
+from kdsweep.execution.jobs import Job, Outcome, Task
+from kdsweep.execution.shipping import packed_task, received_outcome, worker_environment
+from kdsweep.execution.worker import answered
 from kdsweep.system import interrupts
 from kdsweep.system.errors import RunError, UserError
-from kdsweep.worker import answered
 
 # How long a job that was cancelled may take: it closes its MLflow run.
 GRACE_SECONDS = 10.0
