@@ -24,7 +24,7 @@ from kdsweep.config import assembly
 from kdsweep.config.checks import check
 from kdsweep.config.config_folder import CONFIG_FOLDER
 from kdsweep.execution.trials import build_pruner
-from kdsweep.sweeper import StudySweeper
+from kdsweep.study.sweeper import StudySweeper
 
 FILES = sorted(CONFIG_FOLDER.rglob("*.yaml"))
 OPTIONS = [(path.relative_to(CONFIG_FOLDER).parent.as_posix(), path.stem) for path in FILES if path.stem != "config"]

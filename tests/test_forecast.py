@@ -12,9 +12,9 @@ from speeds import PLANNED, speed, without_teacher
 
 from kdsweep.config.checks import check
 from kdsweep.config.config_folder import CONFIG_FOLDER
-from kdsweep.estimate import estimate
-from kdsweep.forecast import LONG_SECONDS, Alternative, Forecast, forecast, less_work, roughly, worth_it
-from kdsweep.speed import Speed
+from kdsweep.study.estimate import estimate
+from kdsweep.study.forecast import LONG_SECONDS, Alternative, Forecast, forecast, less_work, roughly, worth_it
+from kdsweep.study.speed import Speed
 
 NOTHING = dict.fromkeys(PLANNED, 0)
 
@@ -179,13 +179,13 @@ def config(root: Path, *words: str) -> Any:
 @pytest.fixture
 def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is measured here needn't be right."""
-    monkeypatch.setattr("kdsweep.speed.STEPS_SECONDS", 0.0)
-    monkeypatch.setattr("kdsweep.speed.FORWARD_SECONDS", 0.01)
+    monkeypatch.setattr("kdsweep.study.speed.STEPS_SECONDS", 0.0)
+    monkeypatch.setattr("kdsweep.study.speed.FORWARD_SECONDS", 0.01)
 
 
 def test_what_is_done_within_the_hour_needs_no_proposals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half the epochs would save half of it; of an hour and more they are proposed."""
-    monkeypatch.setattr("kdsweep.forecast.measure", lambda cfg, threads: without_teacher())
+    monkeypatch.setattr("kdsweep.study.forecast.measure", lambda cfg, threads: without_teacher())
     cfg = config(tmp_path)
     for n_trials, proposed in ((30, False), (40, True)):
         found = forecast(cfg, {"trials": n_trials}, {"trials": n_trials}, 1, name="short")
@@ -218,7 +218,9 @@ def test_a_long_study_has_measured_proposals(tmp_path: Path) -> None:
 
 def test_a_long_study_that_goes_on_keeps_its_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its runs were made with them: only how the rest is shared out is free. On machines elsewhere not even that."""
-    monkeypatch.setattr("kdsweep.forecast.measure", lambda cfg, threads: without_teacher(cores=4, step_seconds=100.0))
+    monkeypatch.setattr(
+        "kdsweep.study.forecast.measure", lambda cfg, threads: without_teacher(cores=4, step_seconds=100.0)
+    )
     cfg, left = config(tmp_path, "model.name=resnet18", "model.stem=cifar"), PLANNED | {"scratch": 0}
     here, elsewhere = (forecast(cfg, PLANNED, left, 2, name="long", elsewhere=e) for e in (False, True))
     assert [way.overrides for way in here.shorter] == ["sweep.executor=workers sweep.n_jobs=4"]
@@ -254,7 +256,7 @@ def test_workers_are_proposed_for_every_core_or_gpu(
         own = machine if threads is None else machine | {"threads": threads}
         return without_teacher(step_seconds=100.0, **own)
 
-    monkeypatch.setattr("kdsweep.forecast.measure", measured)
+    monkeypatch.setattr("kdsweep.study.forecast.measure", measured)
     left = PLANNED | {"scratch": 2}
     found = forecast(config(tmp_path, words), PLANNED, left, n_jobs, name="long")
     assert [way.overrides for way in found.shorter] == ([] if overrides is None else [overrides])

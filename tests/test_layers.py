@@ -27,9 +27,9 @@ MODULES = sorted(name_of(path) for path in PACKAGE.rglob("*.py"))
 
 # A module imports only modules that stand below it.
 ORDER = (
-    "sweeper",
-    "study",
-    "stages",
+    "study.sweeper",
+    "study.study",
+    "study.stages",
     "commands.reproduce",
     "analysis.surroundings",
     "config.overrides",
@@ -39,9 +39,9 @@ ORDER = (
     "execution.worker",
     "execution.shipping",
     "execution.jobs",
-    "forecast",
-    "estimate",
-    "speed",
+    "study.forecast",
+    "study.estimate",
+    "study.speed",
     "train",
     "config.help_page",
     "config.config_folder",
@@ -49,7 +49,7 @@ ORDER = (
     "commands.originals",
     "analysis.deviation",
     "report.model_card",
-    "search",
+    "study.search",
     "recording",
     "execution.trials",
     "config.checks",
@@ -124,18 +124,18 @@ ORDER = (
 # Who may import a framework; a plug-in of Hydra counts as Hydra.
 CONFIGURATION = {
     *(
-        "sweeper",
-        "study",
-        "stages",
+        "study.sweeper",
+        "study.study",
+        "study.stages",
         "config.overrides",
-        "search",
+        "study.search",
         "execution.executors",
         "execution.jobs",
         "execution.shipping",
     ),
     *(
-        "forecast",
-        "speed",
+        "study.forecast",
+        "study.speed",
         "train",
         "config.help_page",
         "recording",
@@ -150,10 +150,10 @@ CONFIGURATION = {
 }
 FRAMEWORKS = {
     "hydra": CONFIGURATION,
-    "hydra_plugins": {"sweeper", "study", "search"},
+    "hydra_plugins": {"study.sweeper", "study.study", "study.search"},
     "omegaconf": CONFIGURATION,
     "mlflow": {"tracking.tracking", "tracking.entries"},
-    "optuna": {"study", "stages", "search", "execution.trials"},
+    "optuna": {"study.study", "study.stages", "study.search", "execution.trials"},
 }
 
 
@@ -232,7 +232,7 @@ def test_frameworks_stay_where_they_belong(module: str) -> None:
             "commands.ui",
             "system.cli",
             "train",
-            "sweeper",
+            "study.sweeper",
         }
     ),
 )

@@ -16,7 +16,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import TrialState
 
 from kdsweep.execution import trials
-from kdsweep.search import PRUNED_AT, STARTS, Search, delete, described
+from kdsweep.study.search import PRUNED_AT, STARTS, Search, delete, described
 from kdsweep.system.errors import UserError
 from kdsweep.system.processes import ProcessId, this_process
 from kdsweep.system.sqlite import sqlite_uri

@@ -10,11 +10,11 @@ import torch
 from commands import SHORT
 from hydra import compose, initialize_config_dir
 
-from kdsweep import speed
 from kdsweep.config import assembly
 from kdsweep.config.checks import check
 from kdsweep.config.config_folder import CONFIG_FOLDER
-from kdsweep.speed import measure, missing_passes, student_speed
+from kdsweep.study import speed
+from kdsweep.study.speed import measure, missing_passes, student_speed
 from kdsweep.system.environment import cores
 from kdsweep.system.errors import UserError
 from kdsweep.system.files import write_tensors

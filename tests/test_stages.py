@@ -14,11 +14,11 @@ from omegaconf import OmegaConf
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 
-from kdsweep import stages as stages_module
 from kdsweep.config.overrides import parsed
 from kdsweep.execution.jobs import Job, Outcome
-from kdsweep.search import CAUSE, PRUNED_AT, STARTS, Search
-from kdsweep.stages import Baseline, Stages
+from kdsweep.study import stages as stages_module
+from kdsweep.study.search import CAUSE, PRUNED_AT, STARTS, Search
+from kdsweep.study.stages import Baseline, Stages
 from kdsweep.system.errors import PrunedError, RunError
 from kdsweep.system.processes import ProcessId, this_process
 from kdsweep.system.sqlite import sqlite_uri

@@ -28,7 +28,7 @@ from kdsweep.system.errors import RunError
 PRELOADED = [
     *("torch", "torch._dynamo", "torchvision", "sklearn.datasets", "matplotlib.backends.backend_agg"),
     *("mlflow", "mlflow.store.tracking.sqlalchemy_store", "optuna"),
-    *("kdsweep.train", "kdsweep.training", "kdsweep.recording", "kdsweep.sweeper", "kdsweep.execution.worker"),
+    *("kdsweep.train", "kdsweep.training", "kdsweep.recording", "kdsweep.study.sweeper", "kdsweep.execution.worker"),
 ]
 
 # How long a worker that was asked to end may take: it closes its MLflow run.

@@ -26,8 +26,8 @@ from kdsweep.config.config_folder import CONFIG_FOLDER
 from kdsweep.config.overrides import parsed
 from kdsweep.execution.jobs import Job, Outcome
 from kdsweep.execution.trials import TrialLink, build_pruner
-from kdsweep.search import FINISHED, Search, delete, distribution_of
-from kdsweep.stages import Stages
+from kdsweep.study.search import FINISHED, Search, delete, distribution_of
+from kdsweep.study.stages import Stages
 from kdsweep.system import progress
 from kdsweep.system.errors import PrunedError, RunError
 from kdsweep.system.sqlite import sqlite_uri

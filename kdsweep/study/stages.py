@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from kdsweep.config.overrides import kept_beside
 from kdsweep.execution.executors import Executor
 from kdsweep.execution.jobs import Job, Outcome
-from kdsweep.search import FINISHED, Search
+from kdsweep.study.search import FINISHED, Search
 from kdsweep.system import interrupts
 from kdsweep.system.errors import PrunedError, RunError
 from kdsweep.system.processes import ProcessId, parse_process, this_process

@@ -24,10 +24,10 @@ from kdsweep.config.overrides import parsed, require_key, with_float_bounds, wit
 from kdsweep.execution.executors import Executor, InProcess, open_executor, require_executor
 from kdsweep.execution.jobs import Task
 from kdsweep.execution.trials import build_pruner, storage_url
-from kdsweep.forecast import forecast
 from kdsweep.report import report_console, report_writing
-from kdsweep.search import Search, delete, described, distribution_of, held_by, limits
-from kdsweep.stages import Baseline, Stages
+from kdsweep.study.forecast import forecast
+from kdsweep.study.search import Search, delete, described, distribution_of, held_by, limits
+from kdsweep.study.stages import Baseline, Stages
 from kdsweep.system.environment import cores
 from kdsweep.system.errors import UserError, require
 from kdsweep.system.processes import parse_process, this_process
