@@ -165,10 +165,10 @@ def train_student(cfg: DictConfig, trial: TrialLink | None = None) -> Result:
                 network,
                 views,
                 data.train.labels.to(views.device),
-                loss=assembly.build(cfg, "loss"),
+                loss=assembly.component(cfg, "loss"),
                 teacher=teacher,
-                optimizer=assembly.build(cfg, "optimizer"),
-                schedule=assembly.build(cfg, "schedule"),
+                optimizer=assembly.component(cfg, "optimizer"),
+                schedule=assembly.component(cfg, "schedule"),
                 epochs=cfg.epochs,
                 batch_size=cfg.batch_size,
                 n_passes=cfg.n_passes,
@@ -245,7 +245,7 @@ def train_teacher(cfg: DictConfig) -> Result:
             splits = ("train", "validation")
             features = [teacher.features(split) for split in splits]
             labels = [getattr(data, split).labels.to(views.device) for split in splits]
-            fitting = assembly.build(cfg, "teacher.head")(
+            fitting = assembly.component(cfg, "teacher.head")(
                 teacher.network, features[0], labels[0], features[1], labels[1]
             )
         reached = experiment.Reached()

@@ -52,8 +52,8 @@ def test_the_same_inputs_are_made_once() -> None:
 def test_the_same_architecture_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Jobs of a sweep have one model, and differ in numbers; a model that is refused is refused again."""
     built: list[str] = []
-    own = checks.build
-    monkeypatch.setattr(checks, "build", lambda cfg, group: (built.append(group), own(cfg, group))[1])
+    own = checks.component
+    monkeypatch.setattr(checks, "component", lambda cfg, group: (built.append(group), own(cfg, group))[1])
     checks._check_network.cache_clear()
     for alpha in (0.1, 0.2):
         check(config(f"loss.alpha={alpha}"))
@@ -65,7 +65,7 @@ def test_the_same_architecture_is_tried_once(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_component_knows_the_values_of_others() -> None:
     """It is built apart from the rest of the configuration, to which its values may refer."""
-    built = assembly.build(config("loss.tau=2", "optimizer.lr=${loss.tau}"), "optimizer")
+    built = assembly.component(config("loss.tau=2", "optimizer.lr=${loss.tau}"), "optimizer")
     assert built.keywords["lr"] == 2
 
 
@@ -111,7 +111,7 @@ def test_a_teacher_is_known_by_what_made_it(change: str, tmp_path: Path) -> None
 
 def test_a_partial_component_waits_for_its_arguments() -> None:
     """A loss is a plain function of logits and labels: Hydra has no part in a training step."""
-    loss = assembly.build(config("loss.alpha=0"), "loss")
+    loss = assembly.component(config("loss.alpha=0"), "loss")
     labels = torch.tensor([0, 1])
     assert loss.func.__module__ == "kdsweep.losses"
     assert float(loss(torch.zeros(2, 2), torch.zeros(2, 2), labels)) == pytest.approx(0.6931, abs=1e-4)
@@ -121,16 +121,16 @@ def test_a_partial_component_waits_for_its_arguments() -> None:
 def test_a_configuration_runs_no_foreign_code(target: str) -> None:
     """A `_target_` outside of kdsweep and torch.optim is refused before anything of it runs."""
     with pytest.raises(UserError, match=r"^schedule: Target .* execution whitelist"):
-        assembly.build(OmegaConf.create({"schedule": {"_target_": target}}), "schedule")
+        assembly.component(OmegaConf.create({"schedule": {"_target_": target}}), "schedule")
 
 
 def test_the_user_can_trust_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
     """KDSWEEP_TRUST admits the user's own components."""
     cfg = OmegaConf.create({"loss": {"_target_": "fractions.Fraction", "numerator": 1, "denominator": 2}})
     with pytest.raises(UserError, match=r"^loss: .* KDSWEEP_TRUST='package\.\*'"):
-        assembly.build(cfg, "loss")
+        assembly.component(cfg, "loss")
     monkeypatch.setenv("KDSWEEP_TRUST", "decimal.* fractions.*")
-    assert assembly.build(cfg, "loss") == 0.5
+    assert assembly.component(cfg, "loss") == 0.5
 
 
 def test_an_error_names_the_key_from_outside() -> None:

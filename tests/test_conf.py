@@ -135,7 +135,7 @@ def test_every_component_gets_exactly_its_arguments(group: str, option: str) -> 
 def test_every_component_is_built(group: str) -> None:
     """Each option becomes the object that a run uses."""
     for option in [option for where, option in OPTIONS if where == group]:
-        assert callable(getattr(built := assembly.build(composed(f"{group}={option}"), group), "build", built))
+        assert callable(getattr(built := assembly.component(composed(f"{group}={option}"), group), "build", built))
 
 
 @pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "data"])
@@ -156,8 +156,8 @@ def test_every_teacher_is_built(option: str) -> None:
     if option == "none":
         assert config.teacher is None
         return
-    assert callable(assembly.build(config, "teacher.network").build)
-    assert callable(assembly.build(config, "teacher.head"))
+    assert callable(assembly.component(config, "teacher.network").build)
+    assert callable(assembly.component(config, "teacher.head"))
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def exported(root: Path, store: Store, student: Any) -> Path:
 def pictures(root: Path, run_id: str) -> torch.Tensor:
     (run,) = [run for run in runs(root) if run.info.run_id == run_id]
     config = parse((artifacts(run) / "config.yaml").read_text()).config
-    return assembly.build(OmegaConf.create(config), "data").test.images
+    return assembly.component(OmegaConf.create(config), "data").test.images
 
 
 def blocks(folder: Path) -> Iterator[str]:

@@ -121,7 +121,7 @@ def test_a_pickle_in_the_cache_is_a_damaged_file(tmp_path: Path) -> None:
 def test_a_configuration_names_no_foreign_code(target: str) -> None:
     """A _target_ is kdsweep's own or an optimizer of torch's, by whatever name it is called."""
     with pytest.raises(UserError, match=r"^loss: .*(KDSWEEP_TRUST|cannot be authorized)"):
-        assembly.build(OmegaConf.create({"loss": {"_target_": target}}), "loss")
+        assembly.component(OmegaConf.create({"loss": {"_target_": target}}), "loss")
 
 
 def test_a_saved_configuration_runs_no_code(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_a_saved_configuration_runs_no_code(tmp_path: Path) -> None:
     message = base64.b64encode(pickle.dumps(Evil(marker))).decode()
     text = f"loss:\n  _target_: kdsweep.execution.shipping.received_outcome\n  message: !!binary {message}\n"
     with suppress(UserError, AssertionError):
-        assembly.build(OmegaConf.create(parse(text).config), "loss")
+        assembly.component(OmegaConf.create(parse(text).config), "loss")
     assert not marker.exists()
 
 
@@ -141,7 +141,7 @@ def test_a_saved_configuration_runs_no_code(tmp_path: Path) -> None:
 def test_a_configuration_calls_components_alone(target: str) -> None:
     """Of kdsweep's functions only those that are made for it can be named."""
     with pytest.raises(UserError, match="KDSWEEP_TRUST"):
-        assembly.build(OmegaConf.create({"loss": {"_target_": target}}), "loss")
+        assembly.component(OmegaConf.create({"loss": {"_target_": target}}), "loss")
 
 
 # Secrets

@@ -211,7 +211,7 @@ def _inputs(cfg: DictConfig, saved: SavedConfig) -> Inputs:
 
     recorded = saved.record.get("inputs")
     try:
-        data = assembly.build(cfg, "data")
+        data = assembly.component(cfg, "data")
     except UserError:
         if recorded is None:
             raise
@@ -243,7 +243,7 @@ def _network(store: Store, run: RunRecord, cfg: DictConfig, inputs: Inputs, fold
     if weights is None or hash_tensors(weights) != run.tags["kdsweep.numerics.weights"]:
         found = "missing" if path is None else "damaged"
         raise RunError(f"the weights of the run {run.id} ({WEIGHTS} in MLflow) are {found}. Make it again.")
-    network: Classifier = assembly.build(cfg, "model").build(len(inputs.classes), inputs.mean, inputs.std)
+    network: Classifier = assembly.component(cfg, "model").build(len(inputs.classes), inputs.mean, inputs.std)
     network.net.load_state_dict(weights)
     # channels_last weights would be stored in that order, which not every reader of the files expects.
     return network.to(memory_format=torch.contiguous_format).eval().requires_grad_(False)

@@ -49,7 +49,7 @@ def direction(objective: str) -> str:
     return "minimize" if objective.endswith(("nll", "ece", "kl")) else "maximize"
 
 
-def build(cfg: DictConfig, group: str) -> Any:
+def component(cfg: DictConfig, group: str) -> Any:
     """The component that a configuration group describes; a function that waits for arguments where it is partial."""
     trusted = (*COMPONENTS, *os.environ.get("KDSWEEP_TRUST", "").split())
     built = attempt(group, lambda: instantiate(_alone(cfg, group), _execution_whitelist_=trusted, _convert_="all"))
@@ -97,7 +97,7 @@ def inputs(data_key: str, view_seed: int, device: str) -> tuple[Dataset, Views]:
     Args:
         data_key: `key_of` the group `data`.
     """
-    data: Dataset = build(OmegaConf.create({"data": of_key(data_key)}), "data")
+    data: Dataset = component(OmegaConf.create({"data": of_key(data_key)}), "data")
     return data, Views(data.train.images.to(resolve_device(device)), data.padding, data.flip, view_seed)
 
 
@@ -110,7 +110,7 @@ def hardware(cfg: DictConfig) -> tuple[torch.device, str]:
 def network(cfg: DictConfig, group: str, data: Dataset, seed: int) -> Classifier:
     """The network that a group describes, on its device; what is random in its weights is drawn from `seed`."""
     torch.manual_seed(seed)
-    built: Classifier = attempt(group, lambda: build(cfg, group).build(data.n_classes, data.mean, data.std))
+    built: Classifier = attempt(group, lambda: component(cfg, group).build(data.n_classes, data.mean, data.std))
     attempt(group, lambda: built.check_size(*data.train.images.shape[1:3]))
     return built.to(resolve_device(cfg.device))
 

@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from kdsweep import training
-from kdsweep.config.assembly import build, key_of, of_key
+from kdsweep.config.assembly import component, key_of, of_key
 from kdsweep.config.rules import attempt, check_values
 from kdsweep.numerics.hardware import resolve_device, resolve_precision, set_determinism, set_threads
 from kdsweep.system.errors import UserError, require
@@ -43,10 +43,10 @@ def _check_components(cfg: DictConfig) -> None:
     if cfg.teacher is None and cfg.arm == "teacher":
         raise UserError("there is no teacher to train. Choose one, such as teacher=resnet50_imagenet.", "teacher")
     # From the quick to the slow: a network is made before it is refused.
-    loss = build(cfg, "loss")
+    loss = component(cfg, "loss")
     answers = None if cfg.teacher is None else torch.zeros(2, 3)
     attempt("loss", lambda: loss(torch.zeros(2, 3), answers, torch.tensor([0, 1])))
-    optimizer, schedule = build(cfg, "optimizer"), build(cfg, "schedule")
+    optimizer, schedule = component(cfg, "optimizer"), component(cfg, "schedule")
     stepper = attempt("optimizer", lambda: optimizer([torch.nn.Parameter(torch.zeros(1))]))
     attempt("schedule", lambda: schedule(stepper, 10))
     _check_network("model", key_of(cfg.model))
@@ -61,12 +61,12 @@ def _check_network(group: str, key: str) -> None:
     """Refuses an architecture; for each once, since that makes it, and a sweep's jobs have the same."""
     alone = OmegaConf.create()
     OmegaConf.update(alone, group, of_key(key))
-    build(alone, group)
+    component(alone, group)
 
 
 def _check_head(cfg: DictConfig) -> None:
     """How the teacher's head is trained; a network without a trained head needs that."""
-    head = build(cfg, "teacher.head")
+    head = component(cfg, "teacher.head")
     if head is None:
         remedy = "Only a network that brings its own (teacher.network.head=keep) does without."
         kept = cfg.teacher.network.head == "keep"

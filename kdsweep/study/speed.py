@@ -171,7 +171,7 @@ def _step_seconds(cfg: DictConfig, network: Classifier, precision: str, data: Da
     batch_size = min(cfg.batch_size, len(data.train))
     affordable = max(SMALLEST_BATCH, int(rate / FORWARDS_PER_STEP * STEP_SECONDS))
     n = min(batch_size, affordable)
-    loss = assembly.build(cfg, "loss")
+    loss = assembly.component(cfg, "loss")
     # Stands for the teacher's answers: what a loss takes doesn't depend on them.
     answers = None if cfg.teacher is None else torch.zeros(n, data.n_classes, device=device)
     epochs_of_one_step = Fit(
@@ -180,8 +180,8 @@ def _step_seconds(cfg: DictConfig, network: Classifier, precision: str, data: Da
         data.train.labels[:n].to(device),
         loss=lambda logits, _, labels: loss(logits, answers, labels),
         teacher=None,
-        optimizer=assembly.build(cfg, "optimizer"),
-        schedule=assembly.build(cfg, "schedule"),
+        optimizer=assembly.component(cfg, "optimizer"),
+        schedule=assembly.component(cfg, "schedule"),
         epochs=MAX_STEPS + 1,
         batch_size=n,
         n_passes=1,

@@ -27,8 +27,8 @@ def bare_epochs(training: parts.Training, guided: bool) -> Callable[[], float]:
     labels = training.labels[: training.batch_size]
     inputs = training.network.preprocess(pictures)  # (B, 3, H, W)
     answers = torch.randn(len(labels), training.data.n_classes, device=training.device) if guided else None
-    loss = assembly.build(training.cfg, "loss")
-    optimizer = assembly.build(training.cfg, "optimizer")(list(training.network.parameters()))
+    loss = assembly.component(training.cfg, "loss")
+    optimizer = assembly.component(training.cfg, "optimizer")(list(training.network.parameters()))
     training.network.train()
 
     def epoch() -> None:

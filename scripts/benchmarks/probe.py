@@ -55,7 +55,7 @@ def measure(arguments: argparse.Namespace) -> Finding:
 
 def _measure(arguments: argparse.Namespace) -> Finding:
     with hydra.initialize_config_dir(str(CONFIG_FOLDER)):
-        fit_head = assembly.build(hydra.compose("config", ["experiment=teacher"]), "teacher.head")
+        fit_head = assembly.component(hydra.compose("config", ["experiment=teacher"]), "teacher.head")
     features, labels = made(arguments.pictures + arguments.validation, arguments.features)
     parts = [arguments.pictures, arguments.validation]
     (train, validation), (answers, validation_answers) = features.split(parts), labels.split(parts)
