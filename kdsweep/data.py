@@ -21,8 +21,8 @@ from psutil import virtual_memory
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from kdsweep.numerics import pictures
-from kdsweep.numerics.pictures import MAX_SIDE
+from kdsweep.numerics import picture_files
+from kdsweep.numerics.picture_files import MAX_SIDE
 from kdsweep.system.errors import UserError, require
 from kdsweep.system.files import hash_tensors, locked
 from kdsweep.system.progress import note
@@ -196,10 +196,10 @@ def image_folder(root: str, cache: str, image_size: int, **options: Unpack[Split
     _check(options)
     _require_side(image_size)
     folder = _folder(root, "root").absolute()
-    train, test = pictures.class_files(folder)
+    train, test = picture_files.class_files(folder)
     names = [name for classes in (train, test) for files in classes.values() for name in files]
     _require_room(len(names), image_size, "image_size")
-    images = pictures.load(folder, names, image_size, _folder(cache, "cache"))
+    images = picture_files.load(folder, names, image_size, _folder(cache, "cache"))
     labels = torch.tensor([c for classes in (train, test) for c, files in enumerate(classes.values()) for _ in files])
     n_train = sum(map(len, train.values()))
     # clone: a view would keep all pictures in memory besides the copies that the splits are.

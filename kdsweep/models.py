@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdsweep.numerics.pictures import MAX_SIDE
-from kdsweep.numerics.weights import head_tensors, load_weights, locate, one_line
+from kdsweep.numerics.picture_files import MAX_SIDE
+from kdsweep.numerics.weight_files import head_tensors, load_weights, locate, one_line
 from kdsweep.system.errors import UserError, is_number, require
 from kdsweep.system.files import hash_tensors
 

@@ -15,12 +15,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from kdsweep.config.assembly import container, hardware, teacher_id
+from kdsweep.config.build import container, hardware, teacher_id
 from kdsweep.config.rules import attempt
 from kdsweep.config.saved_config import saved_text
 from kdsweep.data import Dataset
 from kdsweep.experiment import Reached, Result
-from kdsweep.report.figures.figures import learning_curve
+from kdsweep.report.figures.curves import learning_curve
 from kdsweep.system import environment
 from kdsweep.system.errors import UserError
 from kdsweep.system.files import atomic_path, save_tensors
@@ -28,13 +28,13 @@ from kdsweep.system.masking import masked, masked_text
 from kdsweep.system.processes import this_process
 from kdsweep.system.progress import note
 from kdsweep.teachers import Teacher
-from kdsweep.tracking.run import Run
-from kdsweep.tracking.stores import UNSENT, offline_uri, store_uri
-from kdsweep.tracking.tracking import OPEN_SECONDS, Store, flatten
+from kdsweep.tracking.location import UNSENT, offline_uri, store_uri
+from kdsweep.tracking.run_writer import Run
+from kdsweep.tracking.store import OPEN_SECONDS, Store, flatten
 from kdsweep.training import Metrics
 
 if TYPE_CHECKING:
-    from kdsweep.execution.trials import TrialLink
+    from kdsweep.execution.trial_link import TrialLink
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ class Recording:
         # draws together: drawing one takes longer than all else that it records.
         if result.history and cfg.arm != "teacher" and cfg.tracking.stage != "search":
             run.figure("learning_curve.png", learning_curve(result.history, _name(cfg)))
-        tags = {"kdsweep.numerics.weights": weights_hash}
+        tags = {"kdsweep.weights": weights_hash}
         if result.reliability:
             run.text("reliability.json", json.dumps({"bins": result.reliability}))
             tags["kdsweep.test_read"] = "true"

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdsweep.config import help_page
-from kdsweep.config.config_folder import CONFIG_FOLDER
-from kdsweep.system import cli, interrupts, masking
+from kdsweep.config.folder import CONFIG_FOLDER
+from kdsweep.system import exit_status, interrupts, masking
 from kdsweep.system.errors import RunError, UserError
 from kdsweep.system.progress import note
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
     from torch import Tensor
 
-    from kdsweep.execution.trials import TrialLink
+    from kdsweep.execution.trial_link import TrialLink
     from kdsweep.experiment import Result
     from kdsweep.system.checkpoint import Checkpoints
     from kdsweep.teachers import Teacher
-    from kdsweep.tracking.tracking import Store
+    from kdsweep.tracking.store import Store
     from kdsweep.training import Metrics
 
 
@@ -34,7 +34,7 @@ def main() -> None:
     """The command `kdsweep`."""
     # Hydra then raises what it would otherwise print over several lines, and `cli.command` makes one line of it.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    cli.command("kdsweep", _help_or_run)
+    exit_status.command("kdsweep", _help_or_run)
 
 
 def _help_or_run() -> None:
@@ -63,12 +63,14 @@ def hydra_main(cfg: DictConfig) -> float | tuple[float, ...]:
     try:
         return train(cfg)
     except Exception as error:
-        known = cli.explained(error)
+        known = exit_status.explained(error)
         # Another sweeper than Hydra's own decides what a failed job means. Elsewhere Hydra would add lines of its own.
         decided = multirun and not str(hydra_cfg.sweeper._target_).startswith("hydra._internal.")
-        if known is None or cli.show_traceback() or decided:
+        if known is None or exit_status.show_traceback() or decided:
             raise
-        cli.fail("kdsweep", known, f"job {hydra_cfg.job.num}: {hydra_cfg.job.override_dirname}" if multirun else None)
+        exit_status.fail(
+            "kdsweep", known, f"job {hydra_cfg.job.num}: {hydra_cfg.job.override_dirname}" if multirun else None
+        )
 
 
 def train(cfg: DictConfig) -> float | tuple[float, ...]:
@@ -84,7 +86,7 @@ def train(cfg: DictConfig) -> float | tuple[float, ...]:
     cfg = settled(cfg)
     check_values(cfg)
     # What follows imports torch.
-    from kdsweep.config.assembly import in_force, teacher_config
+    from kdsweep.config.build import in_force, teacher_config
     from kdsweep.config.checks import check_components
 
     check_components(cfg)
@@ -131,7 +133,7 @@ def _trial(cfg: DictConfig) -> Iterator[TrialLink | None]:
         return
     from hydra.core.hydra_config import HydraConfig
 
-    from kdsweep.execution.trials import TrialLink, build_pruner, storage_url
+    from kdsweep.execution.trial_link import TrialLink, build_pruner, storage_url
 
     study = HydraConfig.get().sweeper
     pruner = None if study.pruner is None else build_pruner(study.pruner)
@@ -144,31 +146,31 @@ def _trial(cfg: DictConfig) -> Iterator[TrialLink | None]:
 def train_student(cfg: DictConfig, trial: TrialLink | None = None) -> Result:
     """One student, with a teacher or without: builds it, trains it, logs it, and reports its epochs to its `trial`."""
     from kdsweep import experiment, recording, training
-    from kdsweep.config import assembly, rules
-    from kdsweep.execution import ahead
+    from kdsweep.config import build, rules
+    from kdsweep.execution import prefetch
     from kdsweep.views import passes_of_run
 
-    data, views = assembly.inputs(assembly.key_of(cfg.data), cfg.view_seed, cfg.device)
+    data, views = build.inputs(build.key_of(cfg.data), cfg.view_seed, cfg.device)
     # What a user got wrong in data, model or teacher shows before the run is opened, and leaves no failed run behind.
-    network, precision = assembly.student(cfg, data)
-    cfg = assembly.in_force(cfg, precision)
+    network, precision = build.student(cfg, data)
+    cfg = build.in_force(cfg, precision)
     store = recording.open_store(cfg)
-    teacher = None if cfg.teacher is None else trained_teacher(assembly.teacher_key(cfg))
+    teacher = None if cfg.teacher is None else trained_teacher(build.teacher_key(cfg))
 
     def predict(split: str) -> Tensor:
-        return training.predict(network, getattr(data, split).images, assembly.EVALUATION_BATCH, precision)
+        return training.predict(network, getattr(data, split).images, build.EVALUATION_BATCH, precision)
 
-    with _checkpoints(cfg, assembly.run_key(cfg, data, teacher), store) as (checkpoints, state):
+    with _checkpoints(cfg, build.run_key(cfg, data, teacher), store) as (checkpoints, state):
         run_id = None if state is None else state["run"]
         with recording.started(cfg, data, store, teacher, run_id) as recorded:
             fitting = training.Fit(
                 network,
                 views,
                 data.train.labels.to(views.device),
-                loss=assembly.component(cfg, "loss"),
+                loss=build.component(cfg, "loss"),
                 teacher=teacher,
-                optimizer=assembly.component(cfg, "optimizer"),
-                schedule=assembly.component(cfg, "schedule"),
+                optimizer=build.component(cfg, "optimizer"),
+                schedule=build.component(cfg, "schedule"),
                 epochs=cfg.epochs,
                 batch_size=cfg.batch_size,
                 n_passes=cfg.n_passes,
@@ -177,7 +179,7 @@ def train_student(cfg: DictConfig, trial: TrialLink | None = None) -> Result:
                 compiled=cfg.compiled,
             )
             if teacher is not None:
-                ahead.remember(teacher, passes_of_run(cfg.order_seed, cfg.epochs, cfg.n_passes))
+                prefetch.remember(teacher, passes_of_run(cfg.order_seed, cfg.epochs, cfg.n_passes))
             reached = experiment.Reached()
             if state is not None:
                 fitting.load(state["training"])
@@ -234,24 +236,24 @@ def _checkpoints(cfg: DictConfig, key: str, store: Store) -> Iterator[tuple[Chec
 def train_teacher(cfg: DictConfig) -> Result:
     """The teacher's head (unless it came trained): trains it, logs it, and keeps it where its students find it."""
     from kdsweep import experiment, recording
-    from kdsweep.config import assembly
+    from kdsweep.config import build
     from kdsweep.system.files import write_tensors
 
-    data, views = assembly.inputs(assembly.key_of(cfg.data), cfg.view_seed, cfg.device)
-    teacher = assembly.untrained_teacher(cfg)
+    data, views = build.inputs(build.key_of(cfg.data), cfg.view_seed, cfg.device)
+    teacher = build.untrained_teacher(cfg)
     with recording.started(cfg, data, recording.open_store(cfg), teacher) as recorded:
         fitting: Iterable[Metrics] = ()
         if cfg.teacher.head is not None:
             splits = ("train", "validation")
             features = [teacher.features(split) for split in splits]
             labels = [getattr(data, split).labels.to(views.device) for split in splits]
-            fitting = assembly.component(cfg, "teacher.head")(
+            fitting = build.component(cfg, "teacher.head")(
                 teacher.network, features[0], labels[0], features[1], labels[1]
             )
         reached = experiment.Reached()
         log = recorded.epoch_log(reached)
         result = experiment.run(fitting, teacher.logits, data, None, log, cfg.evaluate_test, reached)
-        head, path = teacher.network.head.state_dict(), assembly.head_path(cfg, teacher)
+        head, path = teacher.network.head.state_dict(), build.head_path(cfg, teacher)
         # A reproduction that deviates must not come in the place of the head that students have listened to.
         if cfg.tracking.reproduces is None or not path.exists():
             write_tensors(path, head)
@@ -266,14 +268,14 @@ def trained_teacher(teacher_key: str) -> Teacher:
     Args:
         teacher_key: `assembly.teacher_key`; the teacher is kept for the next job of a sweep.
     """
-    from kdsweep.config import assembly
+    from kdsweep.config import build
     from kdsweep.system.files import locked, read_tensors
 
-    cfg = assembly.of_key(teacher_key)
-    teacher = assembly.untrained_teacher(cfg)
+    cfg = build.of_key(teacher_key)
+    teacher = build.untrained_teacher(cfg)
     if cfg.teacher.head is None:
         return teacher
-    path = assembly.head_path(cfg, teacher)
+    path = build.head_path(cfg, teacher)
     with locked(Path(f"{path}.lock")):
         head = read_tensors(path)
         if head is None:

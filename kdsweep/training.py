@@ -16,9 +16,9 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from kdsweep.models import Classifier
 from kdsweep.numerics.compiling import compiled_forward
-from kdsweep.numerics.convolutions import small_maps
 from kdsweep.numerics.hardware import autocast, random_state, set_random_state
 from kdsweep.numerics.logistic import LogisticRegression
+from kdsweep.numerics.small_convolutions import small_maps
 from kdsweep.system.errors import RunError, UserError, is_number, require
 from kdsweep.system.progress import progress
 from kdsweep.teachers import Teacher

@@ -23,7 +23,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
-from kdsweep.execution import ahead
+from kdsweep.execution import prefetch
 from kdsweep.execution.executors import Job, Task, open_executor
 from kdsweep.system.errors import UserError
 
@@ -81,7 +81,7 @@ def application(folder: Path) -> Iterator[Task]:
             raise
         match cfg.action:
             case "remember":
-                ahead.remember(Diligent(folder), [0])  # type: ignore[arg-type]
+                prefetch.remember(Diligent(folder), [0])  # type: ignore[arg-type]
             case "die":
                 os.kill(os.getpid(), signal.SIGKILL)
             case "refuse":
@@ -119,7 +119,7 @@ def started(folder: Path) -> set[int]:
 def main() -> None:
     """Two jobs that would take minutes, with two threads each."""
     from kdsweep.execution import workers
-    from kdsweep.system import cli
+    from kdsweep.system import exit_status
 
     folder, name = Path(sys.argv[1]), sys.argv[2]
     workers.PRELOADED[:] = [*sys.argv[3:], "kdsweep.execution.worker"]  # these jobs need no torch
@@ -135,7 +135,7 @@ def main() -> None:
 
     # A shell starts what runs in its background with Ctrl-C ignored, and that would be inherited.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    cli.command("jobs", study)
+    exit_status.command("jobs", study)
 
 
 if __name__ == "__main__":

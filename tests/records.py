@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from kdsweep.analysis.comparison import Comparison, Readings, compare
-from kdsweep.analysis.summary import Report, summarise
-from kdsweep.tracking.records import RunRecord, StudyRecord
+from kdsweep.analysis.findings import Report, summarise
+from kdsweep.analysis.sorted_runs import Comparison, Readings, compare
+from kdsweep.tracking.run_records import RunRecord, StudyRecord
 
 ids = itertools.count()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from kdsweep.study.speed import Speed
+from kdsweep.study.measure_speed import Speed
 
 # A study as it is planned by default.
 PLANNED = {"teacher": 1, "scratch": 3, "label_smoothing": 3, "trials": 30, "confirmation": 15}

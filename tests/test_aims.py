@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from kdsweep.analysis.aims import Aims, Dimension, Objective, setting
+from kdsweep.analysis.study_goals import Aims, Dimension, Objective, setting
 
 
 def test_a_study_without_tags_maximises_validation_accuracy() -> None:

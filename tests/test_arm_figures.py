@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kdsweep.report.figures.arm_figures import Interval, differences, reach, reliability
+from kdsweep.report.figures.arms import Interval, differences, reach, reliability
 
 EMPTY = {"count": 0, "confidence": None, "accuracy": None}
 

@@ -11,9 +11,9 @@ from commands import SHORT
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from kdsweep.config import assembly, checks, rules
+from kdsweep.config import build, checks, rules
 from kdsweep.config.checks import check
-from kdsweep.config.config_folder import CONFIG_FOLDER
+from kdsweep.config.folder import CONFIG_FOLDER
 from kdsweep.models import FORMATS, Classifier
 from kdsweep.system.errors import UserError
 from kdsweep.system.files import hash_tensors
@@ -39,14 +39,14 @@ def composed(*words: str) -> DictConfig:
 def test_a_configuration_survives_its_key() -> None:
     """The text by which built objects are kept stands for one resolved configuration."""
     data = config().data
-    assert assembly.of_key(assembly.key_of(data)) == OmegaConf.create(assembly.container(data))
-    assert assembly.key_of(config("data.seed=1").data) != assembly.key_of(data)
+    assert build.of_key(build.key_of(data)) == OmegaConf.create(build.container(data))
+    assert build.key_of(config("data.seed=1").data) != build.key_of(data)
 
 
 def test_the_same_inputs_are_made_once() -> None:
     """Jobs of a sweep share the pictures in memory."""
-    key = assembly.key_of(config().data)
-    assert assembly.inputs(key, 0, "cpu")[0] is assembly.inputs(key, 0, "cpu")[0]
+    key = build.key_of(config().data)
+    assert build.inputs(key, 0, "cpu")[0] is build.inputs(key, 0, "cpu")[0]
 
 
 def test_the_same_architecture_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +65,7 @@ def test_the_same_architecture_is_tried_once(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_component_knows_the_values_of_others() -> None:
     """It is built apart from the rest of the configuration, to which its values may refer."""
-    built = assembly.component(config("loss.tau=2", "optimizer.lr=${loss.tau}"), "optimizer")
+    built = build.component(config("loss.tau=2", "optimizer.lr=${loss.tau}"), "optimizer")
     assert built.keywords["lr"] == 2
 
 
@@ -73,26 +73,26 @@ def test_a_component_knows_the_values_of_others() -> None:
 def test_initial_weights_depend_on_their_seed_alone() -> None:
     """What drew random numbers before has no part in a network's initialisation."""
     cfg = config()
-    data, _ = assembly.inputs(assembly.key_of(cfg.data), 0, "cpu")
-    first = hash_tensors(assembly.network(cfg, "model", data, 0).state_dict())
+    data, _ = build.inputs(build.key_of(cfg.data), 0, "cpu")
+    first = hash_tensors(build.network(cfg, "model", data, 0).state_dict())
     torch.rand(7)
-    assert hash_tensors(assembly.network(cfg, "model", data, 0).state_dict()) == first
-    assert hash_tensors(assembly.network(cfg, "model", data, 1).state_dict()) != first
+    assert hash_tensors(build.network(cfg, "model", data, 0).state_dict()) == first
+    assert hash_tensors(build.network(cfg, "model", data, 1).state_dict()) != first
 
 
 def test_a_teacher_is_the_same_for_all_its_students() -> None:
     """alpha, tau, the optimizer, epochs and seeds of a student have no part in what makes its teacher."""
-    ours = assembly.key_of(assembly.teacher_config(config()))
+    ours = build.key_of(build.teacher_config(config()))
     words = ["loss.alpha=0.1", "loss.tau=9", "optimizer.lr=1", "epochs=9", "seed=3", "model=resnet50"]
-    assert assembly.key_of(assembly.teacher_config(config(*words))) == ours
-    assert assembly.key_of(assembly.teacher_config(config("teacher.head.max_iterations=3"))) != ours
+    assert build.key_of(build.teacher_config(config(*words))) == ours
+    assert build.key_of(build.teacher_config(config("teacher.head.max_iterations=3"))) != ours
 
 
 def test_a_teacher_config_leaves_the_original_alone() -> None:
     """The student's configuration keeps its values."""
     cfg = config()
     before = cfg.copy()
-    assembly.teacher_config(cfg)
+    build.teacher_config(cfg)
     assert cfg == before
 
 
@@ -102,8 +102,8 @@ def test_a_teacher_is_known_by_what_made_it(change: str, tmp_path: Path) -> None
     """Another head, other pictures or another input size make another teacher; where its cache lies does not."""
 
     def identity(*words: str) -> str:
-        cfg = assembly.teacher_config(config(*words))
-        return assembly.teacher_id(cfg, assembly.untrained_teacher(cfg))
+        cfg = build.teacher_config(config(*words))
+        return build.teacher_id(cfg, build.untrained_teacher(cfg))
 
     assert identity(f"paths.root={tmp_path}/a") == identity(f"paths.root={tmp_path}/b")
     assert identity(change) != identity()
@@ -111,7 +111,7 @@ def test_a_teacher_is_known_by_what_made_it(change: str, tmp_path: Path) -> None
 
 def test_a_partial_component_waits_for_its_arguments() -> None:
     """A loss is a plain function of logits and labels: Hydra has no part in a training step."""
-    loss = assembly.component(config("loss.alpha=0"), "loss")
+    loss = build.component(config("loss.alpha=0"), "loss")
     labels = torch.tensor([0, 1])
     assert loss.func.__module__ == "kdsweep.losses"
     assert float(loss(torch.zeros(2, 2), torch.zeros(2, 2), labels)) == pytest.approx(0.6931, abs=1e-4)
@@ -121,16 +121,16 @@ def test_a_partial_component_waits_for_its_arguments() -> None:
 def test_a_configuration_runs_no_foreign_code(target: str) -> None:
     """A `_target_` outside of kdsweep and torch.optim is refused before anything of it runs."""
     with pytest.raises(UserError, match=r"^schedule: Target .* execution whitelist"):
-        assembly.component(OmegaConf.create({"schedule": {"_target_": target}}), "schedule")
+        build.component(OmegaConf.create({"schedule": {"_target_": target}}), "schedule")
 
 
 def test_the_user_can_trust_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
     """KDSWEEP_TRUST admits the user's own components."""
     cfg = OmegaConf.create({"loss": {"_target_": "fractions.Fraction", "numerator": 1, "denominator": 2}})
     with pytest.raises(UserError, match=r"^loss: .* KDSWEEP_TRUST='package\.\*'"):
-        assembly.component(cfg, "loss")
+        build.component(cfg, "loss")
     monkeypatch.setenv("KDSWEEP_TRUST", "decimal.* fractions.*")
-    assert assembly.component(cfg, "loss") == 0.5
+    assert build.component(cfg, "loss") == 0.5
 
 
 def test_an_error_names_the_key_from_outside() -> None:
@@ -159,16 +159,16 @@ def test_one_objective_or_a_list_of_them() -> None:
 def test_every_objective_has_a_direction(name: str) -> None:
     """More accuracy and agreement are better; less loss, calibration error and divergence are."""
     better = {True: "maximize", False: "minimize"}
-    assert assembly.direction(name) == better["accuracy" in name or name in ("val/top5", "val/agreement")]
+    assert build.direction(name) == better["accuracy" in name or name in ("val/top5", "val/agreement")]
 
 
 def test_what_does_not_fit_is_found_before_a_study() -> None:
     """`rehearse` loads data and weights, and makes the teacher."""
-    assembly.rehearse(config())
+    build.rehearse(config())
     with pytest.raises(UserError, match=r"^data\.val_size: "):
-        assembly.rehearse(config("data.val_size=96"))
+        build.rehearse(config("data.val_size=96"))
     with pytest.raises(UserError, match=r"^teacher\.mode: "):
-        assembly.rehearse(config("teacher.mode=fast"))
+        build.rehearse(config("teacher.mode=fast"))
 
 
 def test_settings_of_a_teacher_that_is_not_chosen_are_none() -> None:
@@ -181,9 +181,9 @@ def test_settings_of_a_teacher_that_is_not_chosen_are_none() -> None:
 
 def test_a_student_lies_in_memory_as_it_is_told() -> None:
     """Its weights are the same numbers, and it gives the same answers but for rounding."""
-    data, _ = assembly.inputs(assembly.key_of(config().data), 0, "cpu")
+    data, _ = build.inputs(build.key_of(config().data), 0, "cpu")
     pictures = data.train.images[:2]
-    one, other = (assembly.student(config(f"memory_format={name}"), data)[0].eval() for name in FORMATS)
+    one, other = (build.student(config(f"memory_format={name}"), data)[0].eval() for name in FORMATS)
     assert [m.weight.is_contiguous() for m in (first_convolution(one), first_convolution(other))] == [False, True]
     assert hash_tensors(one.net.state_dict()) == hash_tensors(other.net.state_dict())
     torch.testing.assert_close(one(pictures), other(pictures), rtol=1e-4, atol=1e-4)
@@ -203,8 +203,8 @@ def test_gradients_that_a_cpu_gets_wrong_are_refused() -> None:
     """bf16 on a CPU, where a strided convolution meets a map of 1 x 1: the message names the ways out."""
     small = ("model.name=resnet18", "data.image_size=16", "device=cpu")
     wrong = config(*small, "precision=bf16")
-    data, _ = assembly.inputs(assembly.key_of(wrong.data), 0, "cpu")
+    data, _ = build.inputs(build.key_of(wrong.data), 0, "cpu")
     with pytest.raises(UserError, match=r"precision: pictures of 16 x 16 .* precision=fp32"):
-        assembly.student(wrong, data)
+        build.student(wrong, data)
     for right in ("precision=fp32", "model.stem=cifar", "model.input_size=32"):
-        assembly.student(config(*small, "precision=bf16", right), data)
+        build.student(config(*small, "precision=bf16", right), data)

@@ -13,7 +13,7 @@ from benchmarks import study
 from benchmarks.measuring import Clock, Figure, Load, take_turns
 
 from kdsweep.system.sqlite import sqlite_uri
-from kdsweep.tracking.tracking import Store
+from kdsweep.tracking.store import Store
 
 
 def series(*seconds: float, sampler: str = "random") -> Any:

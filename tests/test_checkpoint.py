@@ -284,7 +284,7 @@ def result(root: Path) -> tuple[str, dict[str, float], list[float]]:
     points = client(root).get_metric_history(run.info.run_id, "val/nll")
     assert [point.step for point in points] == list(range(1, EPOCHS + 1))
     metrics = {name: value for name, value in run.data.metrics.items() if name not in TIMES}
-    return run.data.tags["kdsweep.numerics.weights"], metrics, [point.value for point in points]
+    return run.data.tags["kdsweep.weights"], metrics, [point.value for point in points]
 
 
 @pytest.fixture(scope="module")

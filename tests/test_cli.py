@@ -17,7 +17,7 @@ import pytest
 from commands import SHORT, kdsweep
 from conftest import console_script
 
-from kdsweep.system import cli
+from kdsweep.system import exit_status
 from kdsweep.system.errors import RunError, UserError
 from kdsweep.system.interrupts import ENDS, TerminatedError
 
@@ -95,7 +95,7 @@ def test_each_end_has_its_exit_status(
 ) -> None:
     """2 for what the user can mend, 1 for a run that failed, 128 + n for signals; one line each."""
     with pytest.raises(SystemExit) as left:
-        cli.command("command", lambda: _raise(error))
+        exit_status.command("command", lambda: _raise(error))
     assert left.value.code == status
     printed = capfd.readouterr().err
     assert printed.startswith(f"command: {line}")
@@ -105,16 +105,16 @@ def test_each_end_has_its_exit_status(
 def test_a_mistake_of_ours_keeps_its_trace(handlers: None) -> None:
     """An exception that no user can mend is not dressed up."""
     with pytest.raises(ZeroDivisionError):
-        cli.command("command", lambda: _raise(ZeroDivisionError()))
-    assert cli.explained(ValueError("from our own code")) is None
-    assert cli.explained(OSError("no file's")) is None
+        exit_status.command("command", lambda: _raise(ZeroDivisionError()))
+    assert exit_status.explained(ValueError("from our own code")) is None
+    assert exit_status.explained(OSError("no file's")) is None
 
 
 def test_argparse_refuses_in_one_line(handlers: None, capfd: pytest.CaptureFixture[str]) -> None:
     """Inside a command without the usage, whose parser it may be; outside as ever."""
     parser = argparse.ArgumentParser("tool")
     with pytest.raises(SystemExit):
-        cli.command("tool", lambda: parser.parse_args(["--nothing"]))
+        exit_status.command("tool", lambda: parser.parse_args(["--nothing"]))
     assert capfd.readouterr().err == "tool: unrecognized arguments: --nothing. `tool --help` says what can be given.\n"
     with pytest.raises(SystemExit):
         parser.parse_args(["--nothing"])
@@ -124,7 +124,7 @@ def test_argparse_refuses_in_one_line(handlers: None, capfd: pytest.CaptureFixtu
 def test_sigterm_ends_a_command_like_ctrl_c(handlers: None) -> None:
     """It arrives as a KeyboardInterrupt, so that every run on the way is closed."""
     with pytest.raises(SystemExit) as left:
-        cli.command("command", lambda: os.kill(os.getpid(), signal.SIGTERM))
+        exit_status.command("command", lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert left.value.code == 143
     assert issubclass(TerminatedError, KeyboardInterrupt)
 

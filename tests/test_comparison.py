@@ -7,8 +7,8 @@ import math
 import pytest
 from records import compared, fresh, pruned, record, study, trial
 
-from kdsweep.analysis.aims import Objective
-from kdsweep.analysis.comparison import Spread, pareto, repetitions
+from kdsweep.analysis.sorted_runs import Spread, pareto, repetitions
+from kdsweep.analysis.study_goals import Objective
 
 # Arms and their spread
 

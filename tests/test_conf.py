@@ -20,11 +20,11 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 import kdsweep
-from kdsweep.config import assembly
+from kdsweep.config import build
 from kdsweep.config.checks import check
-from kdsweep.config.config_folder import CONFIG_FOLDER
-from kdsweep.execution.trials import build_pruner
-from kdsweep.study.sweeper import StudySweeper
+from kdsweep.config.folder import CONFIG_FOLDER
+from kdsweep.execution.trial_link import build_pruner
+from kdsweep.study.plugin import StudySweeper
 
 FILES = sorted(CONFIG_FOLDER.rglob("*.yaml"))
 OPTIONS = [(path.relative_to(CONFIG_FOLDER).parent.as_posix(), path.stem) for path in FILES if path.stem != "config"]
@@ -121,7 +121,7 @@ def test_every_component_gets_exactly_its_arguments(group: str, option: str) -> 
     """No argument that the target doesn't know, and all that it needs: no default hides in the code."""
     config = composed(*selecting(group, option))
     searching = {key: config.hydra.sweeper.get(key) for key in ("sampler", "pruner")}
-    chosen = assembly.container(OmegaConf.merge(own(config), {key: node for key, node in searching.items() if node}))
+    chosen = build.container(OmegaConf.merge(own(config), {key: node for key, node in searching.items() if node}))
     for path, component in components(chosen):
         known = parameters(get_object(component["_target_"]))
         given = {key for key in component if not key.startswith("_")}
@@ -135,7 +135,7 @@ def test_every_component_gets_exactly_its_arguments(group: str, option: str) -> 
 def test_every_component_is_built(group: str) -> None:
     """Each option becomes the object that a run uses."""
     for option in [option for where, option in OPTIONS if where == group]:
-        assert callable(getattr(built := assembly.component(composed(f"{group}={option}"), group), "build", built))
+        assert callable(getattr(built := build.component(composed(f"{group}={option}"), group), "build", built))
 
 
 @pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "data"])
@@ -145,7 +145,7 @@ def test_every_data_set_is_built(option: str, pictures: Path, tmp_path: Path) ->
         pytest.skip(f"data={option} needs a download")
     root = [f"data.root={pictures}"] if option == "image_folder" else []
     config = composed(f"data={option}", *root, f"paths.root={tmp_path}")
-    data, _ = assembly.inputs(assembly.key_of(config.data), config.view_seed, "cpu")
+    data, _ = build.inputs(build.key_of(config.data), config.view_seed, "cpu")
     assert min(len(data.train), len(data.validation), len(data.test)) > 0
 
 
@@ -156,8 +156,8 @@ def test_every_teacher_is_built(option: str) -> None:
     if option == "none":
         assert config.teacher is None
         return
-    assert callable(assembly.component(config, "teacher.network").build)
-    assert callable(assembly.component(config, "teacher.head"))
+    assert callable(build.component(config, "teacher.network").build)
+    assert callable(build.component(config, "teacher.head"))
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_an_experiment_is_a_small_difference(option: str) -> None:
     difference = OmegaConf.load(CONFIG_FOLDER / "experiment" / f"{option}.yaml")
     assert isinstance(difference, DictConfig)
     difference.pop("defaults", None)
-    keys = list(leaves(assembly.container(difference)))
+    keys = list(leaves(build.container(difference)))
     assert len(keys) <= 8
     base = composed(f"experiment={option}")
     assert [key for key in keys if OmegaConf.select(base, key, default=...) is ...] == []
@@ -220,7 +220,7 @@ def test_no_key_is_dead() -> None:
     """Every key that is no component's argument is read by the code, or used by another key."""
     read, named = reads(), constants()
     used = {key for path in FILES for key in re.findall(r"\$\{([\w.]+)\}", path.read_text(encoding="utf-8"))}
-    keys = {key for config in every_configuration() for key in leaves(assembly.container(own(config)))}
+    keys = {key for config in every_configuration() for key in leaves(build.container(own(config)))}
     assert {"epochs", "tracking.uri", "teacher.mode", "sweep.n_trials"} <= keys
     assert sorted(keys - read - used - named) == []
 

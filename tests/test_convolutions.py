@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdsweep.numerics import convolutions
-from kdsweep.numerics.convolutions import convolved, input_gradient, small_maps, weight_gradient
+from kdsweep.numerics import small_convolutions
+from kdsweep.numerics.small_convolutions import convolved, input_gradient, small_maps, weight_gradient
 
 CPU = torch.device("cpu")
 
@@ -94,7 +94,7 @@ def test_all_else_is_left_alone(case: str, monkeypatch: pytest.MonkeyPatch) -> N
     def fail(*_: object) -> None:
         raise AssertionError("this convolution is not small")
 
-    monkeypatch.setattr(convolutions._Convolution, "apply", fail)
+    monkeypatch.setattr(small_convolutions._Convolution, "apply", fail)
     options = {"groups": {"groups": 2}, "dilation": {"dilation": 2, "padding": 2}, "words": {"padding": "same"}}
     layer = nn.Conv2d(4, 4, 3, bias=False, **{"padding": 1, **options.get(case, {})})
     x = torch.randn(2, 4, *((3, 3) if case == "large" else (1, 1)))
@@ -105,6 +105,6 @@ def test_all_else_is_left_alone(case: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_small_convolution_goes_our_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the tests above would let through is there."""
-    monkeypatch.setattr(convolutions._Convolution, "apply", lambda *_: "ours")
+    monkeypatch.setattr(small_convolutions._Convolution, "apply", lambda *_: "ours")
     with small_maps("fp32", CPU):
         assert nn.Conv2d(4, 4, 3, padding=1, bias=False)(torch.randn(2, 4, 1, 1)) == "ours"

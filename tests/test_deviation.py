@@ -10,7 +10,7 @@ import pytest
 
 from kdsweep.analysis import deviation
 from kdsweep.analysis.deviation import Deviation, Left, compare
-from kdsweep.tracking.records import RunRecord, StudyRecord
+from kdsweep.tracking.run_records import RunRecord, StudyRecord
 
 HISTORY = {"val/accuracy": [(1, 0.5), (2, 0.75)], "train/loss": [(1, 2.0), (2, 1.0)], "epoch_seconds": [(1, 3.0)]}
 METRICS = {"val/accuracy": 0.75, "train/loss": 1.0, "test/accuracy": 0.7, "seconds": 5.0}
@@ -169,7 +169,7 @@ def test_a_role_without_repeated_runs_takes_the_noise_of_all() -> None:
 def test_mlflows_metrics_of_a_stopped_run_are_not_its_last() -> None:
     """They are those of the epoch at which it was stopped."""
     stopped = record("r", "distill", 0, 0.5)
-    stopped = RunRecord(**{**vars(stopped), "status": "KILLED", "tags": {"kdsweep.numerics.weights": "w"}})
+    stopped = RunRecord(**{**vars(stopped), "status": "KILLED", "tags": {"kdsweep.weights": "w"}})
     assert deviation.left_by(stopped, HISTORY) == Left(None, {}, HISTORY)
     whole = RunRecord(**{**vars(stopped), "status": "FINISHED"})
     assert deviation.left_by(whole, HISTORY) == Left("w", whole.metrics, HISTORY)

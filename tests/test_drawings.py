@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from records import SPACE, fresh, pruned, record, summary, trial
 
-from kdsweep.analysis.summary import Report
-from kdsweep.report.figures.drawings import CAPTIONS, draw
-from kdsweep.tracking.records import RunRecord
+from kdsweep.analysis.findings import Report
+from kdsweep.report.figures.all_figures import CAPTIONS, draw
+from kdsweep.tracking.run_records import RunRecord
 
 RISE = [0.5, 0.7, 0.8, 0.85, 0.9]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from records import compared, fresh, pruned, record, trial
 
-from kdsweep.analysis.comparison import Comparison
-from kdsweep.analysis.economy import account, duration, words
+from kdsweep.analysis.cost import account, duration, words
+from kdsweep.analysis.sorted_runs import Comparison
 
 RISING = [[0.1 * (k + 1), 0.2 + 0.1 * k] for k in range(6)]  # scores after epochs 1 and 2
 

@@ -138,7 +138,7 @@ def test_what_is_no_executor_is_refused(task: Task, name: str, n_jobs: int, matc
 
 def test_without_ray_its_executor_names_the_extra(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray comes with an extra."""
-    monkeypatch.delitem(sys.modules, "kdsweep.execution.ray_executor", raising=False)
+    monkeypatch.delitem(sys.modules, "kdsweep.execution.ray", raising=False)
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"sweep.executor: Ray isn't installed.*kdsweep\[ray\]"):
         opened("ray", task)

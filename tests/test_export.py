@@ -16,12 +16,12 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from kdsweep.commands import export
-from kdsweep.config import assembly
+from kdsweep.config import build
 from kdsweep.config.saved_config import SavedConfig, parse
 from kdsweep.system.errors import RunError, UserError
 from kdsweep.system.files import hash_tensors, write_tensors
 from kdsweep.system.sqlite import sqlite_uri
-from kdsweep.tracking.tracking import Store
+from kdsweep.tracking.store import Store
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def exported(root: Path, store: Store, student: Any) -> Path:
 def pictures(root: Path, run_id: str) -> torch.Tensor:
     (run,) = [run for run in runs(root) if run.info.run_id == run_id]
     config = parse((artifacts(run) / "config.yaml").read_text()).config
-    return assembly.component(OmegaConf.create(config), "data").test.images
+    return build.component(OmegaConf.create(config), "data").test.images
 
 
 def blocks(folder: Path) -> Iterator[str]:
@@ -102,7 +102,7 @@ def test_an_export_is_whole(exported: Path, root: Path, student: Any) -> None:
     assert (
         hash_tensors(load_file(exported / "model.safetensors"))
         == told["weights"]
-        == student.data.tags["kdsweep.numerics.weights"]
+        == student.data.tags["kdsweep.weights"]
     )
     assert told["classes"] == [f"class {n}" for n in range(10)]
     assert (told["input"]["height"], told["input"]["resize"]) == (32, None)

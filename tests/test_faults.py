@@ -207,7 +207,7 @@ def test_a_damaged_cache_is_noticed_and_made_again(tmp_path: Path) -> None:
         for file, content in whole.items():
             assert str(file) in done.err
             assert file.read_bytes() == content
-    assert len({run.data.tags["kdsweep.numerics.weights"] for run in runs(tmp_path, "distill")}) == 1
+    assert len({run.data.tags["kdsweep.weights"] for run in runs(tmp_path, "distill")}) == 1
 
 
 # Losses that are no numbers, and memory

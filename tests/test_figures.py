@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kdsweep.report.figures.figures import arm_curves, learning_curve
+from kdsweep.report.figures.curves import arm_curves, learning_curve
 
 RISE = [(epoch, 0.9 - 0.8 * math.exp(-epoch)) for epoch in range(1, 9)]
 

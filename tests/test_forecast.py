@@ -11,10 +11,10 @@ from hydra import compose, initialize_config_dir
 from speeds import PLANNED, speed, without_teacher
 
 from kdsweep.config.checks import check
-from kdsweep.config.config_folder import CONFIG_FOLDER
+from kdsweep.config.folder import CONFIG_FOLDER
 from kdsweep.study.estimate import estimate
 from kdsweep.study.forecast import LONG_SECONDS, Alternative, Forecast, forecast, less_work, roughly, worth_it
-from kdsweep.study.speed import Speed
+from kdsweep.study.measure_speed import Speed
 
 NOTHING = dict.fromkeys(PLANNED, 0)
 
@@ -179,8 +179,8 @@ def config(root: Path, *words: str) -> Any:
 @pytest.fixture
 def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is measured here needn't be right."""
-    monkeypatch.setattr("kdsweep.study.speed.STEPS_SECONDS", 0.0)
-    monkeypatch.setattr("kdsweep.study.speed.FORWARD_SECONDS", 0.01)
+    monkeypatch.setattr("kdsweep.study.measure_speed.STEPS_SECONDS", 0.0)
+    monkeypatch.setattr("kdsweep.study.measure_speed.FORWARD_SECONDS", 0.01)
 
 
 def test_what_is_done_within_the_hour_needs_no_proposals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

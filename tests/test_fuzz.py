@@ -18,9 +18,9 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
-from kdsweep.config import assembly, checks, rules
-from kdsweep.config.config_folder import CONFIG_FOLDER
-from kdsweep.system import cli
+from kdsweep.config import build, checks, rules
+from kdsweep.config.folder import CONFIG_FOLDER
+from kdsweep.system import exit_status
 from kdsweep.system.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -108,13 +108,13 @@ def refused(cfg: DictConfig) -> str | None:
     try:
         own = rules.settled(cfg)
         checks.check(own)
-        assembly.rehearse(own)
+        build.rehearse(own)
     except Exception as error:
-        known = cli.explained(error)
+        known = exit_status.explained(error)
         if known is None:
             raise
         assert isinstance(known, UserError), known
-        return cli.line_of(known)
+        return exit_status.line_of(known)
     return None
 
 
@@ -125,7 +125,7 @@ def _set(cfg: DictConfig, key: str, value: object) -> DictConfig | None:
     try:
         OmegaConf.update(own, key, value, merge=False)
     except Exception as error:
-        if cli.explained(error) is None:
+        if exit_status.explained(error) is None:
             raise
         return None
     return own
@@ -181,9 +181,9 @@ def test_any_word_is_read_or_refused_in_one_line(configs: list[DictConfig], text
     try:
         compose("config", [*TINY, text])
     except Exception as error:
-        known = cli.explained(error)
+        known = exit_status.explained(error)
         if known is None:
             raise
-        line = cli.line_of(known)
+        line = exit_status.line_of(known)
         assert "\n" not in line
         assert line.strip()

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kdsweep import train
 from kdsweep.config import help_page
-from kdsweep.config.config_folder import CONFIG_FOLDER
+from kdsweep.config.folder import CONFIG_FOLDER
 
 OPTIONS = [
     f"{path.parent.name}={path.stem}"

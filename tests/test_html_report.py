@@ -8,8 +8,8 @@ from html.parser import HTMLParser
 
 from records import fresh, pruned, record, summary, trial
 
-from kdsweep.analysis.summary import Report
-from kdsweep.report.html_report import render
+from kdsweep.analysis.findings import Report
+from kdsweep.report.html import render
 
 EMPTY = {"meta", "img", "br", "link"}
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from records import SPACE, compared, record, trial
 
-from kdsweep.analysis.aims import Objective
-from kdsweep.analysis.comparison import Comparison
 from kdsweep.analysis.landscape import Landscape, axes, survey, words
 from kdsweep.analysis.plateau import Importance, Plateau, Space
+from kdsweep.analysis.sorted_runs import Comparison
 from kdsweep.analysis.statistics import NoiseFloor
+from kdsweep.analysis.study_goals import Objective
 
 ACCURACY = Objective("val/accuracy")
 AREA = Space(("loss.alpha", "loss.tau"), (0, 1), (1, 20), (False, True))

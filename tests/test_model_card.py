@@ -13,10 +13,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from kdsweep.analysis.comparison import Spread
+from kdsweep.analysis.sorted_runs import Spread
 from kdsweep.models import Architecture
 from kdsweep.report.model_card import Card, Check, loading, plain, render, shortened
-from kdsweep.tracking.records import RunRecord
+from kdsweep.tracking.run_records import RunRecord
 
 RUN = RunRecord(
     id="0123456789abcdef",

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from kdsweep.system.errors import RunError
-from kdsweep.tracking import journal, outages, outbox
+from kdsweep.tracking import journal, retry, sender
 from kdsweep.tracking.journal import Entry, Journal, Owner
-from kdsweep.tracking.outages import is_transient, patiently
-from kdsweep.tracking.outbox import Outbox, Waiting
+from kdsweep.tracking.retry import is_transient, patiently
+from kdsweep.tracking.sender import Outbox, Waiting
 
 OWNER = Owner("run1", "http://server", "a run")
 WAITING = Waiting(call_s=0.0, end_s=1.0, killed_s=0.2)
@@ -38,9 +38,9 @@ class Shop:
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attempts follow each other in hundredths of a second."""
-    monkeypatch.setattr(outages, "FIRST_PAUSE", 0.01)
-    monkeypatch.setattr(outages, "LONGEST_PAUSE", 0.05)
-    monkeypatch.setattr(outbox, "SLOW_SECONDS", 0.1)
+    monkeypatch.setattr(retry, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(retry, "LONGEST_PAUSE", 0.05)
+    monkeypatch.setattr(sender, "SLOW_SECONDS", 0.1)
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from kdsweep.numerics import pictures
-from kdsweep.numerics.pictures import class_files, load
+from kdsweep.numerics import picture_files
+from kdsweep.numerics.picture_files import class_files, load
 from kdsweep.system.errors import UserError
 
 
@@ -62,13 +62,13 @@ def refused(root: Path, match: str) -> None:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many pictures each call of the decoder was given, from here on."""
     calls: list[int] = []
-    decode = pictures._decode
+    decode = picture_files._decode
 
     def counting(root: Path, names: list[str], image_size: int) -> torch.Tensor:
         calls.append(len(names))
         return decode(root, names, image_size)
 
-    monkeypatch.setattr(pictures, "_decode", counting)
+    monkeypatch.setattr(picture_files, "_decode", counting)
     return calls
 
 

@@ -8,7 +8,7 @@ import re
 import pytest
 from rich.console import Console
 
-from kdsweep.analysis.planner import Plan, plan, render
+from kdsweep.analysis.seed_planning import Plan, plan, render
 from kdsweep.analysis.statistics import expected_winners_curse, power
 from kdsweep.system.errors import UserError
 

@@ -1,4 +1,4 @@
-"""Claims about kdsweep.analysis.plateau and its Gaussian process, against written-out formulas and simulated surfaces."""
+"""Claims about analysis/plateau.py and its Gaussian process, against written-out formulas and simulated surfaces."""
 
 from __future__ import annotations
 

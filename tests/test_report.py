@@ -14,11 +14,11 @@ from mlflow import MlflowClient
 from records import SPACE
 
 from kdsweep.commands import report
-from kdsweep.report import report_note, report_tables, report_writing
-from kdsweep.report.report_console import WIDTH
+from kdsweep.report import mlflow_note, tables, writing
+from kdsweep.report.console import WIDTH
 from kdsweep.system.errors import RunError, UserError
-from kdsweep.tracking.stores import store_uri
-from kdsweep.tracking.tracking import Store
+from kdsweep.tracking.location import store_uri
+from kdsweep.tracking.store import Store
 
 # MLflow 3.17 uses what SQLAlchemy 2.1 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
@@ -181,23 +181,23 @@ def test_the_verdict_is_the_description_of_the_study(
     assert lines[0].strip("*") in " ".join(printed.split())
     assert "| arm | runs | validation accuracy % | test accuracy %" in ours
     assert "- The search overstated its choice by 2.00 points" in ours
-    found = report_writing.write(store, NAME, tmp_path / "again")
+    found = writing.write(store, NAME, tmp_path / "again")
     assert description() == ours
     for theirs in ("Mine.", f"Mine.\n\n{ours}"):
         client.set_tag(parent, "mlflow.note.content", theirs)
-        report_writing.write(store, NAME, tmp_path / "again")
+        writing.write(store, NAME, tmp_path / "again")
         assert description() == theirs
     client.set_tag(parent, "mlflow.note.content", "")
-    report_writing.write(store, NAME, tmp_path / "again")
+    writing.write(store, NAME, tmp_path / "again")
     assert description() == ours
     # MLflow takes 8,000 characters.
-    long = report_note.note(dataclasses.replace(found, findings=("word " * 300,) * 20, missing=("Short.",)))
+    long = mlflow_note.note(dataclasses.replace(found, findings=("word " * 300,) * 20, missing=("Short.",)))
     assert 6000 < len(long) <= 8000
     assert "\n- Short.\n- 16 more in the report\n" in long
     for rows, there in ((2, True), (900, False)):
-        table = report_tables.Table(("\n\narm",), (("a | <b>",),) * rows, "*: fresh", named=True)
-        monkeypatch.setattr(report_tables, "arms", lambda _, table=table: table)
-        text = report_note.note(found)
+        table = tables.Table(("\n\narm",), (("a | <b>",),) * rows, "*: fresh", named=True)
+        monkeypatch.setattr(tables, "arms", lambda _, table=table: table)
+        text = mlflow_note.note(found)
         assert (r"| a \| \<b> |" in text and r"\*: fresh" in text) is there
         assert len(text) <= 8000
 
@@ -213,7 +213,7 @@ def test_a_description_that_is_refused_costs_no_report(
 
     monkeypatch.setattr(Store, "describe", refuse)
     caplog.set_level("INFO")
-    found = report_writing.write(Store(f"sqlite:///{root}/mlflow.db"), NAME, tmp_path)
+    found = writing.write(Store(f"sqlite:///{root}/mlflow.db"), NAME, tmp_path)
     assert all(path.exists() for path in found.files)
     assert "keeps the description that it had: too long" in caplog.text
 
@@ -231,7 +231,7 @@ def test_a_group_without_runs_is_reported(root: Path, tmp_path: Path, capsys: py
 def test_an_unknown_study_names_the_known_ones(root: Path, tmp_path: Path) -> None:
     """A misspelt name: the error lists what there is."""
     with pytest.raises(UserError, match=r"Known: .*empty group"):
-        report_writing.write(Store(f"sqlite:///{root}/mlflow.db"), "nope", tmp_path)
+        writing.write(Store(f"sqlite:///{root}/mlflow.db"), "nope", tmp_path)
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -297,4 +297,4 @@ def test_a_study_without_repeated_runs_makes_no_plan(root: Path, capsys: pytest.
 
 def test_infinities_are_null() -> None:
     """JSON has no numbers for them."""
-    assert report_writing._plain({"a": (math.inf, math.nan, 1.5)}) == {"a": [None, None, 1.5]}
+    assert writing._plain({"a": (math.inf, math.nan, 1.5)}) == {"a": [None, None, 1.5]}

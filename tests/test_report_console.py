@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 from records import fresh, pruned, record, summary, trial
 
-from kdsweep.analysis.summary import Report
-from kdsweep.report import report_console
-from kdsweep.report.report_console import WIDTH
+from kdsweep.analysis.findings import Report
+from kdsweep.report import console
+from kdsweep.report.console import WIDTH
 
 
 def shown(report: Report, capsys: pytest.CaptureFixture[str]) -> str:
-    report_console.show(report)
+    console.show(report)
     return capsys.readouterr().out
 
 

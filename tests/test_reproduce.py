@@ -19,9 +19,9 @@ from omegaconf import OmegaConf
 
 from kdsweep.analysis.deviation import OF_THE_CLOCK, Left
 from kdsweep.commands import reproduce
-from kdsweep.commands.originals import Original
+from kdsweep.commands.source_run import Original
 from kdsweep.config import rules, saved_config
-from kdsweep.config.assembly import STUDENT_KEYS
+from kdsweep.config.build import STUDENT_KEYS
 from kdsweep.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def test_every_arm_of_a_study_comes_out_the_same(stage: str, role: str, place: P
     now = newest(place)
     assert now.data.tags["kdsweep.reproduces"] == then.info.run_id
     assert now.info.run_id in done.out
-    assert now.data.tags["kdsweep.numerics.weights"] == then.data.tags["kdsweep.numerics.weights"]
+    assert now.data.tags["kdsweep.weights"] == then.data.tags["kdsweep.weights"]
     assert numbers(place, now) == numbers(place, then)
     assert not {"mlflow.parentRunId", "kdsweep.study", "kdsweep.trial", "kdsweep.job"} & now.data.tags.keys()
     assert not [line for line in done.err.splitlines() if "Warning" in line]
@@ -138,7 +138,7 @@ def test_a_copied_file_is_enough(place: Path, tmp_path: Path) -> None:
     shutil.copy(artifacts(then) / "config.yaml", tmp_path / "mine.yaml")
     done = again("mine.yaml", cwd=tmp_path)
     assert (done.status, EXACT in done.out) == (0, True), done
-    assert newest(tmp_path).data.tags["kdsweep.numerics.weights"] == then.data.tags["kdsweep.numerics.weights"]
+    assert newest(tmp_path).data.tags["kdsweep.weights"] == then.data.tags["kdsweep.weights"]
     (teacher,) = runs(tmp_path, "teacher")
     assert teacher.data.tags["kdsweep.stage"] == "single"
     assert "kdsweep.reproduces" not in teacher.data.tags
@@ -173,7 +173,7 @@ def test_a_bare_configuration_has_nothing_to_compare_with(scratch: Run, tmp_path
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.load(artifacts(scratch) / "config.yaml")))
     done = again(".", cwd=tmp_path)
     assert (done.status, "There is nothing to compare with." in done.out) == (0, True), done
-    assert newest(tmp_path).data.tags["kdsweep.numerics.weights"] == scratch.data.tags["kdsweep.numerics.weights"]
+    assert newest(tmp_path).data.tags["kdsweep.weights"] == scratch.data.tags["kdsweep.weights"]
 
 
 # Runs that did not end well

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
-from kdsweep.execution import trials
+from kdsweep.execution import trial_link
 from kdsweep.study.search import PRUNED_AT, STARTS, Search, delete, described
 from kdsweep.system.errors import UserError
 from kdsweep.system.processes import ProcessId, this_process
@@ -99,7 +99,7 @@ def test_a_result_that_was_left_is_taken(tmp_path: Path) -> None:
     found = search(tmp_path, n_trials=2)
     for _ in range(2):
         ask(found)
-    trials.TrialLink(sqlite_uri(tmp_path / "optuna.db"), "study", 0, None).leave([0.7])
+    trial_link.TrialLink(sqlite_uri(tmp_path / "optuna.db"), "study", 0, None).leave([0.7])
     later = search(tmp_path, n_trials=2)
     later.recover(0)
     later.recover(1, [0.6])
@@ -133,19 +133,19 @@ def test_a_trial_of_a_living_process_is_no_orphan(tmp_path: Path) -> None:
     trial = ask(found)
     with subprocess.Popen(["sleep", "60"]) as process:
         owner = ProcessId(this_process().host, process.pid, psutil.Process(process.pid).create_time())
-        trial.set_user_attr(trials.PROCESS, str(owner))
+        trial.set_user_attr(trial_link.PROCESS, str(owner))
         assert found.orphans() == ([], [owner])
         process.kill()
     assert found.orphans() == ([trial.number], [])
 
 
-@pytest.mark.parametrize("age", [0.0, trials.STALE_SECONDS + 1])
+@pytest.mark.parametrize("age", [0.0, trial_link.STALE_SECONDS + 1])
 def test_another_machine_is_believed_for_a_while(age: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its trial is an orphan when its last sign of life is old."""
     found = search(tmp_path)
     trial = ask(found)
-    trial.set_user_attr(trials.PROCESS, "elsewhere:1:0.0")
-    trial.set_user_attr(trials.BEAT, time.time() - age)
+    trial.set_user_attr(trial_link.PROCESS, "elsewhere:1:0.0")
+    trial.set_user_attr(trial_link.BEAT, time.time() - age)
     assert bool(found.orphans()[0]) == (age > 0)
 
 
@@ -294,7 +294,7 @@ def test_a_second_controller_is_refused(tmp_path: Path) -> None:
         pass
     with pytest.raises(UserError, match=r"process 42 on elsewhere"):
         delete(url, "study")
-    study.set_user_attr("kdsweep.controller", {**holder, "beat": holder["beat"] - trials.STALE_SECONDS - 1})
+    study.set_user_attr("kdsweep.controller", {**holder, "beat": holder["beat"] - trial_link.STALE_SECONDS - 1})
     with search(tmp_path).held():
         assert study.user_attrs["kdsweep.controller"]["process"] == str(this_process())
     assert study.user_attrs["kdsweep.controller"] is None

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from kdsweep.report.figures.search_figures import Course, Scale, history, parallel, pareto_front
+from kdsweep.report.figures.search import Course, Scale, history, parallel, pareto_front
 
 
 def labels(figure: Figure) -> list[str]:

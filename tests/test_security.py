@@ -27,15 +27,15 @@ from torchvision.datasets import CIFAR10, CIFAR100
 
 import kdsweep as package
 from kdsweep.commands import export, ui
-from kdsweep.config import assembly
+from kdsweep.config import build
 from kdsweep.config.saved_config import parse
 from kdsweep.execution.executors import open_executor
-from kdsweep.report import report_writing
-from kdsweep.report.figures import drawings
-from kdsweep.report.html_report import render
+from kdsweep.report import writing
+from kdsweep.report.figures import all_figures
+from kdsweep.report.html import render
 from kdsweep.system.errors import UserError
 from kdsweep.system.files import read_tensors
-from kdsweep.tracking.records import StudyRecord
+from kdsweep.tracking.run_records import StudyRecord
 
 SECRET = "geheim4711"
 
@@ -115,33 +115,37 @@ def test_a_pickle_in_the_cache_is_a_damaged_file(tmp_path: Path) -> None:
     [
         *("os.system", "builtins.eval", "pickle.loads", "torch.load", "kdsweepy.losses.kd", "hydra.utils.instantiate"),
         # By way of a module that may be named.
-        *("kdsweep.data.np.load", "kdsweep.numerics.weights.torch.load", "torch.optim.optimizer.functools.partial"),
+        *(
+            "kdsweep.data.np.load",
+            "kdsweep.numerics.weight_files.torch.load",
+            "torch.optim.optimizer.functools.partial",
+        ),
     ],
 )
 def test_a_configuration_names_no_foreign_code(target: str) -> None:
     """A _target_ is kdsweep's own or an optimizer of torch's, by whatever name it is called."""
     with pytest.raises(UserError, match=r"^loss: .*(KDSWEEP_TRUST|cannot be authorized)"):
-        assembly.component(OmegaConf.create({"loss": {"_target_": target}}), "loss")
+        build.component(OmegaConf.create({"loss": {"_target_": target}}), "loss")
 
 
 def test_a_saved_configuration_runs_no_code(tmp_path: Path) -> None:
     """A config.yaml of somebody else's may hold bytes, and name functions of kdsweep that take them for a pickle."""
     marker = tmp_path / "marker"
     message = base64.b64encode(pickle.dumps(Evil(marker))).decode()
-    text = f"loss:\n  _target_: kdsweep.execution.shipping.received_outcome\n  message: !!binary {message}\n"
+    text = f"loss:\n  _target_: kdsweep.execution.serialization.received_outcome\n  message: !!binary {message}\n"
     with suppress(UserError, AssertionError):
-        assembly.component(OmegaConf.create(parse(text).config), "loss")
+        build.component(OmegaConf.create(parse(text).config), "loss")
     assert not marker.exists()
 
 
 @pytest.mark.parametrize(
     "target",
-    ["kdsweep.commands.ui.serve", "kdsweep.system.files.write_tensors", "kdsweep.execution.shipping.packed_task"],
+    ["kdsweep.commands.ui.serve", "kdsweep.system.files.write_tensors", "kdsweep.execution.serialization.packed_task"],
 )
 def test_a_configuration_calls_components_alone(target: str) -> None:
     """Of kdsweep's functions only those that are made for it can be named."""
     with pytest.raises(UserError, match="KDSWEEP_TRUST"):
-        assembly.component(OmegaConf.create({"loss": {"_target_": target}}), "loss")
+        build.component(OmegaConf.create({"loss": {"_target_": target}}), "loss")
 
 
 # Secrets
@@ -273,7 +277,7 @@ def test_names_from_a_store_stay_in_their_folder(name: str, tmp_path: Path) -> N
     assert export.default_folder(tmp_path, run).resolve().parent == tmp_path / "exports"
     assert not export.default_folder(tmp_path, run).name.startswith((".", "-"))
     export.default_folder(tmp_path, run).mkdir(parents=True)
-    assert report_writing.default_folder(tmp_path, StudyRecord(run, ())).resolve().parent == tmp_path / "reports"
+    assert writing.default_folder(tmp_path, StudyRecord(run, ())).resolve().parent == tmp_path / "reports"
 
 
 # Pages
@@ -316,7 +320,7 @@ def test_a_report_takes_no_markup_from_a_store() -> None:
     assert elements(page) <= elements(render(clean, {})) | {"li", "ul"}
     assert "alert(1)" in page
     assert "{{7*7}}" in page
-    for _, figure in drawings.draw(dirty):
+    for _, figure in all_figures.draw(dirty):
         figure.canvas.draw()
 
 

@@ -10,11 +10,11 @@ import torch
 from commands import SHORT
 from hydra import compose, initialize_config_dir
 
-from kdsweep.config import assembly
+from kdsweep.config import build
 from kdsweep.config.checks import check
-from kdsweep.config.config_folder import CONFIG_FOLDER
-from kdsweep.study import speed
-from kdsweep.study.speed import measure, missing_passes, student_speed
+from kdsweep.config.folder import CONFIG_FOLDER
+from kdsweep.study import measure_speed
+from kdsweep.study.measure_speed import measure, missing_passes, student_speed
 from kdsweep.system.environment import cores
 from kdsweep.system.errors import UserError
 from kdsweep.system.files import write_tensors
@@ -31,8 +31,8 @@ def config(root: Path, *words: str) -> Any:
 @pytest.fixture(autouse=True)
 def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is measured here needn't be right."""
-    monkeypatch.setattr(speed, "STEPS_SECONDS", 0.0)
-    monkeypatch.setattr(speed, "FORWARD_SECONDS", 0.01)
+    monkeypatch.setattr(measure_speed, "STEPS_SECONDS", 0.0)
+    monkeypatch.setattr(measure_speed, "FORWARD_SECONDS", 0.01)
 
 
 @pytest.mark.slow
@@ -76,17 +76,17 @@ def test_a_student_alone_asks_no_teacher(tmp_path: Path) -> None:
 def test_tables_that_are_there_are_not_missing(tmp_path: Path) -> None:
     """Once its head is trained, the teacher lacks the passes that nobody has asked for; before that it lacks all."""
     cfg = config(tmp_path, "n_passes=3")
-    teacher = assembly.untrained_teacher(cfg)
+    teacher = build.untrained_teacher(cfg)
     teacher.answers(1)  # of another head than the one that will be trained
     teacher.features("test")
-    assert missing_passes(cfg, assembly.untrained_teacher(cfg)) == (0, 1, 2)
+    assert missing_passes(cfg, build.untrained_teacher(cfg)) == (0, 1, 2)
     with torch.no_grad():
         teacher.network.head.weight.mul_(2)
-    write_tensors(assembly.head_path(cfg, teacher), teacher.network.head.state_dict())
-    trained = assembly.untrained_teacher(cfg)
+    write_tensors(build.head_path(cfg, teacher), teacher.network.head.state_dict())
+    trained = build.untrained_teacher(cfg)
     trained.network.head.load_state_dict(teacher.network.head.state_dict())
     trained.answers(2)
-    assert missing_passes(cfg, assembly.untrained_teacher(cfg)) == (0, 1)
+    assert missing_passes(cfg, build.untrained_teacher(cfg)) == (0, 1)
     found = measure(cfg)
     assert (found.passes_missing, found.features_missing) == ((0, 1), 64 + 32)
 
@@ -116,9 +116,9 @@ def test_a_dear_step_is_measured_on_part_of_a_batch(
         sizes.append(len(labels))
         return [{"epoch_seconds": seconds} for seconds in (9.0, 0.5, 0.25, 0.25)]
 
-    monkeypatch.setattr(speed, "Fit", fit)
-    monkeypatch.setattr(speed, "STEPS_SECONDS", patience)
-    monkeypatch.setattr(speed, "STEP_SECONDS", 1e-9)
+    monkeypatch.setattr(measure_speed, "Fit", fit)
+    monkeypatch.setattr(measure_speed, "STEPS_SECONDS", patience)
+    monkeypatch.setattr(measure_speed, "STEP_SECONDS", 1e-9)
     step_seconds, _ = student_speed(config(tmp_path, "batch_size=200"))
     assert sizes == [8]
     assert step_seconds == believed * 64 / 8
@@ -128,7 +128,7 @@ def test_a_dear_step_is_measured_on_part_of_a_batch(
 @pytest.mark.parametrize("loss", ["kd", "ce", "label_smoothing"])
 def test_every_loss_can_be_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: str) -> None:
     """Those that listen to a teacher and those that don't, also where they diverge at the second step."""
-    monkeypatch.setattr(speed, "STEPS_SECONDS", 100.0)
+    monkeypatch.setattr(measure_speed, "STEPS_SECONDS", 100.0)
     cfg = config(tmp_path, f"loss={loss}", "optimizer.lr=1e30", "schedule=constant")
     assert student_speed(cfg)[0] > 0
 

@@ -1,4 +1,4 @@
-"""Claims about kdsweep.analysis.statistics, against scipy, against formulas written out, and against simulated studies."""
+"""Claims about analysis/statistics.py, against scipy, against formulas written out, and against simulated studies."""
 
 from __future__ import annotations
 

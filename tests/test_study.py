@@ -14,7 +14,7 @@ from commands import SHORT, Command, Outcome, artifacts, kdsweep, runs, statuses
 from omegaconf import OmegaConf
 from optuna.trial import TrialState
 
-from kdsweep.study.study import only_controller
+from kdsweep.study.controller import only_controller
 from kdsweep.system.errors import UserError
 from kdsweep.system.sqlite import sqlite_uri
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from records import fresh, record, summary, trial
 
-from kdsweep.tracking.records import RunRecord
+from kdsweep.tracking.run_records import RunRecord
 
 
 def about(text: str, *runs: RunRecord, **tags: object) -> str:

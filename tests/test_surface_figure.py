@@ -10,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from kdsweep.analysis.plateau import Surface
-from kdsweep.report.figures.surface_figure import Axis, Points, colour_range, search_surface
+from kdsweep.report.figures.surface import Axis, Points, colour_range, search_surface
 
 AXES = (Axis("alpha (weight)"), Axis("tau (temperature)", log=True))
 

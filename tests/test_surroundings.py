@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kdsweep.analysis.surroundings import Change, compare, moved
+from kdsweep.analysis.environment_diff import Change, compare, moved
 from kdsweep.system import environment
 
 THEN: dict[str, Any] = {

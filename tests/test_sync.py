@@ -17,10 +17,10 @@ from mlflow_servers import MlflowServer, mlflow_server
 from kdsweep.commands import sync
 from kdsweep.system.errors import RunError, UserError
 from kdsweep.system.processes import this_process
-from kdsweep.tracking import outbox, sending
-from kdsweep.tracking.outbox import Waiting
-from kdsweep.tracking.stores import offline_uri, store_uri
-from kdsweep.tracking.tracking import Run, Store
+from kdsweep.tracking import sender, sending
+from kdsweep.tracking.location import offline_uri, store_uri
+from kdsweep.tracking.sender import Waiting
+from kdsweep.tracking.store import Run, Store
 
 pytestmark = pytest.mark.slow
 
@@ -41,8 +41,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that hangs has two seconds to answer, and the end of a run waits for three."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
-    monkeypatch.setattr(outbox, "SLOW_SECONDS", 0.5)
-    monkeypatch.setattr("kdsweep.tracking.tracking.REMOTE", Waiting(call_s=0.0, end_s=3.0, killed_s=1.0))
+    monkeypatch.setattr(sender, "SLOW_SECONDS", 0.5)
+    monkeypatch.setattr("kdsweep.tracking.store.REMOTE", Waiting(call_s=0.0, end_s=3.0, killed_s=1.0))
 
 
 def client(uri: str) -> Any:
@@ -61,7 +61,7 @@ def artifacts(uri: str, run_id: str, folder: str | None = None) -> set[str]:
 def write(run: Run, source: Path) -> None:
     """One of everything but metrics."""
     run.datasets("digits", "/data/digits", "ab" * 32, {"training": {"pictures": 3}})
-    run.tag({"kdsweep.numerics.weights": "abc"})
+    run.tag({"kdsweep.weights": "abc"})
     run.text("config.yaml", "seed: 0\n")
     run.file(source, "kept/model.bin")
 
@@ -71,7 +71,7 @@ def complete(uri: str, run_id: str, steps: int) -> None:
     run = client(uri).get_run(run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params == {"seed": "0"}
-    assert run.data.tags["kdsweep.numerics.weights"] == "abc"
+    assert run.data.tags["kdsweep.weights"] == "abc"
     history = client(uri).get_metric_history(run_id, "val/accuracy")
     assert [(point.step, point.value) for point in history] == [(step, step / 100) for step in range(steps)]
     assert [given.dataset.name for given in run.inputs.dataset_inputs] == ["digits"]
@@ -92,7 +92,7 @@ def test_an_outage_in_the_middle_costs_nothing(
     server: MlflowServer, tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server that hangs, and one that is killed and started again: no call waits, and no metric is lost."""
-    monkeypatch.setattr("kdsweep.tracking.tracking.REMOTE", Waiting(call_s=0.0, end_s=60.0, killed_s=1.0))
+    monkeypatch.setattr("kdsweep.tracking.store.REMOTE", Waiting(call_s=0.0, end_s=60.0, killed_s=1.0))
     store = Store(server.uri, unsent=tmp_path / "unsent")
     slowest = 0.0
     with store.run("outage", tags=DISTILL, params={"seed": 0}) as run:
@@ -179,8 +179,9 @@ def test_the_run_of_a_killed_process_is_closed(server: MlflowServer, tmp_path: P
     """SIGKILL during an outage: what the run had logged is sent, and it isn't left RUNNING."""
     unsent = tmp_path / "unsent"
     code = (
-        "import sys, time; from pathlib import Path; from kdsweep import outbox; from kdsweep.tracking.tracking import Store\n"
-        "outbox.SLOW_SECONDS = 0.2\n"
+        "import sys, time; from pathlib import Path\n"
+        "from kdsweep.tracking import sender; from kdsweep.tracking.store import Store\n"
+        "sender.SLOW_SECONDS = 0.2\n"
         f"with Store({server.uri!r}, unsent=Path({str(unsent)!r})).run('dies', tags={{}}, params={{}}) as run:\n"
         "    run.flush(); print(run.id, flush=True); sys.stdin.readline()\n"
         "    for step in range(5): run.summary({'a': step}); time.sleep(.1)\n"
@@ -214,7 +215,7 @@ def test_a_question_waits_for_the_answer(
     resumed.wait()
     assert " ".join(capsys.readouterr().err.split()).count("doesn't answer. Waiting for up to 4 minutes.") == 1
     server.hang()
-    monkeypatch.setattr("kdsweep.tracking.tracking.PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr("kdsweep.tracking.store.PATIENCE_SECONDS", 1.0)
     with pytest.raises(RunError, match=r"^for 1 s the MLflow store http.* didn't answer \(Read timed out\)"):
         store.tagged(study="nobody")
     server.go_on()

@@ -24,9 +24,9 @@ from matplotlib.figure import Figure
 from kdsweep.system import environment
 from kdsweep.system.errors import PrunedError, RunError, UserError
 from kdsweep.system.sqlite import sqlite_path
-from kdsweep.tracking.outbox import Waiting
-from kdsweep.tracking.stores import artifact_folder, place_file, require_store, store_uri
-from kdsweep.tracking.tracking import Run, Store, flatten
+from kdsweep.tracking.location import artifact_folder, place_file, require_store, store_uri
+from kdsweep.tracking.sender import Waiting
+from kdsweep.tracking.store import Run, Store, flatten
 
 pytestmark = pytest.mark.filterwarnings(
     # MLflow 3.17 with SQLAlchemy 2.1, once a process, where a run is first read.
@@ -171,7 +171,7 @@ def test_metrics_are_seen_while_the_run_goes_on(store: Store, monkeypatch: pytes
     with store.run("going on", tags=DISTILL, params={}) as run:
         run.log({"first": 1.0}, step=1)
         assert metric_names(run, store) == set()
-        monkeypatch.setattr("kdsweep.tracking.run.FLUSH_SECONDS", 0.0)
+        monkeypatch.setattr("kdsweep.tracking.run_writer.FLUSH_SECONDS", 0.0)
         run.log({"second": 2.0}, step=1)
         assert metric_names(run, store) == {"first", "second"}
         assert read(store, run.id).info.status == "RUNNING"
@@ -377,7 +377,7 @@ def start_together(target: Any, count: int, *arguments: object) -> list[int | No
     context = multiprocessing.get_context("forkserver")
     mlflow = ["mlflow", "mlflow.store.tracking.sqlalchemy_store", "alembic.command"]
     context.set_forkserver_preload(
-        [*mlflow, "pytest", "matplotlib.figure", "kdsweep.system.environment", "kdsweep.tracking.tracking"]
+        [*mlflow, "pytest", "matplotlib.figure", "kdsweep.system.environment", "kdsweep.tracking.store"]
     )
     barrier = context.Barrier(count)
     processes = [context.Process(target=target, args=(barrier, *arguments)) for _ in range(count)]
@@ -434,7 +434,7 @@ def test_a_group_is_made_once(store: Store, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_importing_tracking_does_not_import_mlflow() -> None:
     """`kdsweep --help` does not wait four seconds for MLflow."""
-    check = "import sys, kdsweep.tracking.tracking; sys.exit('mlflow' in sys.modules or 'torch' in sys.modules)"
+    check = "import sys, kdsweep.tracking.store; sys.exit('mlflow' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 
 
@@ -672,8 +672,8 @@ def test_a_full_disk_at_the_database_is_one_line(store: Store, small_disk: Path,
 
 def test_a_locked_database_is_waited_for(store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Another writer's long transaction: the training goes on meanwhile, and nothing is lost."""
-    monkeypatch.setattr("kdsweep.tracking.outbox.SLOW_SECONDS", 0.2)
-    monkeypatch.setattr("kdsweep.tracking.tracking.LOCAL", Waiting(call_s=0.1, end_s=60.0, killed_s=1.0))
+    monkeypatch.setattr("kdsweep.tracking.sender.SLOW_SECONDS", 0.2)
+    monkeypatch.setattr("kdsweep.tracking.store.LOCAL", Waiting(call_s=0.1, end_s=60.0, killed_s=1.0))
     # MLflow itself waits twenty seconds before it says that the database is locked.
     own = Store(f"{copied(store, tmp_path / 'root').uri}?timeout=0.3", unsent=tmp_path / "unsent")
     with own.run("locked", tags=DISTILL, params={}) as run:

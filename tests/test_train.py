@@ -59,7 +59,7 @@ def made(home: Path) -> Callable[..., Run]:
 
 
 def weights(run: Run) -> str:
-    return str(run.data.tags["kdsweep.numerics.weights"])
+    return str(run.data.tags["kdsweep.weights"])
 
 
 def test_parameters_are_the_configuration(run: Run) -> None:

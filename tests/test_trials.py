@@ -8,8 +8,17 @@ from pathlib import Path
 import optuna
 import pytest
 
-from kdsweep.execution import trials
-from kdsweep.execution.trials import BEAT, PROCESS, STALE_SECONDS, VALUES, Pulse, TrialLink, open_storage, storage_url
+from kdsweep.execution import trial_link
+from kdsweep.execution.trial_link import (
+    BEAT,
+    PROCESS,
+    STALE_SECONDS,
+    VALUES,
+    Pulse,
+    TrialLink,
+    open_storage,
+    storage_url,
+)
 from kdsweep.system.errors import PrunedError
 from kdsweep.system.processes import this_process
 from kdsweep.system.sqlite import sqlite_uri
@@ -29,7 +38,7 @@ def link(folder: Path, pruner: optuna.pruners.BasePruner | None = None) -> Trial
 
 def test_a_job_shows_that_it_lives(study: optuna.Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who it is, and again and again that it is still there."""
-    monkeypatch.setattr(trials, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(trial_link, "BEAT_SECONDS", 0.01)
     with link(tmp_path).alive():
         first = study.trials[0].user_attrs
         assert first[PROCESS] == str(this_process())
@@ -75,7 +84,7 @@ class Clocks:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.wall, self.monotonic_now = 1e9, 50.0
-        monkeypatch.setattr(trials, "time", self)
+        monkeypatch.setattr(trial_link, "time", self)
 
     def time(self) -> float:
         return self.wall

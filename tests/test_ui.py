@@ -20,9 +20,9 @@ import mlflow
 import pytest
 
 from kdsweep.commands import ui
-from kdsweep.tracking import runs_view
-from kdsweep.tracking.stores import store_uri
-from kdsweep.tracking.tracking import Store
+from kdsweep.tracking import ui_columns
+from kdsweep.tracking.location import store_uri
+from kdsweep.tracking.store import Store
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning:mlflow.store.tracking.sqlalchemy_store",
@@ -154,9 +154,9 @@ def test_an_experiment_that_was_there_before_gets_the_view(tmp_path: Path) -> No
     uri = store_uri(None, tmp_path)
     Store(uri)
     client = mlflow.MlflowClient(tracking_uri=uri)
-    number = client.create_experiment("theirs", tags={runs_view.TAG: "{}"})
+    number = client.create_experiment("theirs", tags={ui_columns.TAG: "{}"})
     Store(uri, experiment="theirs")
-    assert client.get_experiment(number).tags[runs_view.TAG] == runs_view.TEXT
+    assert client.get_experiment(number).tags[ui_columns.TAG] == ui_columns.TEXT
 
 
 def test_without_an_answer_there_is_no_table_to_open() -> None:

@@ -14,7 +14,7 @@ from networks import architecture, assert_same, build, random_pictures
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from kdsweep.numerics.weights import load_state
+from kdsweep.numerics.weight_files import load_state
 from kdsweep.system.errors import UserError
 
 SHARED_LITE0 = Path(__file__).parents[2] / "shared/data/tf_efficientnet_lite0.safetensors"

@@ -11,10 +11,10 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from kdsweep.analysis.aims import Objective
-from kdsweep.analysis.comparison import repetitions
+from kdsweep.analysis.sorted_runs import repetitions
 from kdsweep.analysis.statistics import noise_floor
-from kdsweep.tracking.records import RunRecord, StudyRecord
+from kdsweep.analysis.study_goals import Objective
+from kdsweep.tracking.run_records import RunRecord, StudyRecord
 
 # Metrics of the clock and the machine.
 OF_THE_CLOCK = re.compile(r"(.*_)?seconds$|.*_per_second$|system/")
@@ -136,9 +136,7 @@ def seed_noise(study: StudyRecord, role: str | None) -> dict[str, float]:
 def left_by(run: RunRecord, history: Mapping[str, Sequence[tuple[int, float]]]) -> Left:
     """What a run left, as MLflow has it: the metrics of one that was stopped are those of an epoch, not of its end."""
     ended = run.status == "FINISHED"
-    return Left(
-        run.tags.get("kdsweep.numerics.weights") if ended else None, dict(run.metrics) if ended else {}, history
-    )
+    return Left(run.tags.get("kdsweep.weights") if ended else None, dict(run.metrics) if ended else {}, history)
 
 
 def _compared(run: Left) -> dict[str, None]:

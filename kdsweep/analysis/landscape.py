@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from kdsweep.analysis import plateau as fitted
-from kdsweep.analysis.aims import Dimension, Objective, setting, short_key
-from kdsweep.analysis.comparison import Comparison, Trial
 from kdsweep.analysis.plateau import Importance, Plateau, Space, Surface
+from kdsweep.analysis.sorted_runs import Comparison, Trial
 from kdsweep.analysis.statistics import NoiseFloor
+from kdsweep.analysis.study_goals import Dimension, Objective, setting, short_key
 
 # A key without a declared scale that was tried over this ratio is seen on a logarithmic one.
 LOG_RATIO = 10

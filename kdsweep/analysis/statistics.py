@@ -1,7 +1,7 @@
 """What repeated seeds say: noise, paired differences, their verdict, and how many seeds a difference takes.
 
 Values come in and go out in one unit, whichever it is; in this project they are fractions, not points. Nothing here
-knows of studies, runs or arms: see `kdsweep.analysis.verdict`. The surface over alpha and tau is in `kdsweep.analysis.plateau`.
+knows of studies, runs or arms: see `verdict.py`. The surface over alpha and tau is in `plateau.py`.
 """
 
 from __future__ import annotations

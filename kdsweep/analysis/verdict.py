@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from kdsweep.analysis import statistics
-from kdsweep.analysis.comparison import Comparison, repetitions
+from kdsweep.analysis.sorted_runs import Comparison, repetitions
 from kdsweep.analysis.statistics import Difference, NoiseFloor, WinnersCurse
 
 METRIC = "test/accuracy"

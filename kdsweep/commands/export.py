@@ -18,18 +18,18 @@ from typing import TYPE_CHECKING, Any
 
 import kdsweep
 from kdsweep.config.saved_config import SavedConfig, parse
-from kdsweep.system import cli
+from kdsweep.system import exit_status
 from kdsweep.system.errors import RunError, UserError, require
 from kdsweep.system.masking import MASK, masked
-from kdsweep.tracking.records import RunRecord
-from kdsweep.tracking.stores import require_store, store_uri
-from kdsweep.tracking.tracking import Store
+from kdsweep.tracking.location import require_store, store_uri
+from kdsweep.tracking.run_records import RunRecord
+from kdsweep.tracking.store import Store
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
     from torch import Tensor
 
-    from kdsweep.analysis.comparison import Spread
+    from kdsweep.analysis.sorted_runs import Spread
     from kdsweep.models import Classifier
     from kdsweep.report.model_card import Check
 
@@ -69,7 +69,7 @@ class Inputs:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command `kdsweep-export`."""
-    cli.command("kdsweep-export", lambda: _main(arguments))
+    exit_status.command("kdsweep-export", lambda: _main(arguments))
 
 
 def export(
@@ -127,7 +127,7 @@ def _main(arguments: Sequence[str] | None) -> None:
     uri = store_uri(options.uri, options.root)
     require_store(uri)
     store = Store(uri, options.experiment)
-    from kdsweep.commands.originals import run_named
+    from kdsweep.commands.source_run import run_named
 
     run = run_named(options.run)
     folder, checks = export(store, run, options.root, options.out, options.format, options.force)
@@ -171,7 +171,7 @@ def _saved(store: Store, run: RunRecord) -> SavedConfig:
     if run.role not in STUDENTS:
         raise UserError(f"the run {run.id} is no single run ({run.role}). Its runs are listed by `kdsweep-ui`.", "RUN")
     text = store.text(run.id, "config.yaml")
-    if text is None or "kdsweep.numerics.weights" not in run.tags:
+    if text is None or "kdsweep.weights" not in run.tags:
         raise UserError(
             f"the run {run.id} has left no trained network ({run.status.lower()}). Choose one that has finished.", "RUN"
         )
@@ -207,11 +207,11 @@ def _inputs(cfg: DictConfig, saved: SavedConfig) -> Inputs:
     """The run's data set; what the run recorded of it where the pictures are missing or others."""
     import torch
 
-    from kdsweep.config import assembly
+    from kdsweep.config import build
 
     recorded = saved.record.get("inputs")
     try:
-        data = assembly.component(cfg, "data")
+        data = build.component(cfg, "data")
     except UserError:
         if recorded is None:
             raise
@@ -235,15 +235,15 @@ def _network(store: Store, run: RunRecord, cfg: DictConfig, inputs: Inputs, fold
     """The trained network, with the weights that it fetches into `folder`."""
     import torch
 
-    from kdsweep.config import assembly
+    from kdsweep.config import build
     from kdsweep.system.files import hash_tensors, read_tensors
 
     path = store.fetch(run.id, WEIGHTS, folder)
     weights = None if path is None else read_tensors(path)
-    if weights is None or hash_tensors(weights) != run.tags["kdsweep.numerics.weights"]:
+    if weights is None or hash_tensors(weights) != run.tags["kdsweep.weights"]:
         found = "missing" if path is None else "damaged"
         raise RunError(f"the weights of the run {run.id} ({WEIGHTS} in MLflow) are {found}. Make it again.")
-    network: Classifier = assembly.component(cfg, "model").build(len(inputs.classes), inputs.mean, inputs.std)
+    network: Classifier = build.component(cfg, "model").build(len(inputs.classes), inputs.mean, inputs.std)
     network.net.load_state_dict(weights)
     # channels_last weights would be stored in that order, which not every reader of the files expects.
     return network.to(memory_format=torch.contiguous_format).eval().requires_grad_(False)
@@ -349,7 +349,7 @@ def _describe(
             **{"mean": network.mean.tolist(), "std": network.std.tolist()},
         },
         "output": "logits",
-        "weights": run.tags["kdsweep.numerics.weights"],
+        "weights": run.tags["kdsweep.weights"],
         "run": run.id,
         "kdsweep": kdsweep.__version__,
     }
@@ -368,7 +368,7 @@ def _describe(
 
 def _spread(store: Store, run: RunRecord) -> Spread | None:
     """Test accuracy over the fresh seeds of a confirmation's arm; None for other runs."""
-    from kdsweep.analysis.comparison import spread
+    from kdsweep.analysis.sorted_runs import spread
 
     parent = run.params.get("tracking.parent", "None")
     if run.stage != "confirmation" or parent == "None":

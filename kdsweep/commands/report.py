@@ -8,11 +8,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdsweep.report.report_writing import default_folder, readings, write
-from kdsweep.system import cli
+from kdsweep.report.writing import default_folder, readings, write
+from kdsweep.system import exit_status
 from kdsweep.system.errors import UserError, require
-from kdsweep.tracking.stores import require_store, store_uri
-from kdsweep.tracking.tracking import Store
+from kdsweep.tracking.location import require_store, store_uri
+from kdsweep.tracking.store import Store
 
 # Of a plan: the difference and the search that it is made for, where neither the user nor a study says.
 DIFFERENCE_POINTS, N_TRIALS = 0.3, 30
@@ -22,7 +22,7 @@ FEWEST_PAIRS = 4
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command `kdsweep-report`."""
-    cli.command("kdsweep-report", lambda: _main(arguments))
+    exit_status.command("kdsweep-report", lambda: _main(arguments))
 
 
 def _main(arguments: Sequence[str] | None) -> None:
@@ -32,9 +32,9 @@ def _main(arguments: Sequence[str] | None) -> None:
         return
     store = _open(options)
     study = store.study(options.study)
-    from kdsweep.report import report_console
+    from kdsweep.report import console
 
-    report_console.show(write(store, study.parent.id, options.out or default_folder(options.root, study)))
+    console.show(write(store, study.parent.id, options.out or default_folder(options.root, study)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -76,7 +76,7 @@ def _show_plan(options: argparse.Namespace) -> None:
         require(value is None or value >= 1, f"{name} >= 1", value, f"--{name}")
     from rich.console import Console
 
-    from kdsweep.analysis import planner
+    from kdsweep.analysis import seed_planning
 
     known = {} if options.noise is not None and options.study is None else _of_study(options)
     if options.noise is not None:
@@ -85,17 +85,17 @@ def _show_plan(options: argparse.Namespace) -> None:
         known["seconds_per_run"] = options.seconds
     if options.trials is not None:
         known["n_trials"] = options.trials
-    plan = planner.plan(
+    plan = seed_planning.plan(
         difference=options.difference / 100,
         n_jobs=options.jobs,
         **{"n_trials": N_TRIALS, **known},  # type: ignore[arg-type]
     )
-    Console(markup=False, emoji=False, highlight=False).print(planner.render(plan))
+    Console(markup=False, emoji=False, highlight=False).print(seed_planning.render(plan))
 
 
 def _of_study(options: argparse.Namespace) -> dict[str, object]:
     """What a finished study knows for the plan of the next: arguments of `planner.plan`."""
-    from kdsweep.analysis.summary import summarise
+    from kdsweep.analysis.findings import summarise
 
     try:
         store = _open(options)
@@ -115,7 +115,7 @@ def _of_study(options: argparse.Namespace) -> dict[str, object]:
     told: dict[str, object] = {
         "noise_sd": None if noise is None else noise.sd,
         "paired_sd": pairs.difference.sd if pairs is not None and pairs.difference.n >= FEWEST_PAIRS else None,
-        "seconds_per_run": report.economy.seconds["scratch"].mean if "scratch" in report.economy.seconds else None,
+        "seconds_per_run": report.cost.seconds["scratch"].mean if "scratch" in report.cost.seconds else None,
         "n_trials": aims.n_trials,
         "baseline_seeds": aims.baseline_seeds,
         # A study without confirmation is no model for one with a verdict.

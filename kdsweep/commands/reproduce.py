@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdsweep.system import cli
+from kdsweep.system import exit_status
 from kdsweep.system.errors import RunError, UserError
-from kdsweep.tracking.stores import store_uri
+from kdsweep.tracking.location import store_uri
 
 # What configures, trains and computes takes seconds to import: --help and a misspelt option need none of it.
 if TYPE_CHECKING:
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from kdsweep.analysis.deviation import Left
-    from kdsweep.commands.originals import Original
-    from kdsweep.tracking.records import RunRecord
+    from kdsweep.commands.source_run import Original
+    from kdsweep.tracking.run_records import RunRecord
 
 DIFFERS = 3  # exit status
 CONFIG = "config.yaml"
@@ -44,12 +44,12 @@ REFUSED = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command `kdsweep-reproduce`."""
-    cli.command("kdsweep-reproduce", lambda: _main(arguments))
+    exit_status.command("kdsweep-reproduce", lambda: _main(arguments))
 
 
 def _main(arguments: Sequence[str] | None) -> None:
     options = _parser().parse_args(arguments)
-    from kdsweep.commands.originals import find
+    from kdsweep.commands.source_run import find
 
     original = find(options.run, store_uri(options.uri, options.root))
     cfg = again(original, options)
@@ -86,7 +86,7 @@ def again(original: Original, options: argparse.Namespace) -> DictConfig:
     """The configuration of the new run: the old one on the old hardware settings, in this place, but for --set."""
     from omegaconf import DictConfig, OmegaConf
 
-    from kdsweep.analysis.surroundings import moved
+    from kdsweep.analysis.environment_diff import moved
 
     defaults = _defaults()
     saved, old = original.config, dict(original.config.get("paths") or {})
@@ -111,7 +111,7 @@ def again(original: Original, options: argparse.Namespace) -> DictConfig:
     _tie(cfg, defaults)
     if cfg.arm == "teacher":
         # What only students need; the run will do without, and the check of values will not.
-        from kdsweep.config.assembly import STUDENT_KEYS
+        from kdsweep.config.build import STUDENT_KEYS
 
         for key in STUDENT_KEYS:
             cfg[key] = defaults[key]
@@ -124,7 +124,7 @@ def _defaults() -> DictConfig:
     """The configuration of `kdsweep` without arguments."""
     from hydra import compose, initialize_config_dir
 
-    from kdsweep.config.config_folder import CONFIG_FOLDER
+    from kdsweep.config.folder import CONFIG_FOLDER
 
     with initialize_config_dir(str(CONFIG_FOLDER)):
         return compose("config")
@@ -173,7 +173,7 @@ def _set(cfg: DictConfig, lines: Iterable[str]) -> None:
     """
     from omegaconf import OmegaConf
 
-    from kdsweep.config.assembly import STUDENT_KEYS
+    from kdsweep.config.build import STUDENT_KEYS
     from kdsweep.config.overrides import UNKNOWN, parsed
 
     for override in parsed(list(lines)):
@@ -195,8 +195,8 @@ def _set(cfg: DictConfig, lines: Iterable[str]) -> None:
 
 
 def _refuse_masked(cfg: DictConfig) -> None:
-    from kdsweep.config.assembly import container
-    from kdsweep.tracking.tracking import flatten
+    from kdsweep.config.build import container
+    from kdsweep.tracking.store import flatten
 
     for key, value in flatten({name: container(cfg)[name] for name in GROUPS}).items():
         if MASK in str(value):
@@ -208,9 +208,9 @@ def _refuse_masked(cfg: DictConfig) -> None:
 
 def _show_surroundings(original: Original, cfg: DictConfig) -> bool:
     """Prints what differs from then; whether anything does."""
-    from kdsweep.analysis import surroundings
+    from kdsweep.analysis import environment_diff
 
-    found = surroundings.compare(original.surroundings, _here(cfg))
+    found = environment_diff.compare(original.surroundings, _here(cfg))
     if not original.surroundings:
         _print("Where the run was made is not known: the file is a bare configuration.")
     elif found.found:
@@ -225,14 +225,14 @@ def _show_surroundings(original: Original, cfg: DictConfig) -> bool:
 
 def _here(cfg: DictConfig) -> dict[str, Any]:
     """What the new run is made with, described as a run's record does it; refuses what can't be run."""
-    from kdsweep.config import assembly, checks, rules
+    from kdsweep.config import build, checks, rules
     from kdsweep.system import environment
 
     cfg = rules.settled(cfg)
     checks.check(cfg)
-    device, precision = assembly.hardware(cfg)
-    data, _ = assembly.inputs(assembly.key_of(cfg.data), cfg.view_seed, cfg.device)
-    teacher = None if cfg.teacher is None else assembly.teacher_id(cfg, assembly.untrained_teacher(cfg))
+    device, precision = build.hardware(cfg)
+    data, _ = build.inputs(build.key_of(cfg.data), cfg.view_seed, cfg.device)
+    teacher = None if cfg.teacher is None else build.teacher_id(cfg, build.untrained_teacher(cfg))
     runtime = {"device": str(device), "precision": precision}
     return {**environment.describe(), **runtime, "data": data.fingerprint, "teacher": teacher}
 
@@ -280,7 +280,7 @@ def _show_failures(then: str | None, now: str | None) -> bool:
 def _made(cfg: DictConfig) -> tuple[RunRecord, Left]:
     """The run that this process has made, and what it left."""
     from kdsweep import recording
-    from kdsweep.commands.originals import what_is_left
+    from kdsweep.commands.source_run import what_is_left
     from kdsweep.config.saved_config import parse
     from kdsweep.system.processes import this_process
 

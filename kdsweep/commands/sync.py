@@ -11,20 +11,20 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdsweep.system import cli
+from kdsweep.system import exit_status
 from kdsweep.system.errors import RunError, UserError
 from kdsweep.system.progress import progress
 from kdsweep.system.sqlite import sqlite_path
-from kdsweep.tracking.copying import Copier
-from kdsweep.tracking.outages import AwayError
+from kdsweep.tracking.copy_runs import Copier
+from kdsweep.tracking.location import UNSENT, experiments, holds_store, offline_uri, shown, store_uri
+from kdsweep.tracking.retry import AwayError
 from kdsweep.tracking.sending import PATIENCE_SECONDS, Sent, journals, meant_for, send_unsent
-from kdsweep.tracking.stores import UNSENT, experiments, holds_store, offline_uri, shown, store_uri
-from kdsweep.tracking.tracking import Store
+from kdsweep.tracking.store import Store
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command `kdsweep-sync`."""
-    cli.command("kdsweep-sync", lambda: _main(arguments))
+    exit_status.command("kdsweep-sync", lambda: _main(arguments))
 
 
 def send_offline(uri: str, root: Path, experiment: str | None = None) -> Sent:

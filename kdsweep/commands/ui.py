@@ -18,11 +18,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from kdsweep.system.cli import line_of, one_line_arguments
 from kdsweep.system.errors import UserError, require
+from kdsweep.system.exit_status import line_of, one_line_arguments
 from kdsweep.system.sqlite import sqlite_path
-from kdsweep.tracking import runs_view
-from kdsweep.tracking.stores import artifact_folder, correct_locations, require_store, shown, store_uri
+from kdsweep.tracking import ui_columns
+from kdsweep.tracking.location import artifact_folder, correct_locations, require_store, shown, store_uri
 
 STOP_SECONDS = 10.0
 POLL_SECONDS = 0.2
@@ -92,7 +92,7 @@ def serve(uri: str, host: str, port: int, browser: bool) -> int:
             time.sleep(POLL_SECONDS)
         found = viewed_experiment(here, port)
         if server.poll() is None:
-            page = address if found is None else runs_view.address(address, found)
+            page = address if found is None else ui_columns.address(address, found)
             print(f"Open {page} (Ctrl-C stops it)", flush=True)
             if browser and _has_display():
                 webbrowser.open(page)
@@ -138,7 +138,7 @@ def answers(host: str, port: int) -> bool:
 def viewed_experiment(host: str, port: int) -> str | None:
     """The id of the experiment of the latest run, among those that have our view of their runs; None if none has."""
     try:
-        having = {"max_results": 1000, "filter": f"tags.`{runs_view.TAG}` LIKE '%'"}
+        having = {"max_results": 1000, "filter": f"tags.`{ui_columns.TAG}` LIKE '%'"}
         known = [found["experiment_id"] for found in _ask(host, port, "experiments/search", having)["experiments"]]
         latest = {"experiment_ids": known, "max_results": 1, "order_by": ["attributes.start_time DESC"]}
         (run,) = _ask(host, port, "runs/search", latest)["runs"]

@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from kdsweep import training
-from kdsweep.config.assembly import component, key_of, of_key
+from kdsweep.config.build import component, key_of, of_key
 from kdsweep.config.rules import attempt, check_values
 from kdsweep.numerics.hardware import resolve_device, resolve_precision, set_determinism, set_threads
 from kdsweep.system.errors import UserError, require

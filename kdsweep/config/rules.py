@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kdsweep import loss_rules
 from kdsweep.system.errors import UserError, require
-from kdsweep.tracking.stores import store_uri
+from kdsweep.tracking.location import store_uri
 
 ARMS = ("teacher", "scratch", "label_smoothing", "distill")
 

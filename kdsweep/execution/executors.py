@@ -80,7 +80,7 @@ def open_executor(
     # Ray reads these when it is imported, unless the user has set them.
     for variable, value in RAY_SETTINGS.items():
         os.environ.setdefault(variable, value)
-    from kdsweep.execution.ray_executor import RayExecutor
+    from kdsweep.execution.ray import RayExecutor
 
     return RayExecutor(task, n_jobs, threads, device, ray_address)
 

@@ -12,9 +12,9 @@ import threading
 import time
 from multiprocessing.connection import Connection, wait
 
-from kdsweep.execution import ahead
+from kdsweep.execution import prefetch
 from kdsweep.execution.jobs import Job, Outcome, run_job
-from kdsweep.execution.shipping import packed_outcome, received_task
+from kdsweep.execution.serialization import packed_outcome, received_task
 from kdsweep.system import interrupts
 
 # How long a job may take to close its MLflow run once the study's process is gone.
@@ -38,7 +38,7 @@ def serve(connection: Connection) -> None:
         os.environ.clear()
         os.environ.update(environment)
         while True:
-            while not connection.poll() and ahead.compute_part(stop=connection.poll):
+            while not connection.poll() and prefetch.compute_part(stop=connection.poll):
                 pass
             connection.send_bytes(answered(task, connection.recv(), folder))
     except (KeyboardInterrupt, EOFError, OSError):

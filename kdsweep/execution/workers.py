@@ -19,7 +19,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 from kdsweep.execution.jobs import Job, Outcome, Task
-from kdsweep.execution.shipping import packed_task, received_outcome, worker_environment
+from kdsweep.execution.serialization import packed_task, received_outcome, worker_environment
 from kdsweep.execution.worker import serve
 from kdsweep.system import interrupts
 from kdsweep.system.errors import RunError
@@ -28,7 +28,7 @@ from kdsweep.system.errors import RunError
 PRELOADED = [
     *("torch", "torch._dynamo", "torchvision", "sklearn.datasets", "matplotlib.backends.backend_agg"),
     *("mlflow", "mlflow.store.tracking.sqlalchemy_store", "optuna"),
-    *("kdsweep.train", "kdsweep.training", "kdsweep.recording", "kdsweep.study.sweeper", "kdsweep.execution.worker"),
+    *("kdsweep.train", "kdsweep.training", "kdsweep.recording", "kdsweep.study.plugin", "kdsweep.execution.worker"),
 ]
 
 # How long a worker that was asked to end may take: it closes its MLflow run.

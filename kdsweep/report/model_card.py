@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import kdsweep
-from kdsweep.analysis.comparison import Spread
-from kdsweep.tracking.records import RunRecord
+from kdsweep.analysis.sorted_runs import Spread
+from kdsweep.tracking.run_records import RunRecord
 
 TEMPLATE = "model_card.md.jinja"
 

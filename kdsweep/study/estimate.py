@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from kdsweep.study.speed import Speed
+from kdsweep.study.measure_speed import Speed
 
 # The parts of a study that are no control.
 TEACHER, TRIALS, CONFIRMATION = "teacher", "trials", "confirmation"

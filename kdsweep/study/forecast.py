@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from kdsweep.study.estimate import CONFIRMATION, TRIALS, Estimate, asks_teacher, controls, estimate
-from kdsweep.study.speed import Speed, measure, student_speed
+from kdsweep.study.measure_speed import Speed, measure, student_speed
 from kdsweep.system.environment import cores
 from kdsweep.system.errors import UserError
 

@@ -23,7 +23,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from kdsweep.config.rules import attempt
-from kdsweep.execution.trials import (
+from kdsweep.execution.trial_link import (
     BEAT,
     BEAT_SECONDS,
     PROCESS,

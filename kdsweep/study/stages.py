@@ -21,8 +21,8 @@ from kdsweep.system import interrupts
 from kdsweep.system.errors import PrunedError, RunError
 from kdsweep.system.processes import ProcessId, parse_process, this_process
 from kdsweep.system.progress import note
-from kdsweep.tracking.records import RunRecord
-from kdsweep.tracking.tracking import Store
+from kdsweep.tracking.run_records import RunRecord
+from kdsweep.tracking.store import Store
 
 # The seeds of confirmations start here, where those of baselines and trials don't come.
 FIRST_FRESH_SEED = 1000

@@ -8,9 +8,9 @@ from pathlib import Path
 from kdsweep.system.errors import RunError, UserError
 from kdsweep.system.progress import note, progress
 from kdsweep.tracking import journal
-from kdsweep.tracking.outages import StoreAwayError
-from kdsweep.tracking.stores import shown
-from kdsweep.tracking.tracking import Store
+from kdsweep.tracking.location import shown
+from kdsweep.tracking.retry import StoreAwayError
+from kdsweep.tracking.store import Store
 
 # Someone waits at the terminal, and may call again.
 PATIENCE_SECONDS = 30.0

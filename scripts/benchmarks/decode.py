@@ -14,7 +14,7 @@ from PIL import Image
 
 from benchmarks import parts
 from benchmarks.measuring import ROUNDS, Figure, Finding, positive, take_turns, timed
-from kdsweep.numerics import pictures
+from kdsweep.numerics import picture_files
 from kdsweep.system.environment import cores
 from kdsweep.system.errors import UserError
 from kdsweep.system.progress import progress
@@ -58,7 +58,7 @@ def one_thread(root: Path, names: Sequence[str], side: int) -> Callable[[], floa
 
     def decode() -> None:
         for name, row in zip(names, rows, strict=True):
-            pictures._decode_one(root / name, row)
+            picture_files._decode_one(root / name, row)
 
     return lambda: timed(decode)
 
@@ -71,7 +71,7 @@ def measure(arguments: argparse.Namespace) -> Finding:
         warm = folder / "cache"
 
         def load(cache: Path) -> torch.Tensor:
-            return pictures.load(root, names, arguments.side, cache)
+            return picture_files.load(root, names, arguments.side, cache)
 
         first = load(warm)
         again = load(warm)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks import parts
 from benchmarks.measuring import Figure, Finding, positive, take_turns, timed
-from kdsweep.config.assembly import EVALUATION_BATCH
+from kdsweep.config.build import EVALUATION_BATCH
 from kdsweep.evaluation import evaluate
 from kdsweep.training import predict
 

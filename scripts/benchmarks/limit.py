@@ -10,9 +10,9 @@ import torch
 
 from benchmarks import parts
 from benchmarks.measuring import Figure, Finding, positive, take_turns, timed
-from kdsweep.config import assembly
-from kdsweep.numerics.convolutions import small_maps
+from kdsweep.config import build
 from kdsweep.numerics.hardware import autocast
+from kdsweep.numerics.small_convolutions import small_maps
 
 LOSSES = {"ce": "scratch", "kd": "distill"}
 GOALS = {128: 0.95, 512: 0.99}
@@ -27,8 +27,8 @@ def bare_epochs(training: parts.Training, guided: bool) -> Callable[[], float]:
     labels = training.labels[: training.batch_size]
     inputs = training.network.preprocess(pictures)  # (B, 3, H, W)
     answers = torch.randn(len(labels), training.data.n_classes, device=training.device) if guided else None
-    loss = assembly.component(training.cfg, "loss")
-    optimizer = assembly.component(training.cfg, "optimizer")(list(training.network.parameters()))
+    loss = build.component(training.cfg, "loss")
+    optimizer = build.component(training.cfg, "optimizer")(list(training.network.parameters()))
     training.network.train()
 
     def epoch() -> None:

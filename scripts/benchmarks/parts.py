@@ -22,8 +22,8 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from benchmarks.measuring import ROUNDS, Figure, Turns, positive, timed
-from kdsweep.config import assembly
-from kdsweep.config.config_folder import CONFIG_FOLDER
+from kdsweep.config import build
+from kdsweep.config.folder import CONFIG_FOLDER
 from kdsweep.numerics import hardware
 from kdsweep.system import progress
 from kdsweep.teachers import Teacher
@@ -110,9 +110,9 @@ class Training:
 
     def __init__(self, cfg: DictConfig) -> None:
         self.cfg = cfg
-        self.data, self.views = assembly.inputs(assembly.key_of(cfg.data), cfg.view_seed, cfg.device)
+        self.data, self.views = build.inputs(build.key_of(cfg.data), cfg.view_seed, cfg.device)
         self.device = self.views.device
-        self.network, self.precision = assembly.student(cfg, self.data)
+        self.network, self.precision = build.student(cfg, self.data)
         self.labels = self.data.train.labels.to(self.device)
         self.batch_size = min(cfg.batch_size, len(self.labels))
         self.steps = len(self.labels) // self.batch_size
@@ -124,10 +124,10 @@ class Training:
             self.network,
             self.views,
             self.labels,
-            loss=assembly.component(self.cfg, "loss"),
+            loss=build.component(self.cfg, "loss"),
             teacher=teacher,
-            optimizer=assembly.component(self.cfg, "optimizer"),
-            schedule=assembly.component(self.cfg, "schedule"),
+            optimizer=build.component(self.cfg, "optimizer"),
+            schedule=build.component(self.cfg, "schedule"),
             epochs=epochs,
             batch_size=self.batch_size,
             n_passes=n_passes,
@@ -137,7 +137,7 @@ class Training:
 
     def teacher(self) -> Teacher:
         """The teacher, as a process that starts finds it: no pass is verified yet."""
-        return assembly.untrained_teacher(self.cfg)
+        return build.untrained_teacher(self.cfg)
 
 
 def epochs(fit: Fit) -> Callable[[], float]:

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.measuring import ROUNDS, Figure, Finding, positive, take_turns, timed
-from kdsweep.config import assembly
-from kdsweep.config.config_folder import CONFIG_FOLDER
+from kdsweep.config import build
+from kdsweep.config.folder import CONFIG_FOLDER
 
 GOAL = 10.0
 CLASSES = 10
@@ -55,7 +55,7 @@ def measure(arguments: argparse.Namespace) -> Finding:
 
 def _measure(arguments: argparse.Namespace) -> Finding:
     with hydra.initialize_config_dir(str(CONFIG_FOLDER)):
-        fit_head = assembly.component(hydra.compose("config", ["experiment=teacher"]), "teacher.head")
+        fit_head = build.component(hydra.compose("config", ["experiment=teacher"]), "teacher.head")
     features, labels = made(arguments.pictures + arguments.validation, arguments.features)
     parts = [arguments.pictures, arguments.validation]
     (train, validation), (answers, validation_answers) = features.split(parts), labels.split(parts)

@@ -13,11 +13,11 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import HydraContext, RunMode
 
 from kdsweep import train
-from kdsweep.config.config_folder import CONFIG_FOLDER
+from kdsweep.config.folder import CONFIG_FOLDER
 from kdsweep.execution.jobs import Job, Task, run_job
 from kdsweep.system.errors import RunError
 from kdsweep.system.sqlite import sqlite_uri
-from kdsweep.tracking.tracking import Store
+from kdsweep.tracking.store import Store
 
 
 @contextmanager

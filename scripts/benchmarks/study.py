@@ -22,16 +22,16 @@ from rich.console import Console, Group
 from rich.table import Table
 
 from benchmarks.measuring import Clock, Figure, Finding, Seconds, bar, in_milliseconds, positive, shown_number
-from kdsweep.config.config_folder import CONFIG_FOLDER
+from kdsweep.config.folder import CONFIG_FOLDER
 from kdsweep.config.overrides import parsed
 from kdsweep.execution.jobs import Job, Outcome
-from kdsweep.execution.trials import TrialLink, build_pruner
+from kdsweep.execution.trial_link import TrialLink, build_pruner
 from kdsweep.study.search import FINISHED, Search, delete, distribution_of
 from kdsweep.study.stages import Stages
 from kdsweep.system import progress
 from kdsweep.system.errors import PrunedError, RunError
 from kdsweep.system.sqlite import sqlite_uri
-from kdsweep.tracking.tracking import Store, flatten
+from kdsweep.tracking.store import Store, flatten
 
 if TYPE_CHECKING:
     from kdsweep.data import Dataset
@@ -337,12 +337,12 @@ def composed(sampler: str, pruner: str, folder: Path) -> DictConfig:
 
 def measure_study(sampler: str, pruner: str, n_trials: int, storage: str | None, folder: Path) -> Series:
     """Runs a study of empty trials, without baselines and confirmation, with stores of its own in `folder`."""
-    from kdsweep.config import assembly, rules
+    from kdsweep.config import build, rules
 
     folder.mkdir(parents=True, exist_ok=True)
     whole = composed(sampler, pruner, folder)
     own = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
-    data, _ = assembly.inputs(assembly.key_of(own.data), own.view_seed, own.device)
+    data, _ = build.inputs(build.key_of(own.data), own.view_seed, own.device)
     overrides = parsed([*SEARCHED])
     space = {o.get_key_element(): distribution_of(o.get_key_element(), o) for o in overrides}
     settings = whole.hydra.sweeper
@@ -357,7 +357,7 @@ def measure_study(sampler: str, pruner: str, n_trials: int, storage: str | None,
         store = Store(mlflow)
         executor = EmptyTrials(own, data, mlflow, url, name, settings.pruner, clock, advance)
         tags = {"kdsweep.role": "study", "kdsweep.study": name, "kdsweep.study_key": search.key}
-        params = flatten(assembly.container(own))
+        params = flatten(build.container(own))
         try:
             with search.held(), store.run(name, tags=tags, params=params) as parent:
                 stages = Stages(
@@ -420,9 +420,9 @@ def verdict(series: Series) -> str:
 
 def measure(arguments: argparse.Namespace) -> Finding:
     """Time per trial outside of training, over a study of empty trials."""
-    from kdsweep.tracking import tracking
+    from kdsweep.tracking import store
 
-    tracking._import_mlflow()  # seconds that no trial should be charged
+    store._import_mlflow()  # seconds that no trial should be charged
     chosen = [arguments.sampler] if arguments.sampler else ["random", "gp"]
     found = []
     with ExitStack() as stack:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks import parts
 from benchmarks.measuring import Figure, Finding, positive, take_turns, timed
-from kdsweep.config import assembly
+from kdsweep.config import build
 from kdsweep.models import Classifier
 from kdsweep.numerics.compiling import WORTH_FLOPS, compiled_features, flops, has_compiler
 from kdsweep.numerics.hardware import autocast
@@ -61,9 +61,9 @@ def measure(arguments: argparse.Namespace) -> Finding:
     with parts.workplace(arguments) as folder:
         size = f"teacher.network.input_size={arguments.side}"
         cfg = parts.configuration(arguments, folder, "distill", size, pictures=max(arguments.batch, 2 * parts.CLASSES))
-        device, precision = assembly.hardware(cfg)
-        data, _ = assembly.inputs(assembly.key_of(cfg.data), cfg.view_seed, cfg.device)
-        network = assembly.untrained_teacher(cfg).network
+        device, precision = build.hardware(cfg)
+        data, _ = build.inputs(build.key_of(cfg.data), cfg.view_seed, cfg.device)
+        network = build.untrained_teacher(cfg).network
         pictures = data.train.images[: arguments.batch].to(device)
         forwards = {"eager fp32": plain(network, "fp32"), "product, short pass": product(network, precision)}
         # Where it is emulated, bf16 takes many times as long.

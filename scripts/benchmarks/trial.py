@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from benchmarks import parts, running
 from benchmarks.measuring import Clock, Figure, Finding, Seconds, in_milliseconds, take_turns
 from kdsweep import experiment, recording, train
-from kdsweep.config import assembly, checks, rules
+from kdsweep.config import build, checks, rules
 from kdsweep.execution import jobs
 from kdsweep.execution.jobs import Job, Task
 from kdsweep.execution.workers import Workers
@@ -31,9 +31,9 @@ from kdsweep.system import environment, masking
 from kdsweep.system.errors import RunError
 from kdsweep.system.sqlite import sqlite_uri
 from kdsweep.teachers import Teacher
-from kdsweep.tracking.outbox import Outbox
-from kdsweep.tracking.run import Run
-from kdsweep.tracking.tracking import Store
+from kdsweep.tracking.run_writer import Run
+from kdsweep.tracking.sender import Outbox
+from kdsweep.tracking.store import Store
 
 TRIAL_GOAL, START_GOAL, TRACKING_GOAL = 0.5, 0.1, 0.005
 
@@ -52,18 +52,18 @@ def timed_parts() -> dict[str, list[tuple[Any, str]]]:
     return {
         COMPOSITION: [(jobs, "composed")],
         "values checked": [(rules, "check_values"), (checks, "check_components")],
-        "data found": [(assembly, "inputs")],
-        "student built": [(assembly, "student")],
+        "data found": [(build, "inputs")],
+        "student built": [(build, "student")],
         "teacher found": [(train, "trained_teacher")],
         "table lookup": [(Teacher, "answers")],
         "teacher's logits": [(Teacher, "logits")],
-        "run identified": [(assembly, "run_key")],
+        "run identified": [(build, "run_key")],
         "surroundings": [(environment, "describe"), (environment, "uncommitted_changes")],
         "MLflow": [(recording, "open_store"), (Store, "create"), (Outbox, "put"), (Outbox, "drain"), (Run, "flush")],
         "config.yaml": [(recording.Recording, "save_config")],
         "learning curve": [(recording, "learning_curve"), (Run, "figure")],
         "weights written": [(recording, "save_tensors")],
-        "components built": [(assembly, "build")],
+        "components built": [(build, "build")],
         "secrets looked for": [(masking, "mask_files"), (masking, "mask_logs")],
         # With its checkpoints, which may take a share of its time and no more.
         TRAINING: [(experiment, "run")],

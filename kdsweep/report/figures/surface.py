@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kdsweep.report.figures.figures import BLACK, COLOURS, ORANGE, Array, panels
+from kdsweep.report.figures.curves import BLACK, COLOURS, ORANGE, Array, panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kdsweep.report.figures.figures import BLACK, BLUE, COLOURS, GREEN, ORANGE, Array, legend_below, panels
+from kdsweep.report.figures.curves import BLACK, BLUE, COLOURS, GREEN, ORANGE, Array, legend_below, panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

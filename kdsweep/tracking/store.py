@@ -25,13 +25,9 @@ from filelock import FileLock
 from kdsweep.system import interrupts
 from kdsweep.system.errors import RunError, UserError
 from kdsweep.system.sqlite import sqlite_path, sqlite_uri, write_ahead
-from kdsweep.tracking import entries, runs_view
+from kdsweep.tracking import mlflow_calls, ui_columns
 from kdsweep.tracking.journal import Entry, Journal, Owner
-from kdsweep.tracking.outages import PATIENCE_SECONDS, AwayError, first_line, is_disk_full, is_transient, patiently
-from kdsweep.tracking.outbox import LOCAL, REMOTE, Outbox
-from kdsweep.tracking.records import RunRecord, StudyRecord
-from kdsweep.tracking.run import Run, disk_full, milliseconds
-from kdsweep.tracking.stores import (
+from kdsweep.tracking.location import (
     artifact_folder,
     correct_locations,
     holds_store,
@@ -40,6 +36,10 @@ from kdsweep.tracking.stores import (
     unsent_folder,
     user_name,
 )
+from kdsweep.tracking.retry import PATIENCE_SECONDS, AwayError, first_line, is_disk_full, is_transient, patiently
+from kdsweep.tracking.run_records import RunRecord, StudyRecord
+from kdsweep.tracking.run_writer import Run, disk_full, milliseconds
+from kdsweep.tracking.sender import LOCAL, REMOTE, Outbox
 
 PARENT, NOTE = "mlflow.parentRunId", "mlflow.note.content"
 # Digest of the description that we wrote.
@@ -127,7 +127,7 @@ class Store:
         if found is None:
             try:
                 return self._client.create_experiment(
-                    self.experiment, artifact_location=location, tags={runs_view.TAG: runs_view.TEXT}
+                    self.experiment, artifact_location=location, tags={ui_columns.TAG: ui_columns.TEXT}
                 )
             except MlflowException:  # on a server another host may have been first
                 found = self._client.get_experiment_by_name(self.experiment)
@@ -138,9 +138,9 @@ class Store:
             raise UserError(
                 f"The experiment {self.experiment!r} was deleted in {shown(self.uri)}. {remedy}", "experiment"
             )
-        if found.tags.get(runs_view.TAG) != runs_view.TEXT:
+        if found.tags.get(ui_columns.TAG) != ui_columns.TEXT:
             with suppress(MlflowException):  # a reader may not write, and needs no view
-                self._client.set_experiment_tag(found.experiment_id, runs_view.TAG, runs_view.TEXT)
+                self._client.set_experiment_tag(found.experiment_id, ui_columns.TAG, ui_columns.TEXT)
         return found.experiment_id
 
     @contextmanager
@@ -213,9 +213,9 @@ class Store:
         """
         try:
             if entry["kind"] == "artifact":
-                entries.write_artifact(self._client, run_id, entry, folder, self._place_of(run_id))
+                mlflow_calls.write_artifact(self._client, run_id, entry, folder, self._place_of(run_id))
             else:
-                entries.WRITERS[entry["kind"]](self._client, run_id, entry)
+                mlflow_calls.WRITERS[entry["kind"]](self._client, run_id, entry)
         except Exception as error:
             if is_transient(error):
                 raise

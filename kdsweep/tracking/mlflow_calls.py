@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from kdsweep.tracking.journal import Entry
-from kdsweep.tracking.outages import is_transient
-from kdsweep.tracking.stores import file_path, place_file
+from kdsweep.tracking.location import file_path, place_file
+from kdsweep.tracking.retry import is_transient
 
 
 def _write_params(client: Any, run_id: str, entry: Entry) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from kdsweep.analysis.summary import Report
-from kdsweep.report import report_tables
+from kdsweep.analysis.findings import Report
+from kdsweep.report import tables
 
 WHOLE = "*By kdsweep-report; figures and tables: `report/report.html` among the artifacts.*"
 # MLflow takes no longer tag.
@@ -16,7 +16,7 @@ def note(report: Report) -> str:
     """The verdict, the arms' table and the findings; what there is no room for is counted at the end."""
     parts = [f"**{report.headline}**"]
     if report.arms:
-        parts.append(_table(report_tables.arms(report)))
+        parts.append(_table(tables.arms(report)))
     sentences = [f"- {sentence}" for sentence in (*report.findings, *report.missing)]
     return "\n\n".join(_fitting(parts, sentences))
 
@@ -40,7 +40,7 @@ def _fitting(parts: list[str], sentences: list[str]) -> Iterable[str]:
     yield WHOLE
 
 
-def _table(table: report_tables.Table) -> str:
+def _table(table: tables.Table) -> str:
     headings = [heading.replace("-\n", "").replace("\n", " ").strip() for heading in table.headings]
     alignment = ["---" if index == 0 and table.named else "---:" for index, _ in enumerate(headings)]
     rows = [headings, alignment, *([_escaped(cell) for cell in row] for row in table.rows)]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from kdsweep.system import interrupts
 from kdsweep.system.progress import note
 from kdsweep.tracking.journal import Entry, Journal
-from kdsweep.tracking.outages import first_line, is_transient, pauses
+from kdsweep.tracking.retry import first_line, is_transient, pauses
 
 # An entry that has been under way for so long counts as failed: a process that is killed should lose nothing.
 SLOW_SECONDS = 3.0

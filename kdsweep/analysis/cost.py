@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from kdsweep.analysis import statistics
-from kdsweep.analysis.comparison import STUDENTS, Comparison, Spread, finished, spread
+from kdsweep.analysis.sorted_runs import STUDENTS, Comparison, Spread, finished, spread
 from kdsweep.analysis.statistics import RankCorrelation
 
 # Below this a score at the pruning epoch tells too little about the final one.
@@ -36,7 +36,7 @@ class Savings:
 
 
 @dataclass(frozen=True)
-class Economy:
+class Cost:
     """What a study cost.
 
     Attributes:
@@ -52,11 +52,11 @@ class Economy:
     savings: Savings | None = None
 
 
-def account(found: Comparison) -> Economy:
+def account(found: Comparison) -> Cost:
     """Adds up what the runs of a study took."""
     seconds = {role: spread(found.seconds(role)) for role in ("teacher", *STUDENTS)}
     children = found.study.children
-    return Economy(
+    return Cost(
         {role: cost for role, cost in seconds.items() if cost is not None},
         math.fsum(run.metrics.get("teacher_seconds", 0) for run in children),
         math.fsum(run.duration_s or 0 for run in children),
@@ -92,17 +92,17 @@ def _timed(metrics: dict[str, float], params: dict[str, str]) -> bool:
     return "seconds" in metrics and int(params.get("epochs", "0")) > 0
 
 
-def words(economy: Economy) -> Iterator[str]:
+def words(cost: Cost) -> Iterator[str]:
     """The findings about cost, a sentence or two each."""
-    if economy.savings is not None:
-        yield _savings_words(economy.savings)
-        yield _rank_words(economy.savings)
-    distill, scratch = economy.seconds.get("distill"), economy.seconds.get("scratch")
+    if cost.savings is not None:
+        yield _savings_words(cost.savings)
+        yield _rank_words(cost.savings)
+    distill, scratch = cost.seconds.get("distill"), cost.seconds.get("scratch")
     if distill is not None and scratch is not None and scratch.mean > 0:
         yield (
             f"A distilled run takes {duration(distill.mean)}, {distill.mean / scratch.mean:.2f} times a scratch run "
-            f"({duration(scratch.mean)}); the teacher's passes took {duration(economy.teacher_seconds)} once for all "
-            f"runs, and all runs together {duration(economy.total_seconds)}."
+            f"({duration(scratch.mean)}); the teacher's passes took {duration(cost.teacher_seconds)} once for all "
+            f"runs, and all runs together {duration(cost.total_seconds)}."
         )
 
 

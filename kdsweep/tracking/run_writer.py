@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING
 from kdsweep.system.errors import PrunedError, RunError
 from kdsweep.system.masking import masked_text
 from kdsweep.tracking.journal import Journal
-from kdsweep.tracking.outages import is_disk_full
-from kdsweep.tracking.outbox import Outbox
+from kdsweep.tracking.retry import is_disk_full
+from kdsweep.tracking.sender import Outbox
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -25,7 +25,7 @@ class BaselineConf:
 class StudySweeperConf(OptunaSweeperConf):
     """hydra-optuna-sweeper's configuration, and the study's own."""
 
-    _target_: str = "kdsweep.study.sweeper.StudySweeper"
+    _target_: str = "kdsweep.study.plugin.StudySweeper"
     defaults: list[Any] = field(default_factory=lambda: [{"sampler": "gp"}, {"pruner": "none"}])
     # Beside the plug-in's own keys; each is described in conf/sweep/alpha_tau.yaml.
     n_jobs: int = 1
@@ -43,7 +43,7 @@ class StudySweeper(Sweeper):
     """What Hydra instantiates: hands everything to `kdsweep.study`, which it imports only when a sweep starts."""
 
     def __init__(self, **arguments: Any) -> None:
-        from kdsweep.study.study import Study
+        from kdsweep.study.controller import Study
 
         self._study = Study(**arguments)
 

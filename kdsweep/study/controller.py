@@ -19,12 +19,12 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import BaseDistribution
 
 from kdsweep import recording
-from kdsweep.config import assembly, checks, rules
+from kdsweep.config import build, checks, rules
 from kdsweep.config.overrides import parsed, require_key, with_float_bounds, without_replaced_sweeps
 from kdsweep.execution.executors import Executor, InProcess, open_executor, require_executor
 from kdsweep.execution.jobs import Task
-from kdsweep.execution.trials import build_pruner, storage_url
-from kdsweep.report import report_console, report_writing
+from kdsweep.execution.trial_link import build_pruner, storage_url
+from kdsweep.report import console, writing
 from kdsweep.study.forecast import forecast
 from kdsweep.study.search import Search, delete, described, distribution_of, held_by, limits
 from kdsweep.study.stages import Baseline, Stages
@@ -33,7 +33,7 @@ from kdsweep.system.errors import UserError, require
 from kdsweep.system.processes import parse_process, this_process
 from kdsweep.system.progress import note
 from kdsweep.tracking import sending
-from kdsweep.tracking.tracking import Run, Store, flatten
+from kdsweep.tracking.store import Run, Store, flatten
 
 # What may differ when a study goes on: how much of it there is to be, and where and how it is carried out.
 FREE = re.compile(
@@ -124,7 +124,7 @@ class Study(OptunaSweeperImpl):
     def _directions(self, objectives: Sequence[str]) -> list[str]:
         """Which way each objective is better: as configured, or as its metric is."""
         if self.direction is None:
-            return [assembly.direction(name) for name in objectives]
+            return [build.direction(name) for name in objectives]
         directions = [str(direction) for direction in self._get_directions()]
         rule = "one direction for each objective"
         require(len(directions) == len(objectives), rule, directions, "hydra.sweeper.direction", "null chooses them.")
@@ -173,7 +173,7 @@ class Study(OptunaSweeperImpl):
                 (exact,) = parsed([with_float_bounds(override, self.config)])
                 space[override.get_key_element()] = distribution_of(override.get_key_element(), exact)
         self._check_limits(space)
-        assembly.rehearse(self.config)
+        build.rehearse(self.config)
         return space
 
     def _check_limits(self, space: Mapping[str, BaseDistribution]) -> None:
@@ -195,7 +195,7 @@ class Study(OptunaSweeperImpl):
     def _own(self) -> dict[str, object]:
         """The configuration that the study's runs share."""
         keys = [key for key in self.config if isinstance(key, str) and key != "hydra"]
-        return flatten(assembly.container(OmegaConf.masked_copy(self.config, keys)))
+        return flatten(build.container(OmegaConf.masked_copy(self.config, keys)))
 
     def _conditions(self, searched: Iterable[Override]) -> dict[str, object]:
         """What must be the same when the study goes on."""
@@ -243,8 +243,8 @@ class Study(OptunaSweeperImpl):
                 stages.run_search()
                 parent.tag({"kdsweep.chosen": str(stages.confirm())})
             search.write_results(Path(self.sweep_dir) / "optimization_results.yaml")
-        folder = report_writing.default_folder(Path(self.config.paths.root), store.study(parent.id))
-        report_console.show(report_writing.write(store, parent.id, folder))
+        folder = writing.default_folder(Path(self.config.paths.root), store.study(parent.id))
+        console.show(writing.write(store, parent.id, folder))
 
     def _tags(self, search: Search, objectives: Sequence[tuple[str, str]]) -> dict[str, str]:
         """What the report wants to know of the study as a whole."""

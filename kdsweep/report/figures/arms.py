@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kdsweep.report.figures.figures import BLACK, ORANGE, Array, Curve, arm_style, legend_below, panels
+from kdsweep.report.figures.curves import BLACK, ORANGE, Array, Curve, arm_style, legend_below, panels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

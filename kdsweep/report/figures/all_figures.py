@@ -8,13 +8,15 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from kdsweep.analysis import verdict
-from kdsweep.analysis.aims import Dimension, short_key
-from kdsweep.analysis.comparison import STUDENTS, Arm
+from kdsweep.analysis.findings import Report
 from kdsweep.analysis.landscape import axes
-from kdsweep.analysis.summary import Report
-from kdsweep.report.figures import arm_figures, figures, search_figures, surface_figure
-from kdsweep.report.figures.arm_figures import Interval
-from kdsweep.report.figures.search_figures import Course, Scale
+from kdsweep.analysis.sorted_runs import STUDENTS, Arm
+from kdsweep.analysis.study_goals import Dimension, short_key
+from kdsweep.report.figures import search
+from kdsweep.report.figures.arms import Interval, differences, reach, reliability
+from kdsweep.report.figures.curves import Curve, arm_curves
+from kdsweep.report.figures.search import Course, Scale
+from kdsweep.report.figures.surface import Axis, Points, search_surface
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,7 +56,7 @@ def _differences(report: Report) -> Figure | None:
         )
         for paired in report.verdict.comparisons
     ]
-    return arm_figures.differences(rows) if rows else None
+    return differences(rows) if rows else None
 
 
 def _surface(report: Report) -> Figure | None:
@@ -73,7 +75,7 @@ def _surface(report: Report) -> Figure | None:
         member = surface.member & trusted
         mean = objective.sign * scale * surface.mean
         surface = dataclasses.replace(surface, mean=mean, sd=scale * surface.sd, member=member)
-    points = surface_figure.Points(
+    points = Points(
         [float(trial.params[keys[0]]) for trial in trials],
         [float(trial.params[keys[1]]) for trial in trials],
         [scale * trial.value for trial in trials],
@@ -81,15 +83,15 @@ def _surface(report: Report) -> Figure | None:
         trials.index(chosen),
     )
     logs = dict(zip(land.space.names, land.space.log, strict=True)) if land.space is not None else {}
-    x, y = (surface_figure.Axis(LABELS.get(key, key), logs.get(key, key == "loss.tau")) for key in keys)
+    x, y = (Axis(LABELS.get(key, key), logs.get(key, key == "loss.tau")) for key in keys)
     scratch = report.comparison.arm("scratch")
     level = None if scratch is None else scratch.metrics.get(objective.metric)
     baseline = None if level is None else (scale * level.mean, scale * level.sd)
-    return surface_figure.search_surface(points, (x, y), objective.name, surface, baseline, caption)
+    return search_surface(points, (x, y), objective.name, surface, baseline, caption)
 
 
 def _learning(report: Report) -> Figure | None:
-    curves: dict[str, list[figures.Curve]] = {}
+    curves: dict[str, list[Curve]] = {}
     for arm in report.arms:
         histories = [report.comparison.readings.history("val/accuracy", run) for run in arm.runs]
         if arm.role == "teacher" and "val/accuracy" in arm.metrics:
@@ -97,7 +99,7 @@ def _learning(report: Report) -> Figure | None:
         elif any(histories):
             curves[_label(report, arm)] = [curve for curve in histories if curve]
     students = curves.keys() - {"teacher"}
-    return figures.arm_curves(curves, "validation accuracy", report.target) if students else None
+    return arm_curves(curves, "validation accuracy", report.target) if students else None
 
 
 def _label(report: Report, arm: Arm) -> str:
@@ -116,7 +118,7 @@ def _reach(report: Report) -> Figure | None:
         told = [(curve, seconds) for curve, seconds in pairs if len(curve) > 1]
         if arm.role != "teacher" and told:
             arms[_label(report, arm)] = told
-    return arm_figures.reach(arms) if arms else None
+    return reach(arms) if arms else None
 
 
 def _reliability(report: Report) -> Figure | None:
@@ -126,7 +128,7 @@ def _reliability(report: Report) -> Figure | None:
         told = [bins[run.id] for run in report.comparison.confirmed(role) if bins.get(run.id)]
         if told:
             arms[role.replace("_", " ")] = told
-    return arm_figures.reliability(arms) if arms else None
+    return reliability(arms) if arms else None
 
 
 def _history(report: Report) -> Figure | None:
@@ -145,7 +147,7 @@ def _history(report: Report) -> Figure | None:
         None if report.verdict.confirmed is None else scale * report.verdict.confirmed,
         None if level is None else scale * level.mean,
     )
-    return search_figures.history(course, objective.name)
+    return search.history(course, objective.name)
 
 
 def _parallel(report: Report) -> Figure | None:
@@ -159,7 +161,7 @@ def _parallel(report: Report) -> Figure | None:
     if len(found.trials) < 2 or not columns or found.chosen is None:
         return None
     values = [objective.scale * trial.value for trial in found.trials]
-    return search_figures.parallel(columns, values, found.trials.index(found.chosen), objective.name)
+    return search.parallel(columns, values, found.trials.index(found.chosen), objective.name)
 
 
 def _scale(key: str, texts: list[str], declared: Dimension | None) -> Scale:
@@ -176,7 +178,7 @@ def _pareto(report: Report) -> Figure | None:
     if not report.front:
         return None
     points = [(objectives[0].scale * trial.values[0], objectives[1].scale * trial.values[1]) for trial in found.trials]
-    return search_figures.pareto_front(
+    return search.pareto_front(
         points,
         [trial.number for trial in found.trials],
         [found.trials.index(trial) for trial in report.front],

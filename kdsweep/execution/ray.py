@@ -18,7 +18,7 @@ from ray._private import ray_constants
 from ray.exceptions import RayError, RayTaskError
 
 from kdsweep.execution.jobs import Job, Outcome, Task
-from kdsweep.execution.shipping import packed_task, received_outcome, worker_environment
+from kdsweep.execution.serialization import packed_task, received_outcome, worker_environment
 from kdsweep.execution.worker import answered
 from kdsweep.system import interrupts
 from kdsweep.system.errors import RunError, UserError

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from kdsweep.analysis import verdict
-from kdsweep.analysis.aims import short_key, short_value
-from kdsweep.analysis.comparison import EPOCHS_TO_TARGET, METRICS, TARGET_SHARE, Arm, Trial
-from kdsweep.analysis.economy import duration
-from kdsweep.analysis.summary import Report
-from kdsweep.tracking.records import StudyRecord
+from kdsweep.analysis.cost import duration
+from kdsweep.analysis.findings import Report
+from kdsweep.analysis.sorted_runs import EPOCHS_TO_TARGET, METRICS, TARGET_SHARE, Arm, Trial
+from kdsweep.analysis.study_goals import short_key, short_value
+from kdsweep.tracking.run_records import StudyRecord
 
 # Heading (its lines keep the table narrow), factor, decimals.
 COLUMNS = {

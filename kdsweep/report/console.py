@@ -9,8 +9,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from kdsweep.analysis.summary import Report
-from kdsweep.report import report_tables
+from kdsweep.analysis.findings import Report
+from kdsweep.report import tables
 
 TRIALS_SHOWN = 10
 WIDTH = 100  # characters a line, where the output is no terminal
@@ -27,7 +27,7 @@ def show(report: Report) -> None:
     study = report.study
     status = "" if study.parent.status == "FINISHED" else f" ({study.parent.status.lower()})"
     console.print(f"Study {study.parent.name}{status}", style="bold")
-    for line in report_tables.heading(study):
+    for line in tables.heading(study):
         console.print(line)
     console.print(f"\n{report.headline}\n", style="bold")
     if report.arms:
@@ -45,7 +45,7 @@ def show(report: Report) -> None:
 
 
 def _arms(report: Report, narrow: bool) -> Table:
-    texts = report_tables.arms(report)
+    texts = tables.arms(report)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, caption_justify="left")
     table.caption = texts.caption
     for index, heading in enumerate(texts.headings):
@@ -59,7 +59,7 @@ def _arms(report: Report, narrow: bool) -> Table:
 def _print_trials(console: Console, report: Report) -> None:
     if report.front:
         console.print()
-        console.print(_table(report_tables.trials(report, report.front), "Pareto set: beaten by no other trial"))
+        console.print(_table(tables.trials(report, report.front), "Pareto set: beaten by no other trial"))
     if not report.trials:
         return
     shown = report.trials[:TRIALS_SHOWN]
@@ -67,10 +67,10 @@ def _print_trials(console: Console, report: Report) -> None:
     if len(shown) < len(report.trials):
         title = f"Trials, the best {len(shown)} of {len(report.trials)}"
     console.print()
-    console.print(_table(report_tables.trials(report, shown), title))
+    console.print(_table(tables.trials(report, shown), title))
 
 
-def _table(texts: report_tables.Table, title: str) -> Table:
+def _table(texts: tables.Table, title: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, title=title, title_justify="left")
     table.title_style = "bold"
     for heading in texts.headings:

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import kdsweep
-from kdsweep.analysis.summary import Report
-from kdsweep.report import report_tables
-from kdsweep.report.figures.drawings import CAPTIONS
+from kdsweep.analysis.findings import Report
+from kdsweep.report import tables
+from kdsweep.report.figures.all_figures import CAPTIONS
 
 TEMPLATE = "report.html.jinja"
 
@@ -18,7 +18,7 @@ def render(report: Report, pictures: Mapping[str, bytes]) -> str:
     """The page.
 
     Args:
-        pictures: PNG files by their names in `kdsweep.report.figures.drawings.CAPTIONS`.
+        pictures: PNG files by their names in `kdsweep.report.figures.all_figures.CAPTIONS`.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -38,14 +38,14 @@ def render(report: Report, pictures: Mapping[str, bytes]) -> str:
     ]
     return environment.get_template(TEMPLATE).render(
         study=report.study.parent,
-        heading=list(report_tables.heading(report.study)),
+        heading=list(tables.heading(report.study)),
         headline=report.headline,
         outcome="unknown" if main is None else main.outcome.replace(" ", "-"),
-        comparisons=report_tables.comparisons(report),
-        arms=report_tables.arms(report),
-        front=report_tables.trials(report, report.front),
-        trials=report_tables.trials(report, report.trials),
-        pruned=report_tables.pruned(report),
+        comparisons=tables.comparisons(report),
+        arms=tables.arms(report),
+        front=tables.trials(report, report.front),
+        trials=tables.trials(report, report.trials),
+        pruned=tables.pruned(report),
         findings=report.findings,
         missing=report.missing,
         figures=figures,

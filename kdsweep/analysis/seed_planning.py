@@ -211,6 +211,6 @@ def _at_a_time(planned: Plan) -> str:
 
 
 def _about(seconds: float) -> str:
-    from kdsweep.analysis.economy import duration
+    from kdsweep.analysis.cost import duration
 
     return duration(seconds if seconds < 120 else 60 * round(seconds / 60)).removesuffix(" 0 s")

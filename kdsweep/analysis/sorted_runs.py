@@ -8,8 +8,8 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from kdsweep.analysis.aims import Aims, Objective
-from kdsweep.tracking.records import RunRecord, StudyRecord
+from kdsweep.analysis.study_goals import Aims, Objective
+from kdsweep.tracking.run_records import RunRecord, StudyRecord
 
 # Arms in the table's order, as they are tagged. Those of STUDENTS are confirmed with fresh seeds.
 ROLES = ("teacher", "scratch", "label_smoothing", "distill")

@@ -12,10 +12,10 @@ from typing import Any
 
 from kdsweep.system.processes import parse_process
 from kdsweep.tracking.journal import Entry
-from kdsweep.tracking.records import RunRecord
-from kdsweep.tracking.run import milliseconds
-from kdsweep.tracking.stores import file_path
-from kdsweep.tracking.tracking import PARENT, Store
+from kdsweep.tracking.location import file_path
+from kdsweep.tracking.run_records import RunRecord
+from kdsweep.tracking.run_writer import milliseconds
+from kdsweep.tracking.store import PARENT, Store
 
 SENT, SENT_END, SENT_FROM = "kdsweep.sent", "kdsweep.sent_end", "kdsweep.sent_from"
 

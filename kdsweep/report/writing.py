@@ -10,15 +10,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdsweep.analysis.aims import Aims
+from kdsweep.analysis.study_goals import Aims
 from kdsweep.system.errors import RunError
 from kdsweep.system.progress import note
-from kdsweep.tracking.records import StudyRecord
-from kdsweep.tracking.tracking import Store
+from kdsweep.tracking.run_records import StudyRecord
+from kdsweep.tracking.store import Store
 
 if TYPE_CHECKING:
-    from kdsweep.analysis.comparison import Readings
-    from kdsweep.analysis.summary import Report
+    from kdsweep.analysis.findings import Report
+    from kdsweep.analysis.sorted_runs import Readings
 
 # Bytes of a folder's name.
 LONGEST_NAME = 200
@@ -36,25 +36,25 @@ def write(store: Store, study_name: str | None, out: Path) -> Report:
         UserError: There is no such study.
     """
     # What draws and fits takes seconds to import; --help and a misspelt option need none of it.
-    from kdsweep.analysis.summary import summarise
-    from kdsweep.report import html_report, report_note
-    from kdsweep.report.figures import drawings
+    from kdsweep.analysis.findings import summarise
+    from kdsweep.report import html, mlflow_note
+    from kdsweep.report.figures import all_figures
 
     study = store.study(study_name)
     report = summarise(study, readings(store, study))
     out.mkdir(parents=True, exist_ok=True)
     files = []
-    for name, figure in drawings.draw(report):
+    for name, figure in all_figures.draw(report):
         files.append(out / name)
         figure.savefig(files[-1])
-    page = html_report.render(report, {path.name: path.read_bytes() for path in files})
+    page = html.render(report, {path.name: path.read_bytes() for path in files})
     files += [out / "report.html", out / "report.json"]
     files[-2].write_text(page, encoding="utf-8")
     files[-1].write_text(json.dumps(_jsonable(report), indent=2, allow_nan=False) + "\n", encoding="utf-8")
     for path in files:
         store.attach(study.parent.id, path, "report")
     try:
-        store.describe(study.parent.id, report_note.note(report))
+        store.describe(study.parent.id, mlflow_note.note(report))
     except RunError as error:  # it is an ornament, and the report is whole without it
         note(f"The study's run in MLflow keeps the description that it had: {error}")
     return dataclasses.replace(report, files=tuple(files))
@@ -68,7 +68,7 @@ def default_folder(root: Path, study: StudyRecord) -> Path:
 
 def readings(store: Store, study: StudyRecord) -> Readings:
     """The histories and the reliability diagrams of a study's finished runs."""
-    from kdsweep.analysis.comparison import STUDENTS, Readings
+    from kdsweep.analysis.sorted_runs import STUDENTS, Readings
 
     metrics = ("val/accuracy", "epoch_seconds", Aims.read(study.parent.tags).objective.metric)
     runs = [run for run in study.runs() if run.role in STUDENTS]
@@ -123,7 +123,7 @@ def _jsonable(report: Report) -> dict[str, object]:
         "pruned": found.pruned,
         # The grid of the figure is in the figure.
         "landscape": dataclasses.replace(report.landscape, surface=None),
-        "economy": report.economy,
+        "cost": report.cost,
         "findings": report.findings,
         "missing": report.missing,
     }

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from kdsweep.config import assembly
+from kdsweep.config import build
 from kdsweep.data import Dataset
 from kdsweep.models import Classifier
 from kdsweep.numerics.hardware import resolve_device, set_threads
@@ -82,13 +82,13 @@ def measure(cfg: DictConfig, threads: int | None = None) -> Speed:
     """
     step_seconds, evaluation_rate = student_speed(cfg, threads)
     device = resolve_device(cfg.device)
-    data, _ = assembly.inputs(assembly.key_of(cfg.data), cfg.view_seed, cfg.device)
+    data, _ = build.inputs(build.key_of(cfg.data), cfg.view_seed, cfg.device)
     with _undisturbed(cfg, threads):
         teacher_rate: float | None = None
         passes: tuple[int, ...] = ()
         features = 0
         if cfg.teacher is not None:
-            teacher = assembly.untrained_teacher(cfg)
+            teacher = build.untrained_teacher(cfg)
             teacher_rate = _rate(teacher.ask, data.train.images[: cfg.teacher.batch_size].to(device))
             passes = missing_passes(cfg, teacher)
             features = sum(len(getattr(data, split)) for split in teacher.missing_features())
@@ -114,21 +114,21 @@ def measure(cfg: DictConfig, threads: int | None = None) -> Speed:
 
 def student_speed(cfg: DictConfig, threads: int | None = None) -> tuple[float, float]:
     """Seconds of a training step of `cfg.batch_size` pictures, and pictures/s of forward passes; as `measure`."""
-    data, _ = assembly.inputs(assembly.key_of(cfg.data), cfg.view_seed, cfg.device)
+    data, _ = build.inputs(build.key_of(cfg.data), cfg.view_seed, cfg.device)
     with _undisturbed(cfg, threads):
-        student, precision = assembly.student(cfg, data)
+        student, precision = build.student(cfg, data)
 
         def evaluate(pictures: torch.Tensor) -> torch.Tensor:
             return predict(student, pictures, len(pictures), precision)
 
-        rate = _rate(evaluate, data.train.images[: assembly.EVALUATION_BATCH])
+        rate = _rate(evaluate, data.train.images[: build.EVALUATION_BATCH])
         return _step_seconds(cfg, student, precision, data, rate), rate
 
 
 def missing_passes(cfg: DictConfig, teacher: Teacher) -> tuple[int, ...]:
     """The passes that the teacher has still to compute once its head is trained: all, where it isn't yet."""
     if cfg.teacher.head is not None:
-        head = read_tensors(assembly.head_path(cfg, teacher))
+        head = read_tensors(build.head_path(cfg, teacher))
         if head is None:
             return () if teacher.mode == "online" else tuple(range(cfg.n_passes))
         teacher.network.head.load_state_dict(head)
@@ -171,7 +171,7 @@ def _step_seconds(cfg: DictConfig, network: Classifier, precision: str, data: Da
     batch_size = min(cfg.batch_size, len(data.train))
     affordable = max(SMALLEST_BATCH, int(rate / FORWARDS_PER_STEP * STEP_SECONDS))
     n = min(batch_size, affordable)
-    loss = assembly.component(cfg, "loss")
+    loss = build.component(cfg, "loss")
     # Stands for the teacher's answers: what a loss takes doesn't depend on them.
     answers = None if cfg.teacher is None else torch.zeros(n, data.n_classes, device=device)
     epochs_of_one_step = Fit(
@@ -180,8 +180,8 @@ def _step_seconds(cfg: DictConfig, network: Classifier, precision: str, data: Da
         data.train.labels[:n].to(device),
         loss=lambda logits, _, labels: loss(logits, answers, labels),
         teacher=None,
-        optimizer=assembly.component(cfg, "optimizer"),
-        schedule=assembly.component(cfg, "schedule"),
+        optimizer=build.component(cfg, "optimizer"),
+        schedule=build.component(cfg, "schedule"),
         epochs=MAX_STEPS + 1,
         batch_size=n,
         n_passes=1,

@@ -12,9 +12,9 @@ from typing import Any
 from kdsweep.analysis.deviation import Left, left_by, seed_noise
 from kdsweep.config.saved_config import SavedConfig, parse
 from kdsweep.system.errors import UserError
-from kdsweep.tracking.records import RunRecord, StudyRecord
-from kdsweep.tracking.stores import require_store
-from kdsweep.tracking.tracking import Store
+from kdsweep.tracking.location import require_store
+from kdsweep.tracking.run_records import RunRecord, StudyRecord
+from kdsweep.tracking.store import Store
 
 CONFIG = "config.yaml"
 

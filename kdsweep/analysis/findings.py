@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kdsweep.analysis import economy, landscape, verdict
-from kdsweep.analysis.aims import setting
-from kdsweep.analysis.comparison import (
+from kdsweep.analysis import cost, landscape, verdict
+from kdsweep.analysis.cost import Cost
+from kdsweep.analysis.landscape import Landscape
+from kdsweep.analysis.sorted_runs import (
     SETTING,
     STUDENTS,
     TRAINING,
@@ -21,10 +22,9 @@ from kdsweep.analysis.comparison import (
     differing,
     pareto,
 )
-from kdsweep.analysis.economy import Economy
-from kdsweep.analysis.landscape import Landscape
+from kdsweep.analysis.study_goals import setting
 from kdsweep.analysis.verdict import Verdict
-from kdsweep.tracking.records import StudyRecord
+from kdsweep.tracking.run_records import StudyRecord
 
 SAME = 0.005  # points; less is not visible in the table
 
@@ -44,7 +44,7 @@ class Report:
     comparison: Comparison
     verdict: Verdict
     landscape: Landscape
-    economy: Economy
+    cost: Cost
     headline: str
     front: tuple[Trial, ...]
     findings: tuple[str, ...]
@@ -77,7 +77,7 @@ def summarise(study: StudyRecord, readings: Readings) -> Report:
     found = compare(study, readings)
     judged = verdict.judge(found)
     surveyed = landscape.survey(found, judged.validation_noise)
-    cost = economy.account(found)
+    spent = cost.account(found)
     objectives = found.aims.objectives
     front = pareto(found.trials, objectives) if len(objectives) > 1 else ()
     findings = (
@@ -87,11 +87,11 @@ def summarise(study: StudyRecord, readings: Readings) -> Report:
         *_teacher(found),
         *verdict.curse_words(judged, found),
         *landscape.words(surveyed, found.aims.objective, judged.validation_noise),
-        *economy.words(cost),
+        *cost.words(spent),
         *_unfair(found),
     )
     return Report(
-        found, judged, surveyed, cost, verdict.headline(judged), front, tuple(findings), tuple(_missing(found))
+        found, judged, surveyed, spent, verdict.headline(judged), front, tuple(findings), tuple(_missing(found))
     )
 
 
