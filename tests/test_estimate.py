@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from speeds import PLANNED, speed, without_teacher
 
-from kdsweep.study.estimate import RUN_SECONDS, estimate
+from kdsweep.study.forecast import RUN_SECONDS, estimate
 
 # 10 epochs of 10 steps of 1 s.
 RUN = 100 + RUN_SECONDS

@@ -12,8 +12,7 @@ from speeds import PLANNED, speed, without_teacher
 
 from kdsweep.config.checks import check
 from kdsweep.config.folder import CONFIG_FOLDER
-from kdsweep.study.estimate import estimate
-from kdsweep.study.forecast import LONG_SECONDS, Alternative, Forecast, forecast, less_work, roughly, worth_it
+from kdsweep.study.forecast import LONG_SECONDS, Alternative, Forecast, estimate, forecast, less_work, roughly, worth_it
 from kdsweep.study.measure_speed import Speed
 
 NOTHING = dict.fromkeys(PLANNED, 0)

@@ -40,7 +40,6 @@ ORDER = (
     "execution.serialization",
     "execution.jobs",
     "study.forecast",
-    "study.estimate",
     "study.measure_speed",
     "train",
     "config.help_page",
