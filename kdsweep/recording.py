@@ -8,7 +8,6 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -32,9 +31,6 @@ from kdsweep.tracking.location import UNSENT, offline_uri, store_uri
 from kdsweep.tracking.run_writer import Run
 from kdsweep.tracking.store import OPEN_SECONDS, Store, flatten
 from kdsweep.training import Metrics
-
-if TYPE_CHECKING:
-    from kdsweep.execution.trial_link import TrialLink
 
 log = logging.getLogger(__name__)
 
@@ -80,16 +76,19 @@ class Recording:
         self._cfg, self._shown, self._run, self._record = cfg, shown, run, dict(record)
 
     def epoch_log(
-        self, reached: Reached, objective: str = "val/accuracy", trial: TrialLink | None = None
+        self,
+        reached: Reached,
+        objective: str = "val/accuracy",
+        report: Callable[[float, int], None] | None = None,
     ) -> Callable[[Metrics, int], None]:
-        """Receives the metrics of each epoch: for MLflow, for the run's log file, and the objective for its `trial`."""
+        """Receives the metrics of each epoch: for MLflow, for the run's log file, and the objective for `report`."""
 
         def record(metrics: Metrics, epoch: int) -> None:
             self._run.log(metrics, epoch)
             log.info("epoch %d: %s", epoch, ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
-            if trial is not None:
+            if report is not None:
                 best = max(accuracy for _, accuracy in reached.history["val/accuracy"])
-                trial.report(metrics.get(objective, best), epoch)
+                report(metrics.get(objective, best), epoch)
 
         return record
 

@@ -195,7 +195,7 @@ def train_student(cfg: DictConfig, trial: TrialLink | None = None) -> Result:
                     predict,
                     data,
                     teacher,
-                    recorded.epoch_log(reached, rules.objectives(cfg)[0], trial),
+                    recorded.epoch_log(reached, rules.objectives(cfg)[0], None if trial is None else trial.report),
                     cfg.evaluate_test,
                     reached,
                     keep=lambda _: checkpoints.offer(now),

@@ -278,7 +278,7 @@ class EmptyTrials:
         store = TimedStore(self.mlflow, self.clock, artifacts)
         with self.clock.part(MADE), recording.started(cfg, self.data, store, None) as recorded:
             reached = experiment.Reached({"val/accuracy": points})
-            log = recorded.epoch_log(reached, cfg.objective, link)
+            log = recorded.epoch_log(reached, cfg.objective, link.report)
             for epoch in range(1, cfg.epochs + 1):
                 log(metrics, epoch)
             recorded.finish(result, {"weight": zeros(1)}, "model.safetensors")
