@@ -7,13 +7,12 @@ pictures are a prefix of the rest: 10 % of them are the first rows of 20 % of th
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -26,6 +25,9 @@ from kdsweep.numerics.picture_files import MAX_SIDE
 from kdsweep.system.errors import UserError, require
 from kdsweep.system.files import hash_tensors, locked
 from kdsweep.system.progress import note
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 # Pictures of scikit-learn's digits.
 N_DIGITS = 1797

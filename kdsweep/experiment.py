@@ -5,16 +5,20 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from kdsweep.data import Dataset
 from kdsweep.evaluation import evaluate, reliability
-from kdsweep.teachers import Teacher
 from kdsweep.training import DivergedError, Metrics
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from torch import Tensor
+
+    from kdsweep.data import Dataset
+    from kdsweep.teachers import Teacher
 
 History = dict[str, list[tuple[int, float]]]
 

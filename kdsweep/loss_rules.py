@@ -11,7 +11,7 @@ from kdsweep.system.errors import require, require_number
 
 
 def kd(*, alpha: float, tau: float) -> None:
-    """alpha is in [0, 1], tau > 0."""
+    """Alpha is in [0, 1], tau > 0."""
     require_number(alpha, "0 <= alpha <= 1", "alpha")
     require_number(tau, "0 < tau < inf", "tau")
     require(0 <= alpha <= 1, "0 <= alpha <= 1", alpha, "alpha")
@@ -19,6 +19,6 @@ def kd(*, alpha: float, tau: float) -> None:
 
 
 def label_smoothing(*, smoothing: float) -> None:
-    """smoothing is in [0, 1]."""
+    """Smoothing is in [0, 1]."""
     require_number(smoothing, "0 <= smoothing <= 1", "smoothing")
     require(0 <= smoothing <= 1, "0 <= smoothing <= 1", smoothing, "smoothing")

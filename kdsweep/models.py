@@ -95,7 +95,7 @@ class Classifier(nn.Module):
     @property
     def head(self) -> Head:
         """The final layer; `head(features)` are logits (B, n_classes)."""
-        return cast(Head, self.net.get_submodule(self.head_name))
+        return cast("Head", self.net.get_submodule(self.head_name))
 
     @property
     def n_classes(self) -> int:
@@ -132,13 +132,13 @@ class Classifier(nn.Module):
         head = self.head
         head.bypass = True
         try:
-            return cast(Tensor, self.net(self.preprocess(pictures))).float()
+            return cast("Tensor", self.net(self.preprocess(pictures))).float()
         finally:
             head.bypass = False
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Logits: float32 (B, n_classes) of uint8 pictures (B, H, W, 3)."""
-        return cast(Tensor, self.net(self.preprocess(pictures)))
+        return cast("Tensor", self.net(self.preprocess(pictures)))
 
     def train(self, mode: bool = True) -> Classifier:
         """As `nn.Module.train`, but a frozen backbone stays in eval mode: its batch-norm statistics are constant."""

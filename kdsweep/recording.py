@@ -5,20 +5,17 @@ from __future__ import annotations
 import functools
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
 
 from kdsweep.config.build import container, hardware, teacher_id
 from kdsweep.config.rules import attempt
 from kdsweep.config.saved_config import saved_text
-from kdsweep.data import Dataset
-from kdsweep.experiment import Reached, Result
 from kdsweep.report.figures.curves import learning_curve
 from kdsweep.system import environment
 from kdsweep.system.errors import UserError
@@ -26,11 +23,19 @@ from kdsweep.system.files import atomic_path, save_tensors
 from kdsweep.system.masking import masked, masked_text
 from kdsweep.system.processes import this_process
 from kdsweep.system.progress import note
-from kdsweep.teachers import Teacher
 from kdsweep.tracking.location import UNSENT, offline_uri, store_uri
-from kdsweep.tracking.run_writer import Run
 from kdsweep.tracking.store import OPEN_SECONDS, Store, flatten
-from kdsweep.training import Metrics
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from torch import Tensor
+
+    from kdsweep.data import Dataset
+    from kdsweep.experiment import Reached, Result
+    from kdsweep.teachers import Teacher
+    from kdsweep.tracking.run_writer import Run
+    from kdsweep.training import Metrics
 
 log = logging.getLogger(__name__)
 

@@ -5,10 +5,14 @@ The peak rate is the optimizer's own `lr`. Fractions are of the total number of 
 
 from __future__ import annotations
 
-from torch.optim import Optimizer
+from typing import TYPE_CHECKING
+
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LinearLR, LRScheduler, OneCycleLR, SequentialLR
 
 from kdsweep.system.errors import require, require_number
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
 
 
 def one_cycle(optimizer: Optimizer, total_steps: int, *, warmup: float) -> LRScheduler:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from kdsweep.data import Dataset
-from kdsweep.models import Classifier
 from kdsweep.numerics.compiling import compiled_features, worth_compiling
 from kdsweep.numerics.hardware import autocast
 from kdsweep.system.errors import require
 from kdsweep.system.files import hash_tensors, hash_text
 from kdsweep.tables import Compute, Tables
-from kdsweep.views import Views
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from kdsweep.data import Dataset
+    from kdsweep.models import Classifier
+    from kdsweep.views import Views
 
 MODES = ("table", "online")
 SPLITS = ("train", "validation", "test")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,8 @@ from kdsweep.system.progress import note
 # torch and MLflow take seconds to import, Hydra a third of one: a run imports them, a misspelt key does without torch
 # and MLflow, and `kdsweep --help` without all of them.
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
     from omegaconf import DictConfig
     from torch import Tensor
 

@@ -6,23 +6,26 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
-from kdsweep.models import Classifier
 from kdsweep.numerics.compiling import compiled_forward
 from kdsweep.numerics.hardware import autocast, random_state, set_random_state
 from kdsweep.numerics.logistic import LogisticRegression
 from kdsweep.numerics.small_convolutions import small_maps
 from kdsweep.system.errors import RunError, UserError, is_number, require
 from kdsweep.system.progress import progress
-from kdsweep.teachers import Teacher
 from kdsweep.views import Views, batch_order, pass_of_epoch
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
+
+    from kdsweep.models import Classifier
+    from kdsweep.teachers import Teacher
 
 # Share of the mean variance that is added to each feature's own before a head is trained on standardised features.
 SCALING_FLOOR = 0.1

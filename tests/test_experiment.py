@@ -156,7 +156,7 @@ def test_a_student_is_compared_with_its_teacher(tmp_path: Path) -> None:
 
 
 def test_the_time_of_the_tables_is_told_apart(tmp_path: Path) -> None:
-    """seconds is the run's own time; what was spent on tables stands beside it, though not what others spent before."""
+    """Seconds is the run's own time; what was spent on tables stands beside it, though not what others spent before."""
 
     def slow() -> Iterator[Metrics]:
         yield {}

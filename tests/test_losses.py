@@ -169,7 +169,7 @@ def test_wrong_numbers_are_refused(key: str, value: object, rule: str) -> None:
 
 
 def test_the_ends_of_the_ranges_are_taken() -> None:
-    """alpha and smoothing may be 0 and 1, as whole numbers too."""
+    """Alpha and smoothing may be 0 and 1, as whole numbers too."""
     student, teacher, labels = batch()
     for share in (0, 1, 0.0, 1.0):
         kd(student, teacher, labels, alpha=share, tau=1)

@@ -69,7 +69,7 @@ def test_stems_differ_in_resolution() -> None:
 
 
 def test_the_cifar_stem_works_for_timms_resnets() -> None:
-    """timm's ResNet18 takes the same stem."""
+    """Timm's ResNet18 takes the same stem."""
     assert build(library="timm", stem="cifar").net.conv1.weight.shape == (64, 3, 3, 3)
 
 

@@ -156,7 +156,7 @@ def test_a_single_run_may_have_several_objectives(run: Run, made: Callable[..., 
 
 
 def test_the_weights_fit_the_librarys_own_network(run: Run) -> None:
-    """torchvision's ResNet18 loads them as they are; their hash is the run's tag."""
+    """Torchvision's ResNet18 loads them as they are; their hash is the run's tag."""
     state = load_file(artifacts(run) / "model.safetensors")
     shufflenet_v2_x0_5(num_classes=10).load_state_dict(state)
     assert hash_tensors(state) == weights(run)

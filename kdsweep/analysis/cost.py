@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from kdsweep.analysis import statistics
 from kdsweep.analysis.sorted_runs import STUDENTS, Comparison, Spread, finished, spread
-from kdsweep.analysis.statistics import RankCorrelation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kdsweep.analysis.statistics import RankCorrelation
 
 # Below this a score at the pruning epoch tells too little about the final one.
 LOW_RANK = 0.7

@@ -8,13 +8,16 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from kdsweep.analysis.sorted_runs import repetitions
 from kdsweep.analysis.statistics import noise_floor
 from kdsweep.analysis.study_goals import Objective
 from kdsweep.tracking.run_records import RunRecord, StudyRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
 
 # Metrics of the clock and the machine.
 OF_THE_CLOCK = re.compile(r"(.*_)?seconds$|.*_per_second$|system/")
@@ -58,7 +61,7 @@ class Row:
 
     @property
     def difference(self) -> float:
-        """now - then."""
+        """Now - then."""
         return self.now - self.then
 
     @property

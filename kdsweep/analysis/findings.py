@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kdsweep.analysis import cost, landscape, verdict
-from kdsweep.analysis.cost import Cost
-from kdsweep.analysis.landscape import Landscape
 from kdsweep.analysis.sorted_runs import (
     SETTING,
     STUDENTS,
@@ -23,8 +20,15 @@ from kdsweep.analysis.sorted_runs import (
     pareto,
 )
 from kdsweep.analysis.study_goals import setting
-from kdsweep.analysis.verdict import Verdict
-from kdsweep.tracking.run_records import StudyRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+    from kdsweep.analysis.cost import Cost
+    from kdsweep.analysis.landscape import Landscape
+    from kdsweep.analysis.verdict import Verdict
+    from kdsweep.tracking.run_records import StudyRecord
 
 SAME = 0.005  # points; less is not visible in the table
 

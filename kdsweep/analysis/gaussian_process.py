@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,6 +21,9 @@ from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
 from kdsweep.analysis.statistics import ROUNDING, NoiseFloor
 from kdsweep.system.errors import require
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 Array = NDArray[np.float64]
 

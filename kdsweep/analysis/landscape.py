@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 import statistics as plain
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from kdsweep.analysis import plateau as fitted
 from kdsweep.analysis.plateau import Importance, Plateau, Space, Surface
-from kdsweep.analysis.sorted_runs import Comparison, Trial
-from kdsweep.analysis.statistics import NoiseFloor
 from kdsweep.analysis.study_goals import Dimension, Objective, setting, short_key
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kdsweep.analysis.sorted_runs import Comparison, Trial
+    from kdsweep.analysis.statistics import NoiseFloor
 
 # A key without a declared scale that was tried over this ratio is seen on a logarithmic one.
 LOG_RATIO = 10

@@ -5,16 +5,20 @@ A Gaussian process is fitted to all trials. Values are maximised: negate what is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from kdsweep.analysis.gaussian_process import Fit, Space, fit
-from kdsweep.analysis.statistics import NoiseFloor
 from kdsweep.system.errors import require
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from kdsweep.analysis.statistics import NoiseFloor
 
 __all__ = ["FEWEST", "Importance", "Plateau", "Space", "Surface", "importances", "plateau", "surface"]
 

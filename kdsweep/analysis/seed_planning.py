@@ -6,8 +6,8 @@ Accuracies come in as fractions and are printed in points.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -15,6 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from kdsweep.system.errors import require
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 DIFFERENCES = (0.001, 0.002, 0.003, 0.005, 0.01)  # of the table, beside the wanted one
 ARMS = 3  # that are confirmed: the chosen setting, scratch and label smoothing

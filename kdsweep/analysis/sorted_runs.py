@@ -7,9 +7,12 @@ import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from kdsweep.analysis.study_goals import Aims, Objective
-from kdsweep.tracking.run_records import RunRecord, StudyRecord
+
+if TYPE_CHECKING:
+    from kdsweep.tracking.run_records import RunRecord, StudyRecord
 
 # Arms in the table's order, as they are tagged. Those of STUDENTS are confirmed with fresh seeds.
 ROLES = ("teacher", "scratch", "label_smoothing", "distill")

@@ -7,15 +7,17 @@ knows of studies, runs or arms: see `verdict.py`. The surface over alpha and tau
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import integrate, optimize, stats
 
 from kdsweep.system.errors import require
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 Array = NDArray[np.float64]
 Verdict = Literal["better", "worse", "not distinguishable", "unknown"]

@@ -6,12 +6,16 @@ Only confirmation runs are compared: their seeds chose nothing, and only there t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from kdsweep.analysis import statistics
 from kdsweep.analysis.sorted_runs import Comparison, repetitions
-from kdsweep.analysis.statistics import Difference, NoiseFloor, WinnersCurse
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from kdsweep.analysis.statistics import Difference, NoiseFloor, WinnersCurse
 
 METRIC = "test/accuracy"
 
@@ -270,5 +274,5 @@ def curse_words(verdict: Verdict, found: Comparison) -> Iterator[str]:
 
 
 def pair_differences(paired: Paired) -> Sequence[float]:
-    """first - second, pair by pair."""
+    """First - second, pair by pair."""
     return [a - b for a, b in zip(paired.firsts, paired.seconds, strict=True)]

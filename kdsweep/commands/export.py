@@ -10,7 +10,6 @@ import re
 import shutil
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,16 +21,18 @@ from kdsweep.system import exit_status
 from kdsweep.system.errors import RunError, UserError, require
 from kdsweep.system.masking import MASK, masked
 from kdsweep.tracking.location import require_store, store_uri
-from kdsweep.tracking.run_records import RunRecord
 from kdsweep.tracking.store import Store
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
     from omegaconf import DictConfig
     from torch import Tensor
 
     from kdsweep.analysis.sorted_runs import Spread
     from kdsweep.models import Classifier
     from kdsweep.report.model_card import Check
+    from kdsweep.tracking.run_records import RunRecord
 
 FORMATS = ("pt2", "onnx", "none")
 STUDENTS = ("scratch", "label_smoothing", "distill")

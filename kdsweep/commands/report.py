@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kdsweep.report.writing import default_folder, readings, write
 from kdsweep.system import exit_status
 from kdsweep.system.errors import UserError, require
 from kdsweep.tracking.location import require_store, store_uri
 from kdsweep.tracking.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 # Of a plan: the difference and the search that it is made for, where neither the user nor a study says.
 DIFFERENCE_POINTS, N_TRIALS = 0.3, 30

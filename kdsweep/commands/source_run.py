@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdsweep.analysis.deviation import Left, left_by, seed_noise
 from kdsweep.config.saved_config import SavedConfig, parse
@@ -15,6 +14,9 @@ from kdsweep.system.errors import UserError
 from kdsweep.tracking.location import require_store
 from kdsweep.tracking.run_records import RunRecord, StudyRecord
 from kdsweep.tracking.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 CONFIG = "config.yaml"
 

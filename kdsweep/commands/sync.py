@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kdsweep.system import exit_status
 from kdsweep.system.errors import RunError, UserError
@@ -20,6 +20,9 @@ from kdsweep.tracking.location import UNSENT, experiments, holds_store, offline_
 from kdsweep.tracking.retry import AwayError
 from kdsweep.tracking.sending import PATIENCE_SECONDS, Sent, journals, meant_for, send_unsent
 from kdsweep.tracking.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

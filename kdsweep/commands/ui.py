@@ -15,14 +15,16 @@ import sys
 import time
 import webbrowser
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from kdsweep.system.errors import UserError, require
 from kdsweep.system.exit_status import line_of, one_line_arguments
 from kdsweep.system.sqlite import sqlite_path
 from kdsweep.tracking import ui_columns
 from kdsweep.tracking.location import artifact_folder, correct_locations, require_store, shown, store_uri
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 STOP_SECONDS = 10.0
 POLL_SECONDS = 0.2

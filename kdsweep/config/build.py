@@ -9,21 +9,23 @@ import functools
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from kdsweep.config.rules import attempt
-from kdsweep.data import Dataset
-from kdsweep.models import Classifier
 from kdsweep.numerics.hardware import resolve_device, resolve_precision
 from kdsweep.system import environment
 from kdsweep.system.errors import UserError, require_kinds
 from kdsweep.system.files import hash_identity
 from kdsweep.teachers import Teacher
 from kdsweep.views import Views
+
+if TYPE_CHECKING:
+    from kdsweep.data import Dataset
+    from kdsweep.models import Classifier
 
 # Code runs from here alone: a configuration can't name any other function, of kdsweep neither.
 COMPONENTS = (

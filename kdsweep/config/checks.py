@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -14,6 +14,9 @@ from kdsweep.config.build import component, key_of, of_key
 from kdsweep.config.rules import attempt, check_values
 from kdsweep.numerics.hardware import resolve_device, resolve_precision, set_determinism, set_threads
 from kdsweep.system.errors import UserError, require
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 def check(cfg: DictConfig) -> None:

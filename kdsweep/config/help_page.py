@@ -10,12 +10,14 @@ import re
 import shutil
 import string
 import textwrap
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import yaml
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
 HELP, MULTIRUN = {"--help", "-h"}, {"--multirun", "-m"}
 # Words that change where the configuration lies.

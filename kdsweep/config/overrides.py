@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from omegaconf import DictConfig, OmegaConf
 
 from kdsweep.system.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 # What stands for a key that a configuration doesn't have, since null is a value.
 UNKNOWN = object()

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -13,6 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 from kdsweep import loss_rules
 from kdsweep.system.errors import UserError, require
 from kdsweep.tracking.location import store_uri
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ARMS = ("teacher", "scratch", "label_smoothing", "distill")
 

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from kdsweep.system.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 MARK = "# kdsweep-record: "
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from hydra.errors import HydraException
-from hydra.plugins.launcher import Launcher
 
 from kdsweep.execution.jobs import Job, Outcome, Task, all_overrides, outcome, run_job
 from kdsweep.system.errors import UserError, require
+
+if TYPE_CHECKING:
+    from hydra.plugins.launcher import Launcher
 
 __all__ = ["EXECUTORS", "Executor", "Job", "Outcome", "Task", "open_executor", "run_job"]
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from hydra.core.utils import JobReturn, JobStatus, configure_log
 from hydra.core.utils import run_job as run_hydra_job
-from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from kdsweep.system.errors import RunError
+
+if TYPE_CHECKING:
+    from hydra.types import HydraContext, TaskFunction
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,9 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray._private import ray_constants
@@ -22,6 +21,9 @@ from kdsweep.execution.serialization import packed_task, received_outcome, worke
 from kdsweep.execution.worker import answered
 from kdsweep.system import interrupts
 from kdsweep.system.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 # How long a job that was cancelled may take: it closes its MLflow run.
 GRACE_SECONDS = 10.0

@@ -10,14 +10,12 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from hydra.utils import instantiate
-from omegaconf import DictConfig
 from optuna.storages import BaseStorage, RDBStorage, get_storage
 from optuna.trial import Trial
 
@@ -26,6 +24,11 @@ from kdsweep.system.errors import PrunedError, UserError
 from kdsweep.system.masking import masked_text
 from kdsweep.system.processes import this_process
 from kdsweep.system.sqlite import sqlite_path, sqlite_uri, write_ahead
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from omegaconf import DictConfig
 
 log = logging.getLogger(__name__)
 

@@ -11,18 +11,21 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kdsweep.execution.jobs import Job, Outcome, Task
 from kdsweep.execution.serialization import packed_task, received_outcome, worker_environment
 from kdsweep.execution.worker import serve
 from kdsweep.system import interrupts
 from kdsweep.system.errors import RunError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from multiprocessing.context import ForkServerProcess
 
 # What takes seconds to import, and what a job imports of kdsweep.
 PRELOADED = [

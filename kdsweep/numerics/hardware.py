@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from kdsweep.system.errors import UserError, require
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 PRECISIONS = ("auto", "bf16", "fp32")
 

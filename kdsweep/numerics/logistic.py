@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # The objective may end this far above its minimum, in nats: validation NLLs of neighbouring weight decays are a hundred
 # times as far apart. On few pictures, where iterations cost nothing, the weights are exact too.

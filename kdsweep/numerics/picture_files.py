@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,6 +16,10 @@ from kdsweep.system.environment import cores
 from kdsweep.system.errors import UserError
 from kdsweep.system.files import hash_identity, locked, read_tensors, write_tensors
 from kdsweep.system.progress import progress
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
 
 # Part of the key of decoded pictures: raise it when `_decode_one` returns other pixels.
 DECODER_VERSION = 1

@@ -7,14 +7,16 @@ computed tap by tap, without the taps that meet only padding, and so are both of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 # Pixels of a convolution's output up to which it counts as small.
 SMALL = 4
@@ -57,9 +59,11 @@ class _Convolution(torch.autograd.Function):
         inputs, weight = ctx.saved_tensors
         of_inputs = of_weight = None
         if ctx.needs_input_grad[0]:
-            of_inputs = input_gradient(weight, gradient, cast(Pair, tuple(inputs.shape[2:])), ctx.stride, ctx.padding)
+            of_inputs = input_gradient(weight, gradient, cast("Pair", tuple(inputs.shape[2:])), ctx.stride, ctx.padding)
         if ctx.needs_input_grad[1]:
-            of_weight = weight_gradient(inputs, gradient, cast(Pair, tuple(weight.shape[2:])), ctx.stride, ctx.padding)
+            of_weight = weight_gradient(
+                inputs, gradient, cast("Pair", tuple(weight.shape[2:])), ctx.stride, ctx.padding
+            )
         return of_inputs, of_weight, None, None
 
 

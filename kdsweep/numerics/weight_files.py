@@ -10,15 +10,17 @@ import importlib.util
 import pickle
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 from urllib.parse import urlparse
 
 import torch
 from torch import Tensor, nn
 
 from kdsweep.system.errors import UserError, require
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
 
 WEIGHT_FILES = (".safetensors", ".pth", ".pt")
 
@@ -180,7 +182,7 @@ def _load_torchvision(weights: str, name: str) -> dict[str, Tensor]:
             f"is a network and put it in {path.parent}."
         )
         raise UserError(message, "weights") from error
-    return cast(dict[str, Tensor], state)
+    return cast("dict[str, Tensor]", state)
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import sys
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from kdsweep.analysis.findings import Report
 from kdsweep.report import tables
+
+if TYPE_CHECKING:
+    from kdsweep.analysis.findings import Report
 
 TRIALS_SHOWN = 10
 WIDTH = 100  # characters a line, where the output is no terminal

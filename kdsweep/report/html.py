@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import kdsweep
-from kdsweep.analysis.findings import Report
 from kdsweep.report import tables
 from kdsweep.report.figures.all_figures import CAPTIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from kdsweep.analysis.findings import Report
 
 TEMPLATE = "report.html.jinja"
 

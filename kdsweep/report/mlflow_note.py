@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from kdsweep.analysis.findings import Report
 from kdsweep.report import tables
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from kdsweep.analysis.findings import Report
 
 WHOLE = "*By kdsweep-report; figures and tables: `report/report.html` among the artifacts.*"
 # MLflow takes no longer tag.

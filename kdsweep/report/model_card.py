@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import kdsweep
-from kdsweep.analysis.sorted_runs import Spread
-from kdsweep.tracking.run_records import RunRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from kdsweep.analysis.sorted_runs import Spread
+    from kdsweep.tracking.run_records import RunRecord
 
 TEMPLATE = "model_card.md.jinja"
 

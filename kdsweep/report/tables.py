@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from kdsweep.analysis import verdict
 from kdsweep.analysis.cost import duration
-from kdsweep.analysis.findings import Report
 from kdsweep.analysis.sorted_runs import EPOCHS_TO_TARGET, METRICS, TARGET_SHARE, Arm, Trial
 from kdsweep.analysis.study_goals import short_key, short_value
-from kdsweep.tracking.run_records import StudyRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from kdsweep.analysis.findings import Report
+    from kdsweep.tracking.run_records import StudyRecord
 
 # Heading (its lines keep the table narrow), factor, decimals.
 COLUMNS = {

@@ -7,18 +7,19 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdsweep.analysis.study_goals import Aims
 from kdsweep.system.errors import RunError
 from kdsweep.system.progress import note
-from kdsweep.tracking.run_records import StudyRecord
-from kdsweep.tracking.store import Store
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from kdsweep.analysis.findings import Report
     from kdsweep.analysis.sorted_runs import Readings
+    from kdsweep.tracking.run_records import StudyRecord
+    from kdsweep.tracking.store import Store
 
 # Bytes of a folder's name.
 LONGEST_NAME = 200

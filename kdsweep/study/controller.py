@@ -5,18 +5,14 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from filelock import FileLock, Timeout
-from hydra.core.override_parser.types import Override
-from hydra.types import HydraContext, TaskFunction
 from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl
 from omegaconf import DictConfig, OmegaConf
-from optuna.distributions import BaseDistribution
 
 from kdsweep import recording
 from kdsweep.config import build, checks, rules
@@ -34,6 +30,13 @@ from kdsweep.system.processes import parse_process, this_process
 from kdsweep.system.progress import note
 from kdsweep.tracking import sending
 from kdsweep.tracking.store import Run, Store, flatten
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from hydra.core.override_parser.types import Override
+    from hydra.types import HydraContext, TaskFunction
+    from optuna.distributions import BaseDistribution
 
 # What may differ when a study goes on: how much of it there is to be, and where and how it is carried out.
 FREE = re.compile(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,8 @@ from kdsweep.system.environment import cores
 from kdsweep.system.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
     from omegaconf import DictConfig
 
 # Above this a forecast says what would make the study shorter.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,17 +11,20 @@ from typing import TYPE_CHECKING
 import torch
 
 from kdsweep.config import build
-from kdsweep.data import Dataset
-from kdsweep.models import Classifier
 from kdsweep.numerics.hardware import resolve_device, set_threads
 from kdsweep.system.environment import cores
 from kdsweep.system.files import read_tensors
-from kdsweep.teachers import Teacher
 from kdsweep.training import DivergedError, Fit, predict
 from kdsweep.views import Views
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from omegaconf import DictConfig
+
+    from kdsweep.data import Dataset
+    from kdsweep.models import Classifier
+    from kdsweep.teachers import Teacher
 
 # What the parts of a measurement may take: several steps together, one step, one forward pass.
 STEPS_SECONDS = 2.0

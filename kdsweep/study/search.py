@@ -8,11 +8,9 @@ import math
 import statistics
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from hydra.utils import instantiate
@@ -38,6 +36,10 @@ from kdsweep.execution.trial_link import (
 from kdsweep.system.errors import UserError
 from kdsweep.system.processes import ProcessId, parse_process, this_process
 from kdsweep.system.progress import note
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
 # What the sweeper writes into a trial, and into the study.
 STARTS, PRUNED_AT, CAUSE = "kdsweep.starts", "kdsweep.pruned_at", "kdsweep.cause"

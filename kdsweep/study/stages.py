@@ -6,23 +6,28 @@ import itertools
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from hydra.core.override_parser.types import Override
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from kdsweep.config.overrides import kept_beside
-from kdsweep.execution.executors import Executor
 from kdsweep.execution.jobs import Job, Outcome
 from kdsweep.study.search import FINISHED, Search
 from kdsweep.system import interrupts
 from kdsweep.system.errors import PrunedError, RunError
 from kdsweep.system.processes import ProcessId, parse_process, this_process
 from kdsweep.system.progress import note
-from kdsweep.tracking.run_records import RunRecord
-from kdsweep.tracking.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from hydra.core.override_parser.types import Override
+
+    from kdsweep.execution.executors import Executor
+    from kdsweep.tracking.run_records import RunRecord
+    from kdsweep.tracking.store import Store
 
 # The seeds of confirmations start here, where those of baselines and trials don't come.
 FIRST_FRESH_SEED = 1000

@@ -169,7 +169,7 @@ def libraries() -> dict[str, str]:
 
 
 def _git(folder: Path, *arguments: str, statuses: tuple[int, ...] = (0,)) -> str | None:
-    """git's answer; None if it fails. It takes no lock, so that it cannot disturb a commit that is being made.
+    """Git's answer; None if it fails. It takes no lock, so that it cannot disturb a commit that is being made.
 
     Args:
         statuses: Exit statuses that are no failure.

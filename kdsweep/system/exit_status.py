@@ -9,14 +9,16 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from kdsweep.system import interrupts
 from kdsweep.system.errors import RunError, UserError
 from kdsweep.system.interrupts import HungUpError, TerminatedError
 from kdsweep.system.masking import masked_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 USER_ERROR, FAILURE, HUNG_UP, INTERRUPTED, TERMINATED = 2, 1, 129, 130, 143
 

@@ -11,10 +11,8 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -24,6 +22,10 @@ from torch import Tensor
 
 from kdsweep.system import interrupts
 from kdsweep.system.processes import ProcessId, this_process
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 log = logging.getLogger(__name__)
 

@@ -15,9 +15,12 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
 
 # A signal that has led to nothing for so long is sent again, and then not deferred: a step may take hours, and an
 # exception may have been swallowed.

@@ -6,16 +6,19 @@ Both sides are marked: the copy by `kdsweep.sent_from`, the id of the original; 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdsweep.system.processes import parse_process
-from kdsweep.tracking.journal import Entry
 from kdsweep.tracking.location import file_path
-from kdsweep.tracking.run_records import RunRecord
 from kdsweep.tracking.run_writer import milliseconds
 from kdsweep.tracking.store import PARENT, Store
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kdsweep.tracking.journal import Entry
+    from kdsweep.tracking.run_records import RunRecord
 
 SENT, SENT_END, SENT_FROM = "kdsweep.sent", "kdsweep.sent_end", "kdsweep.sent_from"
 

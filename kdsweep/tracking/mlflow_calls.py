@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kdsweep.tracking.journal import Entry
 from kdsweep.tracking.location import file_path, place_file
 from kdsweep.tracking.retry import is_transient
+
+if TYPE_CHECKING:
+    from kdsweep.tracking.journal import Entry
 
 
 def _write_params(client: Any, run_id: str, entry: Entry) -> None:

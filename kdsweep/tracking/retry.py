@@ -8,13 +8,15 @@ from __future__ import annotations
 import errno
 import re
 import time
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from kdsweep.system import interrupts
 from kdsweep.system.errors import RunError, UserError
 from kdsweep.system.masking import masked_text
 from kdsweep.system.progress import note
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 T = TypeVar("T")
 

@@ -16,18 +16,20 @@ import io
 import json
 import re
 import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdsweep.system.errors import PrunedError, RunError
 from kdsweep.system.masking import masked_text
-from kdsweep.tracking.journal import Journal
 from kdsweep.tracking.retry import is_disk_full
-from kdsweep.tracking.sender import Outbox
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from matplotlib.figure import Figure
+
+    from kdsweep.tracking.journal import Journal
+    from kdsweep.tracking.sender import Outbox
 
 # A trial of a few seconds is seen while it runs, and its epochs still share their transactions (5 to 60 ms each).
 FLUSH_SECONDS = 2.0

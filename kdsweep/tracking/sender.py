@@ -8,13 +8,17 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from kdsweep.system import interrupts
 from kdsweep.system.progress import note
-from kdsweep.tracking.journal import Entry, Journal
 from kdsweep.tracking.retry import first_line, is_transient, pauses
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kdsweep.tracking.journal import Entry, Journal
 
 # An entry that has been under way for so long counts as failed: a process that is killed should lose nothing.
 SLOW_SECONDS = 3.0

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kdsweep.system.errors import RunError, UserError
 from kdsweep.system.progress import note, progress
 from kdsweep.tracking import journal
 from kdsweep.tracking.location import shown
 from kdsweep.tracking.retry import StoreAwayError
-from kdsweep.tracking.store import Store
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from kdsweep.tracking.store import Store
 
 # Someone waits at the terminal, and may call again.
 PATIENCE_SECONDS = 30.0

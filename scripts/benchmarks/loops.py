@@ -132,7 +132,7 @@ def usual(scene: Scene) -> None:
 
 
 def torchdistill(scene: Scene) -> None:
-    """torchdistill's distillation box, driven as in its example of image classification."""
+    """Torchdistill's distillation box, driven as in its example of image classification."""
     from torchdistill.core.distillation import get_distillation_box
     from torchdistill.misc.log import MetricLogger, SmoothedValue
 

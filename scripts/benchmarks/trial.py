@@ -167,7 +167,8 @@ def start(executor: Workers) -> float:
 @contextmanager
 def as_the_product() -> Iterator[None]:
     """In this block a worker imports nothing of the benchmark: neither its script, as one does with its parent's, nor
-    this module for the job's function."""
+    this module for the job's function.
+    """
     own, script = sys.modules[__name__], sys.modules["__main__"]
     cloudpickle.register_pickle_by_value(own)
     sys.modules["__main__"] = types.ModuleType("__main__")

@@ -137,7 +137,7 @@ def running_threads(pid: int) -> int:
 
 
 def measure(arguments: argparse.Namespace) -> Finding:
-    """n workers of one thread against one process of n threads; threads per core; the same results either way"""
+    """N workers of one thread against one process of n threads; threads per core; the same results either way"""
     n = arguments.workers or cores()
     with parts.workplace(arguments) as folder:
         lines = training_lines(arguments)

@@ -69,7 +69,7 @@ def test_less_is_better_is_turned_round() -> None:
 
 
 def test_without_declared_limits_the_tried_range_counts() -> None:
-    """tau is seen logarithmically; a parameter that never changed is no dimension."""
+    """Tau is seen logarithmically; a parameter that never changed is no dimension."""
     found = survey(compared(trial(0, 0.5, 2), trial(1, 0.5, 8, val=0.8)), None)
     assert found.space == Space(("loss.tau",), (2.0,), (8.0,), (True,))
     assert not found.declared

@@ -65,7 +65,7 @@ def test_paired_difference_is_scipys_paired_t_test() -> None:
 
 
 def test_swapping_the_arms_turns_the_difference_round() -> None:
-    """second - first is first - second with the sign changed, p unchanged."""
+    """Second - first is first - second with the sign changed, p unchanged."""
     one, other = paired_difference(FIRST, SECOND), paired_difference(SECOND, FIRST)
     assert (other.mean, other.low, other.high) == pytest.approx((-one.mean, -one.high, -one.low))
     assert (other.bootstrap_low, other.p) == pytest.approx((-one.bootstrap_high, one.p), rel=1e-3)
@@ -153,7 +153,7 @@ def test_holm_steps_down_and_leaves_unknown_ones_out() -> None:
     [(0.05, FIRST, "better"), (0.05, SECOND, "worse"), (0.051, FIRST, "not distinguishable")],
 )
 def test_verdict_takes_its_side_from_the_mean(p: float, first: list[float], word: str) -> None:
-    """p decides whether, the sign of the mean decides which."""
+    """P decides whether, the sign of the mean decides which."""
     second = SECOND if first is FIRST else FIRST
     assert verdict(paired_difference(first, second), p) == word
 

@@ -36,6 +36,6 @@ def test_objectives_have_names_and_units() -> None:
 
 
 def test_settings_are_short() -> None:
-    """alpha and tau lose their group, numbers keep three digits, words stay."""
+    """Alpha and tau lose their group, numbers keep three digits, words stay."""
     params = {"loss.alpha": "0.62512", "optimizer.lr": "0.1", "model.name": "resnet18"}
     assert setting(params) == "alpha 0.625, optimizer.lr 0.1, model.name resnet18"

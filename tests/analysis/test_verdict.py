@@ -144,7 +144,7 @@ def test_no_difference_is_told_with_what_it_would_take() -> None:
 
 
 def test_what_the_correction_took_is_told() -> None:
-    """p below .05 alone, but not as one of three."""
+    """P below .05 alone, but not as one of three."""
     (found,) = judged(0.0).comparisons
     close = dataclasses.replace(found, difference=dataclasses.replace(found.difference, p=0.03), adjusted_p=0.09)
     assert "Alone it would pass (p .030), but not as one of 3 comparisons." in sentence(close, 3)

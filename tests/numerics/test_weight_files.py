@@ -111,7 +111,7 @@ def test_old_files_may_lack_batch_norms_counters(tmp_path: Path) -> None:
 
 
 def test_densenets_old_names_are_understood(tmp_path: Path) -> None:
-    """torchvision's DenseNet files say `norm.1` where its class says `norm1`."""
+    """Torchvision's DenseNet files say `norm.1` where its class says `norm1`."""
     state = torchvision.models.densenet121().state_dict()
     old = {name.replace("norm1.", "norm.1.").replace("conv2.", "conv.2."): state[name] for name in state}
     torch.save(old, tmp_path / "densenet.pth")

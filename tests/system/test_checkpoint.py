@@ -348,7 +348,7 @@ def test_a_damaged_checkpoint_costs_an_epoch(
 
 @pytest.mark.slow
 def test_what_resume_says(tmp_path: Path) -> None:
-    """true refuses where there is nothing to go on from, false begins anew, auto does what is possible."""
+    """True refuses where there is nothing to go on from, false begins anew, auto does what is possible."""
     refused = kdsweep(*LONG, "resume=true", root=tmp_path)
     assert (refused.status, refused.error[:16]) == (2, "kdsweep: resume:")
     command = Command(*LONG, root=tmp_path)

@@ -18,7 +18,7 @@ from kdsweep.system.progress import progress
 
 @pytest.fixture(autouse=True)
 def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """kdsweep's handlers, for one test; a signal is sent again after half a second."""
+    """Kdsweep's handlers, for one test; a signal is sent again after half a second."""
     monkeypatch.setattr(interrupts, "PATIENCE_SECONDS", 0.5)
     before = {number: signal.getsignal(number) for number in interrupts.ENDS}
     # Where the tests run in the background or under nohup, these are ignored from the start, and would stay so.

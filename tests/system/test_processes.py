@@ -45,7 +45,7 @@ def test_a_number_that_was_given_away_again_is_another_process() -> None:
 
 @pytest.mark.parametrize("hours", [-1, 1])
 def test_setting_the_clock_makes_nobody_another(hours: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """psutil takes the start from the machine's clock, and says another time when that was set."""
+    """Psutil takes the start from the machine's clock, and says another time when that was set."""
     before = this_process()
     start = psutil.Process.create_time
     monkeypatch.setattr(psutil.Process, "create_time", lambda process: start(process) + hours * 3600)
@@ -63,7 +63,7 @@ def test_a_text_of_an_earlier_version_is_understood() -> None:
 
 
 def test_without_proc_the_systems_time_of_the_start_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """macOS keeps it with the process."""
+    """MacOS keeps it with the process."""
     monkeypatch.setattr(processes, "Path", lambda _: Path("/nowhere"))
     assert this_process().birth == f"t{psutil.Process().create_time():.0f}"
     assert parse_process(str(this_process())).lives()

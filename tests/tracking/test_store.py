@@ -104,7 +104,7 @@ def test_metrics_keep_their_steps(store: Store, recorded: str) -> None:
 
 
 def test_tags_name_role_user_and_source(store: Store, recorded: str) -> None:
-    """kdsweep's tags arrive; the UI's columns User and Source are filled."""
+    """Kdsweep's tags arrive; the UI's columns User and Source are filled."""
     tags = read(store, recorded).data.tags
     assert DISTILL.items() <= tags.items()
     assert tags["kdsweep.trial"] == "7"

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from kdsweep.analysis import verdict
-from kdsweep.analysis.findings import Report
 from kdsweep.analysis.landscape import axes
 from kdsweep.analysis.sorted_runs import STUDENTS, Arm
 from kdsweep.analysis.study_goals import Dimension, short_key
@@ -19,7 +17,11 @@ from kdsweep.report.figures.search import Course, Scale
 from kdsweep.report.figures.surface import Axis, Points, search_surface
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from matplotlib.figure import Figure
+
+    from kdsweep.analysis.findings import Report
 
 # File name of each figure, in the order in which they are shown, and what it is called.
 CAPTIONS = {

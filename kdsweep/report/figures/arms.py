@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,8 @@ import numpy as np
 from kdsweep.report.figures.curves import BLACK, ORANGE, Array, Curve, arm_style, legend_below, panels
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from matplotlib.figure import Figure
 
 LEVELS = 120  # accuracies at which the speed of arms is looked up
