@@ -18,7 +18,7 @@ from kdsweep.config.rules import attempt
 from kdsweep.config.saved_config import saved_text
 from kdsweep.report.figures.curves import learning_curve
 from kdsweep.system import environment
-from kdsweep.system.errors import UserError
+from kdsweep.system.errors import RunError, UserError
 from kdsweep.system.files import atomic_path, save_tensors
 from kdsweep.system.masking import masked, masked_text
 from kdsweep.system.processes import this_process
@@ -191,7 +191,11 @@ def started(
             changes = environment.uncommitted_changes()
             if changes is not None:
                 run.text("uncommitted.patch", masked_text(changes))
-        yield recording
+        try:
+            yield recording
+        except RunError as error:
+            error.run_id = run.id
+            raise
 
 
 def _tags(cfg: DictConfig, surroundings: dict[str, object], teacher: Teacher | None) -> dict[str, str]:

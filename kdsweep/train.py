@@ -6,6 +6,7 @@ import functools
 import os
 import sys
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
     from torch import Tensor
 
+    from kdsweep.config.build import Components
     from kdsweep.execution.trial_link import TrialLink
     from kdsweep.experiment import Result
     from kdsweep.system.checkpoint import Checkpoints
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """The command `kdsweep`."""
-    # Hydra then raises what it would otherwise print over several lines, and `cli.command` makes one line of it.
+    # Hydra then raises what it would otherwise print over several lines; `exit_status.command` makes one line of it.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     exit_status.command("kdsweep", _help_or_run)
 
@@ -62,7 +64,7 @@ def hydra_main(cfg: DictConfig) -> float | tuple[float, ...]:
     for folder in (hydra_cfg.runtime.output_dir, *([hydra_cfg.sweep.dir] if multirun else [])):
         masking.mask_files(Path(folder))
     try:
-        return train(cfg)
+        return train(cfg).objective
     except Exception as error:
         known = exit_status.explained(error)
         # Another sweeper than Hydra's own decides what a failed job means. Elsewhere Hydra would add lines of its own.
@@ -74,8 +76,28 @@ def hydra_main(cfg: DictConfig) -> float | tuple[float, ...]:
         )
 
 
-def train(cfg: DictConfig) -> float | tuple[float, ...]:
-    """Runs the experiment that `cfg` describes, logs it, and returns its objective; several as a tuple.
+@dataclass(frozen=True)
+class Trained:
+    """What came of a run.
+
+    Attributes:
+        run_id: Its MLflow id.
+        metrics: The last value of each metric, by name.
+        objectives: The values that a sweep selects on, in the order of the configuration's `objective`.
+    """
+
+    run_id: str
+    metrics: Metrics
+    objectives: tuple[float, ...]
+
+    @property
+    def objective(self) -> float | tuple[float, ...]:
+        """What Hydra's sweepers expect: a number, or a tuple for several objectives."""
+        return self.objectives if len(self.objectives) > 1 else self.objectives[0]
+
+
+def train(cfg: DictConfig) -> Trained:
+    """Runs the experiment that `cfg` describes, and logs it.
 
     Raises:
         UserError: A value, a file or a key is wrong; its message says which.
@@ -90,13 +112,16 @@ def train(cfg: DictConfig) -> float | tuple[float, ...]:
     from kdsweep.config.build import in_force, teacher_config
     from kdsweep.config.checks import check_components
 
-    check_components(cfg)
+    components = check_components(cfg)
     with _enough_memory(cfg), _trial(cfg) as trial:
-        result = train_teacher(teacher_config(in_force(cfg))) if cfg.arm == "teacher" else train_student(cfg, trial)
-        values = tuple(_value(result.metrics, name) for name in objectives(cfg))
+        if cfg.arm == "teacher":
+            run_id, result = train_teacher(teacher_config(in_force(cfg)))
+        else:
+            run_id, result = train_student(cfg, components, trial)
+        done = Trained(run_id, result.metrics, tuple(_value(result.metrics, name) for name in objectives(cfg)))
         if trial is not None:
-            trial.leave(values)
-    return values if len(values) > 1 else values[0]
+            trial.leave(done.objectives)
+    return done
 
 
 def _value(metrics: Metrics, objective: str) -> float:
@@ -144,8 +169,12 @@ def _trial(cfg: DictConfig) -> Iterator[TrialLink | None]:
         yield link
 
 
-def train_student(cfg: DictConfig, trial: TrialLink | None = None) -> Result:
-    """One student, with a teacher or without: builds it, trains it, logs it, and reports its epochs to its `trial`."""
+def train_student(cfg: DictConfig, components: Components, trial: TrialLink | None = None) -> tuple[str, Result]:
+    """Trains one student, with a teacher or without, logs it, and reports its epochs to its `trial`.
+
+    Returns:
+        The run's MLflow id, and what it found.
+    """
     from kdsweep import experiment, recording, training
     from kdsweep.config import build, rules
     from kdsweep.execution import prefetch
@@ -168,10 +197,10 @@ def train_student(cfg: DictConfig, trial: TrialLink | None = None) -> Result:
                 network,
                 views,
                 data.train.labels.to(views.device),
-                loss=build.component(cfg, "loss"),
+                loss=components.loss,
                 teacher=teacher,
-                optimizer=build.component(cfg, "optimizer"),
-                schedule=build.component(cfg, "schedule"),
+                optimizer=components.optimizer,
+                schedule=components.schedule,
                 epochs=cfg.epochs,
                 batch_size=cfg.batch_size,
                 n_passes=cfg.n_passes,
@@ -207,7 +236,7 @@ def train_student(cfg: DictConfig, trial: TrialLink | None = None) -> Result:
                     with interrupts.closing():
                         checkpoints.save(now())
                 raise
-    return result
+    return recorded.run_id, result
 
 
 @contextmanager
@@ -234,8 +263,12 @@ def _checkpoints(cfg: DictConfig, key: str, store: Store) -> Iterator[tuple[Chec
         yield checkpoints, state
 
 
-def train_teacher(cfg: DictConfig) -> Result:
-    """The teacher's head (unless it came trained): trains it, logs it, and keeps it where its students find it."""
+def train_teacher(cfg: DictConfig) -> tuple[str, Result]:
+    """Trains the teacher's head unless it came trained, logs the teacher, and keeps the head for its students.
+
+    Returns:
+        The run's MLflow id, and what it found.
+    """
     from kdsweep import experiment, recording
     from kdsweep.config import build
     from kdsweep.system.files import write_tensors
@@ -259,7 +292,7 @@ def train_teacher(cfg: DictConfig) -> Result:
         if cfg.tracking.reproduces is None or not path.exists():
             write_tensors(path, head)
         recorded.finish(result, head, "head.safetensors")
-    return result
+    return recorded.run_id, result
 
 
 @functools.lru_cache(maxsize=1)
@@ -281,7 +314,11 @@ def trained_teacher(teacher_key: str) -> Teacher:
         head = read_tensors(path)
         if head is None:
             note("This teacher is new: its head is trained first, once for all students.")
-            train_teacher(cfg)
+            try:
+                train_teacher(cfg)
+            except RunError as error:
+                error.run_id = None  # the run that was asked for hasn't begun
+                raise
             head = read_tensors(path)
     if head is None:
         raise OSError(f"the teacher's head was written to {path}, and can't be read back")

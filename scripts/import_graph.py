@@ -51,10 +51,11 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
         *("exit_status", "checkpoint", "environment", "files", "sqlite", "progress", "interrupts", "masking"),
         *("processes", "errors"),
     ),
+    "words": ("config.keys",),
 }
 
-# Floors whose modules stand at the top of kdsweep/, outside of any package.
-AT_THE_TOP = ("train", "recording", "the experiment")
+# Floors that are no package: their modules stand here by their full names. The words are what everybody may know.
+AT_THE_TOP = ("train", "recording", "the experiment", "words")
 
 ORDER = tuple(
     module if floor in AT_THE_TOP else f"{floor}.{module}" for floor, modules in FLOORS.items() for module in modules

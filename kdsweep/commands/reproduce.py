@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdsweep.config.keys import GROUPS, KEYS, STUDENT_KEYS, Purpose
 from kdsweep.system import exit_status
 from kdsweep.system.errors import RunError, UserError
 from kdsweep.tracking.location import store_uri
@@ -29,14 +30,12 @@ WIDTH = 110  # characters a line, where the output is no terminal
 # What masking puts in the place of a secret.
 MASK = "***"
 
-# Groups whose components a run builds; they hold paths, and nothing masked may be left in them.
-GROUPS = ("data", "model", "teacher", "loss", "optimizer", "schedule")
 
 # What a reproduction is, whatever the run was: part of no study, and made in one go.
 OWN = {"parent": None, "study": None, "job": None, "trial": None, "stage": "reproduction"}
 # Keys that can't be set, and what is there instead.
 REFUSED = {
-    **{f"tracking.{key}": "" for key in (*OWN, "reproduces")},
+    **{row.name: "" for row in KEYS if row.purpose is Purpose.MEMBERSHIP},
     **{"tracking": "", "paths": " Give --root.", "paths.root": " Give --root.", "arm": ""},
     **{"tracking.uri": " Give --uri.", "tracking.experiment": " Give --experiment."},
 }
@@ -111,8 +110,6 @@ def again(original: Original, options: argparse.Namespace) -> DictConfig:
     _tie(cfg, defaults)
     if cfg.arm == "teacher":
         # What only students need; the run will do without, and the check of values will not.
-        from kdsweep.config.build import STUDENT_KEYS
-
         for key in STUDENT_KEYS:
             cfg[key] = defaults[key]
     _set(cfg, options.set)
@@ -173,7 +170,6 @@ def _set(cfg: DictConfig, lines: Iterable[str]) -> None:
     """
     from omegaconf import OmegaConf
 
-    from kdsweep.config.build import STUDENT_KEYS
     from kdsweep.config.overrides import UNKNOWN, parsed
 
     for override in parsed(list(lines)):
@@ -245,12 +241,13 @@ def _make(original: Original, cfg: DictConfig, but: Sequence[str]) -> bool:
 
     error: RunError | None = None
     try:
-        train.train(cfg)
+        run_id = train.train(cfg).run_id
     except RunError as failure:
-        if original.error is None:
+        # A teacher that fails has a run of its own, which is not the one that is made again.
+        if original.error is None or failure.run_id is None:
             raise
-        error = failure
-    run, now = _made(cfg)
+        error, run_id = failure, failure.run_id
+    run, now = _made(cfg, run_id)
     found = deviation.compare(original.left, now, original.noise)
     rows = deviation.table(found)
     if rows:
@@ -277,16 +274,15 @@ def _show_failures(then: str | None, now: str | None) -> bool:
     return now == then or (now is None and not then.startswith("DivergedError"))
 
 
-def _made(cfg: DictConfig) -> tuple[RunRecord, Left]:
-    """The run that this process has made, and what it left."""
+def _made(cfg: DictConfig, run_id: str) -> tuple[RunRecord, Left]:
+    """Reads back the run that was just made, and what it left."""
     from kdsweep import recording
     from kdsweep.commands.source_run import what_is_left
     from kdsweep.config.saved_config import parse
-    from kdsweep.system.processes import this_process
 
     try:
         store = recording.open_store(cfg)
-        run = store.tagged(stage="reproduction", process=str(this_process()))[-1]
+        run = store.find(run_id)
         text = store.text(run.id, CONFIG)
     except UserError as error:
         raise RunError(f"the run was made, but can't be read back for the comparison: {error.message}") from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from kdsweep.config.keys import NOT_IDENTIFYING, STUDENT_KEYS
 from kdsweep.config.rules import attempt
 from kdsweep.numerics.hardware import resolve_device, resolve_precision
 from kdsweep.system import environment
@@ -24,8 +26,10 @@ from kdsweep.teachers import Teacher
 from kdsweep.views import Views
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from kdsweep.data import Dataset
-    from kdsweep.models import Classifier
+    from kdsweep.models import Architecture, Classifier
 
 # Code runs from here alone: a configuration can't name any other function, of kdsweep neither.
 COMPONENTS = (
@@ -36,23 +40,52 @@ COMPONENTS = (
 # Pictures in a forward pass without gradients.
 EVALUATION_BATCH = 256
 
-# Keys that have no part in the making of a teacher.
-STUDENT_KEYS = (
-    *("model", "loss", "optimizer", "schedule", "epochs", "n_passes", "seed", "init_seed", "order_seed"),
-    *("precision", "memory_format"),
-)
-
-# Keys without a part in what a run computes; where its files are is of no account either.
-UNESSENTIAL_KEYS = ("resume", "checkpoint_share", "paths")
-
 
 def direction(objective: str) -> str:
     """Which way a metric is better: "maximize" or "minimize"."""
     return "minimize" if objective.endswith(("nll", "ece", "kl")) else "maximize"
 
 
+@dataclass(frozen=True)
+class Components:
+    """What a student is trained with, built from the configuration: functions that wait for their last arguments.
+
+    Attributes:
+        loss: (student_logits, teacher_logits, labels) -> scalar, as in `losses.py`.
+        optimizer: parameters -> torch.optim.Optimizer.
+        schedule: (optimizer, number of steps) -> the learning rate's scheduler, as in `schedules.py`.
+    """
+
+    loss: Callable[..., torch.Tensor]
+    optimizer: Callable[..., torch.optim.Optimizer]
+    schedule: Callable[..., Any]
+
+
+def components(cfg: DictConfig) -> Components:
+    """Builds loss, optimizer and schedule, which need no data.
+
+    Raises:
+        UserError: A component can't be built with its arguments.
+    """
+    return Components(component(cfg, "loss"), component(cfg, "optimizer"), component(cfg, "schedule"))
+
+
+@functools.lru_cache(maxsize=8)
+def architecture(group: str, key: str) -> Architecture:
+    """Builds the architecture that a group describes, without weights; once, since a sweep's jobs share it.
+
+    Args:
+        group: "model" or "teacher.network".
+        key: `key_of` the group.
+    """
+    alone = OmegaConf.create()
+    OmegaConf.update(alone, group, of_key(key))
+    built: Architecture = component(alone, group)
+    return built
+
+
 def component(cfg: DictConfig, group: str) -> Any:
-    """The component that a configuration group describes; a function that waits for arguments where it is partial."""
+    """Builds the component that a configuration group describes, or a function that waits for its last arguments."""
     trusted = (*COMPONENTS, *os.environ.get("KDSWEEP_TRUST", "").split())
     built = attempt(group, lambda: instantiate(_alone(cfg, group), _execution_whitelist_=trusted, _convert_="all"))
     if isinstance(built, functools.partial):
@@ -111,8 +144,9 @@ def hardware(cfg: DictConfig) -> tuple[torch.device, str]:
 
 def network(cfg: DictConfig, group: str, data: Dataset, seed: int) -> Classifier:
     """The network that a group describes, on its device; what is random in its weights is drawn from `seed`."""
+    described = architecture(group, key_of(OmegaConf.select(cfg, group)))
     torch.manual_seed(seed)
-    built: Classifier = attempt(group, lambda: component(cfg, group).build(data.n_classes, data.mean, data.std))
+    built: Classifier = attempt(group, lambda: described.build(data.n_classes, data.mean, data.std))
     attempt(group, lambda: built.check_size(*data.train.images.shape[1:3]))
     return built.to(resolve_device(cfg.device))
 
@@ -201,7 +235,7 @@ def teacher_id(cfg: DictConfig, teacher: Teacher) -> str:
 
 def run_key(cfg: DictConfig, data: Dataset, teacher: Teacher | None) -> str:
     """16 hex digits that stand for all that the numbers of a run depend on: only the very same run goes on from it."""
-    own = {key: value for key, value in container(cfg).items() if key not in UNESSENTIAL_KEYS}
+    own = {key: value for key, value in container(cfg).items() if key not in NOT_IDENTIFYING}
     surroundings = environment.describe()
     device, precision = hardware(cfg)
     where = {key: surroundings[key] for key in ("git_commit", "cpu", "gpu", "threads", "packages")}

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 
 from kdsweep import training
-from kdsweep.config.build import component, key_of, of_key
+from kdsweep.config.build import Components, architecture, component, components, key_of
 from kdsweep.config.rules import attempt, check_values
 from kdsweep.numerics.hardware import resolve_device, resolve_precision, set_determinism, set_threads
 from kdsweep.system.errors import UserError, require
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from omegaconf import DictConfig
 
 
 def check(cfg: DictConfig) -> None:
@@ -29,42 +29,37 @@ def check(cfg: DictConfig) -> None:
     check_components(cfg)
 
 
-def check_components(cfg: DictConfig) -> None:
-    """Refuses what the components say is wrong: builds and tries each one that needs no data.
+def check_components(cfg: DictConfig) -> Components:
+    """Builds and tries each component that needs no data, and sets the threads and determinism that `cfg` asks for.
+
+    Returns:
+        What a student is trained with, so that nothing is built twice.
 
     Raises:
-        UserError: Its key is the configuration's.
+        UserError: A component says that a value is wrong; the error's key is the configuration's.
     """
     device = resolve_device(cfg.device)
     resolve_precision(cfg.precision, device)
     set_threads(cfg.threads)
     set_determinism(cfg.deterministic, device)
-    _check_components(cfg)
-
-
-def _check_components(cfg: DictConfig) -> None:
     if cfg.teacher is None and cfg.arm == "teacher":
         raise UserError("there is no teacher to train. Choose one, such as teacher=resnet50_imagenet.", "teacher")
-    # From the quick to the slow: a network is made before it is refused.
-    loss = component(cfg, "loss")
-    answers = None if cfg.teacher is None else torch.zeros(2, 3)
-    attempt("loss", lambda: loss(torch.zeros(2, 3), answers, torch.tensor([0, 1])))
-    optimizer, schedule = component(cfg, "optimizer"), component(cfg, "schedule")
-    stepper = attempt("optimizer", lambda: optimizer([torch.nn.Parameter(torch.zeros(1))]))
-    attempt("schedule", lambda: schedule(stepper, 10))
-    _check_network("model", key_of(cfg.model))
+    built = components(cfg)
+    _try(built, with_teacher=cfg.teacher is not None)
+    architecture("model", key_of(cfg.model))
     if cfg.teacher is not None:
-        attempt("teacher", lambda: resolve_precision(cfg.teacher.precision, resolve_device(cfg.device)))
-        _check_network("teacher.network", key_of(cfg.teacher.network))
+        attempt("teacher", lambda: resolve_precision(cfg.teacher.precision, device))
+        architecture("teacher.network", key_of(cfg.teacher.network))
         _check_head(cfg)
+    return built
 
 
-@functools.lru_cache(maxsize=8)
-def _check_network(group: str, key: str) -> None:
-    """Refuses an architecture; for each once, since that makes it, and a sweep's jobs have the same."""
-    alone = OmegaConf.create()
-    OmegaConf.update(alone, group, of_key(key))
-    component(alone, group)
+def _try(built: Components, *, with_teacher: bool) -> None:
+    """Calls each component once, on the smallest input."""
+    answers = torch.zeros(2, 3) if with_teacher else None
+    attempt("loss", lambda: built.loss(torch.zeros(2, 3), answers, torch.tensor([0, 1])))
+    optimizer = attempt("optimizer", lambda: built.optimizer([torch.nn.Parameter(torch.zeros(1))]))
+    attempt("schedule", lambda: built.schedule(optimizer, 10))
 
 
 def _check_head(cfg: DictConfig) -> None:

@@ -10,6 +10,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from kdsweep import loss_rules
+from kdsweep.config.keys import GROUPS
 from kdsweep.system.errors import UserError, require
 from kdsweep.tracking.location import store_uri
 
@@ -26,9 +27,6 @@ OBJECTIVES = (
 
 # Layouts in memory of a student's weights and pictures.
 MEMORY_FORMATS = ("auto", "channels_last", "contiguous")
-
-# What a run is made of.
-GROUPS = ("data", "model", "teacher", "loss", "optimizer", "schedule")
 
 # Of a component from a package that isn't trusted.
 HYDRAS_REMEDY = "Pass _execution_whitelist_ from trusted code to allow expected targets."

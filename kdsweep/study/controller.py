@@ -15,7 +15,7 @@ from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl
 from omegaconf import DictConfig, OmegaConf
 
 from kdsweep import recording
-from kdsweep.config import build, checks, rules
+from kdsweep.config import build, checks, keys, rules
 from kdsweep.config.overrides import parsed, require_key, with_float_bounds, without_replaced_sweeps
 from kdsweep.execution.executors import Executor, InProcess, open_executor, require_executor
 from kdsweep.execution.jobs import Task
@@ -38,14 +38,6 @@ if TYPE_CHECKING:
     from hydra.types import HydraContext, TaskFunction
     from optuna.distributions import BaseDistribution
 
-# What may differ when a study goes on: how much of it there is to be, and where and how it is carried out.
-FREE = re.compile(
-    r"sweep\.(n_trials|baseline_seeds|confirm_seeds|executor|n_jobs|max_restarts|restart|ray_address)$"
-    r"|tracking\.(parent|study|stage|job|trial|reproduces|offline)$|paths\.|threads$|device$"
-    r"|resume$|checkpoint_share$"
-)
-# What can't be searched.
-FIXED = re.compile(r"(sweep|tracking|paths)\.|(objective|evaluate_test|arm|resume|checkpoint_share)$")
 NAME = re.compile(r"\w[\w.+-]*", re.ASCII)
 
 
@@ -164,10 +156,9 @@ class Study(OptunaSweeperImpl):
         for override in overrides:
             if override.is_sweep_override():
                 require_key(override, self.config)
-                fixed = FIXED.match(override.get_key_element())
                 remedy = "Write one value, in quotes if it holds a comma."
                 require(
-                    fixed is None,
+                    keys.may_be_searched(override.get_key_element()),
                     "one value for all runs",
                     str(override.input_line).partition("=")[2],
                     override.get_key_element(),
@@ -197,12 +188,12 @@ class Study(OptunaSweeperImpl):
 
     def _own(self) -> dict[str, object]:
         """The configuration that the study's runs share."""
-        keys = [key for key in self.config if isinstance(key, str) and key != "hydra"]
-        return flatten(build.container(OmegaConf.masked_copy(self.config, keys)))
+        names = [key for key in self.config if isinstance(key, str) and key != "hydra"]
+        return flatten(build.container(OmegaConf.masked_copy(self.config, names)))
 
     def _conditions(self, searched: Iterable[Override]) -> dict[str, object]:
         """What must be the same when the study goes on."""
-        own = {key: value for key, value in self._own().items() if not FREE.match(key)}
+        own = {key: value for key, value in self._own().items() if not keys.may_change_when_going_on(key)}
         arms = {f"baselines.{name}": (list(arm.overrides), arm.control) for name, arm in self._baselines.items()}
         return {**own, **_space_lines(searched), **arms}
 

@@ -34,7 +34,13 @@ class UserError(ValueError):
 
 
 class RunError(RuntimeError):
-    """A run that can't go on, though its configuration is sound: what happened and where, in one line."""
+    """A run that can't go on, though its configuration is sound: what happened and where, in one line.
+
+    Attributes:
+        run_id: MLflow id of the run that failed; None where no run had begun.
+    """
+
+    run_id: str | None = None
 
 
 class PrunedError(Exception):

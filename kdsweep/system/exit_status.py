@@ -12,6 +12,7 @@ import traceback
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NoReturn
 
+from kdsweep.config.keys import GROUPS
 from kdsweep.system import interrupts
 from kdsweep.system.errors import RunError, UserError
 from kdsweep.system.interrupts import HungUpError, TerminatedError
@@ -47,7 +48,7 @@ COMPOSING = ("hydra.core.override_parser", "hydra._internal.config_loader_impl",
 SEE_HELP = "`kdsweep --help` lists keys and options."
 
 # Groups of the configuration, whose value is the name of an option.
-GROUPS = ("data", "model", "teacher", "loss", "optimizer", "schedule", "experiment", "sweep", "hydra")
+CHOSEN = (*GROUPS, "experiment", "sweep", "hydra")
 
 
 def command(name: str, body: Callable[[], None]) -> None:
@@ -215,7 +216,7 @@ def _group_word() -> str:
         key, mark, _ = word.partition("=")
         if mark and re.fullmatch(r"[\w/]+", key) and not key.startswith("-"):
             (override,) = OverridesParser.create().parse_overrides([word])
-            if key in GROUPS and not isinstance(override.value(), str | list):
+            if key in CHOSEN and not isinstance(override.value(), str | list):
                 return word
     return ""
 

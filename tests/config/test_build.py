@@ -11,7 +11,7 @@ from commands import SHORT
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from kdsweep.config import build, checks, rules
+from kdsweep.config import build, rules
 from kdsweep.config.checks import check
 from kdsweep.config.folder import CONFIG_FOLDER
 from kdsweep.models import FORMATS, Classifier
@@ -49,14 +49,15 @@ def test_the_same_inputs_are_made_once() -> None:
     assert build.inputs(key, 0, "cpu")[0] is build.inputs(key, 0, "cpu")[0]
 
 
-def test_the_same_architecture_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Jobs of a sweep have one model, and differ in numbers; a model that is refused is refused again."""
+def test_the_same_architecture_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs of a sweep share it, and so do its check and the networks made of it; one that is refused is refused again."""
     built: list[str] = []
-    own = checks.component
-    monkeypatch.setattr(checks, "component", lambda cfg, group: (built.append(group), own(cfg, group))[1])
-    checks._check_network.cache_clear()
+    own = build.component
+    monkeypatch.setattr(build, "component", lambda cfg, group: (built.append(group), own(cfg, group))[1])
+    build.architecture.cache_clear()
     for alpha in (0.1, 0.2):
-        check(config(f"loss.alpha={alpha}"))
+        check(cfg := config(f"loss.alpha={alpha}"))
+        build.rehearse(cfg)
     assert [built.count(group) for group in ("model", "teacher.network", "loss")] == [1, 1, 2]
     for _ in range(2):
         with pytest.raises(UserError, match=r"^model\.stem: "):

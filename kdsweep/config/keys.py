@@ -1,0 +1,153 @@
+"""What each configuration key is for: the one home of that knowledge.
+
+Everything that asks about keys asks here: what identifies a run, what a teacher's run leaves out, what makes two runs
+repeats of one setting, what makes a comparison fair, what may change when a study goes on, and what may be searched.
+A key that isn't listed here makes a test fail.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+# The groups of components that a run is made of.
+GROUPS = ("data", "model", "teacher", "loss", "optimizer", "schedule")
+
+
+class Purpose(Enum):
+    """What a key decides."""
+
+    TRAINING = auto()
+    """How students train. All arms of a fair comparison agree in it."""
+    METHOD = auto()
+    """What students are taught by: the difference between the arms."""
+    SEED = auto()
+    """Which random numbers are drawn. Runs that differ in nothing else repeat each other."""
+    HARDWARE = auto()
+    """Where the run computes. It changes the last bits of the numbers at most."""
+    ANSWER = auto()
+    """What is read off a finished training."""
+    COURSE = auto()
+    """How a run survives interruptions. It changes no number."""
+    PLACE = auto()
+    """Where files and records go."""
+    MEMBERSHIP = auto()
+    """Which run of which study this is."""
+    STUDY = auto()
+    """How a study is carried out."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key of the configuration, or a group of keys.
+
+    Attributes:
+        name: "epochs"; with a dot at its end a whole group: "loss." stands for loss.alpha and all others below it.
+        purpose: What it decides.
+        student: Whether only students need it, so that the run of a teacher leaves it out.
+        free: Whether it may differ when an interrupted study goes on.
+        identifies: Whether it tells one run from another, so that only a run that agrees in it can go on.
+    """
+
+    name: str
+    purpose: Purpose
+    student: bool = False
+    free: bool = False
+    identifies: bool = True
+
+    def covers(self, name: str) -> bool:
+        """Returns whether the dotted key `name` is this one, or lies in this group."""
+        return name == self.name.removesuffix(".") or (self.name.endswith(".") and name.startswith(self.name))
+
+
+KEYS = (
+    Key("data.", Purpose.TRAINING),
+    *(Key(f"{group}.", Purpose.TRAINING, student=True) for group in ("model", "optimizer", "schedule")),
+    *(Key(name, Purpose.TRAINING, student=True) for name in ("epochs", "batch_size", "n_passes")),
+    *(Key(name, Purpose.TRAINING, student=True) for name in ("precision", "memory_format", "compiled")),
+    Key("deterministic", Purpose.TRAINING),
+    Key("loss.", Purpose.METHOD, student=True),
+    Key("teacher.", Purpose.METHOD),
+    Key("arm", Purpose.METHOD),
+    *(Key(name, Purpose.SEED, student=True) for name in ("seed", "init_seed", "order_seed")),
+    Key("view_seed", Purpose.SEED),
+    *(Key(name, Purpose.HARDWARE, free=True) for name in ("device", "threads")),
+    # A recorded run has what was in force as well.
+    Key("runtime.", Purpose.HARDWARE, free=True),
+    *(Key(name, Purpose.ANSWER) for name in ("objective", "evaluate_test")),
+    *(Key(name, Purpose.COURSE, free=True, identifies=False) for name in ("resume", "checkpoint_share")),
+    Key("paths.", Purpose.PLACE, free=True, identifies=False),
+    *(Key(f"tracking.{name}", Purpose.PLACE) for name in ("uri", "experiment")),
+    Key("tracking.offline", Purpose.PLACE, free=True),
+    *(
+        Key(f"tracking.{name}", Purpose.MEMBERSHIP, free=True)
+        for name in ("parent", "study", "stage", "job", "trial", "reproduces")
+    ),
+    *(Key(f"sweep.{name}", Purpose.STUDY) for name in ("name", "seed")),
+    *(
+        Key(f"sweep.{name}", Purpose.STUDY, free=True)
+        for name in (
+            *("n_trials", "baseline_seeds", "confirm_seeds"),
+            *("executor", "n_jobs", "ray_address", "max_restarts", "restart"),
+        )
+    ),
+)
+
+
+def key(name: str) -> Key | None:
+    """Returns the row of a dotted key, such as "loss.alpha"; None for a key that is not ours."""
+    return next((row for row in KEYS if row.covers(name)), None)
+
+
+def _names(choose: Callable[[Key], bool]) -> tuple[str, ...]:
+    """The top-level names of the rows that are chosen."""
+    return tuple(row.name.removesuffix(".") for row in KEYS if choose(row))
+
+
+# What the run of a teacher leaves out.
+STUDENT_KEYS = _names(lambda row: row.student)
+
+# What doesn't tell one run from another.
+NOT_IDENTIFYING = _names(lambda row: not row.identifies)
+
+
+def in_training(name: str) -> bool:
+    """Returns whether all arms of a fair comparison agree in a key."""
+    return _purpose(name) is Purpose.TRAINING
+
+
+def in_setting(name: str) -> bool:
+    """Returns whether runs that repeat one setting agree in a key: in training and method."""
+    return _purpose(name) in (Purpose.TRAINING, Purpose.METHOD) and name != "arm"
+
+
+def may_differ_in_repeats(name: str) -> bool:
+    """Returns whether runs that differ in a key alone repeat each other: it is no part of training and method."""
+    return _purpose(name) not in (None, Purpose.TRAINING, Purpose.METHOD)
+
+
+def may_change_when_going_on(name: str) -> bool:
+    """Returns whether a study that is continued may have another value of a key than it began with."""
+    row = key(name)
+    return row is not None and row.free
+
+
+def may_be_searched(name: str) -> bool:
+    """Returns whether a search may vary a key: not what is read off a run, nor where it is recorded."""
+    fixed = (Purpose.ANSWER, Purpose.COURSE, Purpose.PLACE, Purpose.MEMBERSHIP, Purpose.STUDY)
+    return name != "arm" and _purpose(name) not in fixed
+
+
+def unclassified(names: Iterable[str]) -> list[str]:
+    """Returns the keys that no row covers."""
+    return [name for name in names if key(name) is None and not re.match(r"hydra\.", name)]
+
+
+def _purpose(name: str) -> Purpose | None:
+    row = key(name)
+    return None if row is None else row.purpose

@@ -1,0 +1,68 @@
+"""Claims about what each key of the configuration is for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from kdsweep.config import keys
+from kdsweep.config.folder import CONFIG_FOLDER
+from kdsweep.tracking.store import flatten
+
+OPTIONS = [
+    f"{path.parent.name}={path.stem}"
+    for path in sorted(Path(CONFIG_FOLDER).glob("*/*.yaml"))
+    if path.parent.name != "hydra"
+]
+
+
+@pytest.mark.parametrize("option", ["", *OPTIONS])
+def test_every_key_is_classified(option: str) -> None:
+    """A new key needs a row in config/keys.py, which says what it is for; no key has two."""
+    with initialize_config_dir(str(CONFIG_FOLDER)):
+        config = compose("config", [option] if option else [])
+    names = list(flatten(OmegaConf.to_container(config)))
+    assert keys.unclassified(names) == []
+    assert [name for name in names if sum(row.covers(name) for row in keys.KEYS) > 1] == []
+
+
+@pytest.mark.parametrize("name", ["compiled", "precision", "optimizer.lr", "loss.alpha", "teacher.network.name"])
+def test_runs_that_differ_in_their_training_or_teaching_are_no_repeats(name: str) -> None:
+    """`compiled` changes the last bits, as the precision does: such runs are two settings."""
+    assert keys.in_setting(name)
+    assert not keys.may_differ_in_repeats(name)
+
+
+@pytest.mark.parametrize("name", ["seed", "init_seed", "threads", "runtime.device", "paths.root", "tracking.trial"])
+def test_seeds_hardware_and_places_make_no_setting(name: str) -> None:
+    """Runs that differ in these alone measure the noise floor."""
+    assert keys.may_differ_in_repeats(name)
+    assert not keys.in_setting(name)
+
+
+def test_a_users_own_key_makes_a_setting_of_its_own() -> None:
+    """Nobody knows what it changes, so runs that differ in it aren't pooled as repeats."""
+    assert not keys.may_differ_in_repeats("mine.depth")
+
+
+def test_what_a_study_may_change_when_it_goes_on() -> None:
+    """How much there is to be, and where it runs; not what runs compute, nor the sampler's seed."""
+    free = ("sweep.n_trials", "sweep.executor", "paths.cache", "threads", "device", "resume", "tracking.offline")
+    fixed = ("sweep.seed", "sweep.name", "epochs", "data.val_size", "tracking.experiment", "objective")
+    assert all(keys.may_change_when_going_on(name) for name in free)
+    assert not any(keys.may_change_when_going_on(name) for name in fixed)
+
+
+def test_what_a_search_may_vary() -> None:
+    """What runs compute, the user's own keys and seeds; not what is read off them, nor how they are carried out."""
+    assert all(keys.may_be_searched(name) for name in ("loss.alpha", "optimizer.lr", "seed", "mine.depth", "loss"))
+    assert not any(keys.may_be_searched(name) for name in ("arm", "objective", "resume", "sweep.n_jobs", "paths.root"))
+
+
+def test_the_run_of_a_teacher_has_no_key_of_its_students() -> None:
+    """Its identity depends on its network, its data and the training of its head."""
+    assert {"model", "loss", "optimizer", "epochs", "batch_size", "compiled", "seed"} <= set(keys.STUDENT_KEYS)
+    assert not {"data", "teacher", "view_seed", "device", "threads"} & set(keys.STUDENT_KEYS)
