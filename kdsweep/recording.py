@@ -1,4 +1,4 @@
-"""What a run leaves in MLflow: who it is, what it started from, and what it found."""
+"""Records a run in MLflow: what it is, what it started from, and what it found."""
 
 from __future__ import annotations
 
@@ -39,27 +39,27 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# For which a study's run waits for an MLflow server that doesn't answer at its start.
+# A study's run waits this long for an MLflow server that doesn't answer when the run starts.
 STUDY_SECONDS = 240.0
 
 
 def open_store(cfg: DictConfig) -> Store:
-    """The MLflow store that the configuration names."""
+    """Opens the MLflow store that the configuration names."""
     root = Path(cfg.paths.root).absolute()
     uri = offline_uri(root) if cfg.tracking.offline else store_uri(cfg.tracking.uri, root)
-    # A run of a study outlasts the restart of a server; at a single one somebody waits.
+    # A study's run waits until a server has been restarted. A single run doesn't, since somebody waits for it.
     wait = OPEN_SECONDS if cfg.tracking.parent is None else STUDY_SECONDS
     store: Store = attempt("tracking", lambda: Store(uri, cfg.tracking.experiment, unsent_folder(cfg), wait=wait))
     return store
 
 
 def unsent_folder(cfg: DictConfig) -> Path:
-    """Where runs keep what the MLflow store doesn't take."""
+    """Returns the folder in which runs keep what they couldn't send to the MLflow store."""
     return Path(cfg.paths.root).absolute() / UNSENT
 
 
 def can_go_on(store: Store, run_id: str) -> bool:
-    """Whether a run is there and hasn't been finished."""
+    """Returns whether a run is in the store and isn't finished."""
     try:
         return store.find(run_id).status != "FINISHED"
     except UserError:
@@ -67,11 +67,11 @@ def can_go_on(store: Store, run_id: str) -> bool:
 
 
 class Recording:
-    """A run of a configuration as MLflow sees it; `started` makes it.
+    """The MLflow run of a configuration; made by `started`.
 
     Args:
         cfg: The configuration.
-        shown: The same, without its secrets.
+        shown: The configuration without its secrets.
         run: The MLflow run.
         record: What is known of the run before it has ended, as in `SavedConfig`.
     """
@@ -86,7 +86,7 @@ class Recording:
         objective: str = "val/accuracy",
         report: Callable[[float, int], None] | None = None,
     ) -> Callable[[Metrics, int], None]:
-        """Receives the metrics of each epoch: for MLflow, for the run's log file, and the objective for `report`."""
+        """Returns a function that logs an epoch's metrics to MLflow and the log file, and the objective to `report`."""
 
         def record(metrics: Metrics, epoch: int) -> None:
             self._run.log(metrics, epoch)
@@ -98,7 +98,7 @@ class Recording:
         return record
 
     def resume(self, reached: Reached, store: Store) -> None:
-        """Says that the run goes on, and logs the epochs that it had reached and that hadn't reached MLflow."""
+        """Marks the run as resumed, and logs the finished epochs that MLflow doesn't have yet."""
         self._run.catch_up()
         known = {step for step, _ in store.history(self.run_id, "val/accuracy")}
         for index in range(reached.epochs):
@@ -111,14 +111,14 @@ class Recording:
         note(f"{_name(self._cfg)}: goes on after epoch {reached.epochs} of {self._cfg.epochs}, run {self.run_id}")
 
     def finish(self, result: Result, weights: dict[str, Tensor], file_name: str) -> None:
-        """Logs what is known at the end of the run, its trained `weights` as `file_name`, and says the result."""
+        """Logs the final metrics, the trained `weights` as `file_name` and the figures, and prints the result."""
         run, cfg = self._run, self._cfg
         run.summary({name: value for name, value in result.metrics.items() if name not in result.history})
         made: list[str] = []
         run.made_file(file_name, lambda path: made.append(save_tensors(path, weights, {"kdsweep_run": run.id})))
         (weights_hash,) = made
-        # A teacher's steps are weight decays, not epochs. And a trial of a search is one of hundreds, which the report
-        # draws together: drawing one takes longer than all else that it records.
+        # A teacher's steps are weight decays, not epochs. A search has hundreds of trials, which the report draws
+        # together; drawing a figure for each would take longer than everything else that a trial records.
         if result.history and cfg.arm != "teacher" and cfg.tracking.stage != "search":
             run.figure("learning_curve.png", learning_curve(result.history, _name(cfg)))
         tags = {"kdsweep.weights": weights_hash}
@@ -127,7 +127,7 @@ class Recording:
             tags["kdsweep.test_read"] = "true"
         self._record |= {"weights": weights_hash, "metrics": result.metrics, "history": result.history}
         self.save_config()
-        run.tag(tags)  # last: it waits for the files before it
+        run.tag(tags)  # last, because it waits for the files before it
         accuracies = [
             (name, result.metrics.get(f"{key}/accuracy")) for name, key in (("validation", "val"), ("test", "test"))
         ]
@@ -136,11 +136,11 @@ class Recording:
 
     @functools.cached_property
     def _config(self) -> str:
-        """The configuration as it is shown."""
+        """The configuration without its secrets, as YAML."""
         return OmegaConf.to_yaml(OmegaConf.create(self._shown))
 
     def save_config(self) -> None:
-        """Writes config.yaml, with what is known of the run, into MLflow and into the run's output folder."""
+        """Writes config.yaml, with what is known of the run so far, to MLflow and to the run's output folder."""
         text = saved_text(self._config, self._record)
         self._run.text("config.yaml", text)
         if HydraConfig.initialized():
@@ -152,10 +152,10 @@ class Recording:
 def started(
     cfg: DictConfig, data: Dataset, store: Store, teacher: Teacher | None, run_id: str | None = None
 ) -> Iterator[Recording]:
-    """The MLflow run of a configuration, with all that is known before it starts; it ends with the block.
+    """Opens the MLflow run of a configuration and records all that is known before training; it ends with the block.
 
     Args:
-        run_id: An interrupted run that goes on; None for a new one.
+        run_id: The interrupted run that is continued; None for a new run.
     """
     config = masked(container(cfg))
     surroundings = environment.describe()
@@ -183,7 +183,7 @@ def started(
             contexts = {"training": data.train, "validation": data.validation, "test": data.test}
             profiles = {name: {"pictures": len(split), "classes": data.n_classes} for name, split in contexts.items()}
             run.datasets(data.name, str(config["data"]["_target_"]), data.fingerprint, profiles)
-            # Files last: the training begins while they are written.
+            # Files come last, because training can begin while they are written.
             recording.save_config()
             overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
             run.text("overrides.yaml", OmegaConf.to_yaml(OmegaConf.create([masked_text(line) for line in overrides])))
@@ -215,7 +215,7 @@ def _tags(cfg: DictConfig, surroundings: dict[str, object], teacher: Teacher | N
 
 
 def _name(cfg: DictConfig) -> str:
-    """A run's name: its arm, and what tells it from others of the arm."""
+    """Names a run by its arm and by what distinguishes it within the arm."""
     if cfg.arm == "teacher":
         return f"teacher {cfg.teacher.network.name}"
     numbers = {key: value for key, value in cfg.loss.items() if isinstance(value, int | float) and key != "_partial_"}
@@ -223,7 +223,7 @@ def _name(cfg: DictConfig) -> str:
 
 
 def _parent(cfg: DictConfig, store: Store) -> str | None:
-    """The MLflow run above this one: a study's, or the one that a plain multirun's jobs share."""
+    """Returns the id of the parent run: the study's, or the one that the jobs of a plain multirun share."""
     if cfg.tracking.parent is not None:
         return str(cfg.tracking.parent)
     if cfg.arm != "teacher" and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:

@@ -1,4 +1,4 @@
-"""THE entry point: a configuration becomes built objects, the objects a run, and the run an objective."""
+"""THE entry point: builds objects from a configuration, makes a run of them, and returns what the run found."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import kdsweep
 from kdsweep.config import help_page
 from kdsweep.config.folder import CONFIG_FOLDER
 from kdsweep.system import exit_status, interrupts, masking
 from kdsweep.system.errors import RunError, UserError
 from kdsweep.system.progress import note
 
-# torch and MLflow take seconds to import, Hydra a third of one: a run imports them, a misspelt key does without torch
-# and MLflow, and `kdsweep --help` without all of them.
+# Importing torch and MLflow takes seconds, and Hydra a third of one. So they are imported where they are needed: a
+# misspelt key is refused without torch and MLflow, and `kdsweep --help` needs none of the three.
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
@@ -34,27 +35,30 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """The command `kdsweep`."""
-    # Hydra then raises what it would otherwise print over several lines; `exit_status.command` makes one line of it.
+    """Runs the command `kdsweep`."""
+    # With this, Hydra raises its errors instead of printing them, and `exit_status.command` turns them into one line.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     exit_status.command("kdsweep", _help_or_run)
 
 
 def _help_or_run() -> None:
     words = sys.argv[1:]
+    if words == ["--version"]:
+        print(f"kdsweep {kdsweep.__version__}")
+        return
     if help_page.answers(words):
         print(help_page.page(CONFIG_FOLDER, words))
         return
     import hydra
 
-    # A sweep is a multirun. Hydra wants to know that before it reads sweep/*.yaml, which therefore can't say it.
+    # A sweep is a multirun. Hydra has to know the mode before it reads sweep/*.yaml, so that file can't set it.
     if any(word.startswith("sweep=") for word in words) and not any(word.startswith("hydra.mode=") for word in words):
         sys.argv.append("hydra.mode=MULTIRUN")
     hydra.main(config_path=str(CONFIG_FOLDER), config_name="config")(hydra_main)()
 
 
 def hydra_main(cfg: DictConfig) -> float | tuple[float, ...]:
-    """What Hydra calls for a run, and for each job of a multirun."""
+    """Runs one job; Hydra calls this for a single run, and for each job of a multirun."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
@@ -67,7 +71,8 @@ def hydra_main(cfg: DictConfig) -> float | tuple[float, ...]:
         return train(cfg).objective
     except Exception as error:
         known = exit_status.explained(error)
-        # Another sweeper than Hydra's own decides what a failed job means. Elsewhere Hydra would add lines of its own.
+        # A sweeper other than Hydra's own decides what a failed job means, so it gets the exception. In all other cases
+        # Hydra would add lines of its own, so the command ends here.
         decided = multirun and not str(hydra_cfg.sweeper._target_).startswith("hydra._internal.")
         if known is None or exit_status.show_traceback() or decided:
             raise
@@ -78,7 +83,7 @@ def hydra_main(cfg: DictConfig) -> float | tuple[float, ...]:
 
 @dataclass(frozen=True)
 class Trained:
-    """What came of a run.
+    """The outcome of a run.
 
     Attributes:
         run_id: Its MLflow id.
@@ -135,7 +140,7 @@ def _value(metrics: Metrics, objective: str) -> float:
 
 @contextmanager
 def _enough_memory(cfg: DictConfig) -> Iterator[None]:
-    """Turns a failed allocation into a `RunError` that says what takes less."""
+    """Turns a failed allocation into a `RunError` that says which settings take less memory."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -153,7 +158,7 @@ def _enough_memory(cfg: DictConfig) -> Iterator[None]:
 
 @contextmanager
 def _trial(cfg: DictConfig) -> Iterator[TrialLink | None]:
-    """The line to the trial that this run is; None for a run that is none."""
+    """Connects this run to its trial, for as long as the block runs; yields None for a run outside of a search."""
     if cfg.tracking.trial is None or cfg.tracking.stage != "search":
         yield None
         return
@@ -181,7 +186,7 @@ def train_student(cfg: DictConfig, components: Components, trial: TrialLink | No
     from kdsweep.views import passes_of_run
 
     data, views = build.inputs(build.key_of(cfg.data), cfg.view_seed, cfg.device)
-    # What a user got wrong in data, model or teacher shows before the run is opened, and leaves no failed run behind.
+    # Data, network and teacher are built before the run is opened: a wrong value then leaves no failed run behind.
     network, precision = build.student(cfg, data)
     cfg = build.in_force(cfg, precision)
     store = recording.open_store(cfg)
@@ -241,7 +246,7 @@ def train_student(cfg: DictConfig, components: Components, trial: TrialLink | No
 
 @contextmanager
 def _checkpoints(cfg: DictConfig, key: str, store: Store) -> Iterator[tuple[Checkpoints, dict[str, Any] | None]]:
-    """The checkpoints of a student's run, and what it has reached if it is an interrupted one that goes on.
+    """Yields the checkpoints of a student's run, and the state of an interrupted run that goes on, else None.
 
     Raises:
         UserError: There is nothing to go on from, and the configuration demands it.
@@ -288,7 +293,7 @@ def train_teacher(cfg: DictConfig) -> tuple[str, Result]:
         log = recorded.epoch_log(reached)
         result = experiment.run(fitting, teacher.logits, data, None, log, cfg.evaluate_test, reached)
         head, path = teacher.network.head.state_dict(), build.head_path(cfg, teacher)
-        # A reproduction that deviates must not come in the place of the head that students have listened to.
+        # A reproduction that deviates must not replace the head that students have learned from.
         if cfg.tracking.reproduces is None or not path.exists():
             write_tensors(path, head)
         recorded.finish(result, head, "head.safetensors")
@@ -297,10 +302,10 @@ def train_teacher(cfg: DictConfig) -> tuple[str, Result]:
 
 @functools.lru_cache(maxsize=1)
 def trained_teacher(teacher_key: str) -> Teacher:
-    """The teacher with its trained head: found by the hash of what makes it, or trained and logged now, once.
+    """Finds the trained teacher by the hash of everything that makes it; trains and logs it first where there is none.
 
     Args:
-        teacher_key: `assembly.teacher_key`; the teacher is kept for the next job of a sweep.
+        teacher_key: As `build.teacher_key` makes it. The teacher stays in memory for the next job of a sweep.
     """
     from kdsweep.config import build
     from kdsweep.system.files import locked, read_tensors

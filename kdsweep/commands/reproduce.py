@@ -1,4 +1,4 @@
-"""`kdsweep-reproduce`: makes a run again from its saved configuration, and says whether it is the same, bit for bit."""
+"""`kdsweep-reproduce`: makes a run again from its saved configuration, and says whether it is the same bit for bit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kdsweep.system import exit_status
 from kdsweep.system.errors import RunError, UserError
 from kdsweep.tracking.location import store_uri
 
-# What configures, trains and computes takes seconds to import: --help and a misspelt option need none of it.
+# Modules that train and compute take seconds to import, so they are imported where they are needed.
 if TYPE_CHECKING:
     from omegaconf import DictConfig
     from rich.table import Table
@@ -27,13 +27,13 @@ DIFFERS = 3  # exit status
 CONFIG = "config.yaml"
 WIDTH = 110  # characters a line, where the output is no terminal
 
-# What masking puts in the place of a secret.
+# Masking writes this in place of a secret.
 MASK = "***"
 
 
-# What a reproduction is, whatever the run was: part of no study, and made in one go.
+# A reproduction belongs to no study, whatever the run belonged to.
 OWN = {"parent": None, "study": None, "job": None, "trial": None, "stage": "reproduction"}
-# Keys that can't be set, and what is there instead.
+# Keys that can't be set, and the option to use instead.
 REFUSED = {
     **{row.name: "" for row in KEYS if row.purpose is Purpose.MEMBERSHIP},
     **{"tracking": "", "paths": " Give --root.", "paths.root": " Give --root.", "arm": ""},
@@ -42,7 +42,7 @@ REFUSED = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command `kdsweep-reproduce`."""
+    """Runs the command `kdsweep-reproduce`."""
     exit_status.command("kdsweep-reproduce", lambda: _main(arguments))
 
 
@@ -78,11 +78,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-# The run as it is to be
+# The configuration of the new run
 
 
 def again(original: Original, options: argparse.Namespace) -> DictConfig:
-    """The configuration of the new run: the old one on the old hardware settings, in this place, but for --set."""
+    """Returns the configuration of the new run: the old one with the old hardware settings, in this folder, and --set."""
     from omegaconf import DictConfig, OmegaConf
 
     from kdsweep.analysis.environment_diff import moved
@@ -94,13 +94,13 @@ def again(original: Original, options: argparse.Namespace) -> DictConfig:
     in_force = _in_force(original.surroundings)
     groups = moved({name: saved.get(name) for name in GROUPS}, folders)
     if groups["teacher"] is not None:
-        # Before there were these keys, no pass was compiled, and a teacher had its student's precision.
+        # Runs from before these keys compiled no pass, and their teachers had the student's precision.
         older = {"compiled": False, "precision": in_force.get("precision", saved.get("precision"))}
         groups["teacher"] = {**older, **groups["teacher"]}
-    # What a configuration of an older version lacks has its default; no group of components does.
+    # Keys that older versions lacked get their default; groups of components don't.
     base = {name: defaults[name] for name in defaults if name not in (*GROUPS, "arm")}
     tracking = {**OWN, "offline": False, "reproduces": original.id}
-    base["memory_format"] = "channels_last"  # before there was this key
+    base["memory_format"] = "channels_last"  # as runs were before this key
     cfg = OmegaConf.merge(base, saved, groups, {"paths": paths, "tracking": tracking, "resume": False})
     assert isinstance(cfg, DictConfig)
     cfg.tracking.uri = None if options.uri is None else store_uri(options.uri, options.root)
@@ -109,7 +109,7 @@ def again(original: Original, options: argparse.Namespace) -> DictConfig:
     cfg.update(in_force)
     _tie(cfg, defaults)
     if cfg.arm == "teacher":
-        # What only students need; the run will do without, and the check of values will not.
+        # A teacher's run leaves out the students' keys, but the check of values needs them.
         for key in STUDENT_KEYS:
             cfg[key] = defaults[key]
     _set(cfg, options.set)
@@ -118,7 +118,7 @@ def again(original: Original, options: argparse.Namespace) -> DictConfig:
 
 
 def _defaults() -> DictConfig:
-    """The configuration of `kdsweep` without arguments."""
+    """Composes the configuration of `kdsweep` without arguments."""
     from hydra import compose, initialize_config_dir
 
     from kdsweep.config.folder import CONFIG_FOLDER
@@ -128,7 +128,7 @@ def _defaults() -> DictConfig:
 
 
 def _paths(old: Mapping[str, str], root: Path) -> dict[str, str]:
-    """The folders of the new run: below `root`, but for those that were elsewhere by choice, and still are there."""
+    """Returns the folders of the new run: below `root`, unless the user had chosen others that still exist."""
     paths = {"root": str(root)}
     for name in ("data", "cache"):
         was = Path(old.get(name, name))
@@ -138,18 +138,18 @@ def _paths(old: Mapping[str, str], root: Path) -> dict[str, str]:
 
 
 def _in_force(surroundings: Mapping[str, Any]) -> dict[str, Any]:
-    """Device, precision and threads as they were in force, whatever the configuration left open."""
+    """Returns device, precision and threads that were in force, whatever the configuration left open."""
     import torch
 
     own = {key: surroundings[key] for key in ("device", "precision", "threads") if surroundings.get(key) is not None}
     device, _, index = str(own.get("device", "")).partition(":")
     if device == "cuda" and index and int(index) >= torch.cuda.device_count():
-        own["device"] = device  # a machine with fewer GPUs
+        own["device"] = device  # this machine has fewer GPUs
     return own
 
 
 def _tie(cfg: DictConfig, defaults: DictConfig) -> None:
-    """Lets keys follow others again where they did by default (init_seed the seed), for the sake of --set."""
+    """Lets keys follow others again, as init_seed follows seed by default, so that --set seed=1 changes both."""
     from omegaconf import OmegaConf
 
     raw = OmegaConf.to_container(defaults)
@@ -163,7 +163,7 @@ def _tie(cfg: DictConfig, defaults: DictConfig) -> None:
 
 
 def _set(cfg: DictConfig, lines: Iterable[str]) -> None:
-    """Sets the keys that the user wants otherwise.
+    """Sets the keys that the user gave by --set.
 
     Raises:
         UserError: No such key, a group's choice, more than one value.
@@ -203,7 +203,7 @@ def _refuse_masked(cfg: DictConfig) -> None:
 
 
 def _show_surroundings(original: Original, cfg: DictConfig) -> bool:
-    """Prints what differs from then; whether anything does."""
+    """Prints what differs from then; returns whether anything does."""
     from kdsweep.analysis import environment_diff
 
     found = environment_diff.compare(original.surroundings, _here(cfg))
@@ -220,7 +220,7 @@ def _show_surroundings(original: Original, cfg: DictConfig) -> bool:
 
 
 def _here(cfg: DictConfig) -> dict[str, Any]:
-    """What the new run is made with, described as a run's record does it; refuses what can't be run."""
+    """Describes what the new run is made with, as a run's record does; refuses what can't be run."""
     from kdsweep.config import build, checks, rules
     from kdsweep.system import environment
 
@@ -234,7 +234,7 @@ def _here(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _make(original: Original, cfg: DictConfig, but: Sequence[str]) -> bool:
-    """Makes the run, and prints how it compares; whether it is the same."""
+    """Makes the run, and prints how it compares; returns whether it is the same."""
     from kdsweep import train
     from kdsweep.analysis import deviation
     from kdsweep.system.masking import masked_text
@@ -265,12 +265,12 @@ def _make(original: Original, cfg: DictConfig, but: Sequence[str]) -> bool:
 
 
 def _show_failures(then: str | None, now: str | None) -> bool:
-    """Says how a run that failed fares now; whether that is the same, as far as it lay in its numbers."""
+    """Says how a run that failed fares now; returns whether it ends alike, as far as that depends on its numbers."""
     if then is None:
         return True
     how = "does not now" if now is None else "fails in the same way now" if now == then else f"fails now: {now}"
     _print(f"The run failed then ({then}), and {how}.")
-    # A full disk or too little memory belongs to the place, not to the run.
+    # A full disk or too little memory is a matter of the machine, not of the run.
     return now == then or (now is None and not then.startswith("DivergedError"))
 
 

@@ -1,6 +1,6 @@
-"""From a configuration to built objects: checks its values, builds its components, data, networks and teacher.
+"""Builds objects from a configuration: components, data, networks and teacher.
 
-Hydra and OmegaConf end here and in the entry points; everything below takes plain arguments.
+Hydra and OmegaConf are known here and in the entry points only. Everything below takes plain arguments.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ if TYPE_CHECKING:
     from kdsweep.data import Dataset
     from kdsweep.models import Architecture, Classifier
 
-# Code runs from here alone: a configuration can't name any other function, of kdsweep neither.
+# The only functions and classes that a configuration can name. Users add their own packages by KDSWEEP_TRUST.
 COMPONENTS = (
     *("kdsweep.data.*", "kdsweep.models.Architecture", "kdsweep.training.fit_head"),
     *("kdsweep.losses.*", "kdsweep.schedules.*", "torch.optim.*"),
 )
 
-# Pictures in a forward pass without gradients.
+# Number of pictures in a forward pass without gradients.
 EVALUATION_BATCH = 256
 
 
 def direction(objective: str) -> str:
-    """Which way a metric is better: "maximize" or "minimize"."""
+    """Returns "maximize" for a metric that is better when it is higher, else "minimize"."""
     return "minimize" if objective.endswith(("nll", "ece", "kl")) else "maximize"
 
 
 @dataclass(frozen=True)
 class Components:
-    """What a student is trained with, built from the configuration: functions that wait for their last arguments.
+    """The parts of a student's training: functions that have their settings, and wait for their last arguments.
 
     Attributes:
         loss: (student_logits, teacher_logits, labels) -> scalar, as in `losses.py`.
@@ -72,7 +72,7 @@ def components(cfg: DictConfig) -> Components:
 
 @functools.lru_cache(maxsize=8)
 def architecture(group: str, key: str) -> Architecture:
-    """Builds the architecture that a group describes, without weights; once, since a sweep's jobs share it.
+    """Builds the architecture that a group describes, without weights. It is kept for the other jobs of a sweep.
 
     Args:
         group: "model" or "teacher.network".
@@ -90,18 +90,18 @@ def component(cfg: DictConfig, group: str) -> Any:
     built = attempt(group, lambda: instantiate(_alone(cfg, group), _execution_whitelist_=trusted, _convert_="all"))
     if isinstance(built, functools.partial):
         attempt(group, lambda: require_kinds(built.func, built.keywords))
-    # Hydra's own partial checks its arguments anew at every call, and so at every step.
+    # Hydra's own partial would check its arguments at every call, which means at every training step.
     return functools.partial(built.func, **built.keywords) if isinstance(built, functools.partial) else built
 
 
 def _alone(cfg: DictConfig, group: str) -> Any:
-    """A group without the rest of the configuration, of which Hydra would make a copy for each component."""
+    """Returns a group by itself. Hydra would otherwise copy the whole configuration for each component."""
     node = OmegaConf.select(cfg, group)
     return OmegaConf.create(OmegaConf.to_container(node, resolve=True)) if OmegaConf.is_dict(node) else node
 
 
 def rehearse(cfg: DictConfig) -> None:
-    """Builds all that a run builds before it trains, so that what is wrong with data, weights or teacher shows now."""
+    """Builds everything that a run builds before training, so that errors in data, weights or teacher show now."""
     data, _ = inputs(key_of(cfg.data), cfg.view_seed, cfg.device)
     student(cfg, data)
     if cfg.teacher is not None:
@@ -109,25 +109,26 @@ def rehearse(cfg: DictConfig) -> None:
 
 
 def container(cfg: DictConfig) -> dict[str, Any]:
-    """A configuration as plain dictionaries, with its interpolations resolved."""
+    """Returns a configuration as plain dictionaries, with its interpolations resolved."""
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
 
 
 def key_of(cfg: DictConfig) -> str:
-    """A configuration as text, by which what was built from it is found again in the same process."""
+    """Returns a configuration as text, for use as a key in caches of this process."""
     return json.dumps(container(cfg), sort_keys=True)
 
 
 def of_key(key: str) -> DictConfig:
-    """The configuration that `key_of` made a text of."""
-    return OmegaConf.create(json.loads(key))
+    """Returns the configuration from the text that `key_of` made."""
+    made: DictConfig = OmegaConf.create(json.loads(key))
+    return made
 
 
 @functools.lru_cache(maxsize=1)
 def inputs(data_key: str, view_seed: int, device: str) -> tuple[Dataset, Views]:
-    """The data set and the views of its training pictures; kept for the next job of a sweep.
+    """Loads the data set and makes the views of its training pictures. Both are kept for the next job of a sweep.
 
     Args:
         data_key: `key_of` the group `data`.
@@ -137,13 +138,13 @@ def inputs(data_key: str, view_seed: int, device: str) -> tuple[Dataset, Views]:
 
 
 def hardware(cfg: DictConfig) -> tuple[torch.device, str]:
-    """The device and the precision (bf16 or fp32) in force: the student's, or of a teacher's run the teacher's."""
+    """Returns the device and the precision (bf16 or fp32) in force; in a teacher's run it is the teacher's precision."""
     device = resolve_device(cfg.device)
     return device, resolve_precision(cfg.teacher.precision if cfg.arm == "teacher" else cfg.precision, device)
 
 
 def network(cfg: DictConfig, group: str, data: Dataset, seed: int) -> Classifier:
-    """The network that a group describes, on its device; what is random in its weights is drawn from `seed`."""
+    """Builds the network that a group describes, on its device. Random weights are drawn from `seed`."""
     described = architecture(group, key_of(OmegaConf.select(cfg, group)))
     torch.manual_seed(seed)
     built: Classifier = attempt(group, lambda: described.build(data.n_classes, data.mean, data.std))
@@ -152,9 +153,9 @@ def network(cfg: DictConfig, group: str, data: Dataset, seed: int) -> Classifier
 
 
 def student(cfg: DictConfig, data: Dataset) -> tuple[Classifier, str]:
-    """The network to train, and the precision (bf16 or fp32) to train it in. Torch's random numbers stay as they were.
+    """Builds the network to train, and chooses the precision (bf16 or fp32). Torch's random numbers stay as they were.
 
-    `precision: auto` is what the hardware suggests, but for networks that it would train wrongly.
+    `precision: auto` takes what the hardware suggests, unless that would train this network wrongly.
 
     Raises:
         UserError: The precision was chosen, and would train the network wrongly.
@@ -180,15 +181,15 @@ def student(cfg: DictConfig, data: Dataset) -> tuple[Classifier, str]:
 
 
 def memory_format(cfg: DictConfig) -> str:
-    """The layout of a student's weights and pictures in memory: channels_last where the configuration says auto."""
+    """Returns the memory layout of a student's weights and pictures; auto is channels_last."""
     return "channels_last" if cfg.memory_format == "auto" else str(cfg.memory_format)
 
 
 def in_force(cfg: DictConfig, student_precision: str | None = None) -> DictConfig:
-    """`cfg` with what is in force in place of auto: precisions and memory format.
+    """Returns `cfg` with each "auto" of precision and memory format replaced by what is in force.
 
     Args:
-        student_precision: As `student` decided; None for the run of a teacher.
+        student_precision: The precision that `student` chose; None for the run of a teacher.
     """
     own = cfg.copy()
     OmegaConf.set_readonly(own, False)
@@ -200,12 +201,12 @@ def in_force(cfg: DictConfig, student_precision: str | None = None) -> DictConfi
 
 
 def teacher_config(cfg: DictConfig) -> DictConfig:
-    """The run that makes the teacher of `cfg`: what only its students need is left out."""
+    """Returns the configuration of the run that makes the teacher of `cfg`, without the keys of its students."""
     return OmegaConf.create(_teachers(cfg))
 
 
 def teacher_key(cfg: DictConfig) -> str:
-    """`key_of` the `teacher_config` as part of no study: a teacher that a student has to make serves all later ones."""
+    """Returns `key_of` the `teacher_config` outside of any study, since the teacher serves all later studies too."""
     own = _teachers(cfg)
     own["tracking"] |= dict.fromkeys(("parent", "study", "job", "trial", "reproduces")) | {"stage": "single"}
     own["evaluate_test"] = True
@@ -217,7 +218,7 @@ def _teachers(cfg: DictConfig) -> dict[str, Any]:
 
 
 def untrained_teacher(cfg: DictConfig) -> Teacher:
-    """The teacher of `cfg` with its head as it came: new, unless its weights bring a trained one."""
+    """Builds the teacher of `cfg` with an untrained head, or with the head that came with its weights."""
     data, views = inputs(key_of(cfg.data), cfg.view_seed, cfg.device)
     net = network(cfg, "teacher.network", data, cfg.view_seed)
     tables = Path(cfg.paths.cache) / "tables"
@@ -228,13 +229,16 @@ def untrained_teacher(cfg: DictConfig) -> Teacher:
 
 
 def teacher_id(cfg: DictConfig, teacher: Teacher) -> str:
-    """16 hex digits that stand for everything that made a trained teacher."""
+    """Returns 16 hex digits that identify a trained teacher: a hash of everything that made it."""
     head = None if cfg.teacher.head is None else container(cfg.teacher.head)
     return hash_identity({"features": teacher.features_key, "head": head})
 
 
 def run_key(cfg: DictConfig, data: Dataset, teacher: Teacher | None) -> str:
-    """16 hex digits that stand for all that the numbers of a run depend on: only the very same run goes on from it."""
+    """Returns 16 hex digits that identify a run: a hash of everything that its numbers depend on.
+
+    An interrupted run can be continued only by a run with the same key.
+    """
     own = {key: value for key, value in container(cfg).items() if key not in NOT_IDENTIFYING}
     surroundings = environment.describe()
     device, precision = hardware(cfg)
@@ -244,5 +248,5 @@ def run_key(cfg: DictConfig, data: Dataset, teacher: Teacher | None) -> str:
 
 
 def head_path(cfg: DictConfig, teacher: Teacher) -> Path:
-    """Where the trained head of a teacher is kept."""
+    """Returns the path of a teacher's trained head."""
     return Path(cfg.paths.cache) / "teachers" / f"{teacher_id(cfg, teacher)}.safetensors"

@@ -1,4 +1,4 @@
-"""Refuses, before any work, a configuration whose values break a rule: one line with key, rule, value and remedy."""
+"""Refuses a configuration whose values break a rule, before any work: one line with key, rule, value and remedy."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def check(cfg: DictConfig) -> None:
-    """Refuses values that break a rule: `rules.check_values` and `check_components`.
+    """Refuses values that break a rule, by `rules.check_values` and `check_components`.
 
     Raises:
         UserError: Its key is the configuration's.
@@ -63,7 +63,7 @@ def _try(built: Components, *, with_teacher: bool) -> None:
 
 
 def _check_head(cfg: DictConfig) -> None:
-    """How the teacher's head is trained; a network without a trained head needs that."""
+    """Refuses wrong settings for the training of the teacher's head, and their absence where it has to be trained."""
     head = component(cfg, "teacher.head")
     if head is None:
         remedy = "Only a network that brings its own (teacher.network.head=keep) does without."

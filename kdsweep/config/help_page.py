@@ -1,4 +1,4 @@
-"""The page that `kdsweep --help` prints: commands, the options of each group, and every key with what it means.
+"""The page that `kdsweep --help` prints: commands, the options of each group, and every key with its meaning.
 
 All of it is read from the configuration's YAML files, comments included. Without other words than --help the page is
 there before Hydra would have been imported; options and values on the command line are composed by Hydra.
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 HELP, MULTIRUN = {"--help", "-h"}, {"--multirun", "-m"}
-# Words that change where the configuration lies.
+# Words that add folders to the configuration.
 SEARCH_PATH = ("hydra.searchpath=", "+hydra.searchpath=", "++hydra.searchpath=")
 
-# Of a comment that stands behind a value, and the least that is left for it on a narrow terminal.
+# The column of the comments behind values, and the least width of a comment on a narrow terminal.
 COLUMN, NARROWEST = 34, 40
-# YAML writes longer lines on several.
+# YAML breaks longer lines.
 LONGEST_LINE = 2**31 - 1
 
-# Keys and their values as YAML has them ("5e-4"); below a key that has keys of its own, those.
+# Keys with their values as YAML writes them ("5e-4"), or with the keys below them.
 Keys: TypeAlias = "dict[str, Keys | str]"
 Comments: TypeAlias = dict[tuple[str, ...], str]
 Pair: TypeAlias = tuple[yaml.ScalarNode, yaml.Node]
@@ -40,18 +40,18 @@ _Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 def answers(words: Sequence[str]) -> bool:
-    """Whether these words ask for the page; with what moves the configuration (--config-dir) they ask for Hydra's."""
+    """Returns whether these words ask for the page. With --config-dir and the like, Hydra prints its own."""
     flags = {word for word in words if word.startswith("-")}
     moved = any(word.startswith(SEARCH_PATH) for word in words)
     return not HELP.isdisjoint(flags) and flags <= HELP | MULTIRUN and not moved
 
 
 def page(folder: Path, words: Sequence[str]) -> str:
-    """The page, for a terminal as wide as this process's.
+    """Returns the page, for a terminal as wide as this process's.
 
     Args:
         folder: The configuration: config.yaml, and a folder for each group.
-        words: Of the command line.
+        words: The command line.
 
     Raises:
         HydraException, OmegaConfBaseException: Words beside --help can't be composed.
@@ -72,11 +72,11 @@ class _File:
 
     Attributes:
         overall: Whether its keys stand at the top, and not below the name of its group.
-        keys: What it holds, without `defaults` and Hydra's own part; below the keys of its package.
-        comments: Those that stand behind a key or a value, by the key's path.
-        choices: Of its list of defaults.
-        bases: Of the same list: options of its own group.
-        template: Of a page, `hydra.help.template`; empty where it has none.
+        keys: Its keys below those of its package, without `defaults` and Hydra's own part.
+        comments: The comments behind keys and values, by the key's path.
+        choices: The options that its list of defaults chooses, by group.
+        bases: The options of its own group that it builds on, from the same list.
+        template: The page's template (`hydra.help.template`); empty if it has none.
     """
 
     overall: bool
@@ -111,7 +111,7 @@ class _File:
 
 
 def _at(node: yaml.Node | None, *names: str) -> yaml.Node | None:
-    """What stands at a key of a mapping, and so on; None where there is nothing."""
+    """Returns what stands at a path of keys; None where there is nothing."""
     for name in names:
         pairs = node.value if isinstance(node, yaml.MappingNode) else []
         node = next((value for key, value in pairs if key.value == name), None)
@@ -119,7 +119,7 @@ def _at(node: yaml.Node | None, *names: str) -> yaml.Node | None:
 
 
 def _keys(pairs: list[Pair], lines: list[str], path: tuple[str, ...], comments: Comments) -> Keys:
-    """The keys and values of a mapping at `path`, as `lines` have them; adds to `comments`."""
+    """Returns the keys and values of the mapping at `path`, and adds their comments to `comments`."""
     found: Keys = {}
     for key, value in pairs:
         name = key.value
@@ -132,15 +132,16 @@ def _keys(pairs: list[Pair], lines: list[str], path: tuple[str, ...], comments: 
 
 
 def _written(node: yaml.Node, lines: list[str]) -> str:
-    """A value as a file has it: in one line, or a list of such values."""
+    """Returns a value as the file writes it, in one line; a list becomes one line too."""
     if isinstance(node, yaml.SequenceNode) and not node.flow_style:
         return f"[{', '.join(_written(item, lines) for item in node.value)}]"
     start, end = node.start_mark, node.end_mark
-    return lines[start.line][start.column : end.column].rstrip()
+    line: str = lines[start.line]
+    return line[start.column : end.column].rstrip()
 
 
 def _files(folder: Path, group: str, option: str) -> list[_File]:
-    """An option's file, after those of its group that it builds on; none for an option that has no file of ours."""
+    """Reads an option's file, after the files that it builds on; returns none for an option that isn't ours."""
     if not (folder / group / f"{option}.yaml").exists():
         return []
     file = _File.read(folder, group, option)
@@ -152,7 +153,7 @@ def _all_files(folder: Path, chosen: Choices) -> list[_File]:
 
 
 def _comments(folder: Path, main: _File, chosen: Choices) -> Comments:
-    """What each key means: as the file says that brings it, and not one that gives it another value."""
+    """Returns the meaning of each key, from the file that introduces it, not from one that only changes its value."""
     comments: Comments = {}
     for file in sorted([main, *_all_files(folder, chosen)], key=lambda file: file.overall and file is not main):
         comments = file.comments | comments
@@ -160,7 +161,7 @@ def _comments(folder: Path, main: _File, chosen: Choices) -> Comments:
 
 
 def _merged(folder: Path, main: _File) -> Keys:
-    """The keys of the main file and of the options that it chooses, of which none chooses others in its turn."""
+    """Merges the main file with the options that it chooses; these choose no further options."""
     keys = main.keys
     for file in _all_files(folder, main.choices):
         keys = _merge(keys, file.keys)
@@ -176,7 +177,7 @@ def _merge(below: Keys, above: Keys) -> Keys:
 
 
 def _composed(folder: Path, words: Sequence[str]) -> tuple[Keys, Choices]:
-    """The keys as Hydra composes them, with those of its sweeper where there is a sweep; and the options of groups."""
+    """Returns the keys as Hydra composes them, with the sweeper's for a sweep, and the chosen option of each group."""
     from hydra import compose, initialize_config_dir
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from omegaconf import OmegaConf
@@ -197,7 +198,7 @@ def _composed(folder: Path, words: Sequence[str]) -> tuple[Keys, Choices]:
 
 
 def _plain(value: Any) -> Keys | str:
-    """A value as YAML, each in one line."""
+    """Returns a value as YAML in one line, or a mapping of such values."""
     if isinstance(value, dict) and value:
         return {str(key): _plain(inner) for key, inner in value.items()}
     text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=LONGEST_LINE, allow_unicode=True)
@@ -205,7 +206,7 @@ def _plain(value: Any) -> Keys | str:
 
 
 def _groups(folder: Path, chosen: Choices) -> str:
-    """A line for each group with its options."""
+    """Lists each group with its options, a line each."""
     options = {
         group.name: sorted(path.stem for path in group.glob("*.yaml"))
         for group in sorted(folder.iterdir())
@@ -220,7 +221,7 @@ def _groups(folder: Path, chosen: Choices) -> str:
 
 
 def _lines(keys: Keys, comments: Comments, path: tuple[str, ...] = ()) -> Iterator[str]:
-    """The keys as YAML, each with its comment."""
+    """Yields the keys as YAML, each with its comment."""
     for name, value in keys.items():
         key = f"{'  ' * len(path)}{name}:"
         line = key if isinstance(value, dict) else f"{key} {value}"
@@ -230,7 +231,7 @@ def _lines(keys: Keys, comments: Comments, path: tuple[str, ...] = ()) -> Iterat
 
 
 def _commented(line: str, comment: str) -> Iterator[str]:
-    """A line with a comment behind it, and below itself what of the comment there is no room for."""
+    """Yields a line with its comment; the rest of a long comment follows below."""
     width = max(NARROWEST, shutil.get_terminal_size((120, 24)).columns - COLUMN - len("  # "))
     rest = textwrap.wrap(comment, width, break_long_words=False, break_on_hyphens=False)
     yield f"{line.ljust(COLUMN)}  # {rest.pop(0)}" if rest and len(line) <= COLUMN else line

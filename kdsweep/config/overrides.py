@@ -1,4 +1,4 @@
-"""Hydra's override lines as a study needs them: which sweep, which are fixed, and which still hold beside others."""
+"""Sorts Hydra's override lines for a study: those that sweep, those that are fixed, and those that are replaced."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from kdsweep.system.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-# What stands for a key that a configuration doesn't have, since null is a value.
+# Stands for a key that a configuration doesn't have. None can't, because null is a value.
 UNKNOWN = object()
 
 
 def parsed(lines: list[str]) -> list[Override]:
-    """Lines of the command line as Hydra understands them."""
+    """Parses override lines as Hydra does."""
     return list(OverridesParser.create().parse_overrides(lines))
 
 
 def without_replaced_sweeps(overrides: Sequence[Override]) -> list[Override]:
-    """The overrides without the sweeps over keys that a later one sets or sweeps."""
+    """Returns the overrides without sweeps over keys that a later override sets or sweeps."""
     last = {override.key_or_group: override for override in overrides}
     return [o for o in overrides if not o.is_sweep_override() or last[o.key_or_group] is o]
 
 
 def kept_beside(own: Iterable[str], overrides: Iterable[Override]) -> list[str]:
-    """The lines of `overrides` that still hold beside a run's `own`: no sweeps, nothing that `own` sets or replaces.
+    """Returns the lines of `overrides` that a run's `own` lines leave in force: no sweeps, and nothing that `own` sets.
 
     An override of a group ("loss=ce") replaces all that was set in it ("loss.alpha=0.3").
     """
@@ -43,7 +43,7 @@ def kept_beside(own: Iterable[str], overrides: Iterable[Override]) -> list[str]:
 
 
 def require_key(override: Override, config: DictConfig) -> None:
-    """Raises `UserError` where a sweep varies a key that the configuration doesn't have."""
+    """Raises `UserError` if a sweep varies a key that the configuration doesn't have."""
     key = override.get_key_element()
     known = override.is_add() or OmegaConf.select(config, key.replace("/", "."), default=UNKNOWN) is not UNKNOWN
     if not known:
@@ -52,9 +52,9 @@ def require_key(override: Override, config: DictConfig) -> None:
 
 
 def with_float_bounds(override: Override, config: DictConfig) -> str:
-    """The override's line; `interval(0,1)` becomes `interval(0.0,1.0)` for a key whose default is a float.
+    """Returns the override's line, with `interval(0,1)` as `interval(0.0,1.0)` for a key whose default is a float.
 
-    To Optuna whole bounds mean whole numbers, which nobody wants of alpha.
+    To Optuna, whole bounds mean whole numbers, which nobody wants for alpha.
     """
     interval, line = override.value(), str(override.input_line)
     if not isinstance(interval, IntervalSweep):

@@ -1,4 +1,4 @@
-"""Which values a configuration may have, as far as that can be said without torch, whose import takes seconds."""
+"""Rules for a configuration's values that can be checked without torch, whose import takes seconds."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ if TYPE_CHECKING:
 
 ARMS = ("teacher", "scratch", "label_smoothing", "distill")
 
-# Metrics that a sweep may select on; the test split is kept out of it.
+# Metrics that a sweep may select on. None of them reads the test split.
 OBJECTIVES = (
     *("val/accuracy", "val/nll", "val/ece", "val/top5", "val/agreement", "val/teacher_kl"),
     "best/val_accuracy",
 )
 
-# Layouts in memory of a student's weights and pictures.
+# Memory layouts of a student's weights and pictures.
 MEMORY_FORMATS = ("auto", "channels_last", "contiguous")
 
-# Of a component from a package that isn't trusted.
+# Hydra's remedy for a component from a package that isn't trusted, and ours in its place.
 HYDRAS_REMEDY = "Pass _execution_whitelist_ from trusted code to allow expected targets."
 OUR_REMEDY = "If it is yours, name its package in the environment: KDSWEEP_TRUST='package.*'."
 
-# Larger numbers are mistakes, and some wouldn't fit the arithmetic below.
+# Larger numbers are mistakes, and some would overflow later arithmetic.
 MOST = {"epochs": 10**6, "batch_size": 10**7, "n_passes": 10**6}
 LARGEST_SEED = 2**63 - 1
 LONGEST_NAME = 250
 
 
 def check_values(cfg: DictConfig) -> None:
-    """Refuses a configuration that lacks a component, and keys of its own whose values break a rule.
+    """Refuses a configuration that lacks a component, or in which the value of a top-level key breaks a rule.
 
     Raises:
         UserError: Its key is the configuration's.
@@ -52,7 +52,7 @@ def check_values(cfg: DictConfig) -> None:
 
 
 def settled(cfg: DictConfig) -> DictConfig:
-    """`cfg` with `teacher: null` where no teacher is chosen, but some configuration still sets details of one.
+    """Returns `cfg` with `teacher: null` where no teacher is chosen but details of one are set.
 
     A study's baselines choose teacher=none, while its sweep or experiment file may say teacher.network.input_size.
     """
@@ -68,12 +68,12 @@ def settled(cfg: DictConfig) -> DictConfig:
 
 
 def objectives(cfg: DictConfig) -> list[str]:
-    """The metrics that a run returns to a sweep."""
+    """Returns the names of the metrics that a run returns to a sweep."""
     return [str(name) for name in cfg.objective] if OmegaConf.is_list(cfg.objective) else [str(cfg.objective)]
 
 
 def attempt(group: str, action: Callable[[], Any]) -> Any:
-    """What `action` returns; where it refuses an argument, a `UserError` that names the group."""
+    """Returns what `action` returns; if it refuses an argument, raises a `UserError` that names the group."""
     try:
         return action()
     except UserError as error:
@@ -85,7 +85,7 @@ def attempt(group: str, action: Callable[[], Any]) -> Any:
 
 
 def _check_groups(cfg: DictConfig) -> None:
-    """Every group is a component, or rather a description of one."""
+    """Refuses a group that doesn't describe a component."""
     for key in ("tracking", "paths"):
         require(OmegaConf.is_dict(cfg[key]), f"{key} is a group of keys", cfg[key], key, "Set its keys one by one.")
     for key in GROUPS:
@@ -139,7 +139,7 @@ def _check_choices(cfg: DictConfig) -> None:
 
 
 def _check_loss(cfg: DictConfig) -> None:
-    """The arguments of a loss of our own; that one is missing, or unknown, the loss itself says."""
+    """Refuses wrong arguments of our own losses. The loss itself reports missing and unknown arguments."""
     module, _, name = str(cfg.loss._target_).rpartition(".")
     rule = getattr(loss_rules, name, None) if module == "kdsweep.losses" else None
     if inspect.isfunction(rule) and rule.__module__ == loss_rules.__name__:
@@ -149,7 +149,7 @@ def _check_loss(cfg: DictConfig) -> None:
 
 
 def _check_places(cfg: DictConfig) -> None:
-    """Folders, names and numbers that say where a run belongs."""
+    """Refuses wrong folders, stores, names and numbers that say where a run is recorded."""
     for key in cfg.paths:
         value = cfg.paths[key]
         require(isinstance(value, str) and value != "", f"{key} is a folder", value, f"paths.{key}")

@@ -1,6 +1,6 @@
-"""The configuration of a run as it is saved: YAML that runs again, and in a comment at its end what came of the run.
+"""The saved configuration of a run: YAML that can be run again, with the run's record in a comment at its end.
 
-So a copied `config.yaml` is enough to make a run again and to compare, without the store that it was recorded in.
+A copied `config.yaml` is therefore enough to reproduce a run and to compare, without the store that has its record.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MARK = "# kdsweep-record: "
 
 @dataclass(frozen=True)
 class SavedConfig:
-    """What a saved configuration holds.
+    """The content of a saved configuration.
 
     Attributes:
         config: The configuration, resolved, as plain dictionaries.
@@ -38,15 +38,20 @@ class SavedConfig:
 
 
 def saved_text(config: str, record: Mapping[str, object]) -> str:
-    """The text of the file, from the configuration's YAML."""
+    """Returns the text of the file.
+
+    Args:
+        config: The configuration as YAML.
+        record: What is known of the run.
+    """
     return f"{config.rstrip()}\n{MARK}{json.dumps(record)}\n"
 
 
 def parse(text: str) -> SavedConfig:
-    """What `saved_text` made, or any YAML mapping.
+    """Reads what `saved_text` wrote, or any YAML mapping.
 
     Raises:
-        UserError: The text is neither.
+        UserError: The text is neither of them.
     """
     try:
         config = yaml.safe_load(text)
@@ -57,7 +62,7 @@ def parse(text: str) -> SavedConfig:
     if not isinstance(config, dict) or not isinstance(record, dict):
         raise UserError("this is no saved configuration: it isn't a mapping of keys to values.")
     if "${" in json.dumps(config, default=str):
-        # In somebody else's file they could read the environment; and a run saves what they stood for.
+        # In somebody else's file, interpolations could read the environment. Runs save resolved values.
         remedy = "Take the config.yaml that a run has written, or print one with `kdsweep --cfg job --resolve`."
         raise UserError(f"a saved configuration holds values, but this one holds interpolations (${{...}}). {remedy}")
     return SavedConfig(config, record)

@@ -50,7 +50,7 @@ def test_the_same_inputs_are_made_once() -> None:
 
 
 def test_the_same_architecture_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Jobs of a sweep share it, and so do its check and the networks made of it; one that is refused is refused again."""
+    """Jobs of a sweep share it, as do its check and its networks; one that is refused is refused again."""
     built: list[str] = []
     own = build.component
     monkeypatch.setattr(build, "component", lambda cfg, group: (built.append(group), own(cfg, group))[1])
