@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def again(original: Original, options: argparse.Namespace) -> DictConfig:
-    """Returns the configuration of the new run: the old one with the old hardware settings, in this folder, and --set."""
+    """Returns the configuration of the new run: the old one, with its hardware settings, in this folder, and --set."""
     from omegaconf import DictConfig, OmegaConf
 
     from kdsweep.analysis.environment_diff import moved

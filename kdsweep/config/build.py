@@ -138,7 +138,7 @@ def inputs(data_key: str, view_seed: int, device: str) -> tuple[Dataset, Views]:
 
 
 def hardware(cfg: DictConfig) -> tuple[torch.device, str]:
-    """Returns the device and the precision (bf16 or fp32) in force; in a teacher's run it is the teacher's precision."""
+    """Returns the device and the precision (bf16 or fp32) in force, which is the teacher's in a teacher's run."""
     device = resolve_device(cfg.device)
     return device, resolve_precision(cfg.teacher.precision if cfg.arm == "teacher" else cfg.precision, device)
 
