@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from commands import SHORT
-from hydra import compose, initialize_config_dir
+from configurations import composed
 from omegaconf import DictConfig, OmegaConf
 
 from kdsweep.config import build, rules
 from kdsweep.config.checks import check
-from kdsweep.config.folder import CONFIG_FOLDER
 from kdsweep.models import FORMATS, Classifier
 from kdsweep.system.errors import UserError
 from kdsweep.system.files import hash_tensors
@@ -29,11 +28,6 @@ def rng() -> Iterator[None]:
 def config(*words: str) -> DictConfig:
     """The configuration of a short run, and what the words change of it."""
     return composed(*SHORT, *words)
-
-
-def composed(*words: str) -> DictConfig:
-    with initialize_config_dir(str(CONFIG_FOLDER)):
-        return compose("config", list(words))
 
 
 def test_a_configuration_survives_its_key() -> None:

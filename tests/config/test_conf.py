@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import configurations
 import numpy as np
 import optuna
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
@@ -48,8 +48,7 @@ READERS = (
 
 def composed(*words: str) -> DictConfig:
     """The configuration that a command line stands for, with Hydra's own part."""
-    with initialize_config_dir(str(CONFIG_FOLDER)):
-        return compose("config", list(words), return_hydra_config=True)
+    return configurations.composed(*words, hydra=True)
 
 
 def selecting(group: str, option: str) -> list[str]:

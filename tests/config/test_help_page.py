@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 import pytest
-from hydra import compose, initialize_config_dir
+from configurations import composed
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from kdsweep import train
 from kdsweep.config import help_page
@@ -52,12 +52,6 @@ def joined(text: str) -> list[str]:
         else:
             lines.append(re.sub(r" +", " ", line).strip())
     return lines
-
-
-def composed(*words: str) -> DictConfig:
-    with initialize_config_dir(str(CONFIG_FOLDER)):
-        config = compose("config", [*words])
-    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
 
 
 @pytest.mark.parametrize(

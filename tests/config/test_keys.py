@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
+from configurations import composed
 from omegaconf import OmegaConf
 
 from kdsweep.config import keys
@@ -22,9 +22,7 @@ OPTIONS = [
 @pytest.mark.parametrize("option", ["", *OPTIONS])
 def test_every_key_is_classified(option: str) -> None:
     """A new key needs a row in config/keys.py, which says what it is for; no key has two."""
-    with initialize_config_dir(str(CONFIG_FOLDER)):
-        config = compose("config", [option] if option else [])
-    names = list(flatten(OmegaConf.to_container(config)))
+    names = list(flatten(OmegaConf.to_container(composed(*filter(None, [option])))))
     assert keys.unclassified(names) == []
     assert [name for name in names if sum(row.covers(name) for row in keys.KEYS) > 1] == []
 

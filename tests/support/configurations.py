@@ -1,0 +1,19 @@
+"""Configurations composed as the command composes them; each once in a process, because Hydra takes half a second."""
+
+from __future__ import annotations
+
+import functools
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from kdsweep.config.folder import CONFIG_FOLDER
+
+
+@functools.cache
+def composed(*words: str, hydra: bool = False) -> DictConfig:
+    """The read-only configuration that a command line stands for, with Hydra's own part where that is asked for."""
+    with initialize_config_dir(str(CONFIG_FOLDER)):
+        config = compose("config", list(words), return_hydra_config=hydra)
+    OmegaConf.set_readonly(config, True)
+    return config
