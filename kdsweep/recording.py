@@ -24,6 +24,7 @@ from kdsweep.system.masking import masked, masked_text
 from kdsweep.system.processes import this_process
 from kdsweep.system.progress import note
 from kdsweep.tracking.location import UNSENT, offline_uri, store_uri
+from kdsweep.tracking.run_records import ARM_TAG
 from kdsweep.tracking.store import OPEN_SECONDS, Store, flatten
 
 if TYPE_CHECKING:
@@ -200,7 +201,6 @@ def started(
 
 def _tags(cfg: DictConfig, surroundings: dict[str, object], teacher: Teacher | None) -> dict[str, str]:
     tags = {
-        "role": cfg.arm,
         "stage": cfg.tracking.stage,
         "study": cfg.tracking.study,
         "job": cfg.tracking.job,
@@ -211,7 +211,7 @@ def _tags(cfg: DictConfig, surroundings: dict[str, object], teacher: Teacher | N
         "git_commit": surroundings["git_commit"],
         "git_dirty": surroundings["git_dirty"],
     }
-    return {f"kdsweep.{key}": str(value) for key, value in tags.items() if value is not None}
+    return {ARM_TAG: cfg.arm} | {f"kdsweep.{key}": str(value) for key, value in tags.items() if value is not None}
 
 
 def _name(cfg: DictConfig) -> str:

@@ -130,7 +130,7 @@ def train(cfg: DictConfig) -> Trained:
 
 
 def _value(metrics: Metrics, objective: str) -> float:
-    from kdsweep.config.rules import OBJECTIVES
+    from kdsweep.analysis.metrics import OBJECTIVES
 
     if objective not in metrics:
         known = ", ".join(name for name in OBJECTIVES if name in metrics)

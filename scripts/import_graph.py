@@ -51,7 +51,7 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
         *("exit_status", "checkpoint", "environment", "files", "sqlite", "progress", "interrupts", "masking"),
         *("processes", "errors"),
     ),
-    "words": ("config.keys",),
+    "words": ("config.keys", "analysis.metrics"),
 }
 
 # Floors that are no package: their modules stand here by their full names. The words are what everybody may know.

@@ -1,4 +1,4 @@
-"""What a study cost, and what pruning saved of it."""
+"""What a study cost, and how much pruning saved."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kdsweep.analysis import statistics
-from kdsweep.analysis.sorted_runs import STUDENTS, Comparison, Spread, finished, spread
+from kdsweep.analysis.sorted_runs import Comparison, Spread, finished, spread
+from kdsweep.tracking.run_records import ARMS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from kdsweep.analysis.statistics import RankCorrelation
 
-# Below this a score at the pruning epoch tells too little about the final one.
+# Below this rank correlation, the score at the pruning epoch tells too little about the final one.
 LOW_RANK = 0.7
-FEWEST_FULL = 5  # full runs; with fewer a rank correlation says nothing
+FEWEST_FULL = 5  # with fewer full runs, a rank correlation says nothing
 
 
 @dataclass(frozen=True)
@@ -24,11 +25,11 @@ class Savings:
     """What pruning saved.
 
     Attributes:
-        pruned, full: Numbers of trials that were stopped, and of trials that went to their end.
-        epochs_saved, epochs_all: Epochs that were not trained, of those that all these trials would have taken.
-        seconds_saved: By the full runs' seconds an epoch; None where they didn't tell.
-        ranks: Epoch at which trials were stopped -> Spearman's correlation between the score there and the final one,
-            over the full runs that told both.
+        pruned, full: The number of trials that were stopped, and of trials that went to their end.
+        epochs_saved, epochs_all: Epochs that were not trained, and epochs that all these trials would have taken.
+        seconds_saved: An estimate from the full runs' seconds per epoch; None if they logged none.
+        ranks: Epoch at which trials were stopped -> Spearman's correlation of the score there with the final one, over
+            the full runs that have both.
     """
 
     pruned: int
@@ -44,10 +45,10 @@ class Cost:
     """What a study cost.
 
     Attributes:
-        seconds: Role -> seconds of a run, without the teacher's passes.
-        teacher_seconds: Spent by all runs on the teacher's passes together.
-        total_seconds: Of all runs that ended, whichever way; runs beside each other are added up.
-        savings: None where nothing was pruned.
+        seconds: Arm -> seconds of a run, without the teacher's passes.
+        teacher_seconds: What all runs together spent on the teacher's passes.
+        total_seconds: The sum over all runs that ended, whichever way, even if they ran at the same time.
+        savings: What pruning saved; None if nothing was pruned.
     """
 
     seconds: dict[str, Spread] = field(default_factory=dict)
@@ -58,10 +59,10 @@ class Cost:
 
 def account(found: Comparison) -> Cost:
     """Adds up what the runs of a study took."""
-    seconds = {role: spread(found.seconds(role)) for role in ("teacher", *STUDENTS)}
+    seconds = {arm: spread(found.seconds(arm)) for arm in ARMS}
     children = found.study.children
     return Cost(
-        {role: cost for role, cost in seconds.items() if cost is not None},
+        {arm: cost for arm, cost in seconds.items() if cost is not None},
         math.fsum(run.metrics.get("teacher_seconds", 0) for run in children),
         math.fsum(run.duration_s or 0 for run in children),
         _savings(found) if found.pruned else None,
@@ -69,7 +70,7 @@ def account(found: Comparison) -> Cost:
 
 
 def _savings(found: Comparison) -> Savings:
-    metric = found.aims.objective.metric
+    metric = found.goals.objective.metric
     full = [run for run in finished(found.study, "distill") if run.stage != "confirmation"]
     histories = {run.id: dict(found.readings.history(metric, run)) for run in full}
     last = {id_: history[max(history)] for id_, history in histories.items() if history}
@@ -97,7 +98,7 @@ def _timed(metrics: dict[str, float], params: dict[str, str]) -> bool:
 
 
 def words(cost: Cost) -> Iterator[str]:
-    """The findings about cost, a sentence or two each."""
+    """Yields the findings about cost, each of one or two sentences."""
     if cost.savings is not None:
         yield _savings_words(cost.savings)
         yield _rank_words(cost.savings)
@@ -138,7 +139,7 @@ def _rank_words(savings: Savings) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as hours and minutes, minutes and seconds, or seconds."""
+    """Prints seconds as hours and minutes, as minutes and seconds, or as seconds."""
     if 0 < seconds < 10:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

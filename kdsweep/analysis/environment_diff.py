@@ -1,6 +1,6 @@
-"""What differs between the place where a run was made and this one: machine, software, source, data, teacher, folders.
+"""Compares the environment of a recorded run with this one: machine, software, source, data, teacher, folders.
 
-Pure: descriptions as `kdsweep.system.environment.describe` makes them come in, rows of a table go out.
+Pure functions: they take descriptions made by `kdsweep.system.environment.describe`, and return the rows of a table.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# What a description holds -> how it is called, in the table's order. All but these three are compared as they are.
+# Key of a description -> its name in the table, in the table's order.
 NAMES = {
     "kdsweep": "kdsweep",
     "git_commit": "git commit",
@@ -28,15 +28,17 @@ NAMES = {
     "data": "data",
     "teacher": "teacher",
 }
+# Their values are shortened in the table.
 HASHES = ("git_commit", "git_diff", "data", "teacher")
+# Keys whose values are mappings, of which each entry is compared, and the name of an entry in the table.
 MAPPINGS = {"packages": "package", "libraries": "library", "variables": "variable"}
 
-HASH_SHOWN = 12  # digits
+HASH_SHOWN = 12  # digits of a hash
 
 
 @dataclass(frozen=True)
 class Change:
-    """One thing that isn't as it was, as texts; "-" where it is missing."""
+    """One thing that has changed, as texts; "-" stands for something that is missing."""
 
     name: str
     then: str
@@ -48,8 +50,8 @@ class Changes:
     """What differs.
 
     Attributes:
-        found: One row a difference.
-        unknown: Names of what was not recorded then, and so can't be compared.
+        found: The differences.
+        unknown: Names of things that were not recorded then, and so can't be compared.
     """
 
     found: tuple[Change, ...]
@@ -57,10 +59,11 @@ class Changes:
 
 
 def compare(then: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
-    """What differs between two descriptions.
+    """Compares two descriptions.
 
     Args:
-        then, now: As `environment.describe`, and besides "device", "precision", "data" and "teacher" (hashes).
+        then: What `environment.describe` returned, with "device", "precision", and the hashes "data" and "teacher".
+        now: The same for this environment.
     """
     known = [key for key in NAMES if key in then]
     rows = [row for key in known for row in _rows(key, then, now)]
@@ -76,7 +79,7 @@ def _rows(key: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator
     if before == after:
         return
     if key == "cpu_features" and isinstance(before, Sequence) and isinstance(after, Sequence):
-        # Twenty words, of which two matter: each side shows those that the other lacks.
+        # Of twenty words two matter, so each side shows the words that the other lacks.
         yield Change(NAMES[key], _words(before, after), _words(after, before))
         return
     nothing = "none" if key in ("git_diff", "gpu", "teacher") else "-"
@@ -104,12 +107,13 @@ def _entries(kind: str, then: Mapping[str, str], now: Mapping[str, str]) -> Iter
 
 
 def moved(config: Mapping[str, Any], folders: Sequence[tuple[str, Path]]) -> dict[str, Any]:
-    """A configuration whose paths are those of another place.
+    """Returns a configuration whose paths below old folders are moved to new ones.
 
-    A text that lies below an old folder is moved to the new one, unless it exists at the old place alone.
+    A path that exists at the old place alone stays as it is.
 
     Args:
-        folders: (old, new), the innermost first: a text is moved by the first that it lies below.
+        config: The configuration.
+        folders: (old, new), the innermost first. A path is moved by the first old folder that it lies below.
     """
     return {key: _moved(value, folders) for key, value in config.items()}
 
@@ -119,7 +123,7 @@ def _moved(value: Any, folders: Sequence[tuple[str, Path]]) -> Any:
         return moved(value, folders)
     if isinstance(value, list):
         return [_moved(item, folders) for item in value]
-    # A name without a separator ("resnet18") would lie below the folder "."; a URI's slashes aren't folders'.
+    # A name without a slash ("resnet18") would lie below the folder "."; the slashes of a URI separate no folders.
     if not isinstance(value, str) or "/" not in value or "://" in value:
         return value
     for old, new in folders:

@@ -1,4 +1,4 @@
-"""The report of a study before it is printed: the sorted runs, the statistics on them, and sentences about both."""
+"""The content of a study's report: its sorted runs, the statistics on them, and sentences about both."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING
 from kdsweep.analysis import cost, landscape, verdict
 from kdsweep.analysis.sorted_runs import (
     SETTING,
-    STUDENTS,
     TRAINING,
     Arm,
     Comparison,
     Readings,
     Spread,
     Trial,
+    arm_label,
     compare,
     differing,
     pareto,
 )
 from kdsweep.analysis.study_goals import setting
+from kdsweep.tracking.run_records import STUDENTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -30,19 +31,19 @@ if TYPE_CHECKING:
     from kdsweep.analysis.verdict import Verdict
     from kdsweep.tracking.run_records import StudyRecord
 
-SAME = 0.005  # points; less is not visible in the table
+SAME = 0.005  # points; a smaller difference is not visible in the table
 
 
 @dataclass(frozen=True)
 class Report:
-    """What is told about a study.
+    """Everything that is reported about a study.
 
     Attributes:
-        headline: The verdict, or that there is none; and why.
-        front: The Pareto set of a study with several objectives, best by the first one first; else empty.
+        headline: The verdict, or why there is none.
+        front: The Pareto set of a study with several objectives, ordered by the first of them; else empty.
         findings: Sentences about the numbers.
-        missing: Sentences about what is not there yet.
-        files: What `kdsweep.commands.report.write` wrote.
+        missing: Sentences about what is not there (yet).
+        files: The files that `kdsweep.report.writing.write` wrote.
     """
 
     comparison: Comparison
@@ -57,12 +58,12 @@ class Report:
 
     @property
     def study(self) -> StudyRecord:
-        """The runs as they were read."""
+        """The study's runs as they were read."""
         return self.comparison.study
 
     @property
     def arms(self) -> tuple[Arm, ...]:
-        """The rows of the comparison."""
+        """The rows of the table of arms."""
         return self.comparison.arms
 
     @property
@@ -72,17 +73,17 @@ class Report:
 
     @property
     def target(self) -> float | None:
-        """The accuracy of "epochs to target"."""
+        """The accuracy that "epochs to target" is about."""
         return self.comparison.target
 
 
 def summarise(study: StudyRecord, readings: Readings) -> Report:
-    """The report of a study from its runs and their histories."""
+    """Makes the report of a study from its runs and their histories."""
     found = compare(study, readings)
     judged = verdict.judge(found)
     surveyed = landscape.survey(found, judged.validation_noise)
     spent = cost.account(found)
-    objectives = found.aims.objectives
+    objectives = found.goals.objectives
     front = pareto(found.trials, objectives) if len(objectives) > 1 else ()
     findings = (
         *verdict.words(judged),
@@ -90,7 +91,7 @@ def summarise(study: StudyRecord, readings: Readings) -> Report:
         *_unconfirmed(found, judged),
         *_teacher(found),
         *verdict.curse_words(judged, found),
-        *landscape.words(surveyed, found.aims.objective, judged.validation_noise),
+        *landscape.words(surveyed, found.goals.objective, judged.validation_noise),
         *cost.words(spent),
         *_unfair(found),
     )
@@ -100,11 +101,11 @@ def summarise(study: StudyRecord, readings: Readings) -> Report:
 
 
 def _chosen(found: Comparison, front: tuple[Trial, ...]) -> Iterable[str]:
-    """Which trial the distilled row is, and how it was chosen."""
+    """Says which trial the row of distill shows, and how it was chosen."""
     chosen, trials = found.chosen, found.trials
     if chosen is None:
         return
-    metric = found.aims.objective.name.removesuffix(" %")
+    metric = found.goals.objective.label
     what = f"distill is trial {chosen.number} ({setting(chosen.params)})"
     fresh = found.confirmed("distill")
     repeated = "one run" if len(chosen.runs) == 1 else f"{len(chosen.runs)} runs"
@@ -127,12 +128,12 @@ def _chosen(found: Comparison, front: tuple[Trial, ...]) -> Iterable[str]:
 
 
 def _unconfirmed(found: Comparison, judged: Verdict) -> Iterable[str]:
-    """What the first runs say on test, or else on validation, where nothing was confirmed."""
+    """Compares the first runs on test, or else on validation, if nothing was confirmed."""
     if judged.comparisons:
         return
     for metric, where in (("test/accuracy", "test"), ("val/accuracy", "validation")):
-        spreads = {arm.role: arm.metrics[metric] for arm in found.arms if metric in arm.metrics}
-        scratch, distilled, smoothed = (spreads.get(role) for role in ("scratch", "distill", "label_smoothing"))
+        spreads = {arm.name: arm.metrics[metric] for arm in found.arms if metric in arm.metrics}
+        scratch, distilled, smoothed = (spreads.get(arm) for arm in ("scratch", "distill", "label_smoothing"))
         if scratch is None:
             continue
         if distilled is not None:
@@ -147,8 +148,8 @@ def _unconfirmed(found: Comparison, judged: Verdict) -> Iterable[str]:
 
 
 def _teacher(found: Comparison) -> Iterable[str]:
-    """Where the teacher stands among its students, on test."""
-    tested = {arm.role: arm.metrics["test/accuracy"] for arm in found.arms if "test/accuracy" in arm.metrics}
+    """Says where the teacher stands among its students on test."""
+    tested = {arm.name: arm.metrics["test/accuracy"] for arm in found.arms if "test/accuracy" in arm.metrics}
     teacher, scratch = tested.get("teacher"), tested.get("scratch")
     relations = [
         f"{_relation(teacher, tested[name])} {name}" for name in ("scratch", "distill") if teacher and name in tested
@@ -160,7 +161,7 @@ def _teacher(found: Comparison) -> Iterable[str]:
 
 
 def points(first: Spread, second: Spread) -> float:
-    """The difference of two mean accuracies in points."""
+    """Returns the difference of two mean accuracies in points."""
     return 100 * (first.mean - second.mean)
 
 
@@ -181,10 +182,10 @@ def _runs(spread: Spread) -> str:
 
 
 def _unfair(found: Comparison) -> Iterable[str]:
-    """What differs besides the arm, and so could explain a difference."""
+    """Says what differs besides the arm, and could explain a difference too."""
     for arm in found.arms:
         if keys := differing(arm.runs, SETTING):
-            yield f"The {arm.name} runs differ in {_listed(keys)} too: their mean mixes settings."
+            yield f"The {arm.label} runs differ in {_listed(keys)} too: their mean mixes settings."
     scratch, distilled = found.arm("scratch"), found.arm("distill")
     if scratch is not None and distilled is not None:
         both = differing([*scratch.runs, *distilled.runs], TRAINING)
@@ -200,28 +201,28 @@ def _listed(keys: Iterable[str]) -> str:
 
 
 def _missing(found: Comparison) -> Iterable[str]:
-    roles = {arm.role for arm in found.arms}
-    if "distill" not in roles:
+    arms = {arm.name for arm in found.arms}
+    if "distill" not in arms:
         yield "There is no finished distilled run yet, so there is nothing to compare with scratch."
-    if "scratch" not in roles:
+    if "scratch" not in arms:
         yield "There is no finished scratch run here, so there is no difference and no target accuracy."
-    if "teacher" not in roles:
+    if "teacher" not in arms:
         yield "There is no teacher run here: a teacher that was trained before, or by a student, has a run of its own."
-    planned, ended = found.aims.n_trials, len(found.trials) + len(found.pruned)
+    planned, ended = found.goals.n_trials, len(found.trials) + len(found.pruned)
     if planned is not None and ended < planned:
-        # A trial that failed counts as one of the planned: only an interrupted study has some left.
+        # A trial that failed counts as one of the planned ones, so only an interrupted study has trials left.
         going_on = found.study.parent.status != "FINISHED"
         rest = "the same command goes on with the study" if going_on else "the others failed"
         yield f"{ended} of {planned} trials have ended well; {rest}."
-    yield from _missing_confirmation(found, {role: len(found.confirmed(role)) for role in STUDENTS})
+    yield from _missing_confirmation(found, {arm: len(found.confirmed(arm)) for arm in STUDENTS})
 
 
 def _missing_confirmation(found: Comparison, fresh: Mapping[str, int]) -> Iterable[str]:
-    planned = found.aims.confirm_seeds
+    planned = found.goals.confirm_seeds
     if planned == 0:
         yield "Nothing was confirmed, as configured (sweep.confirm_seeds=0): with five or so there is a verdict."
     elif planned is None and not any(fresh.values()):
         yield "Nothing was confirmed with fresh seeds, so there is no verdict: `kdsweep sweep=alpha_tau` makes one."
     elif planned is not None and min(fresh.values()) < planned:
-        counts = ", ".join(f"{role.replace('_', ' ')} {n}" for role, n in fresh.items())
+        counts = ", ".join(f"{arm_label(arm)} {n}" for arm, n in fresh.items())
         yield f"The confirmation is not complete: of {planned} fresh seeds an arm there are {counts}."

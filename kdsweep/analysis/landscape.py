@@ -1,4 +1,4 @@
-"""What the search found out about its space: spread against noise, the plateau, which parameters matter."""
+"""What the search found out about its space: the spread against the noise, the plateau, which parameters matter."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from kdsweep.analysis import plateau as fitted
 from kdsweep.analysis.plateau import Importance, Plateau, Space, Surface
-from kdsweep.analysis.study_goals import Dimension, Objective, setting, short_key
+from kdsweep.analysis.study_goals import ALPHA, TAU, Dimension, Objective, is_logarithmic, setting, short_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from kdsweep.analysis.sorted_runs import Comparison, Trial
     from kdsweep.analysis.statistics import NoiseFloor
 
-# A key without a declared scale that was tried over this ratio is seen on a logarithmic one.
+# A key without a declared scale gets a logarithmic one if its largest value is this many times its smallest.
 LOG_RATIO = 10
-# The plateau is told as the whole space from this share on.
+# From this share on, the plateau is reported as the whole space.
 WHOLE = 0.95
-# Below this share of its box, the box alone would mislead.
+# If the plateau fills less than this share of its box, naming the box alone would mislead.
 FILLED = 0.7
 
 
@@ -30,14 +30,15 @@ class Landscape:
     """The search space as the trials show it, for the first objective.
 
     Attributes:
-        space: The numeric parameters that were varied; None where there are none, or no trials.
-        declared: Whether the study's own limits are used, rather than the range that was tried.
-        fixed: Parameters that are words, and their value in the chosen trial: other trials are left out of the fit.
-        n: Trials in the fit.
-        spread: Standard deviation of these trials' objective; NaN below two trials.
-        plateau: In the objective's unit times its sign (to be maximised); None below five trials.
-        importances: By parameter.
-        surface: Over alpha and tau, or else the first two parameters; None without two of them.
+        space: The numeric parameters that were varied; None if there are none, or no trials.
+        declared: Whether the limits are those that the study declared, rather than the range that was tried.
+        fixed: Parameters whose values are words -> their value in the chosen trial. Trials with other values are left
+            out of the fit.
+        n: The number of trials in the fit.
+        spread: The standard deviation of these trials' objective; NaN with fewer than two trials.
+        plateau: The plateau, in the objective's unit times its sign (to be maximised); None below five trials.
+        importances: Parameter -> its importance.
+        surface: The surface over alpha and tau, or else over the first two parameters; None if there is only one.
     """
 
     space: Space | None = None
@@ -54,17 +55,18 @@ def survey(found: Comparison, noise: NoiseFloor | None) -> Landscape:
     """Fits the surface to the finished trials.
 
     Args:
-        noise: Of one run's objective over seeds, where it is known.
+        found: The sorted runs.
+        noise: The noise of one run's objective over seeds; None if it is unknown.
     """
     if not found.trials or found.chosen is None:
         return Landscape()
-    dimensions = found.aims.space or tuple(Dimension(key) for key in found.trials[0].params)
+    dimensions = found.goals.space or tuple(Dimension(key) for key in found.trials[0].params)
     words = {d.key for d in dimensions if not all(map(_is_number, _tried(d, found)))}
     fixed = {key: found.chosen.params[key] for key in words}
     trials = [trial for trial in found.trials if all(trial.params[key] == value for key, value in fixed.items())]
     limits = {d.key: _limits(d, trials) for d in dimensions if d.key not in words}
     limits = {key: limit for key, limit in limits.items() if limit[0] < limit[1]}
-    values = [found.aims.objective.sign * trial.value for trial in trials]
+    values = [found.goals.objective.sign * trial.value for trial in trials]
     spread = plain.stdev(values) if len(values) > 1 else math.nan
     if not limits:
         return Landscape(fixed=fixed, n=len(trials), spread=spread)
@@ -73,24 +75,24 @@ def survey(found: Comparison, noise: NoiseFloor | None) -> Landscape:
     points = [[float(trial.params[key]) for key in limits] for trial in trials]
     region = surface = None
     importances: dict[str, Importance] = {}
-    # Equal values have no surface.
+    # There is nothing to fit to equal values.
     if spread > 0:
         region = fitted.plateau(space, points, values, noise=noise)
         importances = fitted.importances(space, points, values, noise=noise)
         if len(limits) > 1:
             surface = fitted.surface(space, points, values, *axes(space), noise=noise)
-    return Landscape(space, bool(found.aims.space), fixed, len(trials), spread, region, importances, surface)
+    return Landscape(space, bool(found.goals.space), fixed, len(trials), spread, region, importances, surface)
 
 
 def axes(space: Space) -> tuple[str, str]:
-    """The two parameters of the figure: alpha and tau where both are searched, else the first two."""
-    both = ("loss.alpha", "loss.tau")
+    """Returns the two parameters of the figure: alpha and tau if both are searched, else the first two."""
+    both = (ALPHA.key, TAU.key)
     return both if set(both) <= set(space.names) else (space.names[0], space.names[1])
 
 
 def words(landscape: Landscape, objective: Objective, noise: NoiseFloor | None) -> Iterator[str]:
-    """The findings about the space, a sentence or two each."""
-    unit = " points" if objective.scale == 100 else ""
+    """Yields the findings about the space, each of one or two sentences."""
+    unit = f" {objective.row.difference_unit}".rstrip()
     if noise is not None and not math.isnan(landscape.spread):
         yield _against_noise(landscape, objective, noise, unit)
     if landscape.plateau is not None:
@@ -98,7 +100,7 @@ def words(landscape: Landscape, objective: Objective, noise: NoiseFloor | None) 
     elif 0 < landscape.n < fitted.FEWEST:
         yield f"A region of good settings takes at least {fitted.FEWEST} trials; there are {landscape.n}."
     elif landscape.spread == 0:
-        yield f"All {landscape.n} trials have the same {objective.name.removesuffix(' %')}: no setting stands out."
+        yield f"All {landscape.n} trials have the same {objective.label}: no setting stands out."
     if landscape.importances and landscape.plateau is not None and landscape.plateau.trusted:
         yield _importance_words(landscape)
 
@@ -122,7 +124,7 @@ def _importance_words(landscape: Landscape) -> str:
 
 def _against_noise(landscape: Landscape, objective: Objective, noise: NoiseFloor, unit: str) -> str:
     both = (
-        f"The standard deviation of the {landscape.n} trials' {objective.name.removesuffix(' %')} is "
+        f"The standard deviation of the {landscape.n} trials' {objective.label} is "
         f"{objective.shown(landscape.spread)}{unit}, that of repeated seeds {objective.shown(noise.sd)} "
         f"({objective.shown(noise.low)} to {objective.shown(noise.high)})"
     )
@@ -156,12 +158,12 @@ def _tried(dimension: Dimension, found: Comparison) -> list[str]:
 
 
 def _limits(dimension: Dimension, trials: list[Trial]) -> tuple[float, float, bool]:
-    """(low, high, log) of a parameter: as declared, else what was tried."""
+    """Returns (low, high, log) of a parameter: as declared, else the range that was tried."""
     if dimension.low is not None and dimension.high is not None:
         return dimension.low, dimension.high, dimension.log
     values = [float(trial.params[dimension.key]) for trial in trials] + [float(choice) for choice in dimension.choices]
     low, high = min(values), max(values)
-    return low, high, low > 0 and (dimension.key == "loss.tau" or high / low >= LOG_RATIO)
+    return low, high, low > 0 and (is_logarithmic(dimension.key) or high / low >= LOG_RATIO)
 
 
 def _is_number(text: str) -> bool:

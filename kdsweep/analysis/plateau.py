@@ -1,6 +1,6 @@
-"""Where the good settings are: the region of the search space that is as good as the best, as far as the trials tell.
+"""The plateau: the region of the search space that is as good as the best setting, as far as the trials can tell.
 
-A Gaussian process is fitted to all trials. Values are maximised: negate what is minimised.
+A Gaussian process is fitted to all trials. Values are to be maximised; negate those that are to be minimised.
 """
 
 from __future__ import annotations
@@ -24,31 +24,32 @@ __all__ = ["FEWEST", "Importance", "Plateau", "Space", "Surface", "importances",
 
 Array = NDArray[np.float64]
 
-FEWEST = 5  # trials; below that a fit would show its prior alone
-CONFIDENCE = 0.95  # with which a setting is ruled out
-# A region that is more of the space than this says nothing. Of flat surfaces, where it should be all of the space, one
-# in ten got a smaller one from 12 trials, one in thirty from 30.
+FEWEST = 5  # with fewer trials, a fit would show nothing but its prior
+CONFIDENCE = 0.95  # the probability with which a setting is ruled out
+# A region that covers a larger share of the space means nothing. On simulated flat surfaces, where it should cover all,
+# one in ten regions was smaller than this with 12 trials, and one in thirty with 30.
 TRUSTED_SHARE = 0.85
-# Points a dimension on which a region is measured; in three dimensions and more Sobol's points, so many in all.
+# A region is measured on a grid with this many points in each dimension; with three dimensions or more, on SOBOL_POINTS
+# points of Sobol's sequence.
 GRID = {1: 257, 2: 65}
 SOBOL_POINTS = 4096
-GROUPS = 10  # of trials that are left out in turn
+GROUPS = 10  # groups of trials, each of which is left out in turn
 
 
 @dataclass(frozen=True)
 class Plateau:
-    """The region that is as good as the best setting, as far as the trials tell; `plateau` has the rule.
+    """The region that is as good as the best setting, as far as the trials can tell; `plateau` states the rule.
 
     Attributes:
         best: The setting with the highest posterior mean, in the parameters' own units.
-        mean, sd: The posterior at `best`, of the value without a run's noise.
-        noise_sd: The noise of one run, as fitted.
-        limits: The smallest box that holds the region, (low, high) a parameter, in its own unit.
-        share: The region's share of the space's volume (as searched: logarithmic where the search is), in [0, 1].
-        fill: The region's share of the box of `limits`: near 1 the box may be read as the region.
-        n: Trials that it rests on.
+        mean, sd: The posterior at `best` of the value without a run's noise.
+        noise_sd: The fitted noise of one run.
+        limits: The smallest box that holds the region: (low, high) of each parameter, in its own unit.
+        share: The region's share of the space's volume, in [0, 1]; the volume is logarithmic where the search is.
+        fill: The region's share of its box. Near 1, the box can be read as the region.
+        n: The number of trials in the fit.
         trusted: Whether the trials rule out enough for the region to mean something.
-        reason: Why it isn't trusted, a clause; empty where it is.
+        reason: A clause that says why it isn't trusted; empty if it is.
     """
 
     best: tuple[float, ...]
@@ -65,13 +66,13 @@ class Plateau:
 
 @dataclass(frozen=True)
 class Surface:
-    """The fitted surface over two parameters, the others at the best setting.
+    """The fitted surface over two parameters, with the others at the best setting.
 
     Attributes:
-        names: Of the two parameters, x and y.
-        x, y: Grid coordinates (size,) in the parameters' own units, spaced as the search is.
-        mean, sd: The posterior without a run's noise, (size, size): rows are y, columns x, as matplotlib wants it.
-        member: Whether the grid point belongs to the plateau, (size, size) of bool.
+        names: The names of the two parameters, x and y.
+        x, y: The grid's coordinates, (size,), in the parameters' own units, on the scale of the search.
+        mean, sd: The posterior without a run's noise, (size, size); rows are y and columns x, as in matplotlib.
+        member: Whether each grid point belongs to the plateau, (size, size) of bool.
     """
 
     names: tuple[str, str]
@@ -87,10 +88,9 @@ class Importance:
     """Sobol indices of one parameter: shares of the fitted surface's variance over the space, in [0, 1].
 
     Attributes:
-        first: By this parameter alone.
-        total: With all interactions that it takes part in.
-        low, high: Between which `total` lies when a group of trials is left out, each in its turn; `importances` says
-            which.
+        first: The share that is due to this parameter alone.
+        total: The share that includes its interactions with other parameters.
+        low, high: The range of `total` when groups of trials are left out in turn, as `importances` does.
     """
 
     first: float
@@ -102,29 +102,30 @@ class Importance:
 def plateau(
     space: Space, points: ArrayLike, values: Sequence[float], seed: int = 0, noise: NoiseFloor | None = None
 ) -> Plateau | None:
-    """The region of settings that the trials don't show to be worse than the best by more than a run's noise.
+    """Finds the settings that the trials don't show to be worse than the best by more than a run's noise.
 
-    The rule: with f the surface without noise, and `best` where its posterior mean is highest, a setting x is ruled out
-    where f(best) - f(x) > noise_sd has a posterior probability of 95 % or more; the difference's own posterior decides,
-    so that an error common to both cancels. All else belongs: an area without trials does, since nothing speaks against
-    it. The region is thus a set that holds the true optimum (in 97 % or more of the simulated surfaces, twelve trials)
-    and what is as good, and shrinks as trials rule settings out.
+    The rule: let f be the surface without noise, and `best` the setting with its highest posterior mean. A setting x is
+    ruled out if the posterior probability of f(best) - f(x) > noise_sd is 95 % or more. The posterior is that of the
+    difference, so an error that both share cancels. Every other setting belongs to the plateau, also in an area without
+    trials, since nothing speaks against it. So the region holds the true optimum (for 97 % or more of the simulated
+    surfaces with twelve trials) and everything as good, and it shrinks as trials rule settings out.
 
     Args:
-        points: (n, d), in the parameters' own units, inside the space.
-        values: (n,); trials whose value is not finite are left out.
-        seed: For the points on which a region of three dimensions or more is measured.
-        noise: Of one run, where repeated seeds told it. It steadies the fit.
+        space: The space that was searched.
+        points: The trials' settings, (n, d), in the parameters' own units, inside the space.
+        values: The trials' values, (n,); trials whose value is not finite are left out.
+        seed: The seed of the points on which a region in three dimensions or more is measured.
+        noise: The noise of one run, if it was measured over repeated seeds. It steadies the fit.
 
     Returns:
-        None below five trials.
+        The plateau; None below five trials.
     """
     fitted = _fit(space, points, values, noise)
     if fitted is None:
         return None
     cube = _cube(len(space.names), seed)
     best = _best(fitted, cube)
-    cube = np.vstack([cube, best])  # so that no region is empty
+    cube = np.vstack([cube, best])  # the region has at least this point
     member = _members(fitted, best, cube)
     low, high = cube[member].min(axis=0), cube[member].max(axis=0)
     boxed = np.all((low <= cube) & (cube <= high), axis=1)
@@ -154,7 +155,7 @@ def surface(
     seed: int = 0,
     noise: NoiseFloor | None = None,
 ) -> Surface | None:
-    """The fit of `plateau` on a grid over the parameters named `x` and `y`, for a figure; None below five trials."""
+    """Evaluates the fit of `plateau` on a grid over the parameters `x` and `y`; None below five trials."""
     for name, axis in ((x, "x"), (y, "y")):
         require(name in space.names, f"{axis} one of {', '.join(space.names)}", name, axis)
     fitted = _fit(space, points, values, noise)
@@ -180,10 +181,10 @@ def surface(
 def importances(
     space: Space, points: ArrayLike, values: Sequence[float], seed: int = 0, noise: NoiseFloor | None = None
 ) -> dict[str, Importance]:
-    """How much each parameter moves the fitted surface: Sobol indices of its mean (Sobol 2001) over the whole space.
+    """Measures how much each parameter moves the fitted surface: Sobol indices of its mean (Sobol 2001) over the space.
 
-    How sure they are the trials themselves tell: the surface is fitted again without each of them, or of more than ten
-    without each tenth. All are 0 for a flat surface; {} below five trials.
+    How certain they are is measured as well: the surface is fitted again without each trial in turn, or, with more than
+    ten trials, without each tenth of them. All indices of a flat surface are 0; below five trials there are none.
     """
     fitted = _fit(space, points, values, noise)
     if fitted is None:
@@ -199,9 +200,9 @@ def importances(
 
 
 def _indices(model: Fit, seed: int) -> tuple[Array, Array]:
-    """First-order and total Sobol indices of a fit's mean, (d,) each."""
+    """Returns the first-order and the total Sobol indices of a fit's mean, (d,) each."""
     dimensions = model.inputs.shape[1]
-    if dimensions == 1:  # scipy 1.17 fails here
+    if dimensions == 1:  # scipy 1.17 fails with one dimension
         all_or_nothing = np.array([float(np.ptp(model.mean(_cube(1, seed))) > 0)])
         return all_or_nothing, all_or_nothing
     indices = stats.sobol_indices(
@@ -210,7 +211,7 @@ def _indices(model: Fit, seed: int) -> tuple[Array, Array]:
         dists=[stats.uniform()] * dimensions,
         rng=np.random.default_rng(seed),
     )
-    # Estimates from a sample leave [0, 1] by a little.
+    # Estimates from a sample can lie a little outside of [0, 1].
     return np.clip(indices.first_order, 0, 1), np.clip(indices.total_order, 0, 1)
 
 
@@ -221,7 +222,7 @@ def _reason(n: int, share: float) -> str:
 
 
 def _fit(space: Space, points: ArrayLike, values: Sequence[float], noise: NoiseFloor | None) -> Fit | None:
-    """None below five finite values."""
+    """Fits the finite values; returns None if there are fewer than five."""
     targets = np.asarray(values, dtype=float)
     inputs = np.asarray(points, dtype=float).reshape(len(targets), len(space.names))
     finite = np.isfinite(targets)
@@ -231,7 +232,7 @@ def _fit(space: Space, points: ArrayLike, values: Sequence[float], noise: NoiseF
 
 
 def _cube(dimensions: int, seed: int) -> Array:
-    """Points (n, dimensions) that fill the unit cube evenly and reach its edges."""
+    """Returns points (n, dimensions) that fill the unit cube evenly and reach its edges."""
     if dimensions in GRID:
         line = np.linspace(0, 1, GRID[dimensions])
         return np.stack(np.meshgrid(*[line] * dimensions, indexing="ij"), axis=-1).reshape(-1, dimensions)
@@ -240,12 +241,12 @@ def _cube(dimensions: int, seed: int) -> Array:
 
 
 def _best(fitted: Fit, cube: Array) -> Array:
-    """Where the posterior mean is highest, of the trials' own points and the cube's, (d,)."""
+    """Returns the point (d,), of the trials' and the cube's, at which the posterior mean is highest."""
     candidates = np.vstack([fitted.inputs, cube])
     return np.asarray(candidates[fitted.mean(candidates).argmax()])
 
 
 def _members(fitted: Fit, best: Array, points: Array) -> NDArray[np.bool_]:
-    """Which points (n, d) aren't ruled out, (n,); `plateau` has the rule."""
+    """Returns which points (n, d) aren't ruled out, (n,); `plateau` states the rule."""
     mean, sd = fitted.behind(best, points)
     return np.asarray(mean - stats.norm.ppf(CONFIDENCE) * sd <= fitted.noise_sd)

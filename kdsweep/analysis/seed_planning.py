@@ -1,6 +1,6 @@
-"""What a wanted difference takes: how many seeds an arm, how many runs, about how long. Before any run is made.
+"""Plans a study before any run is made: how many seeds, runs and hours it takes to see a difference between two arms.
 
-Accuracies come in as fractions and are printed in points.
+Accuracies are passed in as fractions, and printed in points.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from kdsweep.system.errors import require
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-DIFFERENCES = (0.001, 0.002, 0.003, 0.005, 0.01)  # of the table, beside the wanted one
-ARMS = 3  # that are confirmed: the chosen setting, scratch and label smoothing
-CONTROLS = 2
-ALPHA = 0.05
+DIFFERENCES = (0.001, 0.002, 0.003, 0.005, 0.01)  # rows of the table, beside the wanted difference
+CONFIRMED = 3  # arms that are confirmed: the chosen setting, scratch and label smoothing
+CONTROLS = 2  # arms whose baselines have several seeds: scratch and label smoothing
+SIGNIFICANCE = 0.05
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Need:
     """What it takes to see one difference.
 
     Attributes:
-        difference: Of two arms' mean accuracies, a fraction.
-        seeds: Confirmation seeds an arm.
-        runs: Of the whole study.
-        seconds: None where the time of a run isn't known.
-        wanted: Whether it is the difference that was asked for.
+        difference: The difference of two arms' mean accuracies, a fraction.
+        seeds: The number of confirmation seeds per arm.
+        runs: The number of runs in the whole study.
+        seconds: How long the study takes; None if the time of a run is unknown.
+        wanted: Whether this is the difference that was asked for.
     """
 
     difference: float
@@ -46,20 +46,24 @@ class Need:
 
 @dataclass(frozen=True)
 class Plan:
-    """What `plan` was asked, and what follows.
+    """The question that `plan` was asked, and its answer.
 
     Attributes:
-        paired_sd: Standard deviation of the difference of two arms' runs with one seed.
-        alpha: The probability of any false verdict that is allowed, over all comparisons.
-        needs: By difference, the smallest first.
-        detectable: The smallest difference that `confirm_seeds` see with this power.
-        curse: What the best of `n_trials` equally good settings overstates.
+        noise_sd: The standard deviation of one run's accuracy over seeds.
+        paired_sd: The standard deviation of the difference of two arms' runs with the same seed.
+        power: The probability of seeing a difference.
+        significance: The allowed probability of any false verdict, over all comparisons.
+        comparisons: How many comparisons the verdict makes.
+        n_trials, baseline_seeds, confirm_seeds, n_jobs: How the study is set up.
+        needs: What each difference takes, the smallest first.
+        detectable: The smallest difference that `confirm_seeds` can show with this power.
+        curse: By how much the best of `n_trials` equally good settings looks better than it is.
     """
 
     noise_sd: float
     paired_sd: float
     power: float
-    alpha: float
+    significance: float
     comparisons: int
     n_trials: int
     baseline_seeds: int
@@ -71,7 +75,7 @@ class Plan:
 
     @property
     def wanted(self) -> Need:
-        """What the difference that was asked for takes."""
+        """What it takes to see the difference that was asked for."""
         return next(need for need in self.needs if need.wanted)
 
 
@@ -88,22 +92,24 @@ def plan(
     baseline_seeds: int = 3,
     confirm_seeds: int = 5,
 ) -> Plan:
-    """What it takes to see `difference` between two arms.
+    """Computes what it takes to see `difference` between two arms.
 
     Args:
-        noise_sd: Standard deviation of one run's accuracy over seeds, a fraction.
-        difference: To be seen, a fraction.
-        paired_sd: Of paired differences, where a study's own pairs tell it; None for sqrt(2) * noise_sd, which holds
-            where a seed that two arms share does nothing for both.
-        seconds_per_run: None where unknown.
-        n_jobs: Runs at a time.
-        power: The probability of seeing it.
-        comparisons: That the verdict makes (distill, scratch and label smoothing, each two). Holm's first step divides
-            alpha by them.
-        confirm_seeds: What the study is set to, for `Plan.detectable`.
+        noise_sd: The standard deviation of one run's accuracy over seeds, a fraction.
+        difference: The difference to be seen, a fraction.
+        n_trials: The number of trials in the search.
+        paired_sd: The standard deviation of paired differences, if it was measured. None stands for
+            sqrt(2) * noise_sd, which holds if sharing a seed doesn't make two arms' runs more alike.
+        seconds_per_run: The time of one run; None if it is unknown.
+        n_jobs: How many runs go on at a time.
+        power: The probability of seeing the difference.
+        comparisons: How many comparisons the verdict makes (each two of distill, scratch and label smoothing). Holm's
+            first step divides the significance level by this number.
+        baseline_seeds: The number of seeds of each control's baseline.
+        confirm_seeds: The number of confirmation seeds that is set now, for `Plan.detectable`.
 
     Raises:
-        UserError: A number that can't be.
+        UserError: A number is out of range.
     """
     require(0 < noise_sd < math.inf, "noise_sd > 0", noise_sd, "noise_sd", "It is a run's standard deviation.")
     require(0 < difference < math.inf, "difference > 0", difference, "difference")
@@ -112,13 +118,13 @@ def plan(
     from kdsweep.analysis.statistics import detectable_difference, expected_winners_curse, seeds_needed
 
     paired_sd = math.sqrt(2) * noise_sd if paired_sd is None else paired_sd
-    each = ALPHA / comparisons
+    each = SIGNIFICANCE / comparisons
     needs = []
     others = [other for other in DIFFERENCES if not math.isclose(other, difference)]
     for candidate in sorted([*others, difference]):
         seeds = seeds_needed(candidate, paired_sd, power, each)
-        # The stages wait for each other; a teacher counts as a run, though its time is its own.
-        stages = (1, CONTROLS * baseline_seeds, n_trials, ARMS * seeds)
+        # The stages wait for each other. The teacher counts as one run, though it takes another time than a student.
+        stages = (1, CONTROLS * baseline_seeds, n_trials, CONFIRMED * seeds)
         rounds = sum(math.ceil(runs / n_jobs) for runs in stages)
         seconds = None if seconds_per_run is None else rounds * seconds_per_run
         needs.append(Need(candidate, seeds, sum(stages), seconds, candidate == difference))
@@ -126,7 +132,7 @@ def plan(
         noise_sd=noise_sd,
         paired_sd=paired_sd,
         power=power,
-        alpha=ALPHA,
+        significance=SIGNIFICANCE,
         comparisons=comparisons,
         n_trials=n_trials,
         baseline_seeds=baseline_seeds,
@@ -139,7 +145,7 @@ def plan(
 
 
 def render(planned: Plan) -> RenderableType:
-    """The plan for the terminal: its answer, a table of differences, and what else is to be known."""
+    """Renders the plan for the terminal: its answer, a table of differences, and remarks."""
     points = Table.grid(padding=(0, 1))
     for sentence in _remarks(planned):
         points.add_row("-", Text(sentence))
@@ -184,7 +190,8 @@ def _remarks(planned: Plan) -> Iterator[str]:
     if planned.comparisons > 1:
         yield (
             f"The verdict makes {planned.comparisons} comparisons: to keep all of them right with "
-            f"{1 - planned.alpha:.0%}, each is planned for p <= {planned.alpha / planned.comparisons:.4f} (Holm)."
+            f"{1 - planned.significance:.0%}, each is planned for p <= "
+            f"{planned.significance / planned.comparisons:.4f} (Holm)."
         )
     share = planned.n_trials / planned.wanted.runs
     yield f"The search is {share:.0%} of the runs. More trials find better settings; the verdict is no surer for them."
@@ -198,7 +205,7 @@ def _remarks(planned: Plan) -> Iterator[str]:
 
 
 def _points(fraction: float) -> str:
-    """Two decimals, more where they would hide the number: 0.30, 0.05, 0.001."""
+    """Prints points with two decimals, or more if two would hide the number: 0.30, 0.05, 0.001."""
     points = 100 * fraction
     return f"{points:.2f}" if points >= 0.095 or round(points, 2) == round(points, 6) else f"{points:.2g}"
 

@@ -9,30 +9,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from kdsweep.analysis.study_goals import Aims, Objective
+from kdsweep.analysis.metrics import COLUMNS, EPOCHS_TO_TARGET
+from kdsweep.analysis.study_goals import PARAMETERS, Goals, Objective
+from kdsweep.tracking.run_records import ARMS, STUDENTS
 
 if TYPE_CHECKING:
     from kdsweep.tracking.run_records import RunRecord, StudyRecord
 
-# Arms in the table's order, as they are tagged. Those of STUDENTS are confirmed with fresh seeds.
-ROLES = ("teacher", "scratch", "label_smoothing", "distill")
-STUDENTS = ROLES[1:]
-
-# An epoch counts as fast when it comes this close to what scratch reaches in the end.
+# The target accuracy, as a share of what scratch reaches in the end.
 TARGET_SHARE = 0.95
-EPOCHS_TO_TARGET = "epochs_to_target"
 
-# The metrics of an arm, in the table's order.
-METRICS = ("val/accuracy", "test/accuracy", "test/nll", "test/ece", "test/agreement", EPOCHS_TO_TARGET, "seconds")
-
-# Two distilled runs that differ in these alone are repetitions of one setting.
+# Two distilled runs that differ only in these keys repeat one setting.
 REPETITION = re.compile(r"(\w+_)?seed$|(tracking|paths|sweep|runtime)\.|(threads|device)$")
-# A comparison is fair where these agree.
+# A comparison is fair if its runs agree in these keys.
 TRAINING = re.compile(r"(data|model|optimizer|schedule)\.|(epochs|batch_size|n_passes|precision|memory_format)$")
-# Two runs that agree in these, too, repeat each other.
+# Runs of one arm that agree in these keys repeat each other.
 SETTING = re.compile(rf"{TRAINING.pattern}|(loss|teacher)\.")
 
-# Run id -> (epoch from 1, value) of each epoch.
+# Run id -> (epoch, value) of each epoch; epochs are counted from 1.
 Histories = Mapping[str, Sequence[tuple[int, float]]]
 # A reliability diagram: {"count", "confidence", "accuracy"} of each bin; the last two are None in an empty one.
 Bins = Sequence[Mapping[str, float | None]]
@@ -40,18 +34,18 @@ Bins = Sequence[Mapping[str, float | None]]
 
 @dataclass(frozen=True)
 class Readings:
-    """What was read of the runs besides their last metrics.
+    """What was read from the runs besides the last values of their metrics.
 
     Attributes:
-        histories: Metric name to the histories of the runs that have it.
-        bins: Run id to the reliability diagram on the test split, of confirmation runs.
+        histories: Metric -> the histories of the runs that have it.
+        bins: Run id -> the reliability diagram on the test split, for confirmation runs.
     """
 
     histories: Mapping[str, Histories] = field(default_factory=dict)
     bins: Mapping[str, Bins] = field(default_factory=dict)
 
     def history(self, metric: str, run: RunRecord) -> Sequence[tuple[int, float]]:
-        """(epoch, value) of a run's metric, NaN left out; empty where it has none."""
+        """Returns (epoch, value) of a run's metric without NaN; empty if the run doesn't have the metric."""
         return [(e, value) for e, value in self.histories.get(metric, {}).get(run.id, ()) if math.isfinite(value)]
 
 
@@ -66,21 +60,22 @@ class Spread:
 
 @dataclass(frozen=True)
 class Arm:
-    """A row of the comparison: runs of one role that repeat one setting, and the spread of each metric they have.
+    """A row of the comparison: the runs of one arm, which repeat one setting, and the spread of each of their metrics.
 
     Attributes:
-        confirmed: Whether the runs are those of the confirmation, with seeds that decided nothing before.
+        name: The arm, one of `kdsweep.tracking.run_records.ARMS`.
+        confirmed: Whether the runs are those of the confirmation, whose seeds decided nothing before.
     """
 
-    role: str
+    name: str
     runs: tuple[RunRecord, ...]
     metrics: dict[str, Spread]
     confirmed: bool
 
     @property
-    def name(self) -> str:
-        """The role as it is printed."""
-        return self.role.replace("_", " ")
+    def label(self) -> str:
+        """The arm as it is printed."""
+        return arm_label(self.name)
 
 
 @dataclass(frozen=True)
@@ -88,7 +83,7 @@ class Trial:
     """One setting of the search: its number, the parameters that the search varied, and its runs (mostly one).
 
     Attributes:
-        values: One for each objective, each the mean over the runs; `value` is the first.
+        values: The mean over the runs of each objective; `value` is the first of them.
     """
 
     number: int
@@ -98,7 +93,7 @@ class Trial:
 
     @property
     def value(self) -> float:
-        """By which trials are ranked."""
+        """The value of the first objective, by which trials are ranked."""
         return self.values[0]
 
 
@@ -118,16 +113,17 @@ class Comparison:
     """The sorted runs of a study.
 
     Attributes:
-        arms: One for each role that has finished runs: those of the confirmation where there are any, else the
-            baselines, and the chosen trial's.
-        trials: All settings of distilled runs, the best first, at equal values the earlier one.
-        chosen: The trial that the distilled arm is; None without trials.
-        pruned: The trials that were stopped, by number.
-        target: The validation accuracy (a fraction) of the column "epochs to target"; None without scratch runs.
+        arms: One for each arm that has finished runs. It holds the runs of the confirmation, if there are any; else the
+            baselines, or for distill the runs of the chosen trial.
+        trials: All settings of distilled runs, the best first; of equal ones the earlier first.
+        chosen: The trial whose setting the distilled arm has; None without trials.
+        pruned: The trials that were stopped, in the order of their numbers.
+        target: The validation accuracy (a fraction) that the column "epochs to target" is about; None without scratch
+            runs.
     """
 
     study: StudyRecord
-    aims: Aims
+    goals: Goals
     arms: tuple[Arm, ...]
     trials: tuple[Trial, ...]
     chosen: Trial | None
@@ -135,61 +131,66 @@ class Comparison:
     target: float | None
     readings: Readings
 
-    def arm(self, role: str) -> Arm | None:
-        """The arm of this role, if it has runs."""
-        return next((arm for arm in self.arms if arm.role == role), None)
+    def arm(self, name: str) -> Arm | None:
+        """Returns the arm of this name; None if it has no runs."""
+        return next((arm for arm in self.arms if arm.name == name), None)
 
-    def confirmed(self, role: str) -> tuple[RunRecord, ...]:
-        """The confirmation runs of a role; empty where there are none."""
-        arm = self.arm(role)
+    def confirmed(self, name: str) -> tuple[RunRecord, ...]:
+        """Returns the confirmation runs of an arm; empty if there are none."""
+        arm = self.arm(name)
         return arm.runs if arm is not None and arm.confirmed else ()
 
-    def seconds(self, role: str) -> list[float]:
-        """Seconds of every finished run of a role, without the teacher's passes where the run told them apart."""
-        runs = finished(self.study, role)
+    def seconds(self, arm: str) -> list[float]:
+        """Returns the seconds of each finished run of an arm, without the teacher's passes if the run logged those."""
+        runs = finished(self.study, arm)
         seconds = [run.metrics.get("seconds", run.duration_s) for run in runs]
         return [value for value in seconds if value is not None]
 
 
+def arm_label(name: str) -> str:
+    """Returns the name of an arm as it is printed: "label smoothing"."""
+    return name.replace("_", " ")
+
+
 def compare(study: StudyRecord, readings: Readings) -> Comparison:
-    """Sorts the runs of a study; only finished children count, and of two runs of one job the later one."""
-    aims = Aims.read(study.parent.tags)
-    fresh = {role: _stage(study, role, "confirmation") for role in STUDENTS}
-    runs = {role: [run for run in finished(study, role) if run.stage != "confirmation"] for role in ROLES}
-    trials = _trials(runs["distill"], aims)
-    chosen = next((trial for trial in trials if trial.number == aims.chosen), trials[0] if trials else None)
+    """Sorts the runs of a study. Only finished runs count, and of two runs of one job the later one."""
+    goals = Goals.read(study.parent.tags)
+    fresh = {arm: [run for run in finished(study, arm) if run.stage == "confirmation"] for arm in STUDENTS}
+    runs = {arm: [run for run in finished(study, arm) if run.stage != "confirmation"] for arm in ARMS}
+    trials = _trials(runs["distill"], goals)
+    chosen = next((trial for trial in trials if trial.number == goals.chosen), trials[0] if trials else None)
     runs["distill"] = [] if chosen is None else list(chosen.runs)
-    shown = {role: fresh.get(role) or runs[role] for role in ROLES}
+    shown = {arm: fresh.get(arm) or runs[arm] for arm in ARMS}
     scratch = spread(run.metrics.get("val/accuracy") for run in shown["scratch"])
     target = None if scratch is None else TARGET_SHARE * scratch.mean
-    arms = (_arm(role, members, bool(fresh.get(role)), readings, target) for role, members in shown.items() if members)
-    return Comparison(study, aims, tuple(arms), trials, chosen, _pruned(study, aims, trials), target, readings)
+    arms = (_arm(arm, members, bool(fresh.get(arm)), readings, target) for arm, members in shown.items() if members)
+    return Comparison(study, goals, tuple(arms), trials, chosen, _pruned(study, goals, trials), target, readings)
 
 
-def finished(study: StudyRecord, role: str) -> list[RunRecord]:
-    """The finished runs of a role, each job once: a job that was done again counts as it was done last."""
-    return list({run.tags.get("kdsweep.job", run.id): run for run in study.runs(role)}.values())
+def finished(study: StudyRecord, arm: str) -> list[RunRecord]:
+    """Returns the finished runs of an arm; of a job that was done more than once, the last run."""
+    return list({run.tags.get("kdsweep.job", run.id): run for run in study.runs(arm)}.values())
 
 
 def differing(runs: Sequence[RunRecord], keys: re.Pattern[str]) -> set[str]:
-    """The parameters, of those that `keys` matches, that are not the same in all runs."""
+    """Returns the parameters that `keys` matches and that are not the same in all runs."""
     known = {key for run in runs for key in run.params if keys.match(key)}
     return {key for key in known if len({run.params.get(key) for run in runs}) > 1}
 
 
 def repetitions(study: StudyRecord, metric: str) -> list[list[float]]:
-    """The values of a metric over the runs of each setting that was run more than once, whatever arm it belongs to."""
+    """Returns the values of a metric for each setting, of any student's arm, that was run more than once."""
     groups: dict[tuple[object, ...], list[float]] = {}
-    for role in STUDENTS:
-        for run in finished(study, role):
+    for arm in STUDENTS:
+        for run in finished(study, arm):
             if math.isfinite(run.metrics.get(metric, math.nan)):
-                key = role, *sorted((key, value) for key, value in run.params.items() if SETTING.match(key))
+                key = arm, *sorted((key, value) for key, value in run.params.items() if SETTING.match(key))
                 groups.setdefault(key, []).append(run.metrics[metric])
     return [values for values in groups.values() if len(values) > 1]
 
 
 def pareto(trials: Sequence[Trial], objectives: Sequence[Objective]) -> tuple[Trial, ...]:
-    """The trials that no other trial beats in one objective without losing in another, in the given order."""
+    """Returns, in their order, the trials that no other beats in one objective without losing in another."""
     points = [[o.sign * value for o, value in zip(objectives, trial.values, strict=True)] for trial in trials]
 
     def beaten(point: Sequence[float]) -> bool:
@@ -199,7 +200,7 @@ def pareto(trials: Sequence[Trial], objectives: Sequence[Objective]) -> tuple[Tr
 
 
 def spread(values: Iterable[float | None]) -> Spread | None:
-    """Mean and sample standard deviation of the values that are there."""
+    """Returns mean and sample standard deviation of the values that aren't None; None if there are none."""
     present = [value for value in values if value is not None]
     if not present:
         return None
@@ -207,14 +208,10 @@ def spread(values: Iterable[float | None]) -> Spread | None:
     return Spread(statistics.fmean(present), sd, len(present))
 
 
-def _stage(study: StudyRecord, role: str, stage: str) -> list[RunRecord]:
-    return [run for run in finished(study, role) if run.stage == stage]
-
-
-def _trials(runs: Sequence[RunRecord], aims: Aims) -> tuple[Trial, ...]:
-    """Distilled runs by setting (and by number, where a search gave them one), the best first."""
-    metrics = [objective.metric for objective in aims.objectives]
-    keys = _searched(runs, aims)
+def _trials(runs: Sequence[RunRecord], goals: Goals) -> tuple[Trial, ...]:
+    """Groups distilled runs by setting, and by trial number where the search gave one; the best trial comes first."""
+    metrics = [objective.metric for objective in goals.objectives]
+    keys = _searched(runs, goals)
     settings: dict[tuple[str, ...], list[tuple[int, RunRecord]]] = {}
     for index, run in enumerate(runs):
         if all(math.isfinite(run.metrics.get(metric, math.nan)) for metric in metrics):
@@ -230,41 +227,42 @@ def _trials(runs: Sequence[RunRecord], aims: Aims) -> tuple[Trial, ...]:
         )
         for (_, *setting), members in settings.items()
     ]
-    return tuple(sorted(trials, key=lambda trial: (-aims.objective.sign * trial.value, trial.number)))
+    return tuple(sorted(trials, key=lambda trial: (-goals.objective.sign * trial.value, trial.number)))
 
 
-def _searched(runs: Sequence[RunRecord], aims: Aims) -> list[str]:
-    """The keys that the search varies; where the study doesn't say, alpha, tau and what differs between the runs."""
-    keys = {dimension.key for dimension in aims.space}
+def _searched(runs: Sequence[RunRecord], goals: Goals) -> list[str]:
+    """Returns the keys that the search varies; if the study doesn't say, alpha, tau and all that differ in the runs."""
+    keys = {dimension.key for dimension in goals.space}
     if not keys:
         every = {key for run in runs for key in run.params if not REPETITION.match(key)}
-        keys = {"loss.alpha", "loss.tau"} | {key for key in every if len({run.params.get(key) for run in runs}) > 1}
+        keys = {*PARAMETERS, *(key for key in every if len({run.params.get(key) for run in runs}) > 1)}
     return sorted(keys, key=lambda key: (not key.startswith("loss."), key))
 
 
-def _pruned(study: StudyRecord, aims: Aims, trials: Sequence[Trial]) -> tuple[Pruned, ...]:
+def _pruned(study: StudyRecord, goals: Goals, trials: Sequence[Trial]) -> tuple[Pruned, ...]:
     done = {trial.number for trial in trials}
-    keys = _searched(study.runs("distill"), aims)
+    keys = _searched(study.runs("distill"), goals)
     found = {}
     for run in study.runs("distill", status="KILLED"):
         epoch, number = run.tags.get("kdsweep.pruned", ""), run.tags.get("kdsweep.trial", "")
         if epoch.isdecimal() and number.isdecimal() and int(number) not in done:
             # A stopped run's last value is that of the epoch at which it was stopped.
-            value = run.metrics.get(aims.objective.metric, math.nan)
+            value = run.metrics.get(goals.objective.metric, math.nan)
             params = {key: run.params.get(key, "-") for key in keys}
             epochs = int(run.params.get("epochs", epoch))
             found[int(number)] = Pruned(int(number), params, int(epoch), epochs, value)
     return tuple(found[number] for number in sorted(found))
 
 
-def _arm(role: str, runs: Sequence[RunRecord], confirmed: bool, readings: Readings, target: float | None) -> Arm:
+def _arm(arm: str, runs: Sequence[RunRecord], confirmed: bool, readings: Readings, target: float | None) -> Arm:
+    """Returns the row of an arm's runs, with the metrics that the report's table shows."""
     values = [dict(run.metrics) for run in runs]
     for run, metrics in zip(runs, values, strict=True):
         if run.duration_s is not None:
             metrics.setdefault("seconds", run.duration_s)
-        history = readings.history("val/accuracy", run) if role != "teacher" else []
+        history = readings.history("val/accuracy", run) if arm != "teacher" else []
         reached = [epoch for epoch, accuracy in history if target is not None and accuracy >= target]
         if reached:
             metrics[EPOCHS_TO_TARGET] = min(reached)
-    spreads = {metric: spread(metrics.get(metric) for metrics in values) for metric in METRICS}
-    return Arm(role, tuple(runs), {name: found for name, found in spreads.items() if found is not None}, confirmed)
+    spreads = {metric: spread(metrics.get(metric) for metrics in values) for metric in COLUMNS}
+    return Arm(arm, tuple(runs), {name: found for name, found in spreads.items() if found is not None}, confirmed)

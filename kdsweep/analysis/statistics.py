@@ -1,7 +1,7 @@
-"""What repeated seeds say: noise, paired differences, their verdict, and how many seeds a difference takes.
+"""Statistics of repeated seeds: noise, paired differences, their verdict, and how many seeds a difference takes.
 
-Values come in and go out in one unit, whichever it is; in this project they are fractions, not points. Nothing here
-knows of studies, runs or arms: see `verdict.py`. The surface over alpha and tau is in `plateau.py`.
+Results have the unit of the values that are passed in; in this project, accuracies are fractions, not points. Nothing
+here knows about studies, runs or arms: see `verdict.py` for those, and `plateau.py` for the surface over alpha and tau.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ Array = NDArray[np.float64]
 Verdict = Literal["better", "worse", "not distinguishable", "unknown"]
 
 N_RESAMPLES = 4999
-FEWEST_RESAMPLED = 4  # with three values, one resample in nine has no spread to divide by, and no interval is finite
-ENUMERATED = 5  # up to here all n^n resamples are taken: no chance, no seed
-ROUNDING = 1e-12  # values that differ by less are equal: .91 - .90 and .93 - .92 aren't, to a computer
-MOST_SEEDS = 1_000_000  # what `seeds_needed` answers at most: nobody trains more
+FEWEST_RESAMPLED = 4  # of three values, one resample in nine has no spread to divide by: no interval is finite
+ENUMERATED = 5  # up to this n all n^n resamples are taken, so that nothing is random
+ROUNDING = 1e-12  # values that differ by less are equal: 0.91 - 0.90 and 0.93 - 0.92 differ in floating point
+MOST_SEEDS = 1_000_000  # the largest answer of `seeds_needed`: nobody trains more
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class NoiseFloor:
 
     Attributes:
         low, high: The chi-square confidence interval of `sd`.
-        n: The values that it rests on; settings with one value don't count.
-        degrees: Degrees of freedom: `n` less one for each setting.
+        n: The number of values that were used; settings with a single value don't count.
+        degrees: The degrees of freedom: `n` less one for each setting.
     """
 
     sd: float
@@ -51,11 +51,11 @@ class Difference:
     """The mean of paired differences, first - second, over `n` pairs.
 
     Attributes:
-        sd: Sample standard deviation of the differences; NaN for one pair.
+        sd: The sample standard deviation of the differences; NaN for one pair.
         low, high: Student's t confidence interval of the mean; NaN for one pair.
-        bootstrap_low, bootstrap_high: The studentised bootstrap interval, which assumes no normal distribution;
-            NaN where `bootstrap_interval` has none.
-        p: Two-sided p of the paired t test against a difference of zero; NaN for one pair.
+        bootstrap_low, bootstrap_high: The studentised bootstrap interval, which assumes no normal distribution; NaN if
+            `bootstrap_interval` returns none.
+        p: The two-sided p value of the paired t test against a difference of zero; NaN for one pair.
     """
 
     mean: float
@@ -70,7 +70,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class WinnersCurse:
-    """By how much the best score of a search overstated its setting; `low` and `high` as `winners_curse` says."""
+    """By how much the best score of a search overstated its setting; `winners_curse` explains `low` and `high`."""
 
     mean: float
     low: float
@@ -80,7 +80,7 @@ class WinnersCurse:
 
 @dataclass(frozen=True)
 class RankCorrelation:
-    """Spearman's rho of `n` pairs with its confidence interval; all NaN where one side is constant."""
+    """Spearman's rho of `n` pairs with its confidence interval; all are NaN if one side is constant."""
 
     rho: float
     low: float
@@ -89,13 +89,14 @@ class RankCorrelation:
 
 
 def noise_floor(groups: Sequence[Sequence[float]], confidence: float = 0.95) -> NoiseFloor | None:
-    """The standard deviation over seeds, pooled over settings that are assumed to be equally noisy.
+    """Computes the standard deviation over seeds, pooled over settings that are assumed to be equally noisy.
 
     Args:
-        groups: The values of each setting, one a seed. Groups of one value add nothing.
+        groups: The values of each setting, one for each seed. Groups with a single value add nothing.
+        confidence: The confidence of the interval.
 
     Returns:
-        None where no group has two values.
+        The noise floor; None if no group has two values.
     """
     repeated = [np.asarray(group, dtype=float) for group in groups if len(group) > 1]
     if not repeated:
@@ -111,11 +112,13 @@ def noise_floor(groups: Sequence[Sequence[float]], confidence: float = 0.95) -> 
 def paired_difference(
     first: Sequence[float], second: Sequence[float], confidence: float = 0.95, seed: int = 0
 ) -> Difference:
-    """The mean difference first - second over pairs that share a seed, with its intervals and p.
+    """Computes the mean difference first - second over pairs that share a seed, with its intervals and p value.
 
     Args:
-        first, second: The values of two arms, in the same order of seeds.
-        seed: For the bootstrap's resampling.
+        first: The values of one arm.
+        second: The values of the other arm, in the same order of seeds.
+        confidence: The confidence of the intervals.
+        seed: The seed of the bootstrap's resampling.
 
     Raises:
         UserError: The two differ in length, or are empty.
@@ -133,15 +136,15 @@ def paired_difference(
 
 
 def bootstrap_interval(values: Sequence[float] | Array, confidence: float = 0.95, seed: int = 0) -> tuple[float, float]:
-    """The studentised (bootstrap-t) interval of the mean: Efron and Tibshirani 1993, section 12.5.
+    """Computes the studentised (bootstrap-t) interval of the mean: Efron and Tibshirani 1993, section 12.5.
 
-    It assumes no normal distribution, and is the one bootstrap interval that covers with so few values: of 2,000
-    samples of five normal values the 95 % interval held the mean in 95 %, BCa and the percentile interval in 84 %; of
-    five exponential values in 93 %, Student's t interval in 89 %. Its price is a width of 1.3 times the t interval's at
-    five values.
+    It assumes no normal distribution, and it is the only bootstrap interval whose coverage holds with so few values. In
+    2,000 samples of five normal values, the 95 % interval held the mean in 95 % of the samples; BCa and the percentile
+    interval in 84 %. With five exponential values it was 93 %, and 89 % for Student's t interval. The price is its
+    width: with five values, 1.3 times that of the t interval.
 
     Returns:
-        Limits; NaN below four values, and where so many values are equal that a limit would be infinite.
+        The limits; NaN below four values, or if so many values are equal that a limit would be infinite.
     """
     data = np.asarray(values, dtype=float)
     n, mean, sd = len(data), float(data.mean()), _sd(data)
@@ -153,7 +156,7 @@ def bootstrap_interval(values: Sequence[float] | Array, confidence: float = 0.95
         drawn = np.random.default_rng(seed).choice(data, (N_RESAMPLES, n))
     shifts, flat = drawn.mean(axis=1) - mean, np.ptp(drawn, axis=1) <= ROUNDING
     spreads = np.where(flat, 1, drawn.std(axis=1, ddof=1))
-    # A resample of equal values is infinitely far from the mean in its own standard deviations.
+    # Measured in its own standard deviations, a resample of equal values is infinitely far from the mean.
     distances = np.where(flat, np.copysign(math.inf, shifts), shifts * math.sqrt(n) / spreads)
     near, far = np.quantile(distances, ((1 - confidence) / 2, (1 + confidence) / 2), method="inverted_cdf")
     low, high = (mean - float(distance) * sd / math.sqrt(n) for distance in (far, near))
@@ -161,10 +164,10 @@ def bootstrap_interval(values: Sequence[float] | Array, confidence: float = 0.95
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:
-    """Holm's adjusted p values (1979, Scandinavian Journal of Statistics 6), in the order given.
+    """Computes Holm's adjusted p values (1979, Scandinavian Journal of Statistics 6), in the given order.
 
-    Rejecting where the adjusted p is at most alpha keeps the probability of any false rejection at alpha. NaN, a
-    comparison that could not be made, stays NaN and is not counted.
+    If every comparison whose adjusted p is at most the significance level is rejected, the probability of any false
+    rejection is at most that level. NaN stands for a comparison that could not be made; it stays NaN and isn't counted.
     """
     order = sorted((i for i, p in enumerate(p_values) if not math.isnan(p)), key=lambda i: p_values[i])
     adjusted, largest = [math.nan] * len(p_values), 0.0
@@ -174,19 +177,19 @@ def holm(p_values: Sequence[float]) -> tuple[float, ...]:
     return tuple(adjusted)
 
 
-def verdict(difference: Difference, adjusted_p: float, alpha: float = 0.05) -> Verdict:
-    """What may be said of first against second; "unknown" where there is no p, as with one pair."""
+def verdict(difference: Difference, adjusted_p: float, significance: float = 0.05) -> Verdict:
+    """Returns what may be said about first against second; "unknown" if there is no p value, as with one pair."""
     if math.isnan(adjusted_p):
         return "unknown"
-    if adjusted_p > alpha or difference.mean == 0:
+    if adjusted_p > significance or difference.mean == 0:
         return "not distinguishable"
     return "better" if difference.mean > 0 else "worse"
 
 
 def equivalence(difference: Difference, margin: float) -> float:
-    """The p of "the two are at least `margin` apart": two one-sided t tests (Schuirmann 1987), the larger p.
+    """Tests "the two are at least `margin` apart" with two one-sided t tests (Schuirmann 1987); returns the larger p.
 
-    A small p shows that they are not more than `margin` apart; a large one shows nothing. NaN for one pair.
+    A small p shows that they are less than `margin` apart; a large p shows nothing. It is NaN for one pair.
     """
     require(margin > 0, "margin > 0", margin, "margin")
     distance = margin - abs(difference.mean)
@@ -198,57 +201,60 @@ def equivalence(difference: Difference, margin: float) -> float:
 
 
 def equivalence_bound(difference: Difference, confidence: float = 0.95) -> float:
-    """The smallest margin that `equivalence` accepts at p = 1 - confidence: "not more than this apart"."""
+    """Returns the smallest margin that `equivalence` accepts at p = 1 - confidence: "not more than this apart"."""
     if math.isnan(difference.sd):
         return math.nan
     return abs(difference.mean) + _half_width(difference.sd, difference.n, 2 * confidence - 1)
 
 
-def power(n: int, difference: float, sd: float, alpha: float = 0.05) -> float:
-    """The probability that the two-sided paired t test of `n` pairs sees a true `difference`, in either direction.
+def power(n: int, difference: float, sd: float, significance: float = 0.05) -> float:
+    """Computes the probability that the two-sided paired t test of `n` pairs detects a true `difference`.
 
     Args:
-        n: Pairs; one pair sees nothing.
-        sd: Standard deviation of the paired differences. Where the two arms' noise is independent and equal, that is
-            sqrt(2) times the noise of one run.
+        n: The number of pairs; one pair detects nothing.
+        difference: The true difference, in either direction.
+        sd: The standard deviation of the paired differences. If the noise of the two arms is independent and equal, it
+            is sqrt(2) times the noise of one run.
+        significance: The significance level of the test.
     """
-    return _power(n, difference, sd, alpha)
+    return _power(n, difference, sd, significance)
 
 
-def seeds_needed(difference: float, sd: float, power: float = 0.8, alpha: float = 0.05) -> int:
-    """The fewest pairs, at least two, with which the paired t test sees a true `difference` with this `power`.
+def seeds_needed(difference: float, sd: float, power: float = 0.8, significance: float = 0.05) -> int:
+    """Computes the fewest pairs, at least two, with which the paired t test has this `power` for a true `difference`.
 
-    `sd` as in `kdsweep.analysis.statistics.power`. A million, the most that is answered, also stands for more.
+    The other arguments are those of `kdsweep.analysis.statistics.power`. The largest answer, a million, also stands for
+    more.
     """
     require(difference != 0, "difference != 0", difference, "difference")
     require(0 < power < 1, "0 < power < 1", power, "power")
-    # Power grows with n: double n until it suffices, then bisect.
+    # Power grows with n: n is doubled until it suffices, then bisected.
     enough = 2
-    while enough < MOST_SEEDS and _power(enough, difference, sd, alpha) < power:
+    while enough < MOST_SEEDS and _power(enough, difference, sd, significance) < power:
         enough *= 2
     few = enough // 2
     while enough - few > 1 and enough > 2:
         middle = (few + enough) // 2
-        few, enough = (few, middle) if _power(middle, difference, sd, alpha) >= power else (middle, enough)
+        few, enough = (few, middle) if _power(middle, difference, sd, significance) >= power else (middle, enough)
     return min(enough, MOST_SEEDS)
 
 
-def detectable_difference(n: int, sd: float, power: float = 0.8, alpha: float = 0.05) -> float:
-    """The smallest true difference that the paired t test of `n` pairs sees with `power`; infinite for one pair."""
+def detectable_difference(n: int, sd: float, power: float = 0.8, significance: float = 0.05) -> float:
+    """Computes the smallest true difference that `n` pairs detect with this `power`; it is infinite for one pair."""
     if n < 2 or sd == 0:
         return math.inf if n < 2 else 0.0
     farthest = 1.0
-    while _power(n, farthest, 1, alpha) < power:
+    while _power(n, farthest, 1, significance) < power:
         farthest *= 2
-    return sd * float(optimize.brentq(lambda shift: _power(n, shift, 1, alpha) - power, 0, farthest))
+    return sd * float(optimize.brentq(lambda shift: _power(n, shift, 1, significance) - power, 0, farthest))
 
 
 def winners_curse(search_best: float, confirmed: Sequence[float], confidence: float = 0.95) -> WinnersCurse:
-    """The best score of a search less the mean of the same setting's fresh seeds.
+    """Computes the best score of a search minus the mean of the same setting's fresh seeds.
 
-    The interval is of search_best - the setting's true mean, and so holds the uncertainty of the confirmed mean alone:
-    the noise of `search_best` is not an error of this estimate but the very thing that it measures.
-    NaN limits for one confirmed value.
+    The interval is that of search_best minus the setting's true mean. It covers only the uncertainty of the confirmed
+    mean: the noise in `search_best` is no error of this estimate, but the very thing that it measures. With a single
+    confirmed value, the limits are NaN.
     """
     require(len(confirmed) > 0, "at least one confirmed value", len(confirmed), "confirmed")
     values = np.asarray(confirmed, dtype=float)
@@ -258,7 +264,7 @@ def winners_curse(search_best: float, confirmed: Sequence[float], confidence: fl
 
 
 def expected_winners_curse(sd: float, n_trials: int) -> float:
-    """What the best of `n_trials` equally good settings overstates: sd * E[largest of n standard normals]."""
+    """Computes what the best of `n_trials` equal settings overstates: sd * E[largest of n standard normal values]."""
     require(n_trials >= 1, "n_trials >= 1", n_trials, "n_trials")
 
     def weighted(z: float) -> float:
@@ -268,11 +274,11 @@ def expected_winners_curse(sd: float, n_trials: int) -> float:
 
 
 def rank_correlation(early: Sequence[float], final: Sequence[float], confidence: float = 0.95) -> RankCorrelation:
-    """Spearman's rank correlation, such as that of the scores at a pruning epoch with the final ones.
+    """Computes Spearman's rank correlation, for instance that of the scores at a pruning epoch with the final ones.
 
-    The interval is Fisher's, with the standard error of Bonett and Wright (2000, Psychometrika 65). At rho = 1 that
-    has no width; the other limit is then that of the next lower value that `n` pairs can have. NaN limits below four
-    pairs.
+    The interval is Fisher's, with the standard error of Bonett and Wright (2000, Psychometrika 65). At rho = 1 (or -1)
+    it would have no width; its inner limit is then that of the next value that `n` pairs can have. Below four pairs,
+    the limits are NaN.
     """
     require(len(early) == len(final), "as many early as final scores", (len(early), len(final)), "pairs")
     n = len(early)
@@ -281,7 +287,7 @@ def rank_correlation(early: Sequence[float], final: Sequence[float], confidence:
     rho = float(stats.spearmanr(early, final).statistic)
     if n < 4:
         return RankCorrelation(rho, math.nan, math.nan, n)
-    step = 12 / (n * (n * n - 1))  # two neighbours change places: the squared rank differences sum to 2
+    step = 12 / (n * (n * n - 1))  # the smallest step of rho: two neighbours change places
     bounded = max(-1 + step, min(1 - step, rho))
     margin = float(stats.norm.isf((1 - confidence) / 2)) * math.sqrt((1 + bounded**2 / 2) / (n - 3))
     low, high = (math.tanh(math.atanh(bounded) + side * margin) for side in (-1, 1))
@@ -289,23 +295,23 @@ def rank_correlation(early: Sequence[float], final: Sequence[float], confidence:
 
 
 def _sd(values: Array) -> float:
-    """The sample standard deviation, exactly 0 for equal values."""
+    """Returns the sample standard deviation; it is exactly 0 for equal values."""
     return 0.0 if np.ptp(values) <= ROUNDING else float(values.std(ddof=1))
 
 
 def _half_width(sd: float, n: int, confidence: float) -> float:
-    """Half of Student's t interval of a mean; NaN for one value."""
+    """Returns half the width of Student's t interval of a mean; NaN for one value."""
     return float(stats.t.isf((1 - confidence) / 2, n - 1)) * sd / math.sqrt(n)
 
 
-def _power(n: int, difference: float, sd: float, alpha: float) -> float:
+def _power(n: int, difference: float, sd: float, significance: float) -> float:
     require(sd >= 0, "sd >= 0", sd, "sd")
     if n < 2:
         return 0.0
     if sd == 0:
-        return 1.0 if difference else alpha
-    limit = stats.t.isf(alpha / 2, n - 1)
+        return 1.0 if difference else significance
+    limit = stats.t.isf(significance / 2, n - 1)
     shift = abs(difference) / sd * math.sqrt(n)
     seen, opposite = stats.nct.sf(limit, n - 1, shift), stats.nct.cdf(-limit, n - 1, shift)
-    # The far tail, a true gain that looks like a loss, is NaN in scipy 1.17 where it is nearly nothing.
+    # The far tail, where a true gain looks like a loss, is NaN in scipy 1.17 if it is nearly zero.
     return min(1.0, float(seen) + float(np.nan_to_num(opposite)))

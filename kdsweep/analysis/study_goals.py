@@ -1,4 +1,7 @@
-"""What a study set out to do, read from the tags of its parent run: what it searches, for which objective, how long."""
+"""What a study set out to do, as the tags of its parent run say: its search space, its objectives, its budget.
+
+Alpha and tau, and the words for searched parameters, have their home here too.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,34 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kdsweep.analysis import metrics
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-DEFAULT_OBJECTIVE = "val/accuracy"
+    from kdsweep.analysis.metrics import Metric
 
-# Fractions, which are shown as per cent and whose differences are points. Other metrics are shown as they are.
-FRACTIONS = ("accuracy", "agreement", "ece", "top5")
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of the distillation loss that every study is about.
+
+    Attributes:
+        key: Its key in the configuration.
+        name: Its name in tables and sentences.
+        label: Its name on the axis of a figure.
+        log: Whether it is seen on a logarithmic scale where the study declares none.
+    """
+
+    key: str
+    name: str
+    label: str
+    log: bool
+
+
+ALPHA = Parameter("loss.alpha", "alpha", "alpha (weight of the distillation term)", log=False)
+TAU = Parameter("loss.tau", "tau", "tau (softmax temperature)", log=True)
+PARAMETERS = {parameter.key: parameter for parameter in (ALPHA, TAU)}
 
 
 @dataclass(frozen=True)
@@ -28,21 +52,28 @@ class Objective:
         return 1 if self.maximise else -1
 
     @property
-    def scale(self) -> int:
-        """What values are multiplied by to be shown: 100 for fractions."""
-        return 100 if self.metric.endswith(FRACTIONS) else 1
+    def row(self) -> Metric:
+        """How the metric is called and printed."""
+        return metrics.row(self.metric)
 
     @property
-    def name(self) -> str:
+    def scale(self) -> int:
+        """What values are multiplied by to be printed: 100 for fractions."""
+        return self.row.scale
+
+    @property
+    def label(self) -> str:
+        """The metric in words: "validation accuracy"."""
+        return self.row.label
+
+    @property
+    def heading(self) -> str:
         """The metric in words, with its unit: "validation accuracy %"."""
-        split, _, metric = self.metric.rpartition("/")
-        words = {"accuracy": "accuracy", "val_accuracy": "validation accuracy", "nll": "NLL", "ece": "ECE"}
-        where = {"val": "validation ", "best": "best ", "": ""}.get(split, f"{split} ")
-        return where + words.get(metric, metric.replace("_", " ")) + (" %" if self.scale == 100 else "")
+        return self.row.heading
 
     def shown(self, value: float) -> str:
-        """A value as it is printed, without its unit."""
-        return f"{self.scale * value:.2f}" if self.scale == 100 else f"{value:.4g}"
+        """Prints a value without its unit."""
+        return self.row.shown(value)
 
 
 @dataclass(frozen=True)
@@ -57,26 +88,26 @@ class Dimension:
 
 
 @dataclass(frozen=True)
-class Aims:
+class Goals:
     """What a study set out to do.
 
     Attributes:
-        space: What is searched; empty where the parent run doesn't say (a plain grid, a study of an older version).
-        objectives: One, or several for a multi-objective study.
-        chosen: Number of the trial that was confirmed, or None.
+        space: The keys that are searched; empty where the parent run doesn't say (a plain grid, or an older version).
+        objectives: One, or several in a multi-objective study.
+        chosen: The number of the trial that was confirmed; None without confirmation.
         n_trials, baseline_seeds, confirm_seeds: The budget; None where the parent run doesn't say.
     """
 
     space: tuple[Dimension, ...] = ()
-    objectives: tuple[Objective, ...] = (Objective(DEFAULT_OBJECTIVE),)
+    objectives: tuple[Objective, ...] = (Objective(metrics.DEFAULT_OBJECTIVE),)
     chosen: int | None = None
     n_trials: int | None = None
     baseline_seeds: int | None = None
     confirm_seeds: int | None = None
 
     @classmethod
-    def read(cls, tags: Mapping[str, str]) -> Aims:
-        """From the tags kdsweep.space, .objectives, .chosen and .planned; what isn't there keeps its default."""
+    def read(cls, tags: Mapping[str, str]) -> Goals:
+        """Reads the tags kdsweep.space, .objectives, .chosen and .planned; what isn't there keeps its default."""
         space = json.loads(tags.get("kdsweep.space", "{}"))
         objectives = json.loads(tags.get("kdsweep.objectives", "[]"))
         chosen = tags.get("kdsweep.chosen", "")
@@ -95,12 +126,22 @@ class Aims:
 
 
 def short_key(key: str) -> str:
-    """A searched key as it is printed: alpha for loss.alpha, any other in full."""
-    return key.removeprefix("loss.") if key in ("loss.alpha", "loss.tau") else key
+    """Returns a searched key as it is printed: "alpha" for loss.alpha; other keys in full."""
+    return PARAMETERS[key].name if key in PARAMETERS else key
+
+
+def axis_label(key: str) -> str:
+    """Returns a searched key as it is written along the axis of a figure."""
+    return PARAMETERS[key].label if key in PARAMETERS else key
+
+
+def is_logarithmic(key: str) -> bool:
+    """Returns whether a key is seen on a logarithmic scale where the study declares none."""
+    return key in PARAMETERS and PARAMETERS[key].log
 
 
 def short_value(value: str) -> str:
-    """A searched value as it is printed: a number with three significant digits, anything else as it is."""
+    """Returns a searched value as it is printed: a number with three significant digits, other texts as they are."""
     try:
         return f"{float(value):.3g}"
     except ValueError:
@@ -108,7 +149,7 @@ def short_value(value: str) -> str:
 
 
 def setting(params: Mapping[str, str]) -> str:
-    """Searched parameters as they are printed: "alpha 0.625, tau 4"."""
+    """Returns searched parameters as they are printed: "alpha 0.625, tau 4"."""
     return ", ".join(f"{short_key(key)} {short_value(value)}" for key, value in params.items())
 
 

@@ -1,6 +1,6 @@
-"""What the confirmation says: paired differences of the arms on test, and the words that their numbers allow.
+"""The verdict of the confirmation: paired differences of the arms on test, and the words that their numbers allow.
 
-Only confirmation runs are compared: their seeds chose nothing, and only there test accuracy is read for a decision.
+Only confirmation runs are compared: their seeds chose nothing, and only there is test accuracy read for a decision.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kdsweep.analysis import statistics
-from kdsweep.analysis.sorted_runs import Comparison, repetitions
+from kdsweep.analysis.sorted_runs import Comparison, arm_label, repetitions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -19,22 +19,27 @@ if TYPE_CHECKING:
 
 METRIC = "test/accuracy"
 
-# First against second, in the order in which they are told.
+# The comparisons, first against second, in the order in which they are reported.
 PAIRS = (("distill", "scratch"), ("distill", "label_smoothing"), ("label_smoothing", "scratch"))
 
-ALPHA, CONFIDENCE, POWER = 0.05, 0.95, 0.8
-# The difference for which the seeds are counted that it would take: a tenth of a point.
+SIGNIFICANCE, CONFIDENCE, POWER = 0.05, 0.95, 0.8
+# A tenth of a point: the report says how many seeds it would take to see such a difference.
 WANTED = 0.001
 
 
 @dataclass(frozen=True)
 class Paired:
-    """One arm against another, run by run of the same seed; accuracies are fractions of the test split.
+    """One arm against another, paired by seed; accuracies are fractions of the test split.
 
     Attributes:
-        adjusted_p: After Holm's correction for all comparisons of the verdict; NaN for one pair.
+        first, second: The names of the two arms.
+        seeds: The seeds of the pairs.
+        firsts, seconds: The accuracies of the two arms, in the order of the seeds.
+        difference: The mean difference with its intervals.
+        adjusted_p: The p value after Holm's correction for all comparisons of the verdict; NaN for one pair.
+        outcome: The verdict.
         bound: The arms are not more than this apart (two one-sided tests, 95 %); NaN for one pair.
-        seeds_needed: Seeds an arm to see a difference of `WANTED` with a power of `POWER`; None for one pair.
+        seeds_needed: The seeds per arm that show a difference of `WANTED` with the power `POWER`; None for one pair.
     """
 
     first: str
@@ -54,12 +59,13 @@ class Verdict:
     """The numbers of the verdict.
 
     Attributes:
-        comparisons: Those that could be made; empty without confirmation.
-        noise: The standard deviation over seeds of test accuracy; None where no setting was repeated.
-        validation_noise: The same of the search's objective.
-        curse: By how much the search overstated the chosen setting, in the objective's unit; positive is too good.
-            None without confirmation.
-        expected_curse: What the best of as many equal settings overstates, by that noise; None without noise.
+        comparisons: The comparisons that could be made; empty without confirmation.
+        noise: The standard deviation of test accuracy over seeds; None if no setting was repeated.
+        validation_noise: The same for the search's objective.
+        curse: By how much the search overstated the chosen setting, in the objective's unit; a positive number means
+            that the search was too optimistic. None without confirmation.
+        expected_curse: By how much the best of as many equal settings would be overstated, from `validation_noise`;
+            None without that noise.
         promised, confirmed: The chosen setting's objective in the search, and its mean over fresh seeds.
     """
 
@@ -72,13 +78,13 @@ class Verdict:
     confirmed: float | None = None
 
     def of(self, first: str, second: str) -> Paired | None:
-        """The comparison of these two roles, if it was made."""
+        """Returns the comparison of these two arms; None if it wasn't made."""
         return next((c for c in self.comparisons if (c.first, c.second) == (first, second)), None)
 
 
 def judge(found: Comparison) -> Verdict:
-    """The verdict's numbers from the sorted runs of a study."""
-    objective = found.aims.objective
+    """Computes the verdict's numbers from the sorted runs of a study."""
+    objective = found.goals.objective
     noise = statistics.noise_floor(repetitions(found.study, METRIC))
     validation_noise = statistics.noise_floor(repetitions(found.study, objective.metric))
     expected = None
@@ -109,7 +115,7 @@ def _comparisons(found: Comparison) -> tuple[Paired, ...]:
             tuple(seconds),
             difference,
             p,
-            statistics.verdict(difference, p, ALPHA),
+            statistics.verdict(difference, p, SIGNIFICANCE),
             statistics.equivalence_bound(difference, CONFIDENCE),
             _seeds_needed(difference, len(paired)),
         )
@@ -117,11 +123,11 @@ def _comparisons(found: Comparison) -> tuple[Paired, ...]:
     )
 
 
-def _by_seed(found: Comparison, role: str) -> dict[int, float]:
-    """Test accuracy of the confirmation runs of a role, by seed."""
+def _by_seed(found: Comparison, arm: str) -> dict[int, float]:
+    """Returns seed -> test accuracy of an arm's confirmation runs."""
     return {
         run.seed: run.metrics[METRIC]
-        for run in found.confirmed(role)
+        for run in found.confirmed(arm)
         if run.seed is not None and math.isfinite(run.metrics.get(METRIC, math.nan))
     }
 
@@ -129,12 +135,12 @@ def _by_seed(found: Comparison, role: str) -> dict[int, float]:
 def _seeds_needed(difference: Difference, comparisons: int) -> int | None:
     if difference.n < 2:
         return None
-    # Holm's first step is Bonferroni's: the one that a plan has to count on.
-    return statistics.seeds_needed(WANTED, difference.sd, POWER, ALPHA / comparisons)
+    # A plan has to count on Holm's first step, which is Bonferroni's.
+    return statistics.seeds_needed(WANTED, difference.sd, POWER, SIGNIFICANCE / comparisons)
 
 
 def headline(verdict: Verdict) -> str:
-    """The verdict in one or two sentences: distillation against scratch, and against label smoothing."""
+    """States the verdict in one or two sentences: distillation against scratch, and against label smoothing."""
     scratch, smoothing = verdict.of("distill", "scratch"), verdict.of("distill", "label_smoothing")
     if scratch is None:
         return "No verdict: that takes fresh seeds of the chosen setting and of scratch, and there are none."
@@ -153,7 +159,7 @@ def headline(verdict: Verdict) -> str:
 
 
 def _control(smoothing: Paired | None) -> str:
-    """How a sentence ends that distillation beats scratch: the control that needs no teacher may do so too."""
+    """Ends the sentence that distillation beats scratch: the control that needs no teacher may do so as well."""
     if smoothing is None or smoothing.outcome == "unknown":
         return "; against label smoothing, which needs no teacher, nothing is known."
     size = _points(abs(smoothing.difference.mean))
@@ -165,14 +171,14 @@ def _control(smoothing: Paired | None) -> str:
 
 
 def _aside(smoothing: Paired | None) -> str:
-    """A further sentence, where distillation does not beat scratch."""
+    """Returns a further sentence for the case that distillation doesn't beat scratch; it may be empty."""
     if smoothing is None or smoothing.outcome not in ("better", "worse"):
         return ""
     return f" It is {smoothing.outcome} than label smoothing, by {_points(abs(smoothing.difference.mean))} points."
 
 
 def words(verdict: Verdict) -> Iterator[str]:
-    """The verdict's findings, a sentence or two each: every comparison, then the noise."""
+    """Yields the verdict's findings, each of one or two sentences: every comparison, then the noise."""
     for comparison in verdict.comparisons:
         yield sentence(comparison, len(verdict.comparisons))
     if verdict.noise is not None:
@@ -184,12 +190,13 @@ def words(verdict: Verdict) -> Iterator[str]:
 
 
 def sentence(paired: Paired, comparisons: int) -> str:
-    """What may be said of one comparison.
+    """Says what may be said about one comparison.
 
     Args:
-        comparisons: How many were made, which Holm's correction counts.
+        paired: The comparison.
+        comparisons: How many comparisons were made in all; Holm's correction counts them.
     """
-    first, second = paired.first.replace("_", " "), paired.second.replace("_", " ")
+    first, second = arm_label(paired.first), arm_label(paired.second)
     difference = paired.difference
     if paired.outcome == "unknown":
         return (
@@ -207,7 +214,7 @@ def sentence(paired: Paired, comparisons: int) -> str:
         f"{first} and {second} are not distinguishable on test: {_signed(difference.mean)} points {details}, and not "
         f"more than {_points(paired.bound)} points apart."
     )
-    if difference.p <= ALPHA:
+    if difference.p <= SIGNIFICANCE:
         text += f" Alone it would pass (p {shown_p(difference.p)}), but not as one of {comparisons} comparisons."
     if paired.seeds_needed is not None and paired.seeds_needed > difference.n:
         text += (
@@ -218,19 +225,19 @@ def sentence(paired: Paired, comparisons: int) -> str:
 
 
 def _sign(paired: Paired) -> int:
-    """-1 where the difference is told as a size ("worse by"), so that its interval has to be turned round."""
+    """Returns -1 if the difference is stated as a size ("worse by"), which turns its interval round; else 1."""
     return -1 if paired.outcome == "worse" else 1
 
 
 def _interval(difference: Difference, sign: int = 1) -> str:
     low, high = sorted((sign * difference.low, sign * difference.high))
-    # Signs where they matter: an interval about zero.
+    # Signs are printed if the interval reaches below zero.
     shown = _signed if low < 0 else _points
     return f"95% interval {shown(low)} to {shown(high)}"
 
 
 def shown_p(p: float) -> str:
-    """A p as it is printed: "<.001", ".003", ".21"."""
+    """Prints a p value: "<.001", ".003", ".21"."""
     if p < 0.001:
         return "<.001"
     return f"{p:.3f}".lstrip("0") if p < 0.1 else f"{p:.2f}".lstrip("0") if p < 1 else "1"
@@ -241,14 +248,14 @@ def _points(fraction: float) -> str:
 
 
 def _signed(fraction: float) -> str:
-    # Not "-0.00".
+    # A tiny difference must not be printed as "-0.00".
     return f"{100 * fraction:+.2f}" if abs(fraction) >= 0.00005 else "0.00"
 
 
 def curse_words(verdict: Verdict, found: Comparison) -> Iterator[str]:
-    """What the search promised of its choice, and what fresh seeds gave."""
-    objective = found.aims.objective
-    unit = "points" if objective.scale == 100 else ""
+    """Yields what the search promised about its choice, and what fresh seeds gave."""
+    objective = found.goals.objective
+    unit = objective.row.difference_unit
 
     def size(value: float) -> str:
         return " ".join((objective.shown(value), unit)).strip()
@@ -265,7 +272,7 @@ def curse_words(verdict: Verdict, found: Comparison) -> Iterator[str]:
         limits = sorted((curse.low, curse.high) if curse.mean >= 0 else (-curse.low, -curse.high))
         interval = "" if curse.n < 2 else f", 95% interval {' to '.join(map(objective.shown, limits))}"
         yield (
-            f"The search {way} its choice by {size(abs(curse.mean))} ({objective.name}: "
+            f"The search {way} its choice by {size(abs(curse.mean))} ({objective.heading}: "
             f"{objective.shown(verdict.promised)} in the search, {objective.shown(verdict.confirmed)} over "
             f"{curse.n} fresh {'seed' if curse.n == 1 else 'seeds'}{interval}).{expected}"
         )
@@ -274,5 +281,5 @@ def curse_words(verdict: Verdict, found: Comparison) -> Iterator[str]:
 
 
 def pair_differences(paired: Paired) -> Sequence[float]:
-    """First - second, pair by pair."""
+    """Returns first - second for each pair."""
     return [a - b for a, b in zip(paired.firsts, paired.seconds, strict=True)]

@@ -21,6 +21,7 @@ from kdsweep.system import exit_status
 from kdsweep.system.errors import RunError, UserError, require
 from kdsweep.system.masking import MASK, masked
 from kdsweep.tracking.location import require_store, store_uri
+from kdsweep.tracking.run_records import STUDENTS, RunRecord
 from kdsweep.tracking.store import Store
 
 if TYPE_CHECKING:
@@ -32,10 +33,8 @@ if TYPE_CHECKING:
     from kdsweep.analysis.sorted_runs import Spread
     from kdsweep.models import Classifier
     from kdsweep.report.model_card import Check
-    from kdsweep.tracking.run_records import RunRecord
 
 FORMATS = ("pt2", "onnx", "none")
-STUDENTS = ("scratch", "label_smoothing", "distill")
 WEIGHTS = "model.safetensors"
 ONNX = ("onnx", "onnxscript", "onnxruntime")
 
@@ -161,7 +160,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _saved(store: Store, run: RunRecord) -> SavedConfig:
     """The configuration of a run that has a student; `UserError` for other runs."""
-    if run.role == "teacher":
+    if run.arm == "teacher":
         weights = run.params.get("teacher.network.weights", "None")
         network = f"{run.params.get('teacher.network.name')}, {'random' if weights == 'None' else weights}"
         raise UserError(
@@ -169,8 +168,8 @@ def _saved(store: Store, run: RunRecord) -> SavedConfig:
             f"{network}). Export one of its students, or any other run.",
             "RUN",
         )
-    if run.role not in STUDENTS:
-        raise UserError(f"the run {run.id} is no single run ({run.role}). Its runs are listed by `kdsweep-ui`.", "RUN")
+    if run.arm not in STUDENTS:
+        raise UserError(f"the run {run.id} is no single run ({run.arm}). Its runs are listed by `kdsweep-ui`.", "RUN")
     text = store.text(run.id, "config.yaml")
     if text is None or "kdsweep.weights" not in run.tags:
         raise UserError(
@@ -374,7 +373,7 @@ def _spread(store: Store, run: RunRecord) -> Spread | None:
     parent = run.params.get("tracking.parent", "None")
     if run.stage != "confirmation" or parent == "None":
         return None
-    arm = [other for other in store.children(parent) if (other.role, other.stage) == (run.role, run.stage)]
+    arm = [other for other in store.children(parent) if (other.arm, other.stage) == (run.arm, run.stage)]
     return spread(other.metrics.get("test/accuracy") for other in arm if other.status == "FINISHED")
 
 

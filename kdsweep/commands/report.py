@@ -1,4 +1,4 @@
-"""`kdsweep-report`: what a study found, in the terminal, as a page, as numbers and as figures."""
+"""`kdsweep-report`: reports what a study found, in the terminal, as an HTML page, as numbers and as figures."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from kdsweep.tracking.store import Store
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# Of a plan: the difference and the search that it is made for, where neither the user nor a study says.
+# A plan is made for this difference and this search, if neither the user nor a study says otherwise.
 DIFFERENCE_POINTS, N_TRIALS = 0.3, 30
-# Fewer pairs tell less about the noise of a difference than the noise of single runs does.
+# With fewer pairs, the noise of single runs says more about the noise of a difference than the pairs do.
 FEWEST_PAIRS = 4
 
 
@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="kdsweep-report",
         description="Says what a study found: the verdict, teacher, scratch and distilled compared, the trials, and "
         "where the page and the figures are. Reads the MLflow store, trains nothing, and can be called while the "
-        "study runs. With --plan: what a difference takes that one wants to see.",
+        "study runs. With --plan it says instead how many seeds, runs and hours it takes to see a difference.",
     )
     root = Path(os.environ.get("KDSWEEP_HOME", "."))
     option = parser.add_argument
@@ -72,7 +72,7 @@ def _open(options: argparse.Namespace) -> Store:
 
 
 def _show_plan(options: argparse.Namespace) -> None:
-    """Prints what the wanted difference takes, from the noise and the time that were given or that a study had."""
+    """Prints the plan for a difference, from the noise and the time that were given or that a study had."""
     for name, value in (("difference", options.difference), ("noise", options.noise), ("seconds", options.seconds)):
         require(value is None or 0 < value < math.inf, f"{name} > 0", value, f"--{name}")
     for name, value in (("trials", options.trials), ("jobs", options.jobs)):
@@ -97,7 +97,7 @@ def _show_plan(options: argparse.Namespace) -> None:
 
 
 def _of_study(options: argparse.Namespace) -> dict[str, object]:
-    """What a finished study knows for the plan of the next: arguments of `planner.plan`."""
+    """Returns what a study knows for the plan of the next one: arguments of `seed_planning.plan`."""
     from kdsweep.analysis.findings import summarise
 
     try:
@@ -114,14 +114,14 @@ def _of_study(options: argparse.Namespace) -> dict[str, object]:
             "--noise",
         )
     pairs = report.verdict.of("distill", "scratch")
-    aims = report.comparison.aims
+    goals = report.comparison.goals
     told: dict[str, object] = {
         "noise_sd": None if noise is None else noise.sd,
         "paired_sd": pairs.difference.sd if pairs is not None and pairs.difference.n >= FEWEST_PAIRS else None,
         "seconds_per_run": report.cost.seconds["scratch"].mean if "scratch" in report.cost.seconds else None,
-        "n_trials": aims.n_trials,
-        "baseline_seeds": aims.baseline_seeds,
-        # A study without confirmation is no model for one with a verdict.
-        "confirm_seeds": aims.confirm_seeds or None,
+        "n_trials": goals.n_trials,
+        "baseline_seeds": goals.baseline_seeds,
+        # A study without confirmation doesn't say how many seeds one with a verdict has.
+        "confirm_seeds": goals.confirm_seeds or None,
     }
     return {name: value for name, value in told.items() if value is not None}

@@ -57,8 +57,8 @@ def find(name: str, uri: str) -> Original:
         require_store(uri)
         store = Store(uri)
         run = store.find(name)
-        if run.role in ("study", "group"):
-            raise UserError(f"{run.name!r} is a {run.role}, not a run. Name one of the runs below it: `kdsweep-ui`.")
+        if run.arm in ("study", "group"):
+            raise UserError(f"{run.name!r} is a {run.arm}, not a run. Name one of the runs below it: `kdsweep-ui`.")
         text = store.text(run.id, CONFIG)
         if text is None:
             raise UserError(f"the run {run.id} has no {CONFIG}: it failed before it began, or isn't kdsweep's.")
@@ -189,9 +189,9 @@ def _noise(store: Store, run: RunRecord) -> dict[str, float]:
     """The noise over seeds among the runs beside this one; empty for a run that stands alone."""
     named = run.params.get("tracking.parent", "None")
     # A plain multirun's runs don't know their group: the group knows them.
-    parents = [named] if named != "None" else [group.id for group in store.tagged(role="group")]
+    parents = [named] if named != "None" else [group.id for group in store.tagged(arm="group")]
     for parent in parents:
         siblings = tuple(store.children(parent))
         if run.id in {sibling.id for sibling in siblings}:
-            return seed_noise(StudyRecord(store.find(parent), siblings), run.role)
+            return seed_noise(StudyRecord(store.find(parent), siblings), run.arm)
     return {}

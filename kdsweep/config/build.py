@@ -41,11 +41,6 @@ COMPONENTS = (
 EVALUATION_BATCH = 256
 
 
-def direction(objective: str) -> str:
-    """Returns "maximize" for a metric that is better when it is higher, else "minimize"."""
-    return "minimize" if objective.endswith(("nll", "ece", "kl")) else "maximize"
-
-
 @dataclass(frozen=True)
 class Components:
     """The parts of a student's training: functions that have their settings, and wait for their last arguments.

@@ -10,20 +10,14 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from kdsweep import loss_rules
+from kdsweep.analysis.metrics import OBJECTIVES
 from kdsweep.config.keys import GROUPS
 from kdsweep.system.errors import UserError, require
 from kdsweep.tracking.location import store_uri
+from kdsweep.tracking.run_records import ARMS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-ARMS = ("teacher", "scratch", "label_smoothing", "distill")
-
-# Metrics that a sweep may select on. None of them reads the test split.
-OBJECTIVES = (
-    *("val/accuracy", "val/nll", "val/ece", "val/top5", "val/agreement", "val/teacher_kl"),
-    "best/val_accuracy",
-)
 
 # Memory layouts of a student's weights and pictures.
 MEMORY_FORMATS = ("auto", "channels_last", "contiguous")

@@ -1,4 +1,4 @@
-"""A report in the terminal: the verdict first, then the numbers that it rests on."""
+"""Prints a report in the terminal: first the verdict, then the numbers that it rests on."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from kdsweep.analysis.findings import Report
 
 TRIALS_SHOWN = 10
-WIDTH = 100  # characters a line, where the output is no terminal
+WIDTH = 100  # characters per line, if the output is no terminal
 
 
 def show(report: Report) -> None:
-    """Prints a report to the standard output; names are printed as they are, whatever markup they resemble."""
+    """Prints a report to the standard output. Names are printed as they are, even if they look like markup."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # Where the output's encoding lacks a character, it gets a question mark: a study must not end in an exception.
+        # A character that the output's encoding lacks becomes a question mark: a study must not end in an exception.
         sys.stdout.reconfigure(errors="replace")
     console = Console(markup=False, emoji=False, highlight=False)
     if not console.is_terminal:
@@ -52,7 +52,7 @@ def _arms(report: Report, narrow: bool) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, caption_justify="left")
     table.caption = texts.caption
     for index, heading in enumerate(texts.headings):
-        # The arm's name may break, the numbers may not.
+        # An arm's name may be broken into lines, a number may not.
         table.add_column(heading, justify="right" if index else "left", min_width=None if index else 9)
     for row in texts.rows:
         table.add_row(*row[:2], *(cell.replace(" ", "\n", 1) if narrow else cell for cell in row[2:]))

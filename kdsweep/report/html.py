@@ -1,4 +1,4 @@
-"""A report as one HTML file, which needs no network and no script: the figures are inside."""
+"""Renders a report as one HTML file, which contains its figures and needs neither network nor scripts."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ TEMPLATE = "report.html.jinja"
 
 
 def render(report: Report, pictures: Mapping[str, bytes]) -> str:
-    """The page.
+    """Renders the page.
 
     Args:
-        pictures: PNG files by their names in `kdsweep.report.figures.all_figures.CAPTIONS`.
+        report: The report.
+        pictures: File name, as in `kdsweep.report.figures.all_figures.CAPTIONS` -> the bytes of the PNG file.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     folder = Path(__file__).with_name("templates")
-    # A study's name and its parameters come from outside: everything is escaped.
+    # A study's name and parameters come from outside, so everything is escaped.
     environment = Environment(
         loader=FileSystemLoader(folder),
         autoescape=True,

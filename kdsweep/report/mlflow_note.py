@@ -1,4 +1,4 @@
-"""A report as the description that MLflow's UI shows of the study's run, in Markdown."""
+"""Renders a report in Markdown, as the description of the study's run in MLflow's UI."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from kdsweep.analysis.findings import Report
 
 WHOLE = "*By kdsweep-report; figures and tables: `report/report.html` among the artifacts.*"
-# MLflow takes no longer tag.
+# MLflow accepts no longer tag.
 MAX_CHARACTERS = 8000
 
 
 def note(report: Report) -> str:
-    """The verdict, the arms' table and the findings; what there is no room for is counted at the end."""
+    """Returns the verdict, the table of arms and the findings; its end says how many findings had no room."""
     parts = [f"**{report.headline}**"]
     if report.arms:
         parts.append(_table(tables.arms(report)))
@@ -26,7 +26,7 @@ def note(report: Report) -> str:
 
 
 def _fitting(parts: list[str], sentences: list[str]) -> Iterable[str]:
-    """The parts, and the sentences as one, without those that would make it too long."""
+    """Yields the parts, then the sentences as one part; what would make the text too long is left out."""
     room = MAX_CHARACTERS - len(WHOLE) - 100
     for part in parts:
         if len(part) + 2 <= room:
@@ -52,7 +52,7 @@ def _table(table: tables.Table) -> str:
 
 
 def _escaped(text: str) -> str:
-    """The text without what Markdown, or HTML in it, would take for its own."""
+    """Escapes the characters that Markdown, or HTML in it, would take for markup."""
     for mark in "\\*_|<`":
         text = text.replace(mark, f"\\{mark}")
     return text

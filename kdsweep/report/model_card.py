@@ -1,4 +1,4 @@
-"""The model card of an exported network: what it is, what its numbers mean, and how to load it."""
+"""Renders the model card of an exported network: what it is, what its numbers mean, and how to load it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import kdsweep
+from kdsweep.analysis.metrics import CARD
+from kdsweep.analysis.sorted_runs import arm_label
+from kdsweep.analysis.study_goals import ALPHA, TAU
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -17,17 +20,6 @@ if TYPE_CHECKING:
     from kdsweep.tracking.run_records import RunRecord
 
 TEMPLATE = "model_card.md.jinja"
-
-# Metric, its name, the factor and the decimals by which it is shown.
-NUMBERS = (
-    ("test/accuracy", "test accuracy %", 100, 2),
-    ("test/top5", "test top-5 accuracy %", 100, 2),
-    ("test/nll", "test NLL", 1, 4),
-    ("test/ece", "test expected calibration error %", 100, 2),
-    ("test/agreement", "test agreement with the teacher %", 100, 2),
-    ("val/accuracy", "validation accuracy %", 100, 2),
-    ("val/nll", "validation NLL", 1, 4),
-)
 
 STAGES = {
     "single": "a single run",
@@ -40,12 +32,12 @@ STAGES = {
 
 @dataclass(frozen=True)
 class Check:
-    """How the answers of an exported file compare with the network's own, on the same pictures in fp32.
+    """How the logits of an exported file compare with those of the network, on the same pictures in fp32.
 
     Attributes:
-        pictures: How many, and what they are ("500 test pictures").
+        pictures: The number and kind of the pictures: "500 test pictures".
         difference: The largest absolute difference of two logits.
-        agreement: Share of the pictures that get the same class, in [0, 1].
+        agreement: The share of pictures that get the same class, in [0, 1].
     """
 
     pictures: str
@@ -53,21 +45,22 @@ class Check:
     agreement: float
 
     def __str__(self) -> str:
+        """The check in words."""
         return f"{self.pictures}, largest difference {self.difference:.1e}, same class {self.agreement:.2%}"
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a model card tells.
+    """The content of a model card.
 
     Attributes:
         run: The run that trained the network.
-        interface: What `config.json` holds.
-        config: The run's configuration as YAML, masked.
-        precision: In which the run measured its numbers: bf16 or fp32.
-        parameters: How many the network has.
-        checks: By the name of the exported file; empty where there is none.
-        spread: Test accuracy over the fresh seeds of the run's arm, for a confirmation; None for other runs.
+        interface: The content of `config.json`.
+        config: The run's configuration as YAML, without secrets.
+        precision: The precision in which the run measured its numbers: bf16 or fp32.
+        parameters: The number of the network's parameters.
+        checks: Name of an exported file -> its check; empty if nothing but the weights was exported.
+        spread: The test accuracy over the fresh seeds of the run's arm, for a confirmation run; None for other runs.
     """
 
     run: RunRecord
@@ -80,10 +73,10 @@ class Card:
 
 
 def render(card: Card) -> str:
-    """The card as Markdown."""
+    """Renders the card as Markdown."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    # Names come from outside; Markdown is read as HTML in the end.
+    # Names come from outside, and Markdown ends up as HTML.
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).with_name("templates")),
         autoescape=False,
@@ -97,9 +90,11 @@ def render(card: Card) -> str:
     return environment.get_template(TEMPLATE).render(
         card=card,
         run=card.run,
-        role=(card.run.role or "student").replace("_", " "),
+        arm=arm_label(card.run.arm or "student"),
         stage=STAGES.get(card.run.stage or "", "a run"),
         params=params,
+        alpha=params.get(ALPHA.key),
+        tau=params.get(TAU.key, "-"),
         numbers=list(numbers(card.run.metrics)),
         test_read=any(name.startswith("test/") for name in card.run.metrics),
         interface=card.interface,
@@ -111,14 +106,14 @@ def render(card: Card) -> str:
 
 
 def numbers(metrics: Mapping[str, float]) -> Iterator[tuple[str, str]]:
-    """Name and value of each number of a run that the card shows."""
-    for metric, name, factor, decimals in NUMBERS:
-        if metric in metrics:
-            yield name, f"{factor * metrics[metric]:.{decimals}f}"
+    """Yields name and value of each number of a run that the card shows."""
+    for metric in CARD:
+        if metric.name in metrics:
+            yield f"{metric.card} {metric.unit}".rstrip(), metric.shown(metrics[metric.name])
 
 
 def loading(interface: Mapping[str, Any]) -> str:
-    """Python that loads the weights with the library's own class; `pictures` are uint8 (B, H, W, 3)."""
+    """Returns Python code that loads the weights with the library's own class; `pictures` are uint8 (B, H, W, 3)."""
     network, size = interface["architecture"], interface["input"]["resize"]
     timm = network["library"] == "timm"
     make = "timm.create_model" if timm else "torchvision.models.get_model"
@@ -143,23 +138,23 @@ def loading(interface: Mapping[str, Any]) -> str:
 
 
 def shortened(names: Sequence[str], most: int = 20) -> str:
-    """The first names, and how many more there are."""
+    """Lists the first names, and says how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
 
 def plain(text: str) -> str:
-    """A text without the characters that Markdown or HTML would take for markup, in one line."""
+    """Returns a text in one line, with the characters escaped that Markdown or HTML would take for markup."""
     escaped = html.escape(" ".join(text.split()), quote=False)
     return re.sub(r"([\\`*\[\]|])|(?<!\w)_|_(?!\w)", r"\\\g<0>", escaped)
 
 
 class _Raw(str):
-    """A text that goes into the card as it is."""
+    """A text that goes into the card without being escaped."""
 
 
 def _fenced(text: str, language: str) -> str:
-    """A block of code whose fence is longer than any in it."""
+    """Returns a block of code whose fence is longer than any inside it."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{text.rstrip()}\n{fence}"

@@ -1,4 +1,4 @@
-"""The tables of a report as texts, for the terminal and for the page alike."""
+"""The tables of a report as texts, for the terminal and for the HTML page alike."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from kdsweep.analysis import verdict
 from kdsweep.analysis.cost import duration
-from kdsweep.analysis.sorted_runs import EPOCHS_TO_TARGET, METRICS, TARGET_SHARE, Arm, Trial
+from kdsweep.analysis.metrics import COLUMNS, EPOCHS_TO_TARGET, row
+from kdsweep.analysis.sorted_runs import TARGET_SHARE, Arm, Trial, arm_label
 from kdsweep.analysis.study_goals import short_key, short_value
 
 if TYPE_CHECKING:
@@ -18,24 +19,17 @@ if TYPE_CHECKING:
     from kdsweep.analysis.findings import Report
     from kdsweep.tracking.run_records import StudyRecord
 
-# Heading (its lines keep the table narrow), factor, decimals.
-COLUMNS = {
-    "val/accuracy": ("\nvalidation\naccuracy %", 100, 2),
-    "test/accuracy": ("\ntest\naccuracy %", 100, 2),
-    "test/nll": ("\ntest\nNLL", 1, 3),
-    "test/ece": ("\ntest\nECE %", 100, 1),
-    "test/agreement": ("\nagree-\nment %", 100, 1),
-    EPOCHS_TO_TARGET: ("epochs\nto\ntarget", 1, 1),
-    "seconds": ("\nseconds\na run", 1, 1),
-}
-
 
 @dataclass(frozen=True)
 class Table:
-    """Texts in rows; the first column is aligned left where `named`, the others right.
+    """A table of texts.
 
     Attributes:
-        marked: Positions of the rows that stand out.
+        headings: One for each column.
+        rows: The cells of each row.
+        caption: A line below the table.
+        named: Whether the first column holds names, which are aligned left. All other columns are aligned right.
+        marked: The positions of rows that are emphasised.
     """
 
     headings: tuple[str, ...]
@@ -46,10 +40,10 @@ class Table:
 
 
 def heading(study: StudyRecord) -> Iterable[str]:
-    """What was trained on what, how many runs there are, and when it began."""
+    """Yields two lines: what was trained on which data; how many runs there are, and when the study began."""
 
     def values(key: str) -> str:
-        # Jobs of a multirun may differ; what a job doesn't have is written as None.
+        # The jobs of a multirun may differ. A key that a job doesn't have is recorded as None.
         found = dict.fromkeys(run.params.get(key, "None").removeprefix("kdsweep.data.") for run in study.children)
         return ", ".join(value for value in found if value != "None") or "-"
 
@@ -63,45 +57,45 @@ def heading(study: StudyRecord) -> Iterable[str]:
 
 
 def arms(report: Report) -> Table:
-    """The comparison: mean ± standard deviation of each arm's runs."""
+    """Makes the table of arms: mean ± standard deviation over each arm's runs."""
     rows = []
     for arm in report.arms:
-        cells = [_cell(arm, metric) for metric in METRICS]
-        if report.target is not None and arm.role != "teacher" and EPOCHS_TO_TARGET not in arm.metrics:
-            cells[METRICS.index(EPOCHS_TO_TARGET)] = "never"
-        rows.append((arm.name, f"{len(arm.runs)}*" if arm.confirmed else str(len(arm.runs)), *cells))
+        cells = [_cell(arm, metric) for metric in COLUMNS]
+        if report.target is not None and arm.name != "teacher" and EPOCHS_TO_TARGET not in arm.metrics:
+            cells[list(COLUMNS).index(EPOCHS_TO_TARGET)] = "never"
+        rows.append((arm.label, f"{len(arm.runs)}*" if arm.confirmed else str(len(arm.runs)), *cells))
     notes = []
     if any(arm.confirmed for arm in report.arms):
         notes.append("*: fresh seeds, which chose nothing")
     if report.target is not None:
         notes.append(f"target: {report.target:.1%} on validation, {TARGET_SHARE:.0%} of scratch's final mean")
     notes.append("agreement: with the teacher, on test")
-    headings = ("\n\narm", "\n\nruns", *(COLUMNS[metric][0] for metric in METRICS))
+    headings = ("\n\narm", "\n\nruns", *(column.heading for column in COLUMNS.values()))
     return Table(headings, tuple(rows), "; ".join(notes), named=True)
 
 
 def _cell(arm: Arm, metric: str) -> str:
-    """Mean ± standard deviation of a metric, and of how many runs, where only some have it."""
+    """Prints mean ± standard deviation of a metric, and the number of runs that have it, if not all do."""
     spread = arm.metrics.get(metric)
     if spread is None:
         return "-"
-    _, factor, decimals = COLUMNS[metric]
-    mean, sd = factor * spread.mean, factor * spread.sd
-    decimals = decimals if mean < 100 else 0
+    scale = row(metric).scale
+    mean, sd = scale * spread.mean, scale * spread.sd
+    decimals = COLUMNS[metric].decimals if mean < 100 else 0
     text = f"{mean:.{decimals}f}" + (f" ±{sd:.{decimals}f}" if spread.n > 1 else "")
-    # A mean over the runs that reached the target, when some didn't, would look like speed.
+    # If some runs didn't reach the target, the mean over the others would look like speed.
     return text if spread.n == len(arm.runs) else f"{text} ({spread.n} of {len(arm.runs)})"
 
 
 def comparisons(report: Report) -> Table:
-    """Every paired difference with all its numbers, in points."""
+    """Makes the table of paired differences with all their numbers, in points."""
     rows = []
     for paired in report.verdict.comparisons:
         difference = paired.difference
         needed = "-" if paired.seeds_needed is None else f"{paired.seeds_needed:,}"
         rows.append(
             (
-                f"{paired.first} - {paired.second}".replace("_", " "),
+                f"{arm_label(paired.first)} - {arm_label(paired.second)}",
                 f"{100 * difference.mean:+.2f}",
                 _limits(difference.low, difference.high),
                 _limits(difference.bootstrap_low, difference.bootstrap_high),
@@ -128,8 +122,8 @@ def _limits(low: float, high: float) -> str:
 
 
 def trials(report: Report, shown: Sequence[Trial]) -> Table:
-    """Settings with their objectives; the chosen one is marked."""
-    objectives = report.comparison.aims.objectives
+    """Makes the table of settings with their objectives; the chosen setting is marked."""
+    objectives = report.comparison.goals.objectives
     rows = tuple(
         (
             str(trial.number),
@@ -141,12 +135,12 @@ def trials(report: Report, shown: Sequence[Trial]) -> Table:
     )
     keys = map(short_key, shown[0].params) if shown else ()
     marked = tuple(index for index, trial in enumerate(shown) if trial is report.comparison.chosen)
-    return Table(("trial", *keys, *(objective.name for objective in objectives), "runs"), rows, marked=marked)
+    return Table(("trial", *keys, *(objective.heading for objective in objectives), "runs"), rows, marked=marked)
 
 
 def pruned(report: Report) -> Table:
-    """The trials that were stopped."""
-    objective = report.comparison.aims.objective
+    """Makes the table of the trials that were stopped."""
+    objective = report.comparison.goals.objective
     found = report.comparison.pruned
     rows = tuple(
         (
@@ -158,4 +152,4 @@ def pruned(report: Report) -> Table:
         for trial in found
     )
     keys = map(short_key, found[0].params) if found else ()
-    return Table(("trial", *keys, f"{objective.name} when stopped", "epochs"), rows)
+    return Table(("trial", *keys, f"{objective.heading} when stopped", "epochs"), rows)

@@ -1,4 +1,4 @@
-"""The report of a study as files: the page, the numbers and the figures, attached to its run in MLflow."""
+"""Writes the report of a study to files: the page, the numbers and the figures. They are attached to its MLflow run."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from kdsweep.analysis.study_goals import Aims
+from kdsweep.analysis.study_goals import Goals
 from kdsweep.system.errors import RunError
 from kdsweep.system.progress import note
+from kdsweep.tracking.run_records import STUDENTS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,22 +22,23 @@ if TYPE_CHECKING:
     from kdsweep.tracking.run_records import StudyRecord
     from kdsweep.tracking.store import Store
 
-# Bytes of a folder's name.
-LONGEST_NAME = 200
+LONGEST_NAME = 200  # bytes of a folder's name
 
 
 def write(store: Store, study_name: str | None, out: Path) -> Report:
     """Writes `report.html`, `report.json` and the figures of a study to the folder `out`, and attaches them to its run.
 
-    The verdict becomes the description of the run, unless it has one that somebody else wrote.
+    The verdict becomes the run's description in MLflow, unless somebody else has written one.
 
     Args:
-        study_name: Name or run id of the study; None for the latest.
+        store: The MLflow store.
+        study_name: The name or run id of the study; None for the latest.
+        out: The folder.
 
     Raises:
         UserError: There is no such study.
     """
-    # What draws and fits takes seconds to import; --help and a misspelt option need none of it.
+    # Imported here, because it takes seconds, and --help and a misspelt option don't need it.
     from kdsweep.analysis.findings import summarise
     from kdsweep.report import html, mlflow_note
     from kdsweep.report.figures import all_figures
@@ -56,23 +58,23 @@ def write(store: Store, study_name: str | None, out: Path) -> Report:
         store.attach(study.parent.id, path, "report")
     try:
         store.describe(study.parent.id, mlflow_note.note(report))
-    except RunError as error:  # it is an ornament, and the report is whole without it
+    except RunError as error:  # the report is complete without a description
         note(f"The study's run in MLflow keeps the description that it had: {error}")
     return dataclasses.replace(report, files=tuple(files))
 
 
 def default_folder(root: Path, study: StudyRecord) -> Path:
-    """Where the report of a study goes: <root>/reports/<study>, with what a folder's name can't hold replaced."""
+    """Returns <root>/reports/<study>; characters that a folder's name can't have are replaced."""
     names = (re.sub(r"[^\w.+=,-]+", "_", name).strip("._") for name in (study.parent.name, study.parent.id))
     return root / "reports" / next((name for name in names if 0 < len(name.encode()) <= LONGEST_NAME), "study")
 
 
 def readings(store: Store, study: StudyRecord) -> Readings:
-    """The histories and the reliability diagrams of a study's finished runs."""
-    from kdsweep.analysis.sorted_runs import STUDENTS, Readings
+    """Reads the histories and the reliability diagrams of a study's finished runs."""
+    from kdsweep.analysis.sorted_runs import Readings
 
-    metrics = ("val/accuracy", "epoch_seconds", Aims.read(study.parent.tags).objective.metric)
-    runs = [run for run in study.runs() if run.role in STUDENTS]
+    metrics = ("val/accuracy", "epoch_seconds", Goals.read(study.parent.tags).objective.metric)
+    runs = [run for run in study.runs() if run.arm in STUDENTS]
     histories = {
         metric: {
             run.id: [(epoch, value) for epoch, value in store.history(run.id, metric) if epoch >= 1]
@@ -90,20 +92,20 @@ def readings(store: Store, study: StudyRecord) -> Readings:
 
 
 def _jsonable(report: Report) -> dict[str, object]:
-    """The report as plain values; numbers as they are (fractions, seconds), NaN and infinities as null."""
+    """Returns the report as plain values. Accuracies stay fractions; NaN and infinities become null."""
     study, found = report.study, report.comparison
     told: dict[str, object] = {
         "study": study.parent.name,
         "run_id": study.parent.id,
         "status": study.parent.status,
         "started": study.parent.start.isoformat(),
-        "aims": found.aims,
+        "aims": found.goals,
         "headline": report.headline,
         "verdict": report.verdict,
         "target_accuracy": report.target,
         "arms": [
             {
-                "arm": arm.role,
+                "arm": arm.name,
                 "confirmed": arm.confirmed,
                 "runs": [run.id for run in arm.runs],
                 "metrics": arm.metrics,
@@ -117,12 +119,12 @@ def _jsonable(report: Report) -> dict[str, object]:
                 "number": trial.number,
                 "params": trial.params,
                 "runs": [run.id for run in trial.runs],
-                "values": dict(zip((o.metric for o in found.aims.objectives), trial.values, strict=True)),
+                "values": dict(zip((o.metric for o in found.goals.objectives), trial.values, strict=True)),
             }
             for trial in report.trials
         ],
         "pruned": found.pruned,
-        # The grid of the figure is in the figure.
+        # The surface is left out: it is a large grid, and the figure shows it.
         "landscape": dataclasses.replace(report.landscape, surface=None),
         "cost": report.cost,
         "findings": report.findings,
@@ -132,7 +134,7 @@ def _jsonable(report: Report) -> dict[str, object]:
 
 
 def _plain(value: object) -> object:
-    """Data classes as mappings, tuples as lists, and null for numbers that JSON doesn't have."""
+    """Converts data classes to mappings, tuples to lists, and numbers that JSON doesn't have to null."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -140,6 +142,6 @@ def _plain(value: object) -> object:
     if isinstance(value, list | tuple):
         return [_plain(inner) for inner in value]
     if isinstance(value, float):
-        # float(): numpy's scalars are floats too.
+        # numpy's scalars are floats too, so they are converted.
         return float(value) if math.isfinite(value) else None
     return value

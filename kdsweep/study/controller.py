@@ -15,6 +15,7 @@ from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl
 from omegaconf import DictConfig, OmegaConf
 
 from kdsweep import recording
+from kdsweep.analysis import metrics
 from kdsweep.config import build, checks, keys, rules
 from kdsweep.config.overrides import parsed, require_key, with_float_bounds, without_replaced_sweeps
 from kdsweep.execution.executors import Executor, InProcess, open_executor, require_executor
@@ -29,6 +30,7 @@ from kdsweep.system.errors import UserError, require
 from kdsweep.system.processes import parse_process, this_process
 from kdsweep.system.progress import note
 from kdsweep.tracking import sending
+from kdsweep.tracking.run_records import ARM_TAG
 from kdsweep.tracking.store import Run, Store, flatten
 
 if TYPE_CHECKING:
@@ -119,7 +121,7 @@ class Study(OptunaSweeperImpl):
     def _directions(self, objectives: Sequence[str]) -> list[str]:
         """Which way each objective is better: as configured, or as its metric is."""
         if self.direction is None:
-            return [build.direction(name) for name in objectives]
+            return [metrics.direction(name) for name in objectives]
         directions = [str(direction) for direction in self._get_directions()]
         rule = "one direction for each objective"
         require(len(directions) == len(objectives), rule, directions, "hydra.sweeper.direction", "null chooses them.")
@@ -207,7 +209,7 @@ class Study(OptunaSweeperImpl):
             with store.reopened(known[0].id) as run:
                 yield run
         else:
-            tags = {"kdsweep.role": "study", "kdsweep.study": search.name, "kdsweep.study_key": search.key}
+            tags = {ARM_TAG: "study", "kdsweep.study": search.name, "kdsweep.study_key": search.key}
             with store.run(search.name, tags=tags, params=params) as run:
                 yield run
 

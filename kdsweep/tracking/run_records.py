@@ -8,6 +8,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from datetime import datetime
 
+# The tag that says which arm a run belongs to; its name is older than that word. Runs above others, which belong to no
+# arm, have "study" or "group" there.
+ARM_TAG = "kdsweep.role"
+
+# The arms in the order of the tables. The students are trained in a study, and confirmed with fresh seeds.
+ARMS = ("teacher", "scratch", "label_smoothing", "distill")
+STUDENTS = ARMS[1:]
+
 
 @dataclass(frozen=True)
 class RunRecord:
@@ -24,9 +32,9 @@ class RunRecord:
     parent: str | None = None  # id of the run above it
 
     @property
-    def role(self) -> str | None:
-        """teacher, scratch, label_smoothing, distill, study or group; None for a run that kdsweep did not make."""
-        return self.tags.get("kdsweep.role")
+    def arm(self) -> str | None:
+        """One of `ARMS`, or "study" or "group" for a run above others; None for a run that kdsweep did not make."""
+        return self.tags.get(ARM_TAG)
 
     @property
     def stage(self) -> str | None:
@@ -48,13 +56,13 @@ class StudyRecord:
     children: tuple[RunRecord, ...]
 
     def runs(
-        self, role: str | None = None, stage: str | None = None, status: str | None = "FINISHED"
+        self, arm: str | None = None, stage: str | None = None, status: str | None = "FINISHED"
     ) -> list[RunRecord]:
-        """The children of this role, stage and status; None takes all of them."""
+        """The children of this arm, stage and status; None takes all of them."""
         return [
             child
             for child in self.children
-            if (role is None or child.role == role)
+            if (arm is None or child.arm == arm)
             and (stage is None or child.stage == stage)
             and (status is None or child.status == status)
         ]

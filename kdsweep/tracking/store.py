@@ -37,7 +37,7 @@ from kdsweep.tracking.location import (
     user_name,
 )
 from kdsweep.tracking.retry import PATIENCE_SECONDS, AwayError, first_line, is_disk_full, is_transient, patiently
-from kdsweep.tracking.run_records import RunRecord, StudyRecord
+from kdsweep.tracking.run_records import ARM_TAG, RunRecord, StudyRecord
 from kdsweep.tracking.run_writer import Run, disk_full, milliseconds
 from kdsweep.tracking.sender import LOCAL, REMOTE, Outbox
 
@@ -155,7 +155,7 @@ class Store:
 
         Args:
             name: Shown in the UI; names need not be unique.
-            tags: At least kdsweep.role.
+            tags: At least the arm (`run_records.ARM_TAG`).
             params: Flat; a value longer than MLflow takes (6,000 characters) is cut.
             parent: Id of the parent run.
         """
@@ -259,15 +259,15 @@ class Store:
             name: Name of the run, if it is to be made.
         """
         with self._lock:
-            for record in self.tagged(role="group"):
+            for record in self.tagged(arm="group"):
                 if record.tags["kdsweep.group"] == key:
                     return record.id
-            with self.run(name, tags={"kdsweep.role": "group", "kdsweep.group": key}, params={}) as run:
+            with self.run(name, tags={ARM_TAG: "group", "kdsweep.group": key}, params={}) as run:
                 return run.id
 
     def studies(self) -> list[RunRecord]:
         """The parent runs of studies and of plain multiruns, the latest first."""
-        found = [run for role in ("study", "group") for run in self.tagged(role=role)]
+        found = [run for arm in ("study", "group") for run in self.tagged(arm=arm)]
         return sorted(found, key=lambda run: run.start, reverse=True)
 
     def study(self, name_or_id: str | None = None) -> StudyRecord:
@@ -290,9 +290,11 @@ class Store:
         """The runs directly under a run, in the order of their start."""
         return self._search(f"tags.`{PARENT}` = '{run_id}'")
 
-    def tagged(self, **tags: str) -> list[RunRecord]:
-        """The runs with these kdsweep tags, in the order of their start."""
-        return self._search(" and ".join(f"tags.`kdsweep.{key}` = '{value}'" for key, value in tags.items()))
+    def tagged(self, *, arm: str | None = None, **tags: str) -> list[RunRecord]:
+        """The runs of this arm with these kdsweep tags, in the order of their start."""
+        wanted = {} if arm is None else {ARM_TAG: arm}
+        wanted |= {f"kdsweep.{key}": value for key, value in tags.items()}
+        return self._search(" and ".join(f"tags.`{key}` = '{value}'" for key, value in wanted.items()))
 
     def find(self, run_id: str) -> RunRecord:
         """A run of any experiment by its id.

@@ -17,6 +17,7 @@ from kdsweep.config.folder import CONFIG_FOLDER
 from kdsweep.execution.jobs import Job, Task, run_job
 from kdsweep.system.errors import RunError
 from kdsweep.system.sqlite import sqlite_uri
+from kdsweep.tracking.run_records import ARM_TAG
 from kdsweep.tracking.store import Store
 
 
@@ -45,7 +46,7 @@ def task(lines: Sequence[str], folder: Path) -> Iterator[Task]:
 
 def parent_run(folder: Path) -> str:
     """The MLflow run of a study, under which its trials stand; and a store that has been made."""
-    with Store(sqlite_uri(folder / "mlflow.db")).run("benchmark", tags={"kdsweep.role": "study"}, params={}) as run:
+    with Store(sqlite_uri(folder / "mlflow.db")).run("benchmark", tags={ARM_TAG: "study"}, params={}) as run:
         return run.id
 
 

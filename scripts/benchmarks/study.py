@@ -31,6 +31,7 @@ from kdsweep.study.stages import Stages
 from kdsweep.system import progress
 from kdsweep.system.errors import PrunedError, RunError
 from kdsweep.system.sqlite import sqlite_uri
+from kdsweep.tracking.run_records import ARM_TAG
 from kdsweep.tracking.store import Store, flatten
 
 if TYPE_CHECKING:
@@ -356,7 +357,7 @@ def measure_study(sampler: str, pruner: str, n_trials: int, storage: str | None,
         laps = search.timed_by(clock)
         store = Store(mlflow)
         executor = EmptyTrials(own, data, mlflow, url, name, settings.pruner, clock, advance)
-        tags = {"kdsweep.role": "study", "kdsweep.study": name, "kdsweep.study_key": search.key}
+        tags = {ARM_TAG: "study", "kdsweep.study": name, "kdsweep.study_key": search.key}
         params = flatten(build.container(own))
         try:
             with search.held(), store.run(name, tags=tags, params=params) as parent:

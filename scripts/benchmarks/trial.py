@@ -31,6 +31,7 @@ from kdsweep.system import environment, masking
 from kdsweep.system.errors import RunError
 from kdsweep.system.sqlite import sqlite_uri
 from kdsweep.teachers import Teacher
+from kdsweep.tracking.run_records import ARM_TAG
 from kdsweep.tracking.run_writer import Run
 from kdsweep.tracking.sender import Outbox
 from kdsweep.tracking.store import Store
@@ -193,7 +194,7 @@ def tracking(folder: Path) -> Callable[[], float]:
     store = Store(sqlite_uri(folder / "mlflow.db"))
 
     def epochs() -> float:
-        with store.run("epochs", tags={"kdsweep.role": "benchmark"}, params={}) as run:
+        with store.run("epochs", tags={ARM_TAG: "benchmark"}, params={}) as run:
             began = time.perf_counter()
             for epoch in range(1, EPOCHS + 1):
                 run.log(dict.fromkeys(EPOCH_METRICS, 0.5), epoch)

@@ -10,7 +10,7 @@ import pytest
 
 from kdsweep.analysis import deviation
 from kdsweep.analysis.deviation import Deviation, Left, compare
-from kdsweep.tracking.run_records import RunRecord, StudyRecord
+from kdsweep.tracking.run_records import ARM_TAG, RunRecord, StudyRecord
 
 HISTORY = {"val/accuracy": [(1, 0.5), (2, 0.75)], "train/loss": [(1, 2.0), (2, 1.0)], "epoch_seconds": [(1, 3.0)]}
 METRICS = {"val/accuracy": 0.75, "train/loss": 1.0, "test/accuracy": 0.7, "seconds": 5.0}
@@ -29,8 +29,8 @@ def compared(now: Left, noise: Mapping[str, float] | None = None) -> Deviation:
     return compare(left(), now, noise or {})
 
 
-def record(run_id: str, role: str, seed: int, accuracy: float, **params: str) -> RunRecord:
-    tags = {"kdsweep.role": role, "kdsweep.job": run_id}
+def record(run_id: str, arm: str, seed: int, accuracy: float, **params: str) -> RunRecord:
+    tags = {ARM_TAG: arm, "kdsweep.job": run_id}
     known = {"seed": str(seed), "loss.alpha": "0.5", **{key.replace("_", "."): value for key, value in params.items()}}
     metrics = {"val/accuracy": accuracy, "seconds": accuracy}
     return RunRecord(run_id, run_id, "FINISHED", datetime.now(UTC), 1.0, known, metrics, tags)
@@ -93,7 +93,7 @@ def test_a_run_that_was_cut_short_is_compared_in_its_epochs() -> None:
     stopped = Left(None, {}, {"val/accuracy": [(1, 0.5)], "train/loss": [(1, 2.0)]})
     found = compare(stopped, left(), {})
     assert (found.exact, found.metrics, found.epochs, found.only_now) == (True, 2, 1, ())
-    expected = "Bit-for-bit the same: 2 metrics and one epoch. The weights of then are not known."
+    expected = "Bit-for-bit the same: 2 metrics and one epoch. The weights of the earlier run are not known."
     assert deviation.headline(found) == expected
 
 

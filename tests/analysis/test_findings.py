@@ -138,7 +138,7 @@ def test_an_unfair_comparison_is_told() -> None:
 def test_baselines_without_trials() -> None:
     """The baselines are shown while the search has not begun."""
     found = summary(record("teacher"), record("scratch"))
-    assert [arm.role for arm in found.arms] == ["teacher", "scratch"]
+    assert [arm.name for arm in found.arms] == ["teacher", "scratch"]
     assert "no finished distilled run" in found.missing[0]
     assert found.headline.startswith("No verdict")
 

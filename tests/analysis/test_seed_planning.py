@@ -22,7 +22,7 @@ def told(planned: Plan, width: int = 100) -> str:
 
 
 def test_planned_seeds_reach_the_power_after_holm() -> None:
-    """One seed fewer would not, with sqrt(2) of a run's noise and alpha divided by the comparisons."""
+    """One seed fewer would not, with sqrt(2) of a run's noise and the significance level divided by the comparisons."""
     planned = plan(0.002, 0.003, 30, power=0.9, comparisons=3)
     seeds = planned.wanted.seeds
     reached = [power(n, 0.003, math.sqrt(2) * 0.002, 0.05 / 3) for n in (seeds - 1, seeds)]

@@ -25,13 +25,13 @@ def test_only_finished_runs_count() -> None:
     """Failed, killed and running runs are not in the table."""
     others = [record("scratch", val=0, status=status) for status in ("FAILED", "KILLED", "RUNNING")]
     found = compared(record("scratch"), *others)
-    assert [(arm.role, len(arm.runs)) for arm in found.arms] == [("scratch", 1)]
+    assert [(arm.name, len(arm.runs)) for arm in found.arms] == [("scratch", 1)]
 
 
 def test_confirmation_is_shown_and_is_no_trial() -> None:
     """Where there are fresh seeds the row is theirs, else the baselines'; they are not among the trials."""
     found = compared(record("scratch", val=0.5), trial(0, 0.5, 4), *fresh("distill", [0.8, 0.9]))
-    assert [(arm.role, arm.confirmed, len(arm.runs)) for arm in found.arms] == [
+    assert [(arm.name, arm.confirmed, len(arm.runs)) for arm in found.arms] == [
         ("scratch", False, 1),
         ("distill", True, 2),
     ]

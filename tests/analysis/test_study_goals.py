@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 
-from kdsweep.analysis.study_goals import Aims, Dimension, Objective, setting
+from kdsweep.analysis.study_goals import Dimension, Goals, Objective, setting
 
 
 def test_a_study_without_tags_maximises_validation_accuracy() -> None:
     """A plain grid, or a study of an older version: no space, no plan, the default objective."""
-    assert Aims.read({}) == Aims((), (Objective("val/accuracy", True),), None, None, None, None)
+    assert Goals.read({}) == Goals((), (Objective("val/accuracy", True),), None, None, None, None)
 
 
 def test_tags_are_read() -> None:
@@ -21,18 +21,18 @@ def test_tags_are_read() -> None:
         "kdsweep.chosen": "0",
         "kdsweep.planned": json.dumps({"n_trials": 30, "confirm_seeds": 0}),
     }
-    aims = Aims.read(tags)
-    assert aims.space == (Dimension("loss.tau", 1.0, 20.0, True), Dimension("model.name", choices=("a", "2")))
-    assert aims.objectives == (Objective("val/nll", False), Objective("val/accuracy", True))
-    assert (aims.chosen, aims.n_trials, aims.baseline_seeds, aims.confirm_seeds) == (0, 30, None, 0)
+    goals = Goals.read(tags)
+    assert goals.space == (Dimension("loss.tau", 1.0, 20.0, True), Dimension("model.name", choices=("a", "2")))
+    assert goals.objectives == (Objective("val/nll", False), Objective("val/accuracy", True))
+    assert (goals.chosen, goals.n_trials, goals.baseline_seeds, goals.confirm_seeds) == (0, 30, None, 0)
 
 
 def test_objectives_have_names_and_units() -> None:
     """Fractions are shown as per cent, the rest as it is; less is better has the sign -1."""
     accuracy, nll = Objective("val/accuracy"), Objective("val/nll", maximise=False)
-    assert (accuracy.name, accuracy.shown(0.91234), accuracy.sign) == ("validation accuracy %", "91.23", 1)
-    assert (nll.name, nll.shown(0.91234), nll.sign) == ("validation NLL", "0.9123", -1)
-    assert Objective("best/val_accuracy").name == "best validation accuracy %"
+    assert (accuracy.heading, accuracy.shown(0.91234), accuracy.sign) == ("validation accuracy %", "91.23", 1)
+    assert (nll.heading, nll.shown(0.91234), nll.sign) == ("validation NLL", "0.9123", -1)
+    assert Objective("best/val_accuracy").heading == "best validation accuracy %"
 
 
 def test_settings_are_short() -> None:

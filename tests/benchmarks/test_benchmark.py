@@ -121,7 +121,7 @@ def test_a_study_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
     (folder,) = (tmp_path / "kept").iterdir()
     store = Store(sqlite_uri(folder / "mlflow.db"))
-    runs = store.study().runs(role="distill", stage="search")
+    runs = store.study().runs(arm="distill", stage="search")
     assert [run.tags["kdsweep.job"] for run in runs] == [f"trial-{number:04d}" for number in range(4)]
     assert store.text(runs[0].id, "config.yaml") is not None
     assert store.text(runs[1].id, "config.yaml") is None

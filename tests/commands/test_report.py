@@ -32,23 +32,23 @@ FIGURES = ("differences", "alpha_tau_surface", "learning_curves", "reach", "reli
 
 
 def write_run(
-    store: Store, parent: str, role: str, seed: int, accuracy: float, test: float | None, **tags: object
+    store: Store, parent: str, arm: str, seed: int, accuracy: float, test: float | None, **tags: object
 ) -> None:
     """A run of four epochs as `kdsweep` writes it; the teacher has one. `params` and `epochs` are not tags."""
     params: Mapping[str, object] = tags.pop("params", {})  # type: ignore[assignment]
-    epochs = 1 if role == "teacher" else int(str(tags.pop("epochs", 4)))
+    epochs = 1 if arm == "teacher" else int(str(tags.pop("epochs", 4)))
     settings = {"seed": seed, "data._target_": "kdsweep.data.digits", "model.name": "resnet18", "epochs": 4, **params}
-    named = {"kdsweep.role": role, **{f"kdsweep.{key}": str(value) for key, value in tags.items()}}
-    with contextlib.suppress(KeyboardInterrupt), store.run(role, tags=named, params=settings, parent=parent) as run:
+    named = {"kdsweep.role": arm, **{f"kdsweep.{key}": str(value) for key, value in tags.items()}}
+    with contextlib.suppress(KeyboardInterrupt), store.run(arm, tags=named, params=settings, parent=parent) as run:
         for epoch in range(1, epochs + 1):
-            last = 1 if role == "teacher" else 4
+            last = 1 if arm == "teacher" else 4
             run.log({"val/accuracy": accuracy * epoch / last, "val/nll": 1 / epoch, "epoch_seconds": 3.0}, epoch)
         if "pruned" in tags:
             raise KeyboardInterrupt
         final = {"seconds": 12.5}
         if test is not None:
             final |= {"test/accuracy": test, "test/nll": 0.5, "test/ece": 0.02}
-            final |= {"test/agreement": 0.75} if role == "distill" else {}
+            final |= {"test/agreement": 0.75} if arm == "distill" else {}
         if tags["stage"] == "confirmation":
             run.text("reliability.json", json.dumps({"bins": BINS}))
         run.summary(final)

@@ -108,7 +108,7 @@ def scratch(single: Path) -> Run:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("stage", "role"),
+    ("stage", "arm"),
     [
         ("baseline", "teacher"),
         ("baseline", "scratch"),
@@ -117,9 +117,9 @@ def scratch(single: Path) -> Run:
         ("confirmation", "distill"),
     ],
 )
-def test_every_arm_of_a_study_comes_out_the_same(stage: str, role: str, place: Path, tmp_path: Path) -> None:
+def test_every_arm_of_a_study_comes_out_the_same(stage: str, arm: str, place: Path, tmp_path: Path) -> None:
     """From another working directory: weights and every number, as MLflow itself tells them; part of no study."""
-    then = max(runs(place, role, stage=stage), key=lambda run: run.data.metrics["val/accuracy"])  # the best trial
+    then = max(runs(place, arm, stage=stage), key=lambda run: run.data.metrics["val/accuracy"])  # the best trial
     done = again(then.info.run_id, "--root", str(place), cwd=tmp_path)
     assert (done.status, EXACT in done.out) == (0, True), done
     now = newest(place)
@@ -190,7 +190,7 @@ def test_a_run_that_was_stopped_is_compared_in_its_epochs(tmp_path: Path) -> Non
     epochs = len(numbers(tmp_path, then)["val/accuracy"])
     done = again(then.info.run_id, cwd=tmp_path)
     compared = "one epoch" if epochs == 1 else f"each of {epochs} epochs"
-    assert (done.status, f"{compared}. The weights of then are not known." in done.out) == (0, True), done
+    assert (done.status, f"{compared}. The weights of the earlier run are not known." in done.out) == (0, True), done
 
 
 @pytest.mark.slow
@@ -206,7 +206,7 @@ def test_a_pruned_trial_is_compared_in_its_epochs(tmp_path: Path) -> None:
     assert kdsweep("sweep=alpha_tau", *words, root=tmp_path).status == 0
     stopped = next(run for run in runs(tmp_path, "distill") if "kdsweep.pruned" in run.data.tags)
     done = again(stopped.info.run_id, cwd=tmp_path)
-    assert (done.status, "one epoch. The weights of then are not known." in done.out) == (0, True), done
+    assert (done.status, "one epoch. The weights of the earlier run are not known." in done.out) == (0, True), done
     assert newest(tmp_path).info.status == "FINISHED"
 
 

@@ -248,8 +248,8 @@ def test_a_command_outlives_its_server(server: MlflowServer, tmp_path: Path, mon
     store = Store(server.uri, "command")
     env = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "2", "MLFLOW_TRACKING_URI": server.uri}
     command = Command(*SHORT, "epochs=15", "tracking.experiment=command", root=tmp_path, env=env)
-    command.wait_for(lambda: any(run.metrics for run in store.tagged(role="distill")))
-    (run_id,) = (run.id for run in store.tagged(role="distill"))
+    command.wait_for(lambda: any(run.metrics for run in store.tagged(arm="distill")))
+    (run_id,) = (run.id for run in store.tagged(arm="distill"))
     server.kill()
     done = command.outcome()
     assert done.status == 0, done.err

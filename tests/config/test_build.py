@@ -150,13 +150,6 @@ def test_one_objective_or_a_list_of_them() -> None:
         check(config("objective=[val/accuracy,test/accuracy]"))
 
 
-@pytest.mark.parametrize("name", rules.OBJECTIVES)
-def test_every_objective_has_a_direction(name: str) -> None:
-    """More accuracy and agreement are better; less loss, calibration error and divergence are."""
-    better = {True: "maximize", False: "minimize"}
-    assert build.direction(name) == better["accuracy" in name or name in ("val/top5", "val/agreement")]
-
-
 def test_what_does_not_fit_is_found_before_a_study() -> None:
     """`rehearse` loads data and weights, and makes the teacher."""
     build.rehearse(config())

@@ -130,9 +130,9 @@ def client(root: Path) -> Any:
     return MlflowClient(f"sqlite:///{root}/mlflow.db")
 
 
-def runs(root: Path, role: str | None = None, **tags: object) -> list[Run]:
-    """The runs in the store of a folder, in the order of their start, with this role and these kdsweep tags."""
-    wanted = {f"kdsweep.{key}": str(value) for key, value in {"role": role, **tags}.items() if value is not None}
+def runs(root: Path, arm: str | None = None, **tags: object) -> list[Run]:
+    """The runs in the store of a folder, in the order of their start, of this arm and with these kdsweep tags."""
+    wanted = {f"kdsweep.{key}": str(value) for key, value in {"role": arm, **tags}.items() if value is not None}
     store = client(root)
     (experiment,) = store.search_experiments(filter_string="name = 'kdsweep'")
     found = store.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"])

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 from kdsweep.analysis.findings import Report, summarise
 from kdsweep.analysis.sorted_runs import Comparison, Readings, compare
-from kdsweep.tracking.run_records import RunRecord, StudyRecord
+from kdsweep.tracking.run_records import ARM_TAG, RunRecord, StudyRecord
 
 ids = itertools.count()
 
@@ -18,7 +18,7 @@ SPACE = {"loss.alpha": {"low": 0, "high": 1, "log": False}, "loss.tau": {"low": 
 
 
 def record(
-    role: str,
+    arm: str,
     *,
     val: float = 0.9,
     test: float | None = 0.9,
@@ -32,13 +32,13 @@ def record(
     number = next(ids)
     return RunRecord(
         id=f"id{number}",
-        name=role,
+        name=arm,
         status=status,
         start=datetime(2026, 1, 1, tzinfo=UTC),
         duration_s=10.0,
         params={key: str(value) for key, value in (params or {}).items()},
         metrics={"val/accuracy": val} | ({} if test is None else {"test/accuracy": test}) | dict(metrics or {}),
-        tags={"kdsweep.role": role, "kdsweep.stage": stage, **(tags or {})},
+        tags={ARM_TAG: arm, "kdsweep.stage": stage, **(tags or {})},
     )
 
 
@@ -56,11 +56,11 @@ def pruned(number: int, epoch: int, epochs: int = 10) -> RunRecord:
 
 
 def fresh(
-    role: str, tests: Sequence[float], *, val: float = 0.9, start: int = 1000, **params: object
+    arm: str, tests: Sequence[float], *, val: float = 0.9, start: int = 1000, **params: object
 ) -> list[RunRecord]:
     """Confirmation runs with these test accuracies, one a seed."""
     return [
-        record(role, val=val, test=test, stage="confirmation", params={"seed": seed, **params})
+        record(arm, val=val, test=test, stage="confirmation", params={"seed": seed, **params})
         for seed, test in enumerate(tests, start)
     ]
 

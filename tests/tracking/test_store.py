@@ -281,7 +281,7 @@ def test_the_environment_diverts_nothing(store: Store, recorded: str, monkeypatc
 
 
 def test_a_study_reads_back_with_its_children(store: Store) -> None:
-    """Parent and children come back in order, and can be asked for by role, stage and status."""
+    """Parent and children come back in order, and can be asked for by arm, stage and status."""
     with store.run("study a", tags={"kdsweep.role": "study"}, params={}) as parent:
         for seed in (0, 1):
             scratch = {"kdsweep.role": "scratch", "kdsweep.stage": "baseline"}
@@ -292,8 +292,8 @@ def test_a_study_reads_back_with_its_children(store: Store) -> None:
     study = store.study("study a")
     assert study.parent.id == parent.id
     assert [child.name for child in study.children] == ["scratch 0", "scratch 1", "trial"]
-    assert [run.seed for run in study.runs(role="scratch", stage="baseline")] == [0, 1]
-    assert study.runs(role="distill") == []
+    assert [run.seed for run in study.runs(arm="scratch", stage="baseline")] == [0, 1]
+    assert study.runs(arm="distill") == []
     assert [run.status for run in study.runs(stage="search", status=None)] == ["FAILED"]
     assert store.study(parent.id) == study
 
@@ -330,7 +330,7 @@ def test_a_record_holds_the_run(store: Store) -> None:
     assert record.duration_s is not None
     assert record.duration_s >= 0
     assert record.tags == {"kdsweep.role": "study", "kdsweep.note": "seen"}
-    assert (record.role, record.stage, record.seed) == ("study", None, None)
+    assert (record.arm, record.stage, record.seed) == ("study", None, None)
 
 
 def test_the_latest_study_is_the_default(store: Store) -> None:

@@ -1,4 +1,4 @@
-"""Figures that compare the arms besides their learning curves: differences, speed, calibration."""
+"""Figures that compare the arms: paired differences, speed, calibration. Their learning curves are in `curves`."""
 
 from __future__ import annotations
 
@@ -15,24 +15,32 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
-LEVELS = 120  # accuracies at which the speed of arms is looked up
-SHOWN = 0.4  # of the way to the highest accuracy: arms differ at its end, not in the first epochs
+LEVELS = 120  # the number of accuracies at which the arms' speeds are compared
+SHOWN = 0.4  # the last part of the way to the highest accuracy is shown: arms don't differ in the first epochs
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A row of the figure of differences, in points: each pair's difference, their mean and its 95 % interval."""
+    """A row of the figure of differences, in points.
+
+    Attributes:
+        label: The names of the two arms.
+        pairs: The difference of each pair.
+        mean: The mean of the differences.
+        low, high: The 95 % interval of the mean; NaN for one pair.
+        clear: Whether zero is ruled out.
+    """
 
     label: str
     pairs: Sequence[float]
     mean: float
     low: float
     high: float
-    clear: bool  # whether zero is ruled out
+    clear: bool
 
 
 def differences(rows: Sequence[Interval]) -> Figure:
-    """Paired differences on test, each with its pairs and its interval, about a line at zero."""
+    """Draws the paired differences on test with their pairs and intervals, about a line at zero."""
     figure, (axis,) = panels(7.6, 1.2 + 0.75 * len(rows), 1)
     axis.axvline(0, color=BLACK, linewidth=1)
     for place, row in enumerate(reversed(rows)):
@@ -50,13 +58,13 @@ def differences(rows: Sequence[Interval]) -> Figure:
 
 
 def reach(arms: Mapping[str, Sequence[tuple[Curve, Curve]]]) -> Figure:
-    """Epochs, and where they are known seconds, until an accuracy is reached: mean over an arm's runs, and their range.
+    """Draws the epochs, and the seconds if they are known, until an arm's runs reach an accuracy: their mean and range.
 
-    A line ends at the accuracy that the arm's weakest run reaches: beyond it a mean would be over the lucky runs.
+    A line ends at the accuracy that the arm's weakest run reaches: beyond it, the mean would be that of the lucky runs.
 
     Args:
-        arms: Arm to its runs, each (epoch, validation accuracy as a fraction) and (epoch, seconds of that epoch), the
-            latter empty where nobody measured it.
+        arms: Arm -> its runs. Each has the points (epoch, validation accuracy as a fraction), and the points (epoch,
+            seconds of that epoch), which may be empty.
     """
     timed = any(seconds for runs in arms.values() for _, seconds in runs)
     figure, axes = panels(10.5 if timed else 6.0, 4.2, 2 if timed else 1)
@@ -79,7 +87,7 @@ def reach(arms: Mapping[str, Sequence[tuple[Curve, Curve]]]) -> Figure:
 
 
 def _reached(runs: Sequence[tuple[Curve, Curve]]) -> tuple[Array, Array, Array]:
-    """Accuracies (%), and epochs and seconds (n runs, n accuracies) until they are reached; NaN without seconds."""
+    """Returns accuracies (%), and epochs and seconds until each run reaches them (runs, accuracies); NaN is unknown."""
     bests = [np.maximum.accumulate([100 * accuracy for _, accuracy in curve]) for curve, _ in runs]  # (epochs,) each
     top, bottom = min(best[-1] for best in bests), max(best[0] for best in bests)
     levels = np.linspace(min(bottom, top), top, LEVELS)
@@ -93,10 +101,10 @@ def _reached(runs: Sequence[tuple[Curve, Curve]]) -> tuple[Array, Array, Array]:
 
 
 def reliability(arms: Mapping[str, Sequence[Sequence[Mapping[str, float | None]]]]) -> Figure:
-    """How often an arm is right against how sure it is, on test, over its runs together; below, how often that is.
+    """Draws how often an arm is right against how sure it is, on test, over all its runs; below, how many pictures.
 
     Args:
-        arms: Arm to the diagrams of its runs: bins of "count", "confidence" and "accuracy" (None in an empty bin).
+        arms: Arm -> the diagrams of its runs: bins with "count", "confidence" and "accuracy" (None in an empty bin).
     """
     figure, (upper, lower) = panels(5.4, 6.4, 1, heights=(3, 1))
     upper.plot([0, 100], [0, 100], color="grey", linestyle=":", label="as sure as right")
@@ -105,7 +113,7 @@ def reliability(arms: Mapping[str, Sequence[Sequence[Mapping[str, float | None]]
         count, confidence, accuracy = _pooled(diagrams)
         error = float((count * np.abs(accuracy - confidence)).sum() / count.sum())
         label = f"{arm} (calibration error {error:.1f}%)"
-        # Bins with a handful of pictures are noise: the smaller the bin, the smaller its marker.
+        # Bins with a handful of pictures are noisy, so a smaller bin gets a smaller marker.
         upper.plot(confidence, accuracy, line, color=colour, label=label, linewidth=1.5)
         upper.scatter(confidence, accuracy, 8 + 60 * np.sqrt(count / count.max()), color=colour, zorder=3)
         lower.plot(confidence, 100 * count / count.sum(), line, color=colour, marker="o", markersize=3)
@@ -119,7 +127,7 @@ def reliability(arms: Mapping[str, Sequence[Sequence[Mapping[str, float | None]]
 
 
 def _pooled(diagrams: Sequence[Sequence[Mapping[str, float | None]]]) -> tuple[Array, Array, Array]:
-    """Count, confidence (%) and accuracy (%) of the bins that hold pictures, over several diagrams of the same bins."""
+    """Pools diagrams of the same bins; returns count, confidence (%) and accuracy (%) of each bin that isn't empty."""
     bins = []
     for same in zip(*diagrams, strict=True):
         full = [(b["count"] or 0, b["confidence"] or 0, b["accuracy"] or 0) for b in same if b["count"]]

@@ -1,6 +1,6 @@
-"""Learning curves of a run and of arms, and what all figures share: accuracies come in as fractions, drawn as per cent.
+"""Learning curves of a run and of arms, and the style that all figures share.
 
-The other figures of a study are in `arm_figures`, `search_figures` and `surface_figure`.
+Accuracies are passed in as fractions, and drawn as per cent. The other figures are in `arms`, `search` and `surface`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from kdsweep.analysis.metrics import row
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -18,34 +20,35 @@ if TYPE_CHECKING:
 Curve = Sequence[tuple[int, float]]
 Array = NDArray[np.float64]
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart: https://jfly.uni-koeln.de/color/
 COLOURS = "viridis"
+# Okabe and Ito's palette, which colour-blind readers can tell apart: https://jfly.uni-koeln.de/color/
 BLUE, ORANGE, GREEN, PURPLE, BLACK = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#222222"
-# An arm's name starts with one of these. The line styles keep two arms apart that lie on each other.
+# How the name of an arm starts -> its colour and line style. Line styles tell arms apart that lie on each other.
 ARM_STYLES = {"teacher": (BLACK, "--"), "scratch": (BLUE, "-"), "label": (GREEN, "-."), "distill": (ORANGE, "-")}
+
+# The panels of a run's learning curve: label of the axis -> the metrics that are drawn in it.
+PANELS = {
+    "loss": ("train/loss", "val/nll"),
+    "accuracy (%)": ("train/accuracy", "val/accuracy"),
+    "learning rate": ("lr",),
+}
 
 
 def learning_curve(history: Mapping[str, Curve], title: str) -> Figure:
-    """Loss, accuracy and learning rate of one run, a panel each, as far as `history` has them.
+    """Draws loss, accuracy and learning rate of one run in a panel each, as far as `history` has them.
 
     Args:
-        history: (epoch, value) by metric: train/loss, val/nll, train/accuracy, val/accuracy, lr; others are not drawn.
-        title: Printed as it is, whatever characters it holds.
+        history: Metric -> (epoch, value) of each epoch. Metrics that are not in `PANELS` are not drawn.
+        title: The title, which is printed as it is, whatever characters it holds.
     """
-    wanted = {
-        # A distilled run's objective is another quantity than NLL, so the two lines are named for what they are.
-        "loss": {"train/loss": "training objective", "val/nll": "validation NLL"},
-        "accuracy (%)": {"train/accuracy": "training (augmented)", "val/accuracy": "validation"},
-        "learning rate": {"lr": ""},
-    }
-    drawn = {ylabel: names for ylabel, names in wanted.items() if any(history.get(name) for name in names)}
+    drawn = {ylabel: names for ylabel, names in PANELS.items() if any(history.get(name) for name in names)}
     figure, axes = panels(4.2 * max(len(drawn), 1), 3.6, max(len(drawn), 1))
     figure.suptitle(title, fontsize=11, parse_math=False)
     for axis, (ylabel, names) in zip(axes, drawn.items(), strict=False):
-        for (name, label), colour in zip(names.items(), (BLUE, ORANGE), strict=False):
+        for name, colour in zip(names, (BLUE, ORANGE), strict=False):
             epochs, values = _columns(history.get(name, []))
-            scale = 100 if ylabel.startswith("accuracy") else 1
-            axis.plot(epochs, scale * values, color=colour, label=label, marker=_marker(epochs), markersize=3.5)
+            metric, marker = row(name), _marker(epochs)
+            axis.plot(epochs, metric.scale * values, color=colour, label=metric.label, marker=marker, markersize=3.5)
         epoch_axis(axis, ylabel, max(epoch for name in names for epoch, _ in history.get(name, [])))
         if len(names) > 1:
             axis.legend(frameon=False, fontsize=9)
@@ -53,15 +56,15 @@ def learning_curve(history: Mapping[str, Curve], title: str) -> Figure:
 
 
 def arm_curves(curves: Mapping[str, Sequence[Curve]], ylabel: str, target: float | None = None) -> Figure:
-    """Accuracy against the epoch: per arm the mean over its runs, and a band from the lowest to the highest run.
+    """Draws accuracy against the epoch: each arm's mean over its runs, and a band from the lowest to the highest run.
 
-    An arm whose name starts with "teacher" is a horizontal line. From four epochs on a second panel enlarges the last
-    half, where the arms differ by less than the first epochs' rise.
+    An arm whose name starts with "teacher" is a horizontal line. With four epochs or more, a second panel enlarges the
+    last half, where the arms differ by less than accuracy rises in the first epochs.
 
     Args:
-        curves: Arm ("scratch", "distill, best of 12 trials") to its runs' (epoch, accuracy as a fraction).
-        ylabel: What the accuracy is of: "validation accuracy"; " (%)" is added.
-        target: An accuracy drawn as a dotted line, or None.
+        curves: Arm ("scratch", "distill, best of 12 trials") -> for each run, (epoch, accuracy as a fraction).
+        ylabel: The label of the y axis, without its unit: "validation accuracy".
+        target: An accuracy that is drawn as a dotted line, or None.
     """
     last = max((epoch for runs in curves.values() for curve in runs for epoch, _ in curve), default=1)
     figure, axes = panels(10.5 if last >= 4 else 6.5, 4.4, 2 if last >= 4 else 1)
@@ -94,16 +97,18 @@ def arm_curves(curves: Mapping[str, Sequence[Curve]], ylabel: str, target: float
 
 
 def arm_style(arm: str) -> tuple[str, str]:
-    """Colour and line style of an arm, by how its name begins."""
+    """Returns the colour and the line style of an arm, chosen by how its name begins."""
     return next((style for name, style in ARM_STYLES.items() if arm.startswith(name)), (PURPLE, "-"))
 
 
 def panels(width: float, height: float, columns: int, heights: Sequence[float] = (1,)) -> tuple[Figure, list[Axes]]:
-    """A figure of panels, sizes in inches; it belongs to no pyplot state, so it needs no closing.
+    """Returns a figure and its panels. The figure doesn't belong to pyplot, so that it needs no closing.
 
     Args:
-        columns: Panels beside each other.
-        heights: Relative height of each row of panels; rows share their x axis.
+        width: The figure's width in inches.
+        height: The figure's height in inches.
+        columns: The number of panels beside each other.
+        heights: The relative height of each row of panels; several rows share their x axis.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -120,7 +125,7 @@ def panels(width: float, height: float, columns: int, heights: Sequence[float] =
 
 
 def legend_below(figure: Figure, axis: Axes) -> None:
-    """The legend of one panel under the whole figure, where it covers nothing."""
+    """Puts the legend of one panel below the whole figure, where it covers nothing."""
     figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=9)
 
 
@@ -130,7 +135,7 @@ def _columns(curve: Curve) -> tuple[Array, Array]:
 
 
 def _over_runs(runs: Sequence[Curve]) -> tuple[Array, Array, Array, Array]:
-    """Epochs, and lowest, mean and highest accuracy (%) over the runs that have the epoch."""
+    """Returns the epochs, and the lowest, mean and highest accuracy (%) over the runs that have each epoch."""
     values: dict[int, list[float]] = {}
     for curve in runs:
         for epoch, value in curve:
@@ -142,11 +147,12 @@ def _over_runs(runs: Sequence[Curve]) -> tuple[Array, Array, Array, Array]:
 
 
 def _marker(epochs: Array) -> str:
-    # Without markers a run of one epoch would be invisible; with them one of 100 epochs would be a thick band.
+    # Without markers, a run of one epoch would be invisible; with them, a run of 100 epochs would be a thick band.
     return "o" if len(epochs) <= 15 else ""
 
 
 def epoch_axis(axis: Axes, ylabel: str, last: float) -> None:
+    """Labels the axes of a panel whose x axis counts epochs up to `last`."""
     from matplotlib.ticker import MaxNLocator
 
     axis.set_xlabel("epoch")

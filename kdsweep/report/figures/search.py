@@ -1,4 +1,4 @@
-"""Figures of the search besides its surface: its course, its trials across their parameters, the Pareto set."""
+"""Figures of the search: its course, its trials across their parameters, the Pareto set. `surface` has the surface."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Course:
-    """The search, trial by trial, in the objective's shown unit.
+    """The search, trial by trial; values are in the unit in which the objective is printed.
 
     Attributes:
         done: (number, value) of the trials that went to their end.
-        pruned: Numbers of those that were stopped.
-        chosen: Number of the chosen trial, or None.
-        noise: Standard deviation over seeds; None where it isn't known.
-        fresh: Mean of the chosen setting over fresh seeds; None without confirmation.
-        baseline: Scratch's mean; None where it is of another metric.
+        pruned: The numbers of the trials that were stopped.
+        chosen: The number of the chosen trial, or None.
+        maximise: Whether a larger value is better.
+        noise: The standard deviation over seeds; None if it is unknown.
+        fresh: The mean of the chosen setting over fresh seeds; None without confirmation.
+        baseline: The mean of scratch; None if scratch doesn't have the metric.
     """
 
     done: Sequence[tuple[int, float]]
@@ -40,7 +41,7 @@ class Course:
 
 
 def history(course: Course, value_label: str) -> Figure:
-    """The objective of each trial in their order, the best so far, and what lies within the noise of the best."""
+    """Draws the objective of each trial in their order, the best so far, and the band within the noise of the best."""
     from matplotlib.ticker import MaxNLocator
 
     figure, (axis,) = panels(8.2, 4.4, 1)
@@ -53,7 +54,7 @@ def history(course: Course, value_label: str) -> Figure:
     axis.step(numbers, best, where="post", color=ORANGE, label="best so far")
     axis.scatter(numbers, values, 30, color=BLUE, zorder=3, label="trial")
     if course.pruned:
-        # The score at which a trial was stopped can't be compared with final ones: only its number is shown.
+        # The score at which a trial was stopped can't be compared with final scores, so only its number is shown.
         heights, edge = [0.03] * len(course.pruned), axis.get_xaxis_transform()
         axis.scatter(course.pruned, heights, 30, "grey", marker="x", label="pruned", transform=edge)
     for number, value in course.done:
@@ -73,16 +74,16 @@ def history(course: Course, value_label: str) -> Figure:
 
 
 def _keep_sight(axis: Axes, course: Course, numbers: Array, values: Array) -> None:
-    """A trial that diverged must not flatten the others: it is shown at the edge."""
+    """Limits the y axis so that a trial that diverged doesn't flatten the others: it is marked at the edge."""
     sign = 1 if course.maximise else -1
     heights = sign * values
     middle, best = float(np.median(heights)), float(heights.max())
-    # Such a one is further below the median than four times what the best is above it.
+    # A diverged trial is more than four times as far below the median as the best is above it.
     lines = [sign * level for level in (course.fresh, course.baseline) if level is not None]
     limit = min([middle - 4 * (best - middle), *lines])
     outside = heights < limit
     if best > middle and outside.any():
-        # Both limits, since what was drawn outside has widened them.
+        # Both limits are set, because the points outside have widened them.
         margin = 0.06 * (best + (course.noise or 0) - limit)
         ends = sign * (limit - margin), sign * (best + (course.noise or 0) + margin)
         axis.set_ylim(min(ends), max(ends))
@@ -99,14 +100,20 @@ def _keep_sight(axis: Axes, course: Course, numbers: Array, values: Array) -> No
 
 @dataclass(frozen=True)
 class Scale:
-    """One axis of the parallel coordinates: numbers, on a logarithmic scale where `log`, or words (`choices`)."""
+    """One axis of the parallel coordinates.
+
+    Attributes:
+        label: Its label.
+        log: Whether its scale is logarithmic.
+        choices: The words on it; empty for an axis of numbers.
+    """
 
     label: str
     log: bool = False
     choices: tuple[str, ...] = ()
 
     def place(self, texts: Sequence[str]) -> tuple[Array, list[tuple[float, str]]]:
-        """Places in [0, 1], and ticks (place, text)."""
+        """Returns the texts' places in [0, 1], and the axis's ticks (place, text)."""
         if self.choices:
             step = 1 / max(len(self.choices) - 1, 1)
             ticks = [(index * step, choice) for index, choice in enumerate(self.choices)]
@@ -117,7 +124,7 @@ class Scale:
             return np.full(len(values), 0.5), [(0.5, f"{low:.4g}")]
         from matplotlib.ticker import LogLocator, MaxNLocator
 
-        # Few decades have too few powers of ten.
+        # Over few decades, there are too few powers of ten.
         locator = LogLocator(subs=(1, 2, 5) if high / low < 1000 else (1,)) if self.log else MaxNLocator(5)
         marks = np.array([mark for mark in locator.tick_values(low, high) if low <= mark <= high])
         places, heights = (
@@ -128,13 +135,13 @@ class Scale:
 
 
 def parallel(columns: Sequence[tuple[Scale, Sequence[str]]], values: Sequence[float], best: int, label: str) -> Figure:
-    """Every trial as a line across its parameters to its objective, coloured by the objective.
+    """Draws each trial as a line across its parameters to its objective, coloured by the objective.
 
     Args:
-        columns: A scale and the trials' values for each parameter.
-        values: The objective of each trial as it is shown; the last axis.
-        best: Position of the trial that is drawn thick.
-        label: Of the objective.
+        columns: For each parameter, its scale and the trials' values.
+        values: The objective of each trial as it is printed; it is the last axis.
+        best: The position of the trial that is drawn thick.
+        label: The label of the objective.
     """
     from matplotlib.collections import LineCollection
 
@@ -169,13 +176,14 @@ def pareto_front(
     chosen: int | None,
     labels: tuple[str, str],
 ) -> Figure:
-    """Trials by two objectives, with those that no other beats in both joined by a line.
+    """Draws the trials by two objectives; a line joins those that no other trial beats in both.
 
     Args:
-        points: Both objectives of each trial, as they are shown.
+        points: Both objectives of each trial, as they are printed.
         numbers: The trials' numbers.
-        front: Positions of the Pareto set.
-        chosen: Position of the chosen trial, or None.
+        front: The positions of the trials in the Pareto set.
+        chosen: The position of the chosen trial, or None.
+        labels: The labels of the two objectives.
     """
     figure, (axis,) = panels(6.6, 4.8, 1)
     x, y = np.array(points, float).T

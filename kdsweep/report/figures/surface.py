@@ -1,4 +1,4 @@
-"""The fitted surface over two searched parameters: its mean with the plateau's outline, and how sure it is."""
+"""Figure of the fitted surface over two searched parameters: its mean, the plateau's outline, and its uncertainty."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from kdsweep.analysis.plateau import Surface
 
 
-# Share of an axis beyond the space, so that a point on its border doesn't cover what stands there.
+# The margin beyond the space, as a share of the axis, so that a point on the border doesn't cover the axis.
 EDGE = 0.04
 
 
@@ -34,7 +34,14 @@ class Axis:
 
 @dataclass(frozen=True)
 class Points:
-    """The trials in a figure: coordinates, objective as it is shown (per cent), numbers; `best` is a position."""
+    """The trials in a figure.
+
+    Attributes:
+        x, y: Their coordinates.
+        values: Their objective as it is printed (per cent).
+        numbers: Their numbers.
+        best: The position of the chosen trial.
+    """
 
     x: Sequence[float]
     y: Sequence[float]
@@ -51,13 +58,15 @@ def search_surface(
     baseline: tuple[float, float] | None = None,
     caption: str = "",
 ) -> Figure:
-    """The trials as numbered points; with a surface also its mean, the plateau's outline, and a panel of its doubt.
+    """Draws the trials as numbered points; with a surface also its mean, the plateau's outline, and its uncertainty.
 
     Args:
-        value_label: Of the objective, with its unit.
-        surface: Fitted to the trials, in the unit of the points' values; None draws the points alone.
-        baseline: Mean and standard deviation over seeds (NaN where there is one seed) of scratch, in the same unit.
-        caption: A line under the title, such as why the plateau isn't to be trusted.
+        points: The trials.
+        axes: The two parameters.
+        value_label: The label of the objective, with its unit.
+        surface: The surface that was fitted to the trials, in the unit of their values; None draws the points alone.
+        baseline: Mean and standard deviation of scratch over seeds, in the same unit; the latter is NaN for one seed.
+        caption: A line below the title, for instance why the plateau isn't trusted.
     """
     x, y, values = (np.array(column, float) for column in (points.x, points.y, points.values))
     figure, drawn = panels(7.6 if surface is None else 11.5, 5.2, 1 if surface is None else 2)
@@ -68,7 +77,7 @@ def search_surface(
         _draw_doubt(figure, drawn[1], surface, value_label)
     for axis in drawn:
         _prepare(axis, axes, x, y, surface)
-    up = np.argsort(values, kind="stable")  # where points overlap, the better one lies on top
+    up = np.argsort(values, kind="stable")  # if points overlap, the better one lies on top
     size = 190 if len(values) <= 20 else 140
     scatter = drawn[0].scatter(
         x[up], y[up], size, values[up], cmap=COLOURS, vmin=low, vmax=high, edgecolors="white", zorder=3, clip_on=False
@@ -99,7 +108,7 @@ def _draw_mean(axis: Axes, surface: Surface, limits: tuple[float, float], baseli
     )
     if baseline is not None and surface.mean.min() < baseline[0] < surface.mean.max():
         line = axis.contour(surface.x, surface.y, surface.mean, [baseline[0]], colors=BLACK, linestyles="--")
-        # Black on any colour of the surface: it may be the darkest.
+        # The halo keeps black visible on the darkest colour of the surface.
         halo: list[AbstractPathEffect] = [withStroke(linewidth=3, foreground="white")]
         line.set_path_effects(halo)
         for label in axis.clabel(line, fmt="scratch", fontsize=9):
@@ -109,7 +118,7 @@ def _draw_mean(axis: Axes, surface: Surface, limits: tuple[float, float], baseli
 
 
 def _draw_doubt(figure: Figure, axis: Axes, surface: Surface, value_label: str) -> None:
-    # More doubt is lighter, so that the well-known parts stand out.
+    # A lighter shade means more doubt, so that the well-known parts stand out.
     shades = axis.contourf(surface.x, surface.y, surface.sd, 10, cmap="Greys_r")
     _outline(axis, surface, ORANGE, 2.2)
     unit = "points" if value_label.endswith("%") else "the same unit"
@@ -125,7 +134,7 @@ def _outline(axis: Axes, surface: Surface, colour: str, width: float) -> None:
 
 
 def _prepare(axis: Axes, axes: tuple[Axis, Axis], x: Array, y: Array, surface: Surface | None) -> None:
-    """Scales, limits and labels."""
+    """Sets scales, limits and labels."""
     for name, spec, values, grid in (
         ("x", axes[0], x, None if surface is None else surface.x),
         ("y", axes[1], y, None if surface is None else surface.y),
@@ -144,14 +153,14 @@ def _prepare(axis: Axes, axes: tuple[Axis, Axis], x: Array, y: Array, surface: S
 
 
 def colour_range(values: Array) -> tuple[float, float]:
-    """From the lowest to the highest value; one that is far below the rest does not take the colours from the rest."""
+    """Returns the range of the values, cut so that one that is far below leaves colours to the rest."""
     high, median = float(values.max()), float(np.median(values))
     low = max(float(values.min()), high - 4 * (high - median)) if high > median else float(values.min())
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
 def _number_points(axis: Axes, points: Points, axes: tuple[Axis, Axis], middle: float) -> None:
-    """Writes the trial's number on each point, from the best down, leaving out those that would cover another's."""
+    """Writes each trial's number on its point, from the best down, unless it would cover another number."""
     values = np.array(points.values, float)
     order = [points.best, *(index for index in np.argsort(-values) if index != points.best)]
     columns = []
@@ -175,7 +184,7 @@ def _number_points(axis: Axes, points: Points, axes: tuple[Axis, Axis], middle: 
 
 
 def plain_log_ticks(axis: Axes, name: str) -> None:
-    """Numbers as they are (1, 2, 5, 10, 20) on the logarithmic "x" or "y" axis, not powers of ten."""
+    """Puts plain numbers (1, 2, 5, 10, 20) instead of powers of ten on the logarithmic "x" or "y" axis."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     low, high = axis.get_xlim() if name == "x" else axis.get_ylim()
@@ -186,7 +195,7 @@ def plain_log_ticks(axis: Axes, name: str) -> None:
 
 
 def _mark_baseline(bar: Colorbar, mean: float, sd: float, low: float, high: float) -> str:
-    """Marks scratch on the colour bar where it lies inside; returns the title's line about it."""
+    """Marks scratch on the colour bar, if it lies inside; returns the title's line about it."""
     if low <= mean <= high:
         bar.ax.axhline(mean, color=BLACK, linestyle="--", linewidth=1.6)
     return f"scratch: {mean:.2f}" if math.isnan(sd) else f"scratch: {mean:.2f} ±{sd:.2f} over seeds"
