@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 
 from kdsweep.analysis import cost, landscape, verdict
 from kdsweep.analysis.sorted_runs import (
-    SETTING,
-    TRAINING,
     Arm,
     Comparison,
     Readings,
@@ -20,6 +18,7 @@ from kdsweep.analysis.sorted_runs import (
     pareto,
 )
 from kdsweep.analysis.study_goals import setting
+from kdsweep.config.keys import in_setting, in_training
 from kdsweep.tracking.run_records import STUDENTS
 
 if TYPE_CHECKING:
@@ -184,13 +183,13 @@ def _runs(spread: Spread) -> str:
 def _unfair(found: Comparison) -> Iterable[str]:
     """Says what differs besides the arm, and could explain a difference too."""
     for arm in found.arms:
-        if keys := differing(arm.runs, SETTING):
+        if keys := differing(arm.runs, in_setting):
             yield f"The {arm.label} runs differ in {_listed(keys)} too: their mean mixes settings."
     scratch, distilled = found.arm("scratch"), found.arm("distill")
     if scratch is not None and distilled is not None:
-        both = differing([*scratch.runs, *distilled.runs], TRAINING)
+        both = differing([*scratch.runs, *distilled.runs], in_training)
         searched = set(found.chosen.params) if found.chosen is not None else set()
-        keys = both - differing(scratch.runs, TRAINING) - differing(distilled.runs, TRAINING)
+        keys = both - differing(scratch.runs, in_training) - differing(distilled.runs, in_training)
         tuned = ", of which the search chose the distilled one's" if keys & searched else ""
         if keys:
             yield f"distill and scratch differ in {_listed(keys)} too{tuned}, which may explain a difference."

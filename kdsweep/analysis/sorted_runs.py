@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,20 +10,16 @@ from typing import TYPE_CHECKING
 
 from kdsweep.analysis.metrics import COLUMNS, EPOCHS_TO_TARGET
 from kdsweep.analysis.study_goals import PARAMETERS, Goals, Objective
+from kdsweep.config.keys import in_setting, may_differ_in_repeats
 from kdsweep.tracking.run_records import ARMS, STUDENTS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from kdsweep.tracking.run_records import RunRecord, StudyRecord
 
 # The target accuracy, as a share of what scratch reaches in the end.
 TARGET_SHARE = 0.95
-
-# Two distilled runs that differ only in these keys repeat one setting.
-REPETITION = re.compile(r"(\w+_)?seed$|(tracking|paths|sweep|runtime)\.|(threads|device)$")
-# A comparison is fair if its runs agree in these keys.
-TRAINING = re.compile(r"(data|model|optimizer|schedule)\.|(epochs|batch_size|n_passes|precision|memory_format)$")
-# Runs of one arm that agree in these keys repeat each other.
-SETTING = re.compile(rf"{TRAINING.pattern}|(loss|teacher)\.")
 
 # Run id -> (epoch, value) of each epoch; epochs are counted from 1.
 Histories = Mapping[str, Sequence[tuple[int, float]]]
@@ -172,9 +167,9 @@ def finished(study: StudyRecord, arm: str) -> list[RunRecord]:
     return list({run.tags.get("kdsweep.job", run.id): run for run in study.runs(arm)}.values())
 
 
-def differing(runs: Sequence[RunRecord], keys: re.Pattern[str]) -> set[str]:
-    """Returns the parameters that `keys` matches and that are not the same in all runs."""
-    known = {key for run in runs for key in run.params if keys.match(key)}
+def differing(runs: Sequence[RunRecord], of_interest: Callable[[str], bool]) -> set[str]:
+    """Returns the parameters of interest that are not the same in all runs."""
+    known = {key for run in runs for key in run.params if of_interest(key)}
     return {key for key in known if len({run.params.get(key) for run in runs}) > 1}
 
 
@@ -184,7 +179,7 @@ def repetitions(study: StudyRecord, metric: str) -> list[list[float]]:
     for arm in STUDENTS:
         for run in finished(study, arm):
             if math.isfinite(run.metrics.get(metric, math.nan)):
-                key = arm, *sorted((key, value) for key, value in run.params.items() if SETTING.match(key))
+                key = arm, *sorted((key, value) for key, value in run.params.items() if in_setting(key))
                 groups.setdefault(key, []).append(run.metrics[metric])
     return [values for values in groups.values() if len(values) > 1]
 
@@ -234,7 +229,7 @@ def _searched(runs: Sequence[RunRecord], goals: Goals) -> list[str]:
     """Returns the keys that the search varies; if the study doesn't say, alpha, tau and all that differ in the runs."""
     keys = {dimension.key for dimension in goals.space}
     if not keys:
-        every = {key for run in runs for key in run.params if not REPETITION.match(key)}
+        every = {key for run in runs for key in run.params if not may_differ_in_repeats(key)}
         keys = {*PARAMETERS, *(key for key in every if len({run.params.get(key) for run in runs}) > 1)}
     return sorted(keys, key=lambda key: (not key.startswith("loss."), key))
 

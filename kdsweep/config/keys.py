@@ -7,6 +7,7 @@ A key that isn't listed here makes a test fail.
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -99,6 +100,7 @@ KEYS = (
 )
 
 
+@functools.lru_cache(maxsize=1024)
 def key(name: str) -> Key | None:
     """Returns the row of a dotted key, such as "loss.alpha"; None for a key that is not ours."""
     return next((row for row in KEYS if row.covers(name)), None)
@@ -122,8 +124,8 @@ def in_training(name: str) -> bool:
 
 
 def in_setting(name: str) -> bool:
-    """Returns whether runs that repeat one setting agree in a key: in training and method."""
-    return _purpose(name) in (Purpose.TRAINING, Purpose.METHOD) and name != "arm"
+    """Returns whether runs that repeat one setting agree in a key: in training, method and the user's own keys."""
+    return not may_differ_in_repeats(name) and name != "arm"
 
 
 def may_differ_in_repeats(name: str) -> bool:

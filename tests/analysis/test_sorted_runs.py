@@ -134,7 +134,16 @@ def test_the_pareto_set_is_what_no_other_beats() -> None:
 
 def test_repetitions_share_a_setting_whatever_their_stage() -> None:
     """Baselines and confirmation of one arm are one group; another learning rate is another; one value is none."""
-    baselines = [record("scratch", val=0.1, params={"seed": s, "optimizer.lr": 0.1, "test": "False"}) for s in (0, 1)]
+    baselines = [
+        record("scratch", val=0.1, params={"seed": s, "optimizer.lr": 0.1, "evaluate_test": "False"}) for s in (0, 1)
+    ]
     confirmed = fresh("scratch", [0.9], val=0.2, **{"optimizer.lr": 0.1})
     other = record("scratch", val=0.3, params={"optimizer.lr": 0.2})
     assert repetitions(study(*baselines, *confirmed, other), "val/accuracy") == [[0.1, 0.1, 0.2]]
+
+
+@pytest.mark.parametrize("key", ["compiled", "precision", "loss.smoothing", "mine.depth"])
+def test_runs_of_another_setting_are_no_repetitions(key: str) -> None:
+    """Compiling changes the last bits, and a user's own key who knows what: neither belongs to the noise over seeds."""
+    runs = [record("scratch", val=value, params={"seed": 0, key: value}) for value in (0.1, 0.2)]
+    assert repetitions(study(*runs), "val/accuracy") == []

@@ -43,6 +43,7 @@ def test_seeds_hardware_and_places_make_no_setting(name: str) -> None:
 
 def test_a_users_own_key_makes_a_setting_of_its_own() -> None:
     """Nobody knows what it changes, so runs that differ in it aren't pooled as repeats."""
+    assert keys.in_setting("mine.depth")
     assert not keys.may_differ_in_repeats("mine.depth")
 
 
