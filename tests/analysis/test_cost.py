@@ -1,4 +1,4 @@
-"""What a study cost and what pruning saved are sums over its runs, and doubts about pruning are told."""
+"""Claims about the cost of a study: it is the sum over its runs, and doubts about pruning are reported."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def search(curves: list[list[float]]) -> Comparison:
 
 
 def test_savings_are_counted_in_epochs() -> None:
-    """Nine of ten epochs not trained, of 22 in all."""
+    """Of 22 epochs in all, nine were not trained."""
     savings = account(search(RISING)).savings
     assert savings is not None
     assert (savings.pruned, savings.full, savings.epochs_saved, savings.epochs_all) == (1, 6, 9, 22)
 
 
 def test_a_score_that_foretells_is_told_so() -> None:
-    """Epoch 1 ranks the full runs as their end does."""
+    """The scores after epoch 1 rank the full runs as their final scores do."""
     economy = account(search(RISING))
     assert economy.savings is not None
     assert economy.savings.ranks[1].rho == pytest.approx(1)
@@ -33,20 +33,20 @@ def test_a_score_that_foretells_is_told_so() -> None:
 
 
 def test_a_score_that_misleads_is_warned_of() -> None:
-    """Where the first epoch's order is turned round in the end, pruning there is not to be trusted."""
+    """If the order after the first epoch is reversed in the end, pruning there can't be trusted."""
     told = " ".join(words(account(search([[a, -b] for a, b in RISING]))))
     assert "rank correlation of -1.00" in told
     assert "too low to stop trials there" in told
 
 
 def test_few_full_runs_tell_nothing_about_pruning() -> None:
-    """Four full runs: the correlation is unknown, and the reader is warned."""
+    """With four full runs the correlation is unknown, and the reader is warned."""
     told = " ".join(words(account(search(RISING[:4]))))
     assert "is unknown: that takes at least 5 full runs, and there are 4" in told
 
 
 def test_without_pruning_nothing_is_saved() -> None:
-    """No sentence about it either."""
+    """There is no sentence about it either."""
     economy = account(compared(trial(0, 0.5, 4)))
     assert economy.savings is None
     assert "Pruning" not in " ".join(words(economy))
@@ -70,5 +70,5 @@ def test_costs_stand_beside_each_other() -> None:
     ("seconds", "text"), [(0, "0 s"), (1.25, "1.2 s"), (59.6, "1 min 0 s"), (61, "1 min 1 s"), (7260, "2 h 1 min")]
 )
 def test_durations_are_readable(seconds: float, text: str) -> None:
-    """Rounded first, so that no minute has 60 seconds."""
+    """Seconds are rounded first, so that no minute has 60 of them."""
     assert duration(seconds) == text

@@ -1,4 +1,4 @@
-"""Claims about what differs between two places, and about paths that move with a configuration."""
+"""Claims about the differences between two environments, and about paths that move with a configuration."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ THEN: dict[str, Any] = {
 
 
 def changes(**now: object) -> list[Change]:
-    """What differs where the present has these values."""
+    """The changes, if the present environment has these values."""
     return list(compare(THEN, {**THEN, **now}).found)
 
 
 def test_nothing_differs_from_itself() -> None:
-    """Neither in a made-up place nor in this one."""
+    """This holds for a made-up environment and for this one."""
     here = environment.describe()
     assert compare(here, here) == compare(THEN, THEN)
     assert compare(here, here).found == ()
@@ -47,12 +47,12 @@ def test_nothing_differs_from_itself() -> None:
     ],
 )
 def test_each_difference_is_one_row(key: str, value: object, expected: Change) -> None:
-    """With both sides; long hashes are cut, and of features only those that differ stand there."""
+    """Both sides are shown; long hashes are cut, and only the CPU features that differ are listed."""
     assert changes(**{key: value}) == [expected]
 
 
 def test_what_was_not_recorded_then_is_no_difference() -> None:
-    """A run of an older version says less; it is named, so that nobody takes it for the same."""
+    """A run of an older version recorded less; what is missing is named, so that nobody takes it for equal."""
     found = compare({"python": "3.11.7"}, THEN)
     assert found.found == ()
     assert {"CPU", "CPU features", "git commit", "threads", "data"} <= set(found.unknown)
@@ -63,7 +63,7 @@ def test_what_was_not_recorded_then_is_no_difference() -> None:
 
 @pytest.fixture
 def places(tmp_path: Path) -> tuple[Path, Path]:
-    """An old and a new folder, each with data."""
+    """Returns an old and a new folder, each with data."""
     old, new = tmp_path / "old", tmp_path / "new"
     for folder in (old, new):
         (folder / "data" / "both").mkdir(parents=True)
@@ -76,7 +76,7 @@ def in_new(value: Any, old: Path | str, new: Path) -> Any:
 
 
 def test_a_path_below_the_old_folder_moves(places: tuple[Path, Path]) -> None:
-    """Whether it is there, or will be downloaded."""
+    """This holds whether the data are there or will be downloaded."""
     old, new = places
     assert in_new(f"{old}/data/both", old, new) == f"{new}/data/both"
     assert in_new(f"{old}/data/neither", old, new) == f"{new}/data/neither"
@@ -91,7 +91,7 @@ def test_a_path_that_exists_at_the_old_place_alone_stays(places: tuple[Path, Pat
 
 @pytest.mark.parametrize("value", ["resnet18", "kdsweep.data.digits", "pkg://package/models/a.pth", 3, None, "/else/x"])
 def test_what_is_no_path_below_the_old_folder_stays(value: object, places: tuple[Path, Path]) -> None:
-    """Names, numbers, URIs and paths elsewhere; also where the old folder was the working directory."""
+    """Names, numbers, URIs and other paths stay, even if the old folder was the working directory."""
     old, new = places
     (new / "resnet18").touch()
     assert in_new(value, old, new) == value
@@ -99,7 +99,7 @@ def test_what_is_no_path_below_the_old_folder_stays(value: object, places: tuple
 
 
 def test_paths_relative_to_the_old_working_directory_move(places: tuple[Path, Path]) -> None:
-    """Data always; other texts with a slash only if such a file is in the new folder."""
+    """Paths of data always move; other texts with a slash move only if the new folder has such a file."""
     _, new = places
     assert in_new("./data/both", ".", new) == f"{new}/data/both"
     assert in_new("nets/a.pth", ".", new) == "nets/a.pth"
@@ -109,7 +109,7 @@ def test_paths_relative_to_the_old_working_directory_move(places: tuple[Path, Pa
 
 
 def test_lists_and_groups_within_groups_are_followed(places: tuple[Path, Path]) -> None:
-    """A path may stand anywhere; what came in isn't changed."""
+    """A path may be anywhere in the configuration; the configuration that was passed in isn't changed."""
     old, new = places
     config = {"a": {"b": [f"{old}/data/both", 1]}}
     assert moved(config, [(str(old), new)]) == {"a": {"b": [f"{new}/data/both", 1]}}

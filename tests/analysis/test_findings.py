@@ -1,4 +1,4 @@
-"""The sentences of a report: the choice of a trial, first differences, the teacher, unfairness, what is missing."""
+"""Claims about the sentences of a report: the choice of a trial, first differences, the teacher, what is missing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from kdsweep.tracking.run_records import RunRecord
 
 
 def about(text: str, *runs: RunRecord, **tags: object) -> str:
-    """The one finding in which `text` stands."""
+    """The one finding that contains `text`."""
     (found,) = [sentence for sentence in summary(*runs, **tags).findings if text in sentence]
     return found
 
@@ -42,12 +42,12 @@ def test_ties_are_told() -> None:
 
 
 def test_one_setting_was_not_chosen() -> None:
-    """Where there was no choice there was no luck."""
+    """Without a choice, there was no luck."""
     assert "the only setting tried" in about("distill is trial", trial(0, 0.5, 4))
 
 
 def test_another_searched_key_is_shown() -> None:
-    """A search over the learning rate, too, names it in the trials."""
+    """If the search varies the learning rate as well, the trials name it."""
     runs = (trial(0, 0.5, 4, **{"optimizer.lr": 0.1}), trial(1, 0.5, 4, **{"optimizer.lr": 0.2}))
     assert "optimizer.lr 0.1" in about("distill is trial", *runs)
 
@@ -83,13 +83,13 @@ def test_the_first_difference_has_its_sign(distilled: float, words: str) -> None
 
 
 def test_without_test_accuracies_validation_is_compared() -> None:
-    """The baselines and trials of a study read no test split."""
+    """The baselines and trials of a study don't read the test split."""
     runs = record("scratch", val=0.8, test=None), record("label_smoothing", val=0.812, test=None)
     assert "1.20 points more accurate than scratch on validation (one run)" in about("Label smoothing", *runs)
 
 
 def test_a_verdict_replaces_the_first_difference() -> None:
-    """With confirmation nothing is said from other runs."""
+    """With a confirmation, nothing is concluded from other runs."""
     runs = [trial(0, 0.5, 4), *fresh("scratch", [0.9, 0.91]), *fresh("distill", [0.92, 0.925])]
     assert not any("no significance" in finding for finding in summary(*runs).findings)
     assert summary(*runs).findings[0].startswith("distill and scratch are not distinguishable")
@@ -108,7 +108,7 @@ def test_a_verdict_replaces_the_first_difference() -> None:
     ],
 )
 def test_the_teacher_is_placed_among_its_students(teacher: float, words: str) -> None:
-    """A teacher that is weaker than scratch is said to be, and only then the control is recalled."""
+    """A teacher that is weaker than scratch is called so, and only then is the reader reminded of the control."""
     runs = (record("teacher", test=teacher), record("scratch", test=0.9), trial(0, 0.5, 4, test=0.95))
     sentence = about("The teacher's test", *runs)
     assert words in sentence
@@ -116,7 +116,7 @@ def test_the_teacher_is_placed_among_its_students(teacher: float, words: str) ->
 
 
 def test_a_mean_over_different_settings_is_told() -> None:
-    """Scratch runs that differ in more than their seeds are no repetitions; the seed alone is fine."""
+    """Scratch runs that differ in more than their seeds are no repetitions; a difference in the seed is fine."""
     fractions = [record("scratch", params={"data.train_fraction": f, "seed": i}) for i, f in enumerate((0.1, 1.0))]
     assert "The scratch runs differ in data.train_fraction" in about("mixes", *fractions)
     seeds = record("scratch", params={"seed": 0}), record("scratch", params={"seed": 1})
@@ -124,7 +124,7 @@ def test_a_mean_over_different_settings_is_told() -> None:
 
 
 def test_an_unfair_comparison_is_told() -> None:
-    """Arms that were trained for different times; and a learning rate that only the search could choose."""
+    """Different numbers of epochs are named, and so is a learning rate that only the search could choose."""
     runs = (record("scratch", params={"epochs": 10}), trial(0, 0.5, 4, epochs=30))
     assert "distill and scratch differ in epochs too, which may" in about("distill and scratch differ", *runs)
     rates = [trial(n, 0.5, 4, **{"optimizer.lr": lr}) for n, lr in enumerate((0.1, 0.2))]
@@ -144,7 +144,7 @@ def test_baselines_without_trials() -> None:
 
 
 def test_a_study_of_an_older_version_is_told_how_to_get_a_verdict() -> None:
-    """No plan and no confirmation: the command that makes one."""
+    """Without a plan and a confirmation, the command that makes one is named."""
     assert "so there is no verdict: `kdsweep sweep=alpha_tau`" in missing(trial(0, 0.5, 4))
 
 
@@ -154,12 +154,12 @@ def test_a_confirmation_that_was_switched_off_is_told() -> None:
 
 
 def test_an_incomplete_confirmation_is_counted() -> None:
-    """How many seeds there are of each arm, and of how many."""
+    """It says how many seeds each arm has, and how many it should have."""
     runs = [trial(0, 0.5, 4), *fresh("scratch", [0.9, 0.91])]
     told = missing(*runs, planned={"n_trials": 1, "confirm_seeds": 5})
     assert "of 5 fresh seeds an arm there are scratch 2, label smoothing 0, distill 0" in told
 
 
 def test_trials_that_are_not_there_are_counted() -> None:
-    """A finished study's missing trials have failed."""
+    """The trials that a finished study lacks have failed."""
     assert "1 of 3 trials have ended well; the others failed" in missing(trial(0, 0.5, 4), planned={"n_trials": 3})

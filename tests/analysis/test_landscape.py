@@ -1,4 +1,4 @@
-"""The search space as it is told: limits, parameters that are words, spread against noise, the plateau."""
+"""Claims about the findings on the search space: limits, parameters that are words, spread against noise, plateau."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ AREA = Space(("loss.alpha", "loss.tau"), (0, 1), (1, 20), (False, True))
 
 
 def hill(n: int, **tags: object) -> Comparison:
-    """Trials on a hill with its top at alpha .6, tau 4, and noise of a tenth of a point."""
+    """Trials on a hill with its top at alpha 0.6, tau 4, and with a noise of a tenth of a point."""
     random = np.random.default_rng(0)
     runs = []
     for number in range(n):
@@ -41,14 +41,14 @@ def region(**changes: object) -> Landscape:
 
 
 def test_no_trials_no_landscape() -> None:
-    """Nothing is fitted and nothing is said."""
+    """Nothing is fitted, and nothing is reported."""
     assert survey(compared(record("scratch")), None) == Landscape()
     assert told(Landscape()) == ""
 
 
-@pytest.mark.slow  # the first to import scikit-learn
+@pytest.mark.slow  # the first test to import scikit-learn
 def test_the_plateau_holds_the_top_of_the_hill() -> None:
-    """From many trials with little noise, over the declared space."""
+    """There are many trials with little noise, over the declared space."""
     found = survey(hill(30, space=SPACE), None)
     assert found.declared
     assert found.plateau is not None
@@ -60,7 +60,7 @@ def test_the_plateau_holds_the_top_of_the_hill() -> None:
 
 
 def test_less_is_better_is_turned_round() -> None:
-    """The fit maximises: a metric to be minimised comes in negated."""
+    """The fit maximises, so a metric that is to be minimised is negated."""
     runs = [trial(n, 0.1 * n, 2 + n, val=0.5 + 0.01 * n) for n in range(4)]
     found = survey(compared(*runs, objectives=[["val/accuracy", "minimize"]]), None)
     assert found.spread == survey(compared(*runs), None).spread
@@ -76,7 +76,7 @@ def test_without_declared_limits_the_tried_range_counts() -> None:
 
 
 def test_words_are_held_fixed() -> None:
-    """A search over models too: the fit is of the chosen model's trials, and the text says so."""
+    """If the search varies the model as well, only trials of the chosen model are fitted, and the text says so."""
     space = {**SPACE, "model.name": {"choices": ["a", "b"]}}
     runs = [trial(n, 0.1 * n, 2 + n, val=0.8 + 0.01 * n, **{"model.name": "ab"[n % 2]}) for n in range(8)]
     found = survey(compared(*runs, space=space), None)
@@ -86,14 +86,14 @@ def test_words_are_held_fixed() -> None:
 
 
 def test_equal_trials_have_no_surface() -> None:
-    """Nothing to fit, and the reason is told."""
+    """There is nothing to fit, and the reason is reported."""
     found = survey(compared(*(trial(n, 0.1 * n, 2 + n) for n in range(6))), None)
     assert found.plateau is None
     assert told(found) == "All 6 trials have the same validation accuracy: no setting stands out."
 
 
 def test_figures_are_over_alpha_and_tau_where_both_are_searched() -> None:
-    """Else over the first two parameters."""
+    """Without them, the axes are the first two parameters."""
     more = Space(("a", "loss.alpha", "loss.tau"), (0, 0, 1), (1, 1, 2), (False, False, True))
     assert axes(more) == ("loss.alpha", "loss.tau")
     assert axes(Space(("a", "b"), (0, 0), (1, 1), (False, False))) == ("a", "b")
@@ -104,12 +104,12 @@ def test_figures_are_over_alpha_and_tau_where_both_are_searched() -> None:
     [(0.001, "no more than seeds do"), (0.0025, "may be luck"), (0.01, "the settings do matter")],
 )
 def test_the_spread_is_held_against_the_noise(spread: float, words_of_it: str) -> None:
-    """Below the noise, within its interval, above it."""
+    """The spread may lie below the noise, within its interval, or above it."""
     assert words_of_it in told(Landscape(n=8, spread=spread), NoiseFloor(0.002, 0.0015, 0.003, 9, 6))
 
 
 def test_a_plateau_is_told_by_its_limits() -> None:
-    """Box, share of the space, number of trials; and that the box isn't full where it isn't."""
+    """It names the box, its share of the space, and the number of trials; and it says so if the box isn't full."""
     assert told(region()) == (
         "Plateau: alpha 0.2 to 0.7 and tau 3 to 20, 41% of the space. Any setting there is as good as the best, as far "
         "as 12 trials can tell."
@@ -118,13 +118,13 @@ def test_a_plateau_is_told_by_its_limits() -> None:
 
 
 def test_a_plateau_that_is_everything_or_nothing_is_told_so() -> None:
-    """The whole space, and a region that the trials don't determine."""
+    """One covers the whole space; the other isn't determined by the trials."""
     assert told(region(share=0.97)).startswith("No region stands out: all of the space is as good as the best")
     assert told(region(trusted=False, reason="noise")) == "Which settings are good can't be told: noise."
 
 
 def test_importances_need_a_trusted_surface() -> None:
-    """Shares of a surface that isn't there say nothing."""
+    """Without a trusted surface, its shares mean nothing."""
     from dataclasses import replace
 
     shares = {"loss.alpha": Importance(0.1, 0.2, 0.1, 0.3), "loss.tau": Importance(0.7, 0.8, 0.7, 0.9)}

@@ -21,7 +21,7 @@ NOISE = 0.004
 
 
 def trials(n: int, seed: int = 0) -> Array:
-    """Settings (n, 2) that fill the unit square, as a search's start does."""
+    """Settings (n, 2) that fill the unit square evenly, as the start of a search does."""
     return np.asarray(qmc.Halton(2, rng=seed).random(n))
 
 
@@ -31,7 +31,7 @@ def bowl(unit: Array, centre: tuple[float, float] = (0.4, 0.6)) -> Array:
 
 
 def found(unit: Array, values: Array, noise: NoiseFloor | None = None) -> Plateau:
-    """The plateau of settings that are given in the unit square."""
+    """Returns the plateau of settings that are given in the unit square."""
     region = plateau(SPACE, SPACE.from_unit(unit), values.tolist(), noise=noise)
     assert region is not None
     return region
@@ -54,7 +54,7 @@ def holds(region: Plateau, unit: Array) -> bool:
 
 
 def test_units_and_back() -> None:
-    """Logarithmic where the search is; the limits come back exactly."""
+    """The scale is logarithmic where that of the search is; the limits come back exactly."""
     unit = trials(16)
     assert SPACE.to_unit(SPACE.from_unit(unit)) == pytest.approx(unit)
     assert SPACE.from_unit([[0, 0], [1, 1]]).tolist() == [[0, 1], [1, 20]]
@@ -63,7 +63,7 @@ def test_units_and_back() -> None:
 
 @pytest.mark.parametrize(("low", "high", "rule"), [(2.0, 2.0, "low < high"), (0.0, 1.0, "low > 0 on a logarithmic")])
 def test_impossible_spaces_are_refused(low: float, high: float, rule: str) -> None:
-    """A box has an extent, and a logarithm no zero."""
+    """A box must have an extent, and a logarithmic scale can't begin at zero."""
     with pytest.raises(UserError, match=rule):
         Space(("loss.tau",), (low,), (high,), (True,))
 
@@ -85,7 +85,7 @@ def test_posterior_is_the_textbooks() -> None:
 
 
 def test_plateau_of_a_clear_surface() -> None:
-    """Many trials of a bowl far above the noise: the centre is in, the corners are out, the numbers are its own."""
+    """Many trials of a bowl far above the noise: it holds the centre and no corner; its numbers fit."""
     unit = trials(64)
     region = found(unit, bowl(unit) + np.random.default_rng(0).normal(0, 0.002, 64))
     assert region.trusted
@@ -95,7 +95,7 @@ def test_plateau_of_a_clear_surface() -> None:
     assert region.noise_sd == pytest.approx(0.002, rel=0.3)
     assert holds(region, np.array([0.4, 0.6]))
     assert not holds(region, np.array([1.0, 0.6]))
-    # The settings that truly are within .002 of the best fill an ellipse, 8 % of the space.
+    # The settings that truly are within 0.002 of the best fill an ellipse, 8 % of the space.
     assert 0.08 < region.share < 0.3
     assert region.fill == pytest.approx(np.pi / 4, abs=0.1)
 
@@ -115,7 +115,7 @@ def test_too_few_trials_have_no_plateau() -> None:
 
 
 def test_equal_values_rule_out_nothing() -> None:
-    """Without a difference but rounding's every setting belongs, none is important, and the region isn't trusted."""
+    """If values differ by rounding alone, every setting belongs, no parameter matters, and nothing is trusted."""
     unit = trials(12)
     region = found(unit, 0.9 + 1e-14 * unit[:, 0])
     assert (region.share, region.trusted, region.reason) == (1, False, "12 trials rule out no part of the space")
@@ -125,7 +125,7 @@ def test_equal_values_rule_out_nothing() -> None:
 
 
 def test_unit_of_the_values_does_not_matter() -> None:
-    """Points instead of fractions: the same region, the noise a hundredfold."""
+    """With points instead of fractions, the region is the same, and the noise a hundred times as large."""
     unit = trials(20)
     values = bowl(unit) + np.random.default_rng(0).normal(0, NOISE, 20)
     one, other = found(unit, values), found(unit, 100 * values)
@@ -134,7 +134,7 @@ def test_unit_of_the_values_does_not_matter() -> None:
 
 
 def test_known_noise_steadies_the_fit() -> None:
-    """A noise floor from many seeds all but decides the noise; one of few degrees leaves it to the trials."""
+    """A noise floor from many seeds nearly determines the noise; one from few seeds leaves it to the trials."""
     unit = trials(12)
     values = bowl(unit) + np.random.default_rng(0).normal(0, NOISE, 12)
     firm, vague = (found(unit, values, NoiseFloor(0.03, 0.02, 0.04, n + 1, n)).noise_sd for n in (1000, 1))
@@ -144,7 +144,7 @@ def test_known_noise_steadies_the_fit() -> None:
 
 
 def test_importances_follow_the_surface() -> None:
-    """A surface that depends on alpha alone; first-order and total agree where nothing interacts."""
+    """The surface depends on alpha alone; without interactions, first-order and total indices agree."""
     unit = trials(32)
     values = 0.9 - 0.1 * (unit[:, 0] - 0.4) ** 2 + np.random.default_rng(0).normal(0, 0.001, 32)
     shares = importances(SPACE, SPACE.from_unit(unit), values.tolist())
@@ -156,7 +156,7 @@ def test_importances_follow_the_surface() -> None:
 
 
 def test_few_trials_dont_tell_which_parameter_matters() -> None:
-    """One that fails in a corner is explained by either: without it, the other is."""
+    """A trial that fails in a corner could be due to either parameter; leaving it out changes which one."""
     points = [(0.55, 8.5), (0.6, 5.1), (0.42, 6.9), (0.44, 14.5), (0.96, 3.2), (0.0, 1.0)]
     alpha, tau = importances(SPACE, points, [0.899, 0.838, 0.899, 0.889, 0.535, 0.865]).values()
     assert alpha.low < 0.3 < 0.7 < alpha.high
@@ -188,7 +188,7 @@ def test_surface_is_the_plateaus_fit_with_rows_for_y() -> None:
 
 
 def test_one_parameter_and_three() -> None:
-    """A line has an interval; in three dimensions the surface is drawn at the best of the third."""
+    """With one parameter the region is an interval; with three the surface is drawn at the best value of the third."""
     unit = np.asarray(qmc.Halton(3, rng=0).random(32))
     values = (bowl(unit) - 0.05 * (unit[:, 2] - 0.9) ** 2).tolist()
     cube = Space(("a", "b", "c"), (0.0,) * 3, (1.0,) * 3, (False,) * 3)
@@ -207,7 +207,7 @@ def test_one_parameter_and_three() -> None:
 
 
 def test_a_region_smaller_than_the_grid_is_its_best_setting() -> None:
-    """In four dimensions and without noise none of the points measured may belong; the best one always does."""
+    """In four dimensions without noise, it may be that no grid point belongs; the best point always does."""
     unit = np.asarray(qmc.Halton(4, rng=0).random(40))
     unit[0] = 1
     region = plateau(Space(tuple("abcd"), (0.0,) * 4, (2.0,) * 4, (False,) * 4), 2 * unit, unit.sum(axis=1).tolist())
@@ -220,14 +220,14 @@ def test_a_region_smaller_than_the_grid_is_its_best_setting() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("n", "height"), [(12, 1.0), (12, 0.3), (30, 1.0)])
 def test_plateau_holds_the_true_optimum(n: int, height: float) -> None:
-    """On simulated noisy bowls, steep or nearly flat, in at least 95 of a hundred."""
+    """On simulated noisy bowls, steep or nearly flat, this holds for at least 95 %."""
     held = [holds(found(unit, values), centre) for unit, values, centre in simulated(60, n, height)]
     assert np.mean(held) >= 0.95
 
 
 @pytest.mark.slow
 def test_true_plateau_is_held_and_the_rest_mostly_not() -> None:
-    """Of the settings truly within the noise of the best 9 in 10 belong; of the others, after 30 trials, few."""
+    """Nine in ten settings truly within the noise of the best belong; after 30 trials, few of the others do."""
     recall, excess = [], []
     for unit, values, centre in simulated(40, 30, 1.0):
         drawn = surface(SPACE, SPACE.from_unit(unit), values.tolist(), *SPACE.names, size=31)
@@ -243,7 +243,7 @@ def test_true_plateau_is_held_and_the_rest_mostly_not() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("n", "least"), [(6, 0.85), (12, 0.85), (30, 0.93)])
 def test_flat_surfaces_rarely_get_a_trusted_plateau(n: int, least: float) -> None:
-    """Where no setting is better the trials don't pretend to know a region."""
+    """If no setting is better than others, the trials don't pretend to know a region."""
     regions = [found(unit, values) for unit, values, _ in simulated(60, n, 0.0)]
     assert np.mean([not region.trusted for region in regions]) >= least
 
@@ -251,6 +251,6 @@ def test_flat_surfaces_rarely_get_a_trusted_plateau(n: int, least: float) -> Non
 @pytest.mark.slow
 @pytest.mark.parametrize("height", [0.0, 1.0])
 def test_noise_is_recovered(height: float) -> None:
-    """Of 30 trials without repeated seeds, in the median within 15 %."""
+    """From 30 trials without repeated seeds, its median error is less than 15 %."""
     noise = [found(unit, values).noise_sd for unit, values, _ in simulated(40, 30, height)]
     assert np.median(noise) == pytest.approx(NOISE, rel=0.15)

@@ -1,4 +1,4 @@
-"""Claims about the plan of a study: seeds, runs, time, and the words they are told in."""
+"""Claims about the plan of a study: seeds, runs, time, and the words that report them."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def test_smaller_differences_take_more_seeds_and_runs() -> None:
 
 
 def test_a_wanted_difference_of_the_table_stands_there_once() -> None:
-    """Also when its points were divided by a hundred."""
+    """This holds also after its points were divided by a hundred."""
     needs = plan(0.002, 0.7 / 100 - 0.4 / 100, 30).needs
     assert [need.wanted for need in needs] == [False, False, True, False, False]
 
 
 def test_runs_are_counted_through_all_stages() -> None:
-    """A teacher, two controls' baselines, trials, and the seeds of three arms."""
+    """They are a teacher, the baselines of two controls, the trials, and the seeds of three arms."""
     planned = plan(0.002, 0.003, 30, baseline_seeds=4)
     assert planned.wanted.runs == 1 + 2 * 4 + 30 + 3 * planned.wanted.seeds
 
@@ -58,7 +58,7 @@ def test_time_goes_stage_by_stage() -> None:
 
 
 def test_pairs_of_a_study_replace_the_assumed_noise() -> None:
-    """Where seeds help both arms alike, the differences are less noisy, and fewer seeds do."""
+    """If a seed moves both arms alike, differences are less noisy, and fewer seeds suffice."""
     assumed, measured = plan(0.002, 0.003, 30), plan(0.002, 0.003, 30, paired_sd=0.001)
     assert assumed.paired_sd == pytest.approx(0.002 * math.sqrt(2))
     assert measured.wanted.seeds < assumed.wanted.seeds
@@ -89,14 +89,14 @@ def test_the_winners_curse_grows_with_trials_alone() -> None:
     ],
 )
 def test_what_cannot_be_planned_is_refused(change: dict[str, float], rule: str) -> None:
-    """Each number that can't be has its rule."""
+    """Each impossible number is refused with its rule."""
     numbers = {"noise_sd": 0.002, "difference": 0.003, "n_trials": 30, **change}
     with pytest.raises(UserError, match=rule):
         plan(**numbers)  # type: ignore[arg-type]
 
 
 def test_the_answer_comes_first_and_in_points() -> None:
-    """Seeds, runs and time of the wanted difference, then the table, the trials' price and the curse."""
+    """It gives seeds, runs and time for the wanted difference, then the table, the cost of trials and the curse."""
     planned = plan(0.0021, 0.003, 30, seconds_per_run=240, n_jobs=2)
     text = told(planned)
     assert text.startswith(
@@ -111,7 +111,7 @@ def test_the_answer_comes_first_and_in_points() -> None:
 
 
 def test_without_seconds_the_plan_says_how_to_get_them() -> None:
-    """No column of times, and no winner's curse of a single trial."""
+    """There is no column of times, and no winner's curse with a single trial."""
     text = told(plan(0.0021, 0.00001, 1))
     assert "about" not in text
     assert "(--seconds)" in text

@@ -1,4 +1,4 @@
-"""Runs are sorted into arms and trials: which count, which are shown, which can be paired."""
+"""Claims about how runs are sorted into arms and trials: which count, and which are shown."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_only_finished_runs_count() -> None:
 
 
 def test_confirmation_is_shown_and_is_no_trial() -> None:
-    """Where there are fresh seeds the row is theirs, else the baselines'; they are not among the trials."""
+    """If there are fresh seeds, the row shows them, else the baselines. They are not among the trials."""
     found = compared(record("scratch", val=0.5), trial(0, 0.5, 4), *fresh("distill", [0.8, 0.9]))
     assert [(arm.name, arm.confirmed, len(arm.runs)) for arm in found.arms] == [
         ("scratch", False, 1),
@@ -39,7 +39,7 @@ def test_confirmation_is_shown_and_is_no_trial() -> None:
 
 
 def test_a_job_that_was_done_again_counts_once() -> None:
-    """Of two finished runs of one job, the later one."""
+    """Only the later one of two finished runs of one job counts."""
     runs = [record("scratch", val=val, tags={"kdsweep.job": "scratch-0"}) for val in (0.1, 0.9)]
     (scratch,) = compared(*runs).arms
     assert scratch.metrics["val/accuracy"] == Spread(0.9, pytest.approx(math.nan, nan_ok=True), 1)
@@ -72,7 +72,7 @@ def test_trials_are_ranked_by_the_objective() -> None:
 
 
 def test_the_study_says_which_trial_it_confirmed() -> None:
-    """Not the best, where the parent run names another."""
+    """It is not the best trial, if the parent run names another."""
     found = compared(trial(0, 0.1, 1, val=0.9), trial(1, 0.7, 4, val=0.8), chosen=1)
     assert found.chosen is not None
     assert found.chosen.number == 1
@@ -99,7 +99,7 @@ def test_numbered_trials_of_one_setting_stay_apart() -> None:
 
 
 def test_the_space_says_what_was_searched() -> None:
-    """With the study's own space, other differences are no parameters of the trials."""
+    """If the study declares its space, other differences are no parameters of the trials."""
     found = compared(trial(0, 0.5, 4, threads=1), trial(1, 0.6, 4, threads=2), space={"loss.alpha": {"choices": [1]}})
     assert found.trials[0].params.keys() == {"loss.alpha"}
 
@@ -113,12 +113,12 @@ def test_pruned_trials_stand_apart() -> None:
 
 
 def test_a_pruned_trial_that_was_finished_later_counts_as_finished() -> None:
-    """One number is never counted twice."""
+    """A trial is never counted twice."""
     assert compared(pruned(0, epoch=2), trial(0, 0.5, 4)).pruned == ()
 
 
 def test_the_pareto_set_is_what_no_other_beats() -> None:
-    """Two objectives in opposite directions; equal trials don't beat each other."""
+    """The two objectives have opposite directions; equal trials don't beat each other."""
     points = [(0.9, 0.5), (0.8, 0.1), (0.8, 0.5), (0.9, 0.5)]  # accuracy up, NLL down
     runs = [
         record("distill", val=a, metrics={"val/nll": n}, params={"loss.alpha": i}, tags={"kdsweep.trial": str(i)})

@@ -31,7 +31,7 @@ from kdsweep.system.errors import UserError
 FIRST = [0.912, 0.917, 0.908, 0.921, 0.915]
 SECOND = [0.909, 0.911, 0.910, 0.913, 0.911]
 N_STUDIES = 2000
-# Three standard errors above 5 % of so many studies: an exact test stays below, one of 7 % doesn't.
+# Three standard errors above 5 %, for so many studies: an exact test stays below, a test of 7 % doesn't.
 FIVE_PERCENT = 0.05 + 3 * math.sqrt(0.05 * 0.95 / N_STUDIES)
 
 
@@ -50,7 +50,7 @@ def studies(n: int, *, gain: float = 0.0, seed: int = 0) -> NDArray[np.float64]:
 
 
 def verdicts(arms: NDArray[np.float64]) -> list[str]:
-    """Of one study: distill against both controls, and they against each other, after Holm's correction."""
+    """Verdicts of one study: distill against both controls, and one control against the other, after Holm."""
     found = [paired_difference(arms[a], arms[b]) for a, b in ((2, 0), (2, 1), (1, 0))]
     return [verdict(d, p) for d, p in zip(found, holm([d.p for d in found]), strict=True)]
 
@@ -72,7 +72,7 @@ def test_swapping_the_arms_turns_the_difference_round() -> None:
 
 
 def test_one_pair_has_a_mean_and_nothing_else() -> None:
-    """One pair knows no spread, so no interval and no p, and the verdict says so."""
+    """One pair has no spread, so there is no interval and no p, and the verdict says so."""
     lone = paired_difference([0.92], [0.91])
     assert lone.mean == pytest.approx(0.01)
     assert np.isnan([lone.sd, lone.low, lone.high, lone.bootstrap_low, lone.bootstrap_high, lone.p]).all()
@@ -82,7 +82,7 @@ def test_one_pair_has_a_mean_and_nothing_else() -> None:
 
 
 def test_differences_that_are_equal_but_for_rounding_have_no_spread() -> None:
-    """.92 - .91 isn't .93 - .92 to a computer, which is no reason for a standard deviation."""
+    """0.92 - 0.91 isn't 0.93 - 0.92 in floating point, but that must not give a standard deviation."""
     same = paired_difference([0.92, 0.93, 0.94, 0.95], [0.91, 0.92, 0.93, 0.94])
     assert (same.sd, same.p) == (0, 0)
     assert same.low == same.high == same.bootstrap_low == pytest.approx(0.01)
@@ -93,7 +93,7 @@ def test_differences_that_are_equal_but_for_rounding_have_no_spread() -> None:
 
 @pytest.mark.parametrize(("first", "second"), [([1.0, 2.0], [1.0]), ([], [])])
 def test_unpaired_values_are_refused(first: list[float], second: list[float]) -> None:
-    """Every value needs its partner."""
+    """Every value needs a partner."""
     with pytest.raises(UserError, match="as many values as partners"):
         paired_difference(first, second)
 
@@ -113,7 +113,7 @@ def test_bootstrap_is_the_studentised_one_over_all_resamples() -> None:
 
 
 def test_bootstrap_follows_scale_and_shift() -> None:
-    """Points instead of fractions give 100 times the interval; resamples drawn at random are the seed's."""
+    """Points instead of fractions give 100 times the interval; random resamples depend on the seed alone."""
     values = np.random.default_rng(0).normal(size=8)
     low, high = bootstrap_interval(values, seed=3)
     assert bootstrap_interval(100 * values + 7, seed=3) == pytest.approx((100 * low + 7, 100 * high + 7))
@@ -122,12 +122,12 @@ def test_bootstrap_follows_scale_and_shift() -> None:
 
 @pytest.mark.parametrize("values", [[0.1, 0.2, 0.3], [0.1, 0.1, 0.1, 0.3, 0.1]])
 def test_bootstrap_has_no_limits_for_few_or_tied_values(values: list[float]) -> None:
-    """Where many resamples have no spread a limit would be infinite: none is given."""
+    """If many resamples have no spread, a limit would be infinite, so none is given."""
     assert np.isnan(bootstrap_interval(values)).all()
 
 
 def test_noise_floor_pools_variances_and_skips_lone_values() -> None:
-    """Pooled by degrees of freedom about each group's own mean, whatever those means are."""
+    """Groups are pooled by degrees of freedom, each about its own mean."""
     floor = noise_floor([[1.0, 3.0], [11.0, 12.0, 16.0], [99.0]])
     assert floor is not None
     assert floor.sd == pytest.approx(math.sqrt((2 + 14) / 3))
@@ -136,12 +136,12 @@ def test_noise_floor_pools_variances_and_skips_lone_values() -> None:
 
 
 def test_noise_floor_of_no_repetition_is_unknown() -> None:
-    """One value an arm tells nothing of noise."""
+    """A single value per arm says nothing about noise."""
     assert noise_floor([[1.0], [2.0], []]) is None
 
 
 def test_holm_steps_down_and_leaves_unknown_ones_out() -> None:
-    """Each p times the number not smaller, never below the one before, at most 1; NaN stays and isn't counted."""
+    """Each p is multiplied by the number of p values not smaller, in increasing order, up to 1; NaN isn't counted."""
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx((0.03, 0.06, 0.06, 0.02))
     assert holm([0.6, math.nan, 0.02]) == pytest.approx((0.6, math.nan, 0.04), nan_ok=True)
     assert holm([0.8, 0.9]) == (1, 1)
@@ -153,7 +153,7 @@ def test_holm_steps_down_and_leaves_unknown_ones_out() -> None:
     [(0.05, FIRST, "better"), (0.05, SECOND, "worse"), (0.051, FIRST, "not distinguishable")],
 )
 def test_verdict_takes_its_side_from_the_mean(p: float, first: list[float], word: str) -> None:
-    """P decides whether, the sign of the mean decides which."""
+    """The p value decides whether there is a difference, the sign of the mean decides which way."""
     second = SECOND if first is FIRST else FIRST
     assert verdict(paired_difference(first, second), p) == word
 
@@ -170,13 +170,13 @@ def test_equivalence_is_the_larger_of_scipys_one_sided_tests() -> None:
 
 
 def test_the_bound_is_the_margin_at_which_equivalence_is_just_shown() -> None:
-    """At the bound p is one less the confidence."""
+    """At the bound, p is 1 minus the confidence."""
     difference = paired_difference(FIRST, SECOND)
     assert equivalence(difference, equivalence_bound(difference, 0.9)) == pytest.approx(0.1)
 
 
 def test_power_at_no_difference_is_alpha_and_grows_with_pairs() -> None:
-    """Also far out, where scipy's distribution function is NaN; one pair sees nothing."""
+    """This holds even where scipy's distribution function is NaN; one pair detects nothing."""
     assert power(5, 0, 1) == pytest.approx(0.05)
     assert power(1, 100, 1) == 0
     assert (power(3, 0.1, 0), power(3, 0, 0)) == (1, 0.05)
@@ -186,7 +186,7 @@ def test_power_at_no_difference_is_alpha_and_grows_with_pairs() -> None:
 
 
 def test_power_of_two_pairs_is_the_integral_over_their_spread() -> None:
-    """With the difference 9.25 sd away, where half of scipy's sum is NaN: integrated by hand over the sample's sd."""
+    """At a difference of 9.25 sd half of scipy's sum is NaN; the reference integrates over the sample's sd."""
     sd = stats.chi.ppf((np.arange(200_000) + 0.5) / 200_000, 1)
     limit, shift = stats.t.isf(0.025, 1), 9.25 * math.sqrt(2)
     by_hand = np.mean(stats.norm.cdf(shift - limit * sd) + stats.norm.cdf(-shift - limit * sd))
@@ -194,7 +194,7 @@ def test_power_of_two_pairs_is_the_integral_over_their_spread() -> None:
 
 
 def test_seeds_needed_is_the_fewest() -> None:
-    """34 pairs for half a standard deviation (as in G*Power); one fewer doesn't reach the power."""
+    """Half a standard deviation takes 34 pairs (as in G*Power); one pair fewer doesn't reach the power."""
     assert seeds_needed(0.5, 1) == 34
     assert power(33, 0.5, 1) < 0.8 <= power(34, 0.5, 1)
     assert seeds_needed(-0.5, 1) == 34
@@ -204,20 +204,20 @@ def test_seeds_needed_is_the_fewest() -> None:
 
 
 def test_detectable_difference_undoes_power() -> None:
-    """What n pairs just see takes n pairs."""
+    """A difference that n pairs just detect takes n pairs."""
     seen = detectable_difference(7, 0.003, 0.9, 0.01)
     assert power(7, seen, 0.003, 0.01) == pytest.approx(0.9)
     assert (detectable_difference(1, 0.003), detectable_difference(2, 0)) == (math.inf, 0)
 
 
 def test_expected_winners_curse_has_its_closed_forms() -> None:
-    """The largest of 1, 2 and 3 normals: 0, 1 / sqrt(pi), 3 / (2 sqrt(pi)); it grows with the noise."""
+    """The largest of 1, 2 and 3 normal values is 0, 1 / sqrt(pi), 3 / (2 sqrt(pi)); it grows with the noise."""
     expected = [expected_winners_curse(2, n) / 2 for n in (1, 2, 3)]
     assert expected == pytest.approx([0, 1 / math.sqrt(math.pi), 1.5 / math.sqrt(math.pi)], abs=1e-9)
 
 
 def test_winners_curse_has_the_interval_of_the_confirmed_mean() -> None:
-    """The search's own score is what is judged: its noise doesn't widen the interval. One fresh seed has none."""
+    """The search's own score is judged, so its noise doesn't widen the interval. One fresh seed has no interval."""
     curse, mean = winners_curse(0.93, FIRST), stats.ttest_1samp(FIRST, 0).confidence_interval()
     assert (curse.low, curse.high) == pytest.approx((0.93 - mean.high, 0.93 - mean.low))
     assert curse.mean == pytest.approx(0.93 - np.mean(FIRST))
@@ -245,7 +245,7 @@ def test_perfect_rank_correlation_of_five_is_not_certainty() -> None:
 
 
 def test_rank_correlation_is_unknown_without_order() -> None:
-    """Equal scores have no order, one pair neither; three have one but no limits."""
+    """Neither equal scores nor one pair have an order; three pairs have one, but no limits."""
     assert math.isnan(rank_correlation([1, 1, 1, 1], [1, 2, 3, 4]).rho)
     assert math.isnan(rank_correlation([1], [1]).rho)
     assert math.isnan(rank_correlation([1, 2, 3], [1, 2, 3]).low)
@@ -264,7 +264,7 @@ def test_intervals_of_the_difference_cover_the_truth(n: int) -> None:
 
 @pytest.mark.slow
 def test_bootstrap_covers_better_where_noise_is_skewed() -> None:
-    """Of five exponential values Student's interval holds the mean in less than 91 %, the bootstrap's in more."""
+    """For five exponential values, Student's interval holds the mean in less than 91 %, the bootstrap's in more."""
     values = np.random.default_rng(0).exponential(size=(N_STUDIES, 5))
     found = [paired_difference(row, np.ones(5)) for row in values]
     assert np.mean([d.low <= 0 <= d.high for d in found]) < 0.91
@@ -273,7 +273,7 @@ def test_bootstrap_covers_better_where_noise_is_skewed() -> None:
 
 @pytest.mark.slow
 def test_interval_of_the_noise_floor_covers_the_truth() -> None:
-    """Over arms of different means and sizes, in 93 to 97 % of simulated studies; the variance has no bias."""
+    """For arms of different means and sizes it does in 93 to 97 % of simulated studies; the variance has no bias."""
     values = np.random.default_rng(0).normal(0, 0.003, (N_STUDIES, 12)) + 0.9
     floors = [noise_floor([row[:3], row[3:6] - 0.1, row[6:11], row[11:]]) for row in values]
     known = [floor for floor in floors if floor is not None]
@@ -284,7 +284,7 @@ def test_interval_of_the_noise_floor_covers_the_truth() -> None:
 
 @pytest.mark.slow
 def test_without_a_difference_a_verdict_is_rare() -> None:
-    """Any "better" among the three comparisons of equal arms in at most 5 % of studies; so too with "worse"."""
+    """In at most 5 % of studies any of three comparisons of equal arms says "better"; the same goes for "worse"."""
     told = [set(verdicts(arms)) for arms in studies(5)]
     assert np.mean(["better" in words for words in told]) <= 0.05
     assert np.mean([words != {"not distinguishable"} for words in told]) <= FIVE_PERCENT
@@ -292,7 +292,7 @@ def test_without_a_difference_a_verdict_is_rare() -> None:
 
 @pytest.mark.slow
 def test_a_true_gain_does_not_loosen_the_other_comparison() -> None:
-    """Distill gains; label smoothing, which doesn't, is told apart from scratch in at most 5 % of studies."""
+    """Only distill gains; label smoothing is told apart from scratch in at most 5 % of studies."""
     told = [verdicts(arms) for arms in studies(5, gain=0.02)]
     assert np.mean([words[2] != "not distinguishable" for words in told]) <= FIVE_PERCENT
     assert np.mean([words[:2] == ["better", "better"] for words in told]) > 0.99
@@ -330,7 +330,7 @@ def test_winners_curse_is_what_was_expected_and_covered() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("r", [0.0, 0.8])
 def test_interval_of_the_rank_correlation_covers_the_truth(r: float) -> None:
-    """Of twelve normal pairs, whose true rank correlation is 6 / pi asin(r / 2), in 93 to 97 % of samples."""
+    """For twelve normal pairs, whose true value is 6 / pi asin(r / 2), it does in 93 to 97 % of samples."""
     pairs = np.random.default_rng(0).multivariate_normal([0, 0], [[1, r], [r, 1]], (N_STUDIES, 12))
     truth = 6 / math.pi * math.asin(r / 2)
     found = [rank_correlation(sample[:, 0], sample[:, 1]) for sample in pairs]

@@ -1,4 +1,4 @@
-"""What a parent run's tags say about its study, and what holds where they say nothing."""
+"""Claims about what is read from a parent run's tags, and what holds if a tag is missing."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from kdsweep.analysis.study_goals import Dimension, Goals, Objective, setting
 
 
 def test_a_study_without_tags_maximises_validation_accuracy() -> None:
-    """A plain grid, or a study of an older version: no space, no plan, the default objective."""
+    """A plain grid, or a study of an older version, has no space, no plan, and the default objective."""
     assert Goals.read({}) == Goals((), (Objective("val/accuracy", True),), None, None, None, None)
 
 
 def test_tags_are_read() -> None:
-    """Space with limits and with choices, objectives with their direction, the chosen trial and the plan."""
+    """They hold the space with limits or choices, the objectives with directions, the chosen trial and the plan."""
     space = {"loss.tau": {"low": 1, "high": 20, "log": True}, "model.name": {"choices": ["a", 2]}}
     tags = {
         "kdsweep.space": json.dumps(space),
@@ -28,7 +28,7 @@ def test_tags_are_read() -> None:
 
 
 def test_objectives_have_names_and_units() -> None:
-    """Fractions are shown as per cent, the rest as it is; less is better has the sign -1."""
+    """Fractions are printed as per cent, other numbers as they are. If less is better, the sign is -1."""
     accuracy, nll = Objective("val/accuracy"), Objective("val/nll", maximise=False)
     assert (accuracy.heading, accuracy.shown(0.91234), accuracy.sign) == ("validation accuracy %", "91.23", 1)
     assert (nll.heading, nll.shown(0.91234), nll.sign) == ("validation NLL", "0.9123", -1)

@@ -1,4 +1,4 @@
-"""The verdict's numbers are those of the confirmation, and its words are those that the numbers allow."""
+"""Claims about the verdict: its numbers are those of the confirmation, and its words are what they allow."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ NOISE = (0.0002, -0.0003, 0.0001, 0.0004, -0.0001)
 
 
 def shifted(by: float, noise: float = 1.0) -> list[float]:
-    """Accuracies that are higher than `BASE` by so much, give or take."""
+    """Accuracies that are higher than `BASE` by about so much."""
     return [base + by + noise * extra for base, extra in zip(BASE, NOISE, strict=True)]
 
 
 def judged(distill: float, smoothing: float | None = None, noise: float = 1.0) -> Verdict:
-    """A study of five fresh seeds an arm, in which distilled and smoothed runs differ from scratch by so much."""
+    """A study with five fresh seeds per arm, in which distilled and smoothed runs differ from scratch by so much."""
     runs = [trial(0, 0.5, 4), *fresh("scratch", BASE), *fresh("distill", shifted(distill, noise))]
     if smoothing is not None:
         runs += fresh("label_smoothing", shifted(smoothing, -noise))
@@ -42,13 +42,13 @@ def test_runs_are_paired_by_seed() -> None:
 
 
 def test_baselines_and_trials_are_never_compared() -> None:
-    """Test accuracies of runs that chose something make no verdict, however many there are."""
+    """Test accuracies of runs that chose something give no verdict, however many there are."""
     runs = [record("scratch", params={"seed": s}) for s in range(5)] + [trial(s, 0.5, 4, seed=s) for s in range(5)]
     assert judge(compared(*runs)).comparisons == ()
 
 
 def test_p_values_are_adjusted_for_the_comparisons_made() -> None:
-    """Two comparisons don't pay for a third; with all three, the smallest p is tripled."""
+    """Two comparisons aren't corrected for a third; with all three, the smallest p is tripled."""
     (one,) = judged(0.001).comparisons
     assert one.adjusted_p == one.difference.p
     three = judged(0.001, 0.0).comparisons
@@ -58,7 +58,7 @@ def test_p_values_are_adjusted_for_the_comparisons_made() -> None:
 
 
 def test_noise_is_pooled_over_arms() -> None:
-    """Baselines and fresh seeds of one arm together, each arm about its own mean; test and validation apart."""
+    """It pools the baselines and fresh seeds of each arm about the arm's mean; test and validation are separate."""
     runs = [record("scratch", val=val, test=None, params={"seed": s}) for s, val in enumerate((0.5, 0.7))]
     found = judge(compared(*runs, *fresh("scratch", [0.1, 0.3]), *fresh("distill", [0.6, 0.8])))
     assert found.noise is not None
@@ -109,13 +109,13 @@ def test_the_curse_of_a_minimum_is_positive_too() -> None:
 def test_the_headline_says_what_was_found(
     distill: float, smoothing: float | None, noise: float, words: list[str]
 ) -> None:
-    """Better, worse and not distinguishable, each with what label smoothing makes of it."""
+    """It may be better, worse or not distinguishable; each is qualified by label smoothing."""
     told = headline(judged(distill, smoothing, noise))
     assert [word for word in words if word not in told] == []
 
 
 def test_no_verdict_without_confirmation() -> None:
-    """No pairs, and one pair, claim nothing."""
+    """Without pairs, or with one pair, nothing is claimed."""
     assert headline(Verdict()).startswith("No verdict: that takes fresh seeds")
     one = judge(compared(trial(0, 0.5, 4), *fresh("scratch", [0.9]), *fresh("distill", [0.99])))
     assert headline(one) == "No verdict: one pair of runs says nothing about the noise over seeds."
@@ -123,7 +123,7 @@ def test_no_verdict_without_confirmation() -> None:
 
 
 def test_a_clear_difference_is_told_with_its_evidence() -> None:
-    """Size, interval, pairs and p; the interval of "worse by" is turned round."""
+    """It has size, interval, number of pairs and p; the interval of "worse by" is turned round."""
     (better,) = judged(0.01).comparisons
     assert sentence(better, 1) == (
         "distill is better than scratch by 1.01 points on test (95% interval 0.97 to 1.04, 5 pairs, adjusted p <.001)."
@@ -135,7 +135,7 @@ def test_a_clear_difference_is_told_with_its_evidence() -> None:
 
 
 def test_no_difference_is_told_with_what_it_would_take() -> None:
-    """An interval with signs, the bound, and the seeds for a tenth of a point beside those there are."""
+    """It has an interval with signs, the bound, and the seeds needed for a tenth of a point."""
     (same,) = judged(0.0, noise=5).comparisons
     told = sentence(same, 1)
     assert "distill and scratch are not distinguishable on test: +0.03 points (95% interval -0.14 to +0.20" in told
@@ -144,14 +144,14 @@ def test_no_difference_is_told_with_what_it_would_take() -> None:
 
 
 def test_what_the_correction_took_is_told() -> None:
-    """P below .05 alone, but not as one of three."""
+    """Its p is below 0.05 alone, but not as one of three."""
     (found,) = judged(0.0).comparisons
     close = dataclasses.replace(found, difference=dataclasses.replace(found.difference, p=0.03), adjusted_p=0.09)
     assert "Alone it would pass (p .030), but not as one of 3 comparisons." in sentence(close, 3)
 
 
 def test_the_bootstrap_may_disagree_aloud() -> None:
-    """Where its interval holds 0 a reader learns so."""
+    """If its interval holds 0, the report says so."""
     (found,) = judged(0.01).comparisons
     wide = dataclasses.replace(found.difference, bootstrap_low=-0.001, bootstrap_high=0.02)
     assert "bootstrap's interval, -0.10 to +2.00, holds 0" in sentence(dataclasses.replace(found, difference=wide), 1)
@@ -160,12 +160,12 @@ def test_the_bootstrap_may_disagree_aloud() -> None:
 
 @pytest.mark.parametrize(("p", "text"), [(0.0, "<.001"), (0.003, ".003"), (0.041, ".041"), (0.21, ".21"), (1.0, "1")])
 def test_p_is_printed_as_in_papers(p: float, text: str) -> None:
-    """Three digits where it is small, no zero in front."""
+    """A small p has three digits; there is no zero in front."""
     assert verdict.shown_p(p) == text
 
 
 def test_the_curse_is_told_beside_what_noise_alone_does() -> None:
-    """Promise, fresh mean, and the expectation for so many equal trials."""
+    """The sentence has the promise, the fresh mean, and the expectation for so many equal trials."""
     found = compared(trial(0, 0.1, 1), trial(1, 0.5, 4, val=0.95), *fresh("distill", [0.5, 0.6], val=0.9))
     told = dataclasses.replace(judge(found), expected_curse=0.004)
     (words,) = verdict.curse_words(told, found)

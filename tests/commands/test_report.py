@@ -1,4 +1,4 @@
-"""A study that was written to a real MLflow store is reported as what it is; and plans are made from it."""
+"""Claims about `kdsweep-report`: it reports a study in a real MLflow store as it is, and makes plans from it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def write_run(
 
 @pytest.fixture(scope="session")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project folder whose store holds a whole study, and an empty group that is older."""
+    """Makes a project folder whose store holds a whole study, and an older empty group."""
     root = tmp_path_factory.mktemp("report")
     store = Store(store_uri(f"sqlite:///{root}/mlflow.db", root))
     store.group("multirun/1", "empty group")
@@ -88,7 +88,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def printed(root: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """What `kdsweep-report` prints into a file about the latest study."""
+    """The text that `kdsweep-report` prints about the latest study, if its output is a file."""
     path = tmp_path_factory.mktemp("out") / "report.txt"
     with path.open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
         report.main(["--uri", f"sqlite:///{root}/mlflow.db", "--root", str(root)])
@@ -97,13 +97,13 @@ def printed(root: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def folder(printed: str, root: Path) -> Path:
-    """Where the report was written; its name is harmless."""
+    """The folder in which the report was written; its name is harmless."""
     return root / "reports" / "first_bold_study_bold_smile"
 
 
 @pytest.mark.slow
 def test_the_table_holds_what_was_logged(printed: str) -> None:
-    """Each arm's row, read back from the store: fresh seeds for the students, and never the baselines beside them."""
+    """Each arm has its row; the students' rows show the fresh seeds, and never the baselines as well."""
     rows = {line[:14].strip(): line[14:].split() for line in printed.splitlines() if line.endswith((" 12.5", " ±0.0"))}
     assert rows["teacher"] == ["1", "80.00", "79.00", "0.500", "2.0", "-", "-", "12.5"]
     assert rows["scratch"][:5] == ["3*", "91.00", "±0.00", "90.00", "±1.00"]
@@ -113,7 +113,7 @@ def test_the_table_holds_what_was_logged(printed: str) -> None:
 
 @pytest.mark.slow
 def test_the_printed_text_says_the_truth(printed: str) -> None:
-    """The study's name as it was given, the verdict before all else, the choice, the pruned trial, the weak teacher."""
+    """It has the study's name as given, the verdict first, the choice, the pruned trial and the weak teacher."""
     text = " ".join(printed.split())
     assert printed.startswith(f"Study {NAME}\n")
     assert "data digits, student resnet18, teacher -" in text
@@ -137,7 +137,7 @@ def test_the_files_are_where_the_report_says(printed: str, folder: Path) -> None
 
 @pytest.mark.slow
 def test_report_json_is_plain_json(folder: Path) -> None:
-    """The file holds the numbers unrounded, and null where one run has no deviation."""
+    """The numbers aren't rounded; the deviation of a single run is null."""
 
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is no JSON")
@@ -167,7 +167,7 @@ def test_the_files_are_attached_to_the_study(printed: str, root: Path) -> None:
 def test_the_verdict_is_the_description_of_the_study(
     printed: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In MLflow's UI, with the arms and the findings; a description that a user wrote stays."""
+    """MLflow's UI shows it with the arms and the findings; a description that a user wrote stays."""
     uri = f"sqlite:///{root}/mlflow.db"
     store, client = Store(uri), MlflowClient(tracking_uri=uri)
     parent = store.study(NAME).parent.id
@@ -206,7 +206,7 @@ def test_the_verdict_is_the_description_of_the_study(
 def test_a_description_that_is_refused_costs_no_report(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A store with a lower limit: one line says so, and all files are there."""
+    """If a store has a lower limit, one line says so, and all files are written."""
 
     def refuse(self: Store, run_id: str, text: str) -> None:
         raise RunError("too long")
@@ -220,7 +220,7 @@ def test_a_description_that_is_refused_costs_no_report(
 
 @pytest.mark.slow
 def test_a_group_without_runs_is_reported(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A plain multirun by name: no figures, and what is missing; the files go where --out says."""
+    """The report of a plain multirun has no figures and says what is missing; --out decides where it goes."""
     arguments = ["empty group", "--uri", f"sqlite:///{root}/mlflow.db", "--out", str(tmp_path / "out")]
     report.main(arguments)
     assert "no finished distilled run" in capsys.readouterr().out
@@ -229,13 +229,13 @@ def test_a_group_without_runs_is_reported(root: Path, tmp_path: Path, capsys: py
 
 @pytest.mark.slow
 def test_an_unknown_study_names_the_known_ones(root: Path, tmp_path: Path) -> None:
-    """A misspelt name: the error lists what there is."""
+    """The error lists the studies that there are."""
     with pytest.raises(UserError, match=r"Known: .*empty group"):
         writing.write(Store(f"sqlite:///{root}/mlflow.db"), "nope", tmp_path)
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line with which the command leaves."""
+    """Returns the one line with which the command ends."""
     with pytest.raises(SystemExit) as left:
         report.main(arguments)
     assert left.value.code == 2
@@ -245,7 +245,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_no_store_is_one_line_and_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without a store nothing is created, and the user is told how to make one."""
+    """Without a store, nothing is created, and the error says how to make one."""
     refused(["--uri", f"sqlite:///{tmp_path}/mlflow.db", "--root", str(tmp_path)], capsys)
     assert list(tmp_path.iterdir()) == []
 
@@ -255,7 +255,7 @@ def test_no_store_is_one_line_and_status_2(tmp_path: Path, capsys: pytest.Captur
 
 @pytest.mark.slow
 def test_a_plan_takes_its_numbers_from_a_study(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Noise, trials and seconds of the study; the wanted difference of the command line."""
+    """Noise, trials and seconds come from the study, the difference from the command line."""
     report.main(["--plan", NAME, "--uri", f"sqlite:///{root}/mlflow.db", "--difference", "2"])
     text = " ".join(capsys.readouterr().out.split())
     assert text.startswith("To see a difference of 2.00 points")
@@ -264,7 +264,7 @@ def test_a_plan_takes_its_numbers_from_a_study(root: Path, capsys: pytest.Captur
 
 
 def test_a_plan_needs_no_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """With the noise given, before any study; the study's file isn't even made."""
+    """If the noise is given, no study is needed, and no store is created."""
     report.main(["--plan", "--noise", "0.2", "--root", str(tmp_path)])
     text = " ".join(capsys.readouterr().out.split())
     assert text.startswith("To see a difference of 0.30 points")
@@ -285,16 +285,16 @@ def test_a_plan_needs_no_store(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_a_plan_says_what_is_wrong_with_it(
     words: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Numbers that can't be, and no store to take the noise from."""
+    """Impossible numbers are refused, and so is a plan without a store to take the noise from."""
     assert told in refused(["--plan", "--root", str(tmp_path), *words], capsys)
 
 
 @pytest.mark.slow
 def test_a_study_without_repeated_runs_makes_no_plan(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The noise has to come from somewhere."""
+    """The noise has to be given, or a study has to know it."""
     assert "no repeated runs" in refused(["--plan", "empty group", "--uri", f"sqlite:///{root}/mlflow.db"], capsys)
 
 
 def test_infinities_are_null() -> None:
-    """JSON has no numbers for them."""
+    """JSON has no numbers for NaN and infinities."""
     assert writing._plain({"a": (math.inf, math.nan, 1.5)}) == {"a": [None, None, 1.5]}

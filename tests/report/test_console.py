@@ -1,4 +1,4 @@
-"""A report in the terminal: what is there is shown, what isn't is no zero, and lines fit."""
+"""Claims about the report in the terminal: it shows what there is, a missing number is no zero, and lines fit."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_nothing_at_all_is_still_a_report(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_trials_without_baselines(capsys: pytest.CaptureFixture[str]) -> None:
-    """There is a table and no target; nothing is said about a difference."""
+    """There is a table but no target, and nothing is said about a difference."""
     found = summary(trial(0, 0.5, 4))
     assert "target:" not in shown(found, capsys)
     assert found.target is None
@@ -40,7 +40,7 @@ def test_a_run_without_test_metrics(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_runs_that_never_reach_the_target_are_not_averaged_away(capsys: pytest.CaptureFixture[str]) -> None:
-    """Of two scratch runs one gets there: the cell says so; a distilled run that doesn't: never."""
+    """One of two scratch runs gets there, and the cell says so; a distilled run that doesn't has "never"."""
     runs = (record("scratch", val=0.9), record("scratch", val=0.7), trial(0, 0.5, 4))
     printed = shown(summary(*runs, curves={0: [0.5, 0.9], 1: [0.6, 0.7], 2: [0.1, 0.2]}), capsys)
     assert "2.0 (1 of 2)" in printed
@@ -48,7 +48,7 @@ def test_runs_that_never_reach_the_target_are_not_averaged_away(capsys: pytest.C
 
 
 def test_lines_fit_a_file(capsys: pytest.CaptureFixture[str]) -> None:
-    """The widest table, three fresh runs an arm, keeps to 100 characters without breaking a cell."""
+    """The widest table, with three fresh runs per arm, fits into 100 characters without breaking a cell."""
     values = (0.91, 0.92, 0.93)
     runs = [run for role in ("scratch", "label_smoothing", "distill") for run in fresh(role, values, val=0.9)]
     runs += [trial(number, 0.01234 * number, 2) for number in range(40)]
@@ -59,20 +59,20 @@ def test_lines_fit_a_file(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_verdict_stands_above_the_table(capsys: pytest.CaptureFixture[str]) -> None:
-    """It is what the reader came for."""
+    """The verdict is what the reader came for."""
     runs = [*fresh("scratch", [0.9, 0.91]), *fresh("distill", [0.92, 0.935])]
     printed = shown(summary(*runs), capsys)
     assert 0 < printed.index("Distillation is not distinguishable") < printed.index("test")
 
 
 def test_pruned_runs_are_not_called_killed(capsys: pytest.CaptureFixture[str]) -> None:
-    """In the heading they are counted as what they are."""
+    """The heading counts them as pruned."""
     killed = record("scratch", status="KILLED")
     assert "runs: 1 pruned, 1 killed" in shown(summary(pruned(0, 2), killed), capsys)
 
 
 def test_the_pareto_set_has_a_table(capsys: pytest.CaptureFixture[str]) -> None:
-    """With both objectives; a study of one objective has none."""
+    """It has both objectives; a study with one objective has no Pareto set."""
     runs = [
         record("distill", val=a, metrics={"val/nll": n}, params={"loss.alpha": i}, tags={"kdsweep.trial": str(i)})
         for i, (a, n) in enumerate([(0.9, 0.5), (0.8, 0.1)])

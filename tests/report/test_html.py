@@ -1,4 +1,4 @@
-"""The page holds the report, nothing from outside, and no markup but its own."""
+"""Claims about the HTML page: it holds the report, loads nothing, and has no markup but its own."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Outline(HTMLParser):
 
 
 def read(page: str) -> Outline:
-    """A page whose elements are closed in the right order."""
+    """Reads a page, and checks that its elements are closed in the right order."""
     outline = Outline()
     outline.feed(page)
     assert outline.open == []
@@ -50,7 +50,7 @@ def confirmed() -> Report:
 
 
 def test_the_page_tells_what_the_terminal_tells() -> None:
-    """Verdict, every finding, every cell of the table of arms."""
+    """It holds the verdict, every finding, and every cell of the table of arms."""
     report = confirmed()
     text = " ".join(read(render(report, {})).text.split())
     for sentence in (report.headline, *report.findings, *report.missing):
@@ -60,14 +60,14 @@ def test_the_page_tells_what_the_terminal_tells() -> None:
 
 
 def test_the_page_loads_nothing() -> None:
-    """Figures are inside; no script, no style sheet, no address."""
+    """The figures are inside; there is no script, no style sheet and no address."""
     page = render(confirmed(), {"history.png": b"a picture"})
     assert read(page).loaded == ["data:image/png;base64,YSBwaWN0dXJl"]
     assert not re.search(r"<script|@import|url\(|https?:", page)
 
 
 def test_names_are_escaped() -> None:
-    """A study may be named like markup."""
+    """The name of a study may look like markup."""
     report = confirmed()
     parent = replace(report.study.parent, name="<script>alert(1)</script> & co")
     study = replace(report.study, parent=parent)
@@ -77,7 +77,7 @@ def test_names_are_escaped() -> None:
 
 
 def test_the_verdict_has_its_colour() -> None:
-    """By what was found of distillation against scratch; grey without a verdict."""
+    """It depends on distillation against scratch, and is grey without a verdict."""
     assert 'class="verdict better"' in render(confirmed(), {})
     assert 'class="verdict unknown"' in render(summary(), {})
     same = summary(*fresh("scratch", [0.9, 0.91]), *fresh("distill", [0.9, 0.92]))
@@ -92,7 +92,7 @@ def test_the_chosen_trial_stands_out() -> None:
 
 
 def test_a_page_of_nothing_is_whole() -> None:
-    """A study that has just begun: no empty tables, no empty headings."""
+    """A study that has just begun has no empty tables and no empty headings."""
     page = render(summary(), {})
     assert "no finished distilled run" in read(page).text
     assert "<table" not in page

@@ -70,7 +70,7 @@ def test_the_cards_code_answers_as_the_network(
 
 
 def test_numbers_say_how_they_were_measured() -> None:
-    """Test numbers stand in the card where the run has them, else it says that the split wasn't read."""
+    """The card has test numbers if the run has them; else it says that the test split wasn't read."""
     assert "| validation accuracy % | 91.25 |" in card()
     assert "not read by this run" in card()
     tested = card(replace(RUN, metrics={"test/accuracy": 0.88}))
@@ -79,7 +79,7 @@ def test_numbers_say_how_they_were_measured() -> None:
 
 
 def test_a_confirmed_arm_has_its_mean_and_deviation() -> None:
-    """Over fresh seeds: mean and sd; a single run says that it is one, and so does a spread of one."""
+    """There are mean and sd over fresh seeds; a single run, or a spread of one run, is called one run."""
     assert "mean" not in card().partition("## How to load")[0]
     assert "numbers of one run" in card(spread=Spread(0.9, float("nan"), 1))
     text = card(spread=Spread(0.9, 0.0021, 5))
@@ -94,13 +94,13 @@ def test_a_trial_says_that_it_was_selected_by_validation() -> None:
 
 
 def test_the_check_of_each_file_is_told() -> None:
-    """Pictures, difference and agreement; without an exported file no loading of one is described."""
+    """It has pictures, difference and agreement; without an exported file, its loading isn't described."""
     assert "- model.pt2: 9 test pictures, largest difference 2.0e-06, same class 100.00%" in card()
     assert "torch.export.load" not in card(checks={})
 
 
 def test_names_cannot_bring_markup() -> None:
-    """A data set, class or run named like HTML, a table cell or a fence stays a name."""
+    """A data set, class or run whose name looks like HTML, a table cell or a fence stays a name."""
     names = {**interface(), "data": "<script>alert(1)</script>", "classes": ["a|b\n# c", "[x](javascript:y)"]}
     text = card(replace(RUN, name="`x` **y**"), interface=names, config="a: |\n  ```\n  <img src=x>\n")
     assert "<script" not in text
@@ -118,6 +118,6 @@ def test_every_block_of_code_is_closed() -> None:
 
 
 def test_many_classes_are_counted() -> None:
-    """A thousand names aren't listed."""
+    """Only the first names are listed."""
     assert shortened(["a"] * 3) == "a, a, a"
     assert shortened([str(n) for n in range(22)], 2) == "0, 1 and 20 more"

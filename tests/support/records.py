@@ -1,4 +1,4 @@
-"""Runs as the store gives them back, made up for the tests of the comparison and of the report."""
+"""Made-up runs, as the store returns them, for the tests of analysis and report."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def record(
     tags: Mapping[str, str] | None = None,
     metrics: Mapping[str, float] | None = None,
 ) -> RunRecord:
-    """A run as the store would give it back."""
+    """Returns a run as the store would."""
     number = next(ids)
     return RunRecord(
         id=f"id{number}",
@@ -43,13 +43,13 @@ def record(
 
 
 def trial(number: int, alpha: float, tau: float, *, val: float = 0.9, test: float = 0.9, **params: object) -> RunRecord:
-    """A finished run of the search."""
+    """Returns a finished run of the search."""
     searched = {"loss.alpha": alpha, "loss.tau": tau, **params}
     return record("distill", val=val, test=test, params=searched, tags={"kdsweep.trial": str(number)})
 
 
 def pruned(number: int, epoch: int, epochs: int = 10) -> RunRecord:
-    """A run of the search that was stopped."""
+    """Returns a run of the search that was pruned."""
     tags = {"kdsweep.trial": str(number), "kdsweep.pruned": str(epoch)}
     params = {"loss.alpha": 0.5, "loss.tau": 4, "epochs": epochs}
     return record("distill", val=0.3, test=None, status="KILLED", params=params, tags=tags)
@@ -58,7 +58,7 @@ def pruned(number: int, epoch: int, epochs: int = 10) -> RunRecord:
 def fresh(
     arm: str, tests: Sequence[float], *, val: float = 0.9, start: int = 1000, **params: object
 ) -> list[RunRecord]:
-    """Confirmation runs with these test accuracies, one a seed."""
+    """Returns confirmation runs with these test accuracies, one for each seed."""
     return [
         record(arm, val=val, test=test, stage="confirmation", params={"seed": seed, **params})
         for seed, test in enumerate(tests, start)
@@ -66,22 +66,22 @@ def fresh(
 
 
 def study(*runs: RunRecord, **tags: object) -> StudyRecord:
-    """A study of these runs; `tags` (planned=..., chosen=...) are those of its parent run, written as JSON."""
+    """Returns a study of these runs; `tags` (planned=..., chosen=...) are those of its parent run, written as JSON."""
     parent = record("study", tags={f"kdsweep.{key}": json.dumps(value) for key, value in tags.items()})
     return StudyRecord(replace(parent, metrics={}), runs)
 
 
 def readings(runs: Sequence[RunRecord], curves: Mapping[int, Sequence[float]] | None) -> Readings:
-    """Validation accuracies by epoch of the runs at these positions."""
+    """Returns the validation accuracies by epoch; `curves` has them for the runs at its positions."""
     curve = {runs[i].id: list(enumerate(values, start=1)) for i, values in (curves or {}).items()}
     return Readings({"val/accuracy": curve})
 
 
 def compared(*runs: RunRecord, curves: Mapping[int, Sequence[float]] | None = None, **tags: object) -> Comparison:
-    """These runs, sorted."""
+    """Returns these runs, sorted."""
     return compare(study(*runs, **tags), readings(runs, curves))
 
 
 def summary(*runs: RunRecord, curves: Mapping[int, Sequence[float]] | None = None, **tags: object) -> Report:
-    """The report of a study of these runs; `curves` are accuracies by epoch of the runs at these positions."""
+    """Returns the report of a study of these runs; `curves` has accuracies by epoch for the runs at its positions."""
     return summarise(study(*runs, **tags), readings(runs, curves))

@@ -1,4 +1,4 @@
-"""A report has the figures that there is something to draw for, and none that would be empty."""
+"""Claims about the choice of figures: a report has those for which there are data, and no empty ones."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ def search(n: int, **params: object) -> list[RunRecord]:
 
 
 def test_a_study_that_has_just_begun_has_no_figures() -> None:
-    """Nor one whose runs left no epochs."""
+    """Neither does one whose runs logged no epochs."""
     assert names(summary()) == []
     assert names(summary(record("teacher"), record("scratch"))) == []
 
 
 def test_baselines_have_curves() -> None:
-    """Before the search."""
+    """They are drawn before there is a search."""
     assert names(summary(record("scratch"), curves={0: RISE})) == ["learning_curves", "reach"]
 
 
 @pytest.mark.slow
 def test_a_confirmed_study_has_differences(tmp_path: Path) -> None:
-    """Surface, curves, course and parallel coordinates; each can be written."""
+    """It has surface, curves, course and parallel coordinates, and each can be saved."""
     runs = [*search(8), pruned(8, 2), *fresh("scratch", [0.9, 0.91]), *fresh("distill", [0.92, 0.935])]
     report = summary(*runs, curves={-1: RISE, -3: RISE}, space=SPACE, chosen=7)
     assert names(report) == ["differences", "alpha_tau_surface", "learning_curves", "reach", "history", "parallel"]
@@ -47,7 +47,7 @@ def test_a_confirmed_study_has_differences(tmp_path: Path) -> None:
 
 
 def test_the_distilled_curve_says_which_trial_it_is() -> None:
-    """The best of so many, until it is confirmed."""
+    """It is called the best of so many trials, until it is confirmed."""
     runs = search(3)
     (curves,) = [figure for name, figure in draw(summary(*runs, curves={2: RISE})) if name == "learning_curves.png"]
     assert curves.axes[0].lines[0].get_label() == "distill, best of 3 trials"
@@ -59,7 +59,7 @@ def test_the_distilled_curve_says_which_trial_it_is() -> None:
 
 
 def test_a_search_without_alpha_and_tau_has_no_surface() -> None:
-    """One parameter, and a loss without them: course and parallel coordinates."""
+    """With one parameter, or a loss without these, there are course and parallel coordinates."""
     runs = [
         record("distill", val=0.8 + 0.01 * k, params={"optimizer.lr": 0.1 * (k + 1)}, tags={"kdsweep.trial": str(k)})
         for k in range(4)
@@ -69,7 +69,7 @@ def test_a_search_without_alpha_and_tau_has_no_surface() -> None:
 
 
 def test_an_untrusted_plateau_has_no_outline() -> None:
-    """A reader would take it for one all the same: the figure says that there is none."""
+    """A reader would believe an outline, so the figure says that there is none."""
     values = [0.9, 0.91, 0.9, 0.91, 0.9, 0.905]
     runs = [trial(k, [0.1, 0.9, 0.5][k % 3], [2, 9][k % 2], val=value) for k, value in enumerate(values)]
     report = summary(*runs, space=SPACE)
@@ -85,7 +85,7 @@ def test_an_untrusted_plateau_has_no_outline() -> None:
 
 
 def test_several_objectives_have_a_front() -> None:
-    """Only then."""
+    """It is drawn only if there are two objectives."""
     runs = [
         record("distill", val=a, metrics={"val/nll": n}, params={"loss.alpha": i}, tags={"kdsweep.trial": str(i)})
         for i, (a, n) in enumerate([(0.9, 0.5), (0.8, 0.1)])

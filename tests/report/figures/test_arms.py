@@ -1,4 +1,4 @@
-"""Figures that compare arms: differences, the time to an accuracy, reliability."""
+"""Claims about the figures that compare arms: differences, the time to an accuracy, reliability."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def curve(*accuracies: float) -> list[tuple[int, float]]:
 
 
 def test_differences_have_a_row_each(tmp_path: Path) -> None:
-    """First on top; one pair has a point and no interval."""
+    """The first comparison is on top; one pair has a point and no interval."""
     rows = [
         Interval("a - b", [1.0, 1.4], 1.2, 0.4, 2.0, True),
         Interval("c - b", [0.1], 0.1, math.nan, math.nan, False),
@@ -31,7 +31,7 @@ def test_differences_have_a_row_each(tmp_path: Path) -> None:
 
 
 def test_an_accuracy_is_reached_when_it_was_first_exceeded() -> None:
-    """A dip after it changes nothing; seconds are those of all epochs until then."""
+    """A later dip changes nothing; seconds are the sum over the epochs until then."""
     seconds = [(1, 10.0), (2, 20.0), (3, 30.0), (4, 40.0)]
     figure = reach({"scratch": [(curve(0.2, 0.6, 0.5, 0.8), seconds)]})
     (epochs,), (took,) = (axis.lines for axis in figure.axes)
@@ -41,14 +41,14 @@ def test_an_accuracy_is_reached_when_it_was_first_exceeded() -> None:
 
 
 def test_a_line_ends_where_the_weakest_run_does() -> None:
-    """Beyond it a mean would be over the lucky runs."""
+    """Beyond that accuracy, the mean would be that of the lucky runs."""
     figure = reach({"scratch": [(curve(0.1, 0.9), []), (curve(0.1, 0.5), [])]})
     (line,) = figure.axes[0].lines
     assert max(line.get_xdata()) == pytest.approx(50)
 
 
 def test_without_seconds_there_is_one_panel(tmp_path: Path) -> None:
-    """Runs of an older version measured none."""
+    """Runs of an older version logged no seconds."""
     figure = reach({"scratch": [(curve(0.1, 0.9), [])], "distill": [(curve(0.3, 0.2), [])]})
     figure.savefig(tmp_path / "figure.png")
     assert len(figure.axes) == 1
@@ -65,7 +65,7 @@ def test_reliability_pools_runs_by_their_counts() -> None:
 
 
 def test_the_share_of_pictures_is_below(tmp_path: Path) -> None:
-    """A quarter and three quarters."""
+    """The bins hold a quarter and three quarters of the pictures."""
     bins = [{"count": n, "confidence": c, "accuracy": c} for n, c in ((1, 0.5), (3, 0.9))]
     figure = reliability({"scratch": [bins], "distill": [bins]})
     figure.savefig(tmp_path / "figure.png")

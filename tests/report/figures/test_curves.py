@@ -1,4 +1,4 @@
-"""Figures show what they were given, whatever its size, and leave no state behind."""
+"""Claims about learning curves: they show what they were given, whatever its size, and leave no state behind."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RISE = [(epoch, 0.9 - 0.8 * math.exp(-epoch)) for epoch in range(1, 9)]
 
 
 def test_learning_curve_draws_accuracies_as_per_cent() -> None:
-    """Fractions come in, per cent are drawn; losses and rates are drawn as they are."""
+    """Fractions are drawn as per cent; losses and learning rates are drawn as they are."""
     figure = learning_curve({"val/accuracy": RISE, "train/loss": [(1, 2.5), (2, 1.5)], "lr": [(1, 0.1)]}, "run")
     loss, accuracy, rate = figure.axes
     assert list(loss.lines[0].get_ydata()) == [2.5, 1.5]
@@ -23,7 +23,7 @@ def test_learning_curve_draws_accuracies_as_per_cent() -> None:
 
 @pytest.mark.parametrize("history", [{}, {"val/accuracy": [(1, 0.5)]}, {"other": RISE}, {"lr": [(1, math.nan)]}])
 def test_learning_curve_of_a_short_history(history: dict[str, list[tuple[int, float]]], tmp_path: Path) -> None:
-    """Nothing, one epoch, or not a number: still a figure."""
+    """Nothing, one epoch, or NaN still gives a figure."""
     learning_curve(history, "run").savefig(tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 0
 
@@ -57,7 +57,7 @@ def test_a_weak_teacher_does_not_flatten_the_enlarged_half() -> None:
 
 @pytest.mark.parametrize("n_epochs", [0, 1, 3, 8])
 def test_arm_curves_of_any_length(n_epochs: int, tmp_path: Path) -> None:
-    """From no epochs to many, with and without a target."""
+    """There is a figure for any number of epochs, with and without a target."""
     curves = {"scratch": [RISE[:n_epochs]] * 2} if n_epochs else {}
     arm_curves(curves, "accuracy", target=0.8 if n_epochs else None).savefig(tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 0

@@ -1,4 +1,4 @@
-"""The surface figure shows what it was given: points with their numbers, the mean, the plateau's outline, the doubt."""
+"""Claims about the figure of the surface: it has points with numbers, the mean, the plateau's outline, the doubt."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def surface(member: float = 0.5) -> Surface:
 
 
 def texts(figure: Figure) -> list[str]:
-    """What is written inside the first panel, other than at its axes."""
+    """The texts inside the first panel, other than those at its axes."""
     return [text.get_text() for text in figure.axes[0].texts]
 
 
@@ -38,20 +38,20 @@ def saved(figure: Figure, folder: Path) -> None:
 
 
 def test_without_a_surface_there_are_points_alone() -> None:
-    """One panel and its colour bar; every lonely trial has its own number."""
+    """There are one panel and its colour bar; every trial that stands alone has its number."""
     figure = search_surface(points([0.1, 0.9], [1, 9], [90, 91], best=1), AXES, "accuracy %")
     assert len(figure.axes) == 2
     assert texts(figure) == ["8", "7"]
 
 
 def test_of_covered_trials_the_better_is_numbered() -> None:
-    """Two trials at one place: the number of the better one is legible."""
+    """If two trials are at one place, the number of the better one is legible."""
     figure = search_surface(points([0.5, 0.5, 0.9], [2, 2, 9], [60, 70, 10], best=1), AXES, "accuracy %")
     assert texts(figure) == ["8", "9"]
 
 
 def test_the_outline_runs_where_membership_changes() -> None:
-    """In the panel of the mean and in the panel of the doubt, halfway between the grid's points."""
+    """It is in the panels of the mean and of the doubt, halfway between the grid's points."""
     figure = search_surface(points([0.1, 0.9], [2, 5], [90, 95]), AXES, "accuracy %", surface())
     for panel in figure.axes[:2]:
         (outline, *_) = [c for c in panel.collections if len(c.get_paths()) == 1 and c.get_zorder() == 2]
@@ -60,14 +60,14 @@ def test_the_outline_runs_where_membership_changes() -> None:
 
 
 def test_no_outline_where_everything_belongs() -> None:
-    """Nor where nothing does, and the title promises none."""
+    """The same holds if nothing belongs, and the title promises no outline."""
     for member in (-1.0, 2.0):
         figure = search_surface(points([0.1, 0.9], [2, 5], [90, 95]), AXES, "accuracy %", surface(member))
         assert "plateau" not in figure.axes[1].get_title()
 
 
 def test_the_title_names_best_and_scratch() -> None:
-    """Where the chosen trial is, and what scratch reaches; without a deviation if there is one seed."""
+    """It has the chosen trial, and the accuracy of scratch; with one seed there is no deviation."""
     given = points([0.25], [4], [96.12])
     title = search_surface(given, AXES, "accuracy %", None, (95, 0.2), "$odd_{").axes[0].get_title()
     assert title == "Ringed: trial 7, alpha 0.25, tau 4: 96.12\nscratch: 95.00 ±0.20 over seeds\n$odd_{"
@@ -75,7 +75,7 @@ def test_the_title_names_best_and_scratch() -> None:
 
 
 def test_an_outlier_does_not_take_the_colours() -> None:
-    """A trial that failed at 10 % is off the colour bar's scale, which still tells 95 % from 96 %."""
+    """A trial that failed at 10 % is below the colour bar, so that 95 % and 96 % still differ in colour."""
     low, high = colour_range(np.array([97, 10, 96, 95.0]))
     assert 90 < low < high == 97
     assert colour_range(np.array([5.0, 5.0])) == (4.5, 5.5)
@@ -96,7 +96,7 @@ def test_awkward_trials_are_drawn(x: list[float], y: list[float], values: list[f
 
 
 def test_any_two_parameters_can_be_drawn(tmp_path: Path) -> None:
-    """Over five decades of a learning rate the ticks stay readable."""
+    """The ticks of a learning rate stay readable over five decades."""
     axes = (Axis("optimizer.lr", log=True), Axis("loss.alpha"))
     figure = search_surface(points([1e-5, 1.0], [0, 1], [1.5, 2.5]), axes, "NLL")
     saved(figure, tmp_path)
