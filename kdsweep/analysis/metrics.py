@@ -83,6 +83,8 @@ METRICS = (
     Metric("lr", "learning rate"),
     Metric("images_per_second", "images per second", clock=True),
     Metric("epoch_seconds", "seconds per epoch", clock=True),
+    # A teacher's run logs this one for each weight decay that is tried for its head.
+    Metric("head/weight_decay", "weight decay of the teacher's head"),
     # Logged in each epoch, on the validation split.
     Metric(
         *("val/accuracy", "validation accuracy", "maximize", "%"),

@@ -19,7 +19,7 @@ def test_each_metric_has_one_row() -> None:
 
 @pytest.mark.slow
 def test_every_metric_that_a_run_logs_has_its_row(home: Path) -> None:
-    """A student with a teacher logs all of them; only what the report computes itself isn't logged."""
+    """The runs of a student and its teacher log all of them, except the one that the report computes."""
     logged = {name for run in runs(home) for name in run.data.metrics}
     assert logged == metrics.ROWS.keys() - {metrics.EPOCHS_TO_TARGET}
 
