@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import fresh_stores
 import pytest
 import servers
 from commands import SHORT, Outcome
@@ -17,6 +18,15 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # Tests write to no store or folder that the environment names.
 for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "KDSWEEP_HOME", "KDSWEEP_TRACEBACK", "KDSWEEP_TRUST"):
     os.environ.pop(name, None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def stores_are_copied(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """All processes of a session share one empty MLflow store, of which fresh ones are copies."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    os.environ[fresh_stores.KEY] = str(shared / "empty-store.db")
+    fresh_stores.copy_stores()
 
 
 @pytest.fixture(scope="session")
