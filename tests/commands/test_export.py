@@ -108,6 +108,7 @@ def test_an_export_is_whole(exported: Path, root: Path, student: Any) -> None:
     assert (told["input"]["height"], told["input"]["resize"]) == (32, None)
 
 
+@pytest.mark.all
 @pytest.mark.slow
 def test_onnx_answers_the_same(root: Path, store: Store, student: Any, tmp_path: Path) -> None:
     """The ONNX file takes any number of uint8 pictures, and needs onnxruntime alone."""

@@ -73,6 +73,7 @@ def test_a_compiler_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not has_compiler()
 
 
+@pytest.mark.all
 @needs_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -105,6 +106,7 @@ def test_a_batch_may_be_shorter() -> None:
     assert whole.shape == (4, 32)
 
 
+@pytest.mark.all
 @needs_compiler
 @pytest.mark.slow
 def test_a_table_that_is_there_compiles_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,6 +141,7 @@ def train(compiled: bool, device: str = "cpu", alpha: float = 0.0, steps: int = 
     return [metrics["train/loss"] for metrics in fit]
 
 
+@pytest.mark.all
 @needs_compiler
 @pytest.mark.slow
 def test_a_compiled_student_learns_the_same_and_is_compiled_once() -> None:

@@ -163,6 +163,7 @@ def test_a_run_leaves_no_secret(words: tuple[str, ...], tmp_path: Path) -> None:
     assert told(tmp_path, done) == []
 
 
+@pytest.mark.all
 @pytest.mark.slow
 def test_a_study_on_a_server_leaves_no_secret(tmp_path: Path, postgresql: servers.PostgreSQL) -> None:
     """The passwords of Optuna's database and of MLflow's stay out of every file, worker and report."""
@@ -240,6 +241,7 @@ def listening(process: psutil.Process) -> Iterator[str]:
             yield from (c.laddr.ip for c in one.net_connections("inet") if c.status == psutil.CONN_LISTEN)
 
 
+@pytest.mark.all
 @pytest.mark.slow
 def test_ray_listens_on_the_loopback_alone(tmp_path: Path) -> None:
     """Whoever reaches Ray's ports can run code: nobody on the network does. Nothing of this is left behind."""
