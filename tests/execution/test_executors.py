@@ -18,6 +18,7 @@ from typing import Any
 
 import commands
 import jobs
+import needs
 import psutil
 import pytest
 from hydra.core.utils import JobReturn, JobStatus
@@ -148,7 +149,7 @@ def test_without_ray_its_executor_names_the_extra(task: Task, monkeypatch: pytes
 @pytest.mark.slow
 def test_a_cluster_that_is_not_there_is_refused(task: Task) -> None:
     """At once; the remedy says how to do without."""
-    pytest.importorskip("ray")
+    needs.package("ray")
     with pytest.raises(UserError, match=r"ray_address: no Ray answers at '127.0.0.1:1' .*refused.* none to start Ray"):
         opened("ray", task, ray_address="127.0.0.1:1")
 

@@ -46,7 +46,7 @@ def run_here(
         redirect_stderr(err),
     ):
         try:
-            import_module(module).main()
+            status = import_module(module).main() or 0  # some return their status
         except SystemExit as end:
             status = 0 if end.code is None else end.code
     assert isinstance(status, int), status

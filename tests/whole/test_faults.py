@@ -22,6 +22,7 @@ import optuna
 import pytest
 import torch
 from commands import SHORT, Command, Outcome, artifacts, kdsweep, runs, statuses
+from needs import lacking
 from optuna.trial import TrialState
 from torch import Tensor
 
@@ -66,7 +67,7 @@ class Disk:
         folder.mkdir()
         done = subprocess.run(["mount", "-t", "tmpfs", "none", folder], capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            pytest.skip(f"a small disk can't be mounted ({done.stderr.strip()}): run as root, or under `unshare -rm`")
+            lacking(f"a small disk can't be mounted ({done.stderr.strip()}): run as root, or under `unshare -rm`")
 
     def has(self, kilobytes: int) -> None:
         """Makes it hold so much and no more."""
