@@ -8,15 +8,62 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import fresh_stores
 import pytest
 import servers
 from commands import SHORT, Outcome
+from needs import lacking
 
 # One thread is fastest for small tensors, and torch, which reads this when it is imported, isn't yet.
 os.environ["OMP_NUM_THREADS"] = "1"
 # Tests write to no store or folder that the environment names.
 for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "KDSWEEP_HOME", "KDSWEEP_TRACEBACK", "KDSWEEP_TRUST"):
     os.environ.pop(name, None)
+
+# The files whose tests run in one process, the longest first.
+LONGEST = ["test_reproduce", "test_controller", "test_train", "test_bad_input", "test_checkpoint", "test_store"]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Lets one process run the tests that share what takes seconds to make, and begins with them and with slow ones.
+
+    With `--dist loadgroup`, all other tests run wherever there is room, so that no core idles at the end.
+    """
+    for item in items:
+        group = shared_by(item)
+        if group is not None:
+            item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=turn)
+
+
+def shared_by(item: pytest.Item) -> str | None:
+    """The name of the group in which a test runs: of its file, or of a fixture of several files; None for no group."""
+    if not isinstance(item, pytest.Function):
+        return None
+    definitions = item._fixtureinfo.name2fixturedefs
+    for name in ("home", "postgresql"):
+        if name in definitions:
+            return name
+    scopes = [found[-1].scope for found in definitions.values() if found[-1].baseid.endswith(".py")]
+    return item.nodeid.partition("::")[0] if {"module", "session"} & set(scopes) else None
+
+
+def turn(item: pytest.Item) -> tuple[int, int, str]:
+    """Sorts tests: those with a group, file by file in the order of LONGEST; then slow ones; then quick ones."""
+    file, group = item.path.stem, item.get_closest_marker("xdist_group")
+    if group is not None:
+        return 0, LONGEST.index(file) if file in LONGEST else len(LONGEST), group.args[0]
+    return (1, 0, "") if item.get_closest_marker("slow") or item.get_closest_marker("all") else (2, 0, "")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def stores_are_copied(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """All processes of a session share one empty MLflow store, of which fresh ones are copies."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    os.environ[fresh_stores.KEY] = str(shared / "empty-store.db")
+    fresh_stores.copy_stores()
 
 
 @pytest.fixture(scope="session")
@@ -30,9 +77,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[servers.PostgreSQL]:
-    """A database server on loopback; scripts/test.sh installs it where it can."""
+    """A database server on loopback; scripts/test.sh --all installs it where it can."""
     if servers.programs() is None:
-        pytest.skip("PostgreSQL isn't installed (Debian: apt-get install postgresql)")
+        lacking("PostgreSQL isn't installed (Debian: apt-get install postgresql)")
     with servers.postgresql() as server:
         yield server
 

@@ -218,13 +218,17 @@ def test_a_region_smaller_than_the_grid_is_its_best_setting() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("n", "height"), [(12, 1.0), (12, 0.3), (30, 1.0)])
+@pytest.mark.parametrize(
+    ("n", "height"),
+    [(12, 1.0), pytest.param(12, 0.3, marks=pytest.mark.all), pytest.param(30, 1.0, marks=pytest.mark.all)],
+)
 def test_plateau_holds_the_true_optimum(n: int, height: float) -> None:
     """On simulated noisy bowls, steep or nearly flat, this holds for at least 95 %."""
     held = [holds(found(unit, values), centre) for unit, values, centre in simulated(60, n, height)]
     assert np.mean(held) >= 0.95
 
 
+@pytest.mark.all
 @pytest.mark.slow
 def test_true_plateau_is_held_and_the_rest_mostly_not() -> None:
     """Nine in ten settings truly within the noise of the best belong; after 30 trials, few of the others do."""
@@ -241,7 +245,10 @@ def test_true_plateau_is_held_and_the_rest_mostly_not() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("n", "least"), [(6, 0.85), (12, 0.85), (30, 0.93)])
+@pytest.mark.parametrize(
+    ("n", "least"),
+    [(6, 0.85), pytest.param(12, 0.85, marks=pytest.mark.all), pytest.param(30, 0.93, marks=pytest.mark.all)],
+)
 def test_flat_surfaces_rarely_get_a_trusted_plateau(n: int, least: float) -> None:
     """If no setting is better than others, the trials don't pretend to know a region."""
     regions = [found(unit, values) for unit, values, _ in simulated(60, n, 0.0)]
@@ -249,7 +256,7 @@ def test_flat_surfaces_rarely_get_a_trusted_plateau(n: int, least: float) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("height", [0.0, 1.0])
+@pytest.mark.parametrize("height", [0.0, pytest.param(1.0, marks=pytest.mark.all)])
 def test_noise_is_recovered(height: float) -> None:
     """From 30 trials without repeated seeds, its median error is less than 15 %."""
     noise = [found(unit, values).noise_sd for unit, values, _ in simulated(40, 30, height)]

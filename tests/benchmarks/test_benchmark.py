@@ -106,6 +106,7 @@ def test_goals_have_a_direction(at_most: bool, holds: bool) -> None:
     assert Figure("", math.nan, 1.0, at_most).holds is None
 
 
+@pytest.mark.all
 @pytest.mark.slow
 def test_a_study_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Real stores; every trial has each part, MLflow has each run, the terminal a table without the study's notes."""

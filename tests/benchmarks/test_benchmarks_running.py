@@ -50,6 +50,7 @@ def assert_finite(found: dict[str, Any]) -> None:
 # ------------------------------------------------------------------------------------------------------------ start
 
 
+@pytest.mark.all
 def test_commands_are_measured_as_whole_processes(tmp_path: Path) -> None:
     """Help and the refusals have the issue's goal; what Hydra takes by itself stands beside them."""
     found = measured("start", tmp_path, "--rounds", "1", "--short")
@@ -79,6 +80,7 @@ def test_a_process_that_ends_otherwise_is_no_measurement(tmp_path: Path) -> None
 # ------------------------------------------------------------------------------------------------------------ trial
 
 
+@pytest.mark.all
 def test_a_trial_is_measured_part_by_part(tmp_path: Path) -> None:
     """In this process and in workers; the parts of a trial add up to it, and its training is in none of them."""
     found = measured("trial", tmp_path, *TINY)
@@ -111,6 +113,7 @@ def test_the_product_is_left_as_it_was() -> None:
 # ---------------------------------------------------------------------------------------------------------- workers
 
 
+@pytest.mark.all
 def test_workers_are_measured_against_one_process(tmp_path: Path) -> None:
     """As many pictures on both sides; no more threads than cores; the same weights from one worker and from two."""
     found = measured("workers", tmp_path, *TINY, "--workers", "2", "--epochs", "1")
@@ -162,6 +165,7 @@ def test_pictures_of_a_folder_are_decoded(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------ scale
 
 
+@pytest.mark.all
 def test_growth_is_measured(tmp_path: Path) -> None:
     """Over pictures, trials and passes, each in proportion to how many there are."""
     sizes = ("--pictures", "1200", "--trained", "24", "--trials", "3", "--passes", "4")

@@ -15,6 +15,7 @@ from kdsweep.numerics.compiling import has_compiler
 from kdsweep.system.errors import UserError
 
 
+@pytest.mark.all
 @pytest.mark.slow
 def test_a_teacher_is_measured(tmp_path: Path) -> None:
     """Each way of computing a pass has its speed, and its logits agree with the plain network's."""

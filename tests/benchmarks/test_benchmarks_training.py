@@ -49,6 +49,7 @@ def turns(**seconds: Sequence[float]) -> Turns:
 # --------------------------------------------------------------------------------------------------- the product's
 
 
+@pytest.mark.all
 @pytest.mark.slow
 def test_training_is_measured_against_a_bare_loop(tmp_path: Path) -> None:
     """Both losses at each batch size; the two sides take as many steps of as many pictures."""
@@ -89,6 +90,7 @@ def test_a_bare_loop_trains_the_students_own_way(tmp_path: Path) -> None:
     assert after < before / 2
 
 
+@pytest.mark.all
 @pytest.mark.slow
 def test_a_distilled_epoch_is_measured_with_all_tables(tmp_path: Path) -> None:
     """Warm against scratch, as it is and for CIFAR's size; cold ones shared by 1, 10 and 50 trials at both sizes."""
@@ -131,6 +133,7 @@ def test_a_warm_epoch_reads_and_verifies_its_pass(monkeypatch: pytest.MonkeyPatc
             assert asked == {"pass-0000": ROWS_CHECKED, "pass-0001": ROWS_CHECKED}
 
 
+@pytest.mark.all
 @pytest.mark.slow
 def test_views_are_measured_as_share_of_an_epoch(tmp_path: Path) -> None:
     """Many epochs' views against one epoch, and the ratio is that of one to one."""
@@ -157,6 +160,7 @@ def test_evaluation_is_measured_as_share_of_an_epoch(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ others' loops
 
 
+@pytest.mark.all
 @pytest.mark.slow
 def test_a_live_teacher_is_measured_in_both_loops(tmp_path: Path) -> None:
     """At both sizes, in seconds a picture, whatever the sides' steps are."""
@@ -172,6 +176,7 @@ def test_a_live_teacher_is_measured_in_both_loops(tmp_path: Path) -> None:
     assert online.measure.__doc__
 
 
+@pytest.mark.all
 @pytest.mark.slow
 def test_peers_that_cannot_be_installed_are_skipped_with_a_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

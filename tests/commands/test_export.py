@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import needs
 import pytest
 import torch
 from commands import SHORT, artifacts, client, kdsweep, runs
@@ -108,10 +109,11 @@ def test_an_export_is_whole(exported: Path, root: Path, student: Any) -> None:
     assert (told["input"]["height"], told["input"]["resize"]) == (32, None)
 
 
+@pytest.mark.all
 @pytest.mark.slow
 def test_onnx_answers_the_same(root: Path, store: Store, student: Any, tmp_path: Path) -> None:
     """The ONNX file takes any number of uint8 pictures, and needs onnxruntime alone."""
-    onnxruntime = pytest.importorskip("onnxruntime", reason="the extra onnx isn't installed")
+    onnxruntime = needs.package("onnxruntime")
     folder, checks = export.export(store, student.info.run_id, root, tmp_path / "x", "onnx")
     assert checks["model.onnx"].agreement == 1
     session = onnxruntime.InferenceSession(folder / "model.onnx")

@@ -18,6 +18,7 @@ from typing import Any
 
 import commands
 import jobs
+import needs
 import psutil
 import pytest
 from hydra.core.utils import JobReturn, JobStatus
@@ -144,10 +145,11 @@ def test_without_ray_its_executor_names_the_extra(task: Task, monkeypatch: pytes
         opened("ray", task)
 
 
+@pytest.mark.all
 @pytest.mark.slow
 def test_a_cluster_that_is_not_there_is_refused(task: Task) -> None:
     """At once; the remedy says how to do without."""
-    pytest.importorskip("ray")
+    needs.package("ray")
     with pytest.raises(UserError, match=r"ray_address: no Ray answers at '127.0.0.1:1' .*refused.* none to start Ray"):
         opened("ray", task, ray_address="127.0.0.1:1")
 
@@ -431,6 +433,7 @@ def on_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Executor]:
         yield executor
 
 
+@pytest.mark.all
 @pytest.mark.slow
 def test_ray_runs_jobs(on_ray: Executor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In another process, with this one's surroundings; errors come back as from workers."""
@@ -443,6 +446,7 @@ def test_ray_runs_jobs(on_ray: Executor, tmp_path: Path, monkeypatch: pytest.Mon
     assert str(failed) == "TwoArgumentsError: out of luck"
 
 
+@pytest.mark.all
 @pytest.mark.slow
 def test_ray_refills_a_free_slot_at_once(on_ray: Executor, tmp_path: Path) -> None:
     """A short job doesn't wait for the long one beside it."""
@@ -452,6 +456,7 @@ def test_ray_refills_a_free_slot_at_once(on_ray: Executor, tmp_path: Path) -> No
     assert [(last.name, outcome.value) for last, outcome in on_ray.wait()] == [("long", 9)]
 
 
+@pytest.mark.all
 @pytest.mark.slow
 def test_a_worker_killed_on_ray_loses_one_job(
     on_ray: Executor, tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -469,6 +474,7 @@ def test_a_worker_killed_on_ray_loses_one_job(
     assert errors == ""
 
 
+@pytest.mark.all
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_nothing_of_ray_survives_its_study(tmp_path: Path, number: int) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from needs import lacking
 from networks import build, random_pictures
 from test_teachers import DATA, teacher, views
 from torch import Tensor, nn
@@ -44,7 +45,13 @@ def small_network(frozen: bool = True) -> Classifier:
 NETWORK = small_network()
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-needs_compiler = pytest.mark.skipif(not has_compiler(), reason="this machine has no C++ compiler")
+
+
+@pytest.fixture
+def compiler() -> None:
+    """A C++ compiler, which torch.compile calls."""
+    if not has_compiler():
+        lacking("this machine has no C++ compiler")
 
 
 def test_operations_are_counted() -> None:
@@ -73,12 +80,15 @@ def test_a_compiler_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not has_compiler()
 
 
-@needs_compiler
+@pytest.mark.all
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_compiled_teacher_answers_alike(tmp_path: Path, precision: str) -> None:
-    """Its tables agree with the network within the tolerance by which every table is checked, are the same each time
-    they are made, and stand in folders of their own; the network itself is left as it was.
+    """Its tables agree with the network, and are the same each time they are made.
+
+    They agree within the tolerance by which every table is checked, and stand in folders of their own; the network
+    itself is left as it was.
     """
     before = {name: value.clone() for name, value in NETWORK.net.state_dict().items()}
     options: dict[str, Any] = {"precision": precision, "network": NETWORK}
@@ -94,7 +104,7 @@ def test_a_compiled_teacher_answers_alike(tmp_path: Path, precision: str) -> Non
     assert not NETWORK.head.bypass
 
 
-@needs_compiler
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.slow
 def test_a_batch_may_be_shorter() -> None:
     """It is filled up, which changes nothing in its rows."""
@@ -105,7 +115,8 @@ def test_a_batch_may_be_shorter() -> None:
     assert whole.shape == (4, 32)
 
 
-@needs_compiler
+@pytest.mark.all
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.slow
 def test_a_table_that_is_there_compiles_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its few rows are checked in the plain way: a run that finds all passes starts at once."""
@@ -139,7 +150,8 @@ def train(compiled: bool, device: str = "cpu", alpha: float = 0.0, steps: int = 
     return [metrics["train/loss"] for metrics in fit]
 
 
-@needs_compiler
+@pytest.mark.all
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.slow
 def test_a_compiled_student_learns_the_same_and_is_compiled_once() -> None:
     """Step for step the same losses; another network and another alpha are trained by what is there."""

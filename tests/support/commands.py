@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote, urlparse
 
+import fresh_stores
+
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
@@ -36,8 +38,12 @@ SHORT = (
 
 PRELOADED = [
     *("mlflow", "mlflow.store.tracking.sqlalchemy_store", "alembic.command"),
-    *("torch._dynamo", "torchvision", "sklearn.datasets", "matplotlib.backends.backend_agg", "PIL.PngImagePlugin"),
-    *("kdsweep.train", "kdsweep.training", "kdsweep.recording", "kdsweep.study"),
+    *("sqlalchemy.dialects.sqlite", "mlflow.store.tracking.sqlalchemy_workspace_store"),
+    *("torch._dynamo", "torchvision", "sklearn.datasets", "sklearn.gaussian_process", "PIL.PngImagePlugin"),
+    *("matplotlib.backends.backend_agg", "matplotlib.figure", "mpl_toolkits.mplot3d", "rich._emoji_codes"),
+    *("optuna", "optuna.storages", "hydra_plugins.hydra_optuna_sweeper._impl"),
+    *("kdsweep.train", "kdsweep.training", "kdsweep.recording", "kdsweep.config.checks", "kdsweep.execution.prefetch"),
+    *("kdsweep.study.plugin", "kdsweep.study.controller", "kdsweep.report.writing", "fresh_stores"),
 ]
 
 # A command that takes longer hangs.
@@ -67,15 +73,22 @@ class Command:
         words: Its arguments.
         root: Its working directory, and where it keeps runs, caches and the MLflow store.
         env: What its environment has besides ours.
+        prepare: Is called in its process first; it brings a fault.
     """
 
-    def __init__(self, *words: str, root: Path, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        *words: str,
+        root: Path,
+        env: Mapping[str, str] | None = None,
+        prepare: Callable[[], None] | None = None,
+    ) -> None:
         root.mkdir(parents=True, exist_ok=True)
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
         name = f"command-{time.time_ns()}"
         self._out, self._err = root / f"{name}.out", root / f"{name}.err"
-        arguments = (words, root, {"KDSWEEP_HOME": str(root), **(env or {})}, self._out, self._err)
+        arguments = (words, root, environment(root, env or {}), self._out, self._err, prepare)
         self._process: ForkServerProcess = context.Process(target=_run, args=arguments)
         self._process.start()
 
@@ -105,19 +118,37 @@ class Command:
         return Outcome(self._process.exitcode, self._out.read_text(), self._err.read_text())
 
 
+def environment(root: Path, env: Mapping[str, str]) -> dict[str, str]:
+    """What a command in a folder finds in its environment besides ours, which its process was forked too early for."""
+    session = {fresh_stores.KEY: os.environ[fresh_stores.KEY]} if fresh_stores.KEY in os.environ else {}
+    return {"KDSWEEP_HOME": str(root), **session, **env}
+
+
 def kdsweep(*words: str, root: Path, env: Mapping[str, str] | None = None) -> Outcome:
     """Runs a `kdsweep` command to its end."""
     return Command(*words, root=root, env=env).outcome()
 
 
-def _run(words: Sequence[str], root: Path, env: Mapping[str, str], out: Path, err: Path) -> None:
+def _run(
+    words: Sequence[str],
+    root: Path,
+    env: Mapping[str, str],
+    out: Path,
+    err: Path,
+    prepare: Callable[[], None] | None = None,
+) -> None:
     """The command's process."""
     for path, number in ((out, 1), (err, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     os.environ.update(env)
     os.chdir(root)
+    # A shell that starts the tests in its background, or nohup, has the system ignore what their commands shall hear.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     sys.argv = ["kdsweep", *words]
+    fresh_stores.copy_stores()
+    if prepare is not None:
+        prepare()
     from kdsweep.train import main
 
     main()

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import random
 import signal
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from commands import SHORT, Command, checkpoints, client, kdsweep, runs
-from networks import build
+from crashes import kill_at
 from torch import Tensor, nn
 
 from kdsweep import data as datasets
 from kdsweep.losses import ce
+from kdsweep.models import Classifier, Head
 from kdsweep.schedules import constant, cosine, one_cycle
 from kdsweep.system import checkpoint, interrupts
 from kdsweep.system.checkpoint import Checkpoints, expire, kept, packed, unpacked
@@ -191,20 +192,27 @@ def test_a_month_later_nobody_remembers(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "sgd": functools.partial(torch.optim.SGD, lr=0.02, momentum=0.9, nesterov=True),
-    "adamw": functools.partial(torch.optim.AdamW, lr=1e-3),
+    "sgd": partial(torch.optim.SGD, lr=0.02, momentum=0.9, nesterov=True),
+    "adamw": partial(torch.optim.AdamW, lr=1e-3),
 }
 SCHEDULES = {
-    "one_cycle": functools.partial(one_cycle, warmup=0.3),
-    "cosine": functools.partial(cosine, warmup=0.3),
+    "one_cycle": partial(one_cycle, warmup=0.3),
+    "cosine": partial(cosine, warmup=0.3),
     "constant": constant,
 }
 
 
+def small_network() -> Classifier:
+    """One convolution with batch-norm and dropout, whose random numbers count too."""
+    layers = [nn.Conv2d(3, 8, 3, stride=4), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten()]
+    net = nn.Sequential(*layers, nn.Dropout(0.5), Head.of(nn.Linear(32, 6)))
+    return Classifier(net, "6", frozen=False, input_size=None, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
+
+
 def fitting(optimizer: str, schedule: str) -> tuple[Fit, nn.Module]:
-    """A training of three epochs of three steps, with dropout, whose random numbers count too."""
+    """A training of three epochs of three steps."""
     torch.manual_seed(0)
-    network = build(6, name="mobilenet_v3_small")
+    network = small_network()
     fit = Fit(
         network,
         Views(DATA.train.images, DATA.padding, DATA.flip, seed=0),
@@ -269,7 +277,7 @@ def test_a_training_goes_on_bit_for_bit(optimizer: str, schedule: str, stop: int
 
 
 # Steps of milliseconds, with dropout, and a checkpoint after every epoch.
-EPOCHS = 24
+EPOCHS = 8
 LONG = (
     *SHORT,
     *("model.name=mobilenet_v3_small", "model.stem=imagenet", "precision=fp32"),
@@ -296,35 +304,67 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str
     return result(root)
 
 
-def interrupted(number: int, root: Path) -> list[int]:
-    """A run that gets a signal at five random moments of its training, and the same command each time.
+WRITTEN = "kdsweep.system.checkpoint:write_tensors"
+# Where a run commits something: a checkpoint has been written and the older ones are there; it has been written and
+# not renamed; all is in MLflow but the status.
+PLACES = [
+    partial(kill_at, WRITTEN, "after", call=2),
+    partial(kill_at, "kdsweep.system.files:_sync", "before", call=3, about="checkpoints"),
+    partial(kill_at, "kdsweep.tracking.run_writer:Run._end", "before"),
+]
 
-    Returns:
-        The epochs after which it went on.
-    """
-    dice = random.Random(number)
-    for _ in range(5):
-        before = checkpoints(root)
-        command = Command(*LONG, root=root)
-        command.wait_for(lambda: bool(set(checkpoints(root)) - set(before)))  # noqa: B023 (called here)
-        time.sleep(dice.uniform(0, 0.3))
-        command.signal(number)
-        done = command.outcome()
-        assert done.status == (143 if number == signal.SIGTERM else -number), done.err
-    done = kdsweep(*LONG, root=root)
-    assert done.status == 0, done.err
+
+def resumed_after(root: Path) -> list[int]:
+    """The epochs after which the one run of a folder went on."""
     (run,) = runs(root, "distill")
     return [int(epoch) for epoch in run.data.tags["kdsweep.resumed_after"].split(", ")]
 
 
 @pytest.mark.slow
+def test_kills_leave_no_trace(undisturbed: tuple[str, dict[str, float], list[float]], tmp_path: Path) -> None:
+    """Wherever it commits something, the same run goes on; same weights, same metrics, each logged once."""
+    teacher = partial(kill_at, "kdsweep.tracking.run_writer:Run._end", "after")
+    assert Command(*LONG, root=tmp_path, prepare=teacher).outcome().status == -signal.SIGKILL
+    for place in PLACES:
+        done = Command(*LONG, root=tmp_path, prepare=place).outcome()
+        assert done.status == -signal.SIGKILL, done.err
+    done = kdsweep(*LONG, root=tmp_path)
+    assert done.status == 0, done.err
+    # The second was killed with its second checkpoint half-written, which is an epoch further.
+    assert resumed_after(tmp_path) == [2, 3, EPOCHS]
+    assert result(tmp_path) == undisturbed
+    assert checkpoints(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_a_run_killed_when_it_had_finished_is_not_repeated_into(
+    undisturbed: tuple[str, dict[str, float], list[float]], tmp_path: Path
+) -> None:
+    """FINISHED in MLflow, its checkpoints still there: the same command makes a run of its own and removes them."""
+    last = partial(kill_at, "kdsweep.system.checkpoint:Checkpoints.discard", "before")
+    assert Command(*LONG, root=tmp_path, prepare=last).outcome().status == -signal.SIGKILL
+    assert result(tmp_path) == undisturbed
+    assert checkpoints(tmp_path) != []
+    assert kdsweep(*LONG, root=tmp_path).status == 0
+    assert [run.data.tags["kdsweep.weights"] for run in runs(tmp_path, "distill")] == 2 * [undisturbed[0]]
+    assert checkpoints(tmp_path) == []
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_five_interruptions_leave_no_trace(
+def test_an_interruption_at_a_random_moment_leaves_no_trace(
     number: int, undisturbed: tuple[str, dict[str, float], list[float]], tmp_path: Path
 ) -> None:
-    """At random moments; the same run goes on, and ends with the same weights and metrics, each logged once."""
-    epochs = interrupted(number, tmp_path)
-    assert (len(epochs), epochs) == (5, sorted(epochs))
+    """The same run goes on, and ends with the same weights and metrics, each logged once."""
+    command = Command(*LONG, root=tmp_path)
+    command.wait_for(lambda: checkpoints(tmp_path))
+    time.sleep(random.Random(number).uniform(0, 0.1))
+    command.signal(number)
+    done = command.outcome()
+    assert done.status == (143 if number == signal.SIGTERM else -number), done.err
+    done = kdsweep(*LONG, root=tmp_path)
+    assert done.status == 0, done.err
+    assert len(resumed_after(tmp_path)) == 1
     assert result(tmp_path) == undisturbed
     assert checkpoints(tmp_path) == []
 
@@ -334,15 +374,14 @@ def test_a_damaged_checkpoint_costs_an_epoch(
     undisturbed: tuple[str, dict[str, float], list[float]], tmp_path: Path
 ) -> None:
     """The one before it is taken, which is said, and the end is the same."""
-    command = Command(*LONG, root=tmp_path)
-    command.wait_for(lambda: len(checkpoints(tmp_path)) == 2)
-    command.kill()
-    command.outcome()
+    second = partial(kill_at, WRITTEN, "after", call=2)
+    assert Command(*LONG, root=tmp_path, prepare=second).outcome().status == -signal.SIGKILL
     latest = max(checkpoints(tmp_path))
     latest.write_bytes(latest.read_bytes()[:-1])
     done = kdsweep(*LONG, root=tmp_path)
     assert done.status == 0, done.err
     assert f"{latest.name} is damaged" in done.err
+    assert resumed_after(tmp_path) == [1]
     assert result(tmp_path) == undisturbed
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
+from needs import lacking
 
 from kdsweep.system import environment
 from kdsweep.system.errors import PrunedError, RunError, UserError
@@ -613,7 +614,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
     if subprocess.run(mount, check=False, capture_output=True).returncode != 0:
-        pytest.skip("only root can mount a small disk")
+        lacking("a small disk can't be mounted: run as root, or under `unshare -rm`")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
 

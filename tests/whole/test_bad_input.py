@@ -2,6 +2,9 @@
 
 The table is the documentation: words that a user may type, the key that the line starts with, what else it says. The
 commands `kdsweep-reproduce`, `kdsweep-export` and `kdsweep-sync` have their tables in their own test files.
+
+The first case of each kind, and each that is about the command line, places or devices, runs in a process of its own;
+the others call the command's entry point in the process of the tests.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from commands import PRELOADED, SECONDS, SHORT, statuses
+from in_process import run_here
 from PIL import Image
 from safetensors.torch import save_file
 from torchvision.models import resnet18
@@ -393,7 +397,10 @@ OTHERS = [
     _ui("", "uri", "'nonsense'", env={"MLFLOW_TRACKING_URI": "nonsense"}),
 ]
 
-TABLE = [*SCALARS, *LEARNING, *NETWORKS, *WEIGHTS, *DATA, *COMMAND_LINE, *PLACES, *STUDIES, *GRIDS, *OTHERS]
+KINDS = [SCALARS, LEARNING, NETWORKS, WEIGHTS, DATA, COMMAND_LINE, PLACES, STUDIES, GRIDS, OTHERS]
+TABLE = [case for kind in KINDS for case in kind]
+# The first of each kind, and of each command.
+FIRST = [*(kind[0] for kind in KINDS), next(case for case in OTHERS if case.program == "kdsweep-ui")]
 
 
 class _Code:
@@ -486,6 +493,13 @@ def _run(program: str, words: Sequence[str], root: Path, env: Mapping[str, str],
     sys.exit(import_module(PROGRAMS[program]).main())
 
 
+def needs_a_process(case: Wrong) -> bool:
+    """Returns whether a case is the first of its kind, or about the command line itself, places or devices."""
+    words = case.words if isinstance(case.words, str) else " ".join(case.words)
+    itself = case in COMMAND_LINE and (words.startswith("-") or not words.isascii() or not words.isprintable())
+    return case in [*FIRST, *PLACES] or itself or any(text in words for text in ("/pipe", "/dev/"))
+
+
 def leftovers(folder: Path) -> list[Path]:
     """Hidden files below a folder: what a writer that was cut short leaves, unlike Hydra's notes."""
     return [path for path in folder.rglob(".*") if path.name != ".hydra"]
@@ -498,7 +512,11 @@ def test_a_wrong_input_is_one_line_and_leaves_nothing(case: Wrong, files: Path, 
     words = [word.replace("FILES", str(files)) for word in (*case.base, *words)]
     root = tmp_path / "root"
     root.mkdir()
-    status, err = run(case.program, words, root, {"KDSWEEP_HOME": str(root), **case.env})
+    if needs_a_process(case):
+        status, err = run(case.program, words, root, {"KDSWEEP_HOME": str(root), **case.env})
+    else:
+        done = run_here(words, root, case.env, case.program, PROGRAMS[case.program])
+        status, err = done.status, done.err
     assert err.count("\n") == 1, err
     assert err.startswith(f"{case.program}: {case.start}"), err
     assert [part for part in case.parts if part.replace("FILES", str(files)) not in err] == [], err

@@ -12,16 +12,17 @@ import resource
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import commands
 import optuna
 import pytest
 import torch
 from commands import SHORT, Command, Outcome, artifacts, kdsweep, runs, statuses
+from needs import lacking
 from optuna.trial import TrialState
 from torch import Tensor
 
@@ -35,32 +36,6 @@ STUDY = (
     *("sweep=alpha_tau", *SHORT, "epochs=1", "batch_size=32", "sweep.baseline_seeds=0", "sweep.confirm_seeds=0"),
     *("hydra/sweeper/sampler=grid", "loss.alpha=0.5", "loss.tau=4"),
 )
-
-
-class Prepared(Command):
-    """A command in whose process `prepare` is called first: it brings the fault."""
-
-    def __init__(self, prepare: Callable[..., None], *words: str, root: Path, given: tuple[Any, ...] = ()) -> None:
-        root.mkdir(parents=True, exist_ok=True)
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(commands.PRELOADED)
-        self._out, self._err = (root / f"command-{time.time_ns()}.{end}" for end in ("out", "err"))
-        arguments = (prepare, given, words, root, {"KDSWEEP_HOME": str(root)}, self._out, self._err)
-        self._process = context.Process(target=run_prepared, args=arguments)
-        self._process.start()
-
-
-def run_prepared(
-    prepare: Callable[..., None],
-    given: tuple[Any, ...],
-    words: tuple[str, ...],
-    root: Path,
-    env: Mapping[str, str],
-    out: Path,
-    err: Path,
-) -> None:
-    prepare(*given)
-    commands._run(words, root, env, out, err)
 
 
 def hidden(root: Path) -> list[Path]:
@@ -92,7 +67,7 @@ class Disk:
         folder.mkdir()
         done = subprocess.run(["mount", "-t", "tmpfs", "none", folder], capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            pytest.skip(f"a small disk can't be mounted ({done.stderr.strip()}): run as root, or under `unshare -rm`")
+            lacking(f"a small disk can't be mounted ({done.stderr.strip()}): run as root, or under `unshare -rm`")
 
     def has(self, kilobytes: int) -> None:
         """Makes it hold so much and no more."""
@@ -238,7 +213,7 @@ def test_out_of_memory_is_one_line_that_says_what_to_lower(tmp_path: Path) -> No
     """An allocation in the middle of a training fails: the run is FAILED."""
     words = ("experiment=scratch", "data=synthetic", "data.n_train=200", "data.val_size=32", "data.n_test=32")
     words = (*words, "data.image_size=224", "batch_size=160", "epochs=1", "threads=1")
-    done = Prepared(take_memory, *words, root=tmp_path, given=(2500,)).outcome()
+    done = Command(*words, root=tmp_path, prepare=partial(take_memory, 2500)).outcome()
     assert done.status == 1, done.err
     assert "out of memory" in done.error
     assert "Lower batch_size (now 160)" in done.error
@@ -248,7 +223,7 @@ def test_out_of_memory_is_one_line_that_says_what_to_lower(tmp_path: Path) -> No
 def test_out_of_memory_costs_one_trial(tmp_path: Path) -> None:
     """Pictures that are too large for the machine: the study goes on with the others."""
     words = (*STUDY, "data.image_size=choice(32,2048)")
-    done = Prepared(take_memory, *words, root=tmp_path, given=(2500,)).outcome()
+    done = Command(*words, root=tmp_path, prepare=partial(take_memory, 2500)).outcome()
     assert done.status == 0, done.err
     assert "out of memory" in done.err
     assert trials(tmp_path) == {"32": TrialState.COMPLETE, "2048": TrialState.FAIL}
@@ -280,9 +255,9 @@ def batches(notes: Path) -> list[int]:
 def test_a_teacher_killed_in_a_pass_is_taken_over(tmp_path: Path) -> None:
     """Who waits for its pass computes it, once and whole, and finishes."""
     words = (*SHORT, "teacher.batch_size=16", "epochs=1")
-    first = Prepared(count_passes, *words, root=tmp_path, given=(tmp_path / "first", 3))
+    first = Command(*words, root=tmp_path, prepare=partial(count_passes, tmp_path / "first", 3))
     first.wait_for(lambda: len(batches(tmp_path / "first")) == 3)
-    second = Prepared(count_passes, *words, root=tmp_path, given=(tmp_path / "second",))
+    second = Command(*words, root=tmp_path, prepare=partial(count_passes, tmp_path / "second"))
     second.wait_for(lambda: len(list(tmp_path.glob("outputs/*/*/train.log"))) == 2)
     time.sleep(1)
     assert batches(tmp_path / "second") == []
@@ -299,7 +274,7 @@ def test_four_that_start_at_once_on_nothing_share_what_they_make(tmp_path: Path)
     """A fresh folder: all finish, with one experiment, one teacher, and each table computed once."""
     notes = [tmp_path / f"batches-{number}" for number in range(4)]
     started = [
-        Prepared(count_passes, *SHORT, f"loss.alpha=0.{number + 1}", root=tmp_path, given=(path,))
+        Command(*SHORT, f"loss.alpha=0.{number + 1}", root=tmp_path, prepare=partial(count_passes, path))
         for number, path in enumerate(notes)
     ]
     done = [command.outcome() for command in started]
@@ -330,7 +305,7 @@ def set_clock_back(seconds: float) -> None:
 def test_a_clock_set_back_disturbs_no_study(tmp_path: Path) -> None:
     """In the middle of it: all is done once, times are times, and nobody takes a living process for a dead one."""
     words = (*STUDY, "optimizer.lr=choice(0.02,0.03)", "epochs=6")
-    command = Prepared(set_clock_back, *words, root=tmp_path, given=(2.0,))
+    command = Command(*words, root=tmp_path, prepare=partial(set_clock_back, 2.0))
     done = command.outcome()
     assert done.status == 0, done.err
     assert set(trials(tmp_path).values()) == {TrialState.COMPLETE}
@@ -350,7 +325,7 @@ def test_a_study_killed_before_the_clock_was_set_back_goes_on(tmp_path: Path) ->
     first.wait_for(lambda: statuses(tmp_path).count("RUNNING") == 2)
     first.kill()
     first.outcome()
-    done = Prepared(set_clock_back, *words, root=tmp_path, given=(0.0,)).outcome()
+    done = Command(*words, root=tmp_path, prepare=partial(set_clock_back, 0.0)).outcome()
     assert done.status == 0, done.err
     assert set(trials(tmp_path).values()) == {TrialState.COMPLETE}
 
@@ -382,8 +357,8 @@ def test_a_terminal_that_is_gone_ends_a_run_that_talks_to_it(tmp_path: Path) -> 
     ours, theirs = os.openpty()
     terminal = os.ttyname(theirs)
     streams = 2 * [Path(terminal)]
-    arguments = (lead_a_session, (terminal,), LONG, tmp_path, {"KDSWEEP_HOME": str(tmp_path)}, *streams)
-    process = multiprocessing.get_context("forkserver").Process(target=run_prepared, args=arguments)
+    arguments = (LONG, tmp_path, commands.environment(tmp_path, {}), *streams, partial(lead_a_session, terminal))
+    process = multiprocessing.get_context("forkserver").Process(target=commands._run, args=arguments)
     process.start()
     try:
         while statuses(tmp_path) != ["FINISHED", "RUNNING"]:
@@ -405,7 +380,7 @@ def ignore_hangups() -> None:
 
 def test_nohup_lets_a_run_outlive_its_terminal(tmp_path: Path) -> None:
     """It was asked for."""
-    command = Prepared(ignore_hangups, *SHORT, root=tmp_path)
+    command = Command(*SHORT, root=tmp_path, prepare=ignore_hangups)
     command.wait_for(lambda: statuses(tmp_path) == ["FINISHED", "RUNNING"])
     command.signal(signal.SIGHUP)
     assert command.outcome().status == 0

@@ -8,11 +8,14 @@ import signal
 import sqlite3
 import time
 from contextlib import closing
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
-from commands import SHORT, Command, Outcome, checkpoints, kdsweep, runs
+from commands import SHORT, Command, checkpoints, kdsweep, runs
+from crashes import kill_at, wait_at
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from servers import PostgreSQL
@@ -23,14 +26,13 @@ from kdsweep.system.sqlite import sqlite_uri
 pytestmark = pytest.mark.slow
 
 N_TRIALS = 6
-# A run is one step. No trial is given up, however often the dice hit it.
+# A run is one step. No trial is given up, however often its process is killed.
 STUDY = (
     "sweep=alpha_tau",
     *SHORT,
     *("epochs=1", "batch_size=96", "sweep.baseline_seeds=1", "sweep.confirm_seeds=1", "sweep.max_restarts=50"),
     f"sweep.n_trials={N_TRIALS}",
 )
-KILLS = 10
 
 
 def assert_whole(root: Path, storage: str, n_trials: int = N_TRIALS) -> None:
@@ -94,35 +96,67 @@ def wait_for_end(processes: list[ProcessId]) -> None:
         time.sleep(0.05)
 
 
-def killed_and_repeated(words: tuple[str, ...], root: Path, kills: int, dice: random.Random) -> Outcome:
-    """A study whose controller is killed at random moments, and started again each time; how the last one ended."""
-    for number in range(kills):
-        command = Command(*words, root=root)
-        # From before its first line of work to some runs later; every other time in a run, however fast the machine is.
-        if number % 2 == 1:
-            command.wait_for(lambda: working(root))
-        time.sleep(dice.uniform(0, 0.3) if number % 2 == 1 else dice.uniform(0.5, 3))
-        command.kill()
-        done = command.outcome()
-        assert done.status in (-signal.SIGKILL, 0), done.err
-    return kdsweep(*words, root=root)
+# Where a study commits something: the function, and whether its process is killed before that function or after it.
+AT_THE_START = [
+    ("kdsweep.study.controller:StudySweeper._tags", "before"),  # the study's MLflow run is open, and says nothing yet
+    ("kdsweep.tables:write_tensors", "before"),  # a pass of the teacher is computed, and not on the disk
+    ("kdsweep.tables:write_tensors", "after"),
+    ("kdsweep.system.files:write_tensors", "before"),  # the teacher's head is trained, and not on the disk
+    ("kdsweep.system.files:write_tensors", "after"),
+]
+IN_A_RUN = [
+    ("kdsweep.system.checkpoint:write_tensors", "after"),  # a checkpoint is written, the older ones are there
+    ("kdsweep.tracking.journal:Journal.keep", "after"),  # an artifact is in the journal, and not in MLflow
+    ("kdsweep.tracking.run_writer:Run._end", "before"),  # all is logged but the status
+    ("kdsweep.tracking.run_writer:Run._end", "after"),  # FINISHED in MLflow, its checkpoints still there
+]
+IN_THE_SEARCH = [
+    ("kdsweep.study.search:Search.next", "after"),  # Optuna has a trial that nobody has begun
+    ("kdsweep.execution.trial_link:TrialLink.leave", "after"),  # its worker has left the values
+    ("kdsweep.study.search:Search._tell", "before"),  # the run is FINISHED, the trial RUNNING
+    ("kdsweep.study.search:Search._tell", "after"),
+]
+AT_THE_END = [
+    ("kdsweep.study.stages:Stages.confirm", "after"),  # all is run, the study's tags don't say which was chosen
+    ("kdsweep.study.search:Search.write_results", "before"),  # they do
+    ("kdsweep.report.writing:write", "before"),  # the study's run is closed, its report isn't written
+]
 
 
-def test_a_controller_killed_ten_times_loses_nothing(tmp_path: Path) -> None:
-    """SIGKILL at ten random moments, the same command each time."""
-    # Longer runs than elsewhere: the dice shall hit them.
-    done = killed_and_repeated((*STUDY, "epochs=25", "n_passes=1"), tmp_path, KILLS, random.Random(0))
+def killed_at(words: tuple[str, ...], root: Path, places: list[tuple[str, Any]]) -> None:
+    """A study whose controller is killed at each of these places, and started again each time."""
+    for place, when in places:
+        done = Command(*words, root=root, prepare=partial(kill_at, place, when)).outcome()
+        assert done.status == -signal.SIGKILL, (place, when, done)
+
+
+def killed_at_random(words: tuple[str, ...], root: Path, dice: random.Random) -> None:
+    """A study whose controller is killed some time after it has begun a run."""
+    command = Command(*words, root=root)
+    command.wait_for(lambda: working(root))
+    time.sleep(dice.uniform(0, 0.3))
+    command.kill()
+    assert command.outcome().status == -signal.SIGKILL
+
+
+def test_a_controller_killed_wherever_it_commits_something_loses_nothing(tmp_path: Path) -> None:
+    """SIGKILL once at each place, and once at a random moment, the same command each time."""
+    words = (*STUDY, "epochs=2", "n_passes=1", "checkpoint_share=1")
+    killed_at(words, tmp_path, [*AT_THE_START, *IN_A_RUN])
+    killed_at_random(words, tmp_path, random.Random(0))
+    killed_at(words, tmp_path, [*IN_THE_SEARCH, *AT_THE_END])
+    done = kdsweep(*words, root=tmp_path)
     assert done.status == 0, done.err
     assert_whole(tmp_path, sqlite_uri(tmp_path / "studies" / "alpha_tau" / "optuna.db"))
-    # They did: runs were cut short.
+    # Runs were cut short.
     assert interruptions(tmp_path) >= 3
 
 
 def test_killed_workers_cost_a_retry_each(tmp_path: Path) -> None:
-    """Of two workers four are killed in the middle of a run, and at last the controller, which none outlives."""
+    """Two workers are killed in the middle of a run, and at last the controller, which no worker outlives."""
     words = (*STUDY, "sweep.n_jobs=2", "epochs=12", "n_passes=1")
     command = Command(*words, root=tmp_path)
-    for _ in range(4):
+    for _ in range(2):
         worker, _ = two_at_work(command, tmp_path)
         os.kill(worker.pid, signal.SIGKILL)
         wait_for_end([worker])
@@ -133,33 +167,36 @@ def test_killed_workers_cost_a_retry_each(tmp_path: Path) -> None:
     done = kdsweep(*words, root=tmp_path)
     assert done.status == 0, done.err
     assert_whole(tmp_path, sqlite_uri(tmp_path / "studies" / "alpha_tau" / "optuna.db"))
-    assert interruptions(tmp_path) >= 5
+    assert interruptions(tmp_path) >= 3
 
 
 def test_a_killed_trial_goes_on_where_it_was(tmp_path: Path) -> None:
-    """From its checkpoint, in the same MLflow run: what it had trained is not trained again."""
-    words = (*STUDY, "sweep.n_trials=2", "sweep.confirm_seeds=0", "epochs=40", "n_passes=1", "checkpoint_share=1")
-    command = Command(*words, root=tmp_path)
-    log = tmp_path / "studies" / "alpha_tau" / "trial-0000"
-    command.wait_for(lambda: log.exists() and checkpoints(tmp_path) != [])
-    command.kill()
-    command.outcome()
+    """It goes on from its checkpoint, in the same MLflow run: what it had trained is not trained again."""
+    words = (*STUDY, "sweep.n_trials=2", "sweep.confirm_seeds=0", "sweep.baseline_seeds=0", "epochs=4", "n_passes=1")
+    words = (*words, "checkpoint_share=1")
+    second = partial(kill_at, "kdsweep.system.checkpoint:write_tensors", "after", call=2)
+    assert Command(*words, root=tmp_path, prepare=second).outcome().status == -signal.SIGKILL
+    assert checkpoints(tmp_path) != []
     done = kdsweep(*words, root=tmp_path)
     assert done.status == 0, done.err
     (trial,) = runs(tmp_path, job="trial-0000")
     assert trial.info.status == "FINISHED"
-    assert int(trial.data.tags["kdsweep.resumed_after"]) >= 1
+    assert int(trial.data.tags["kdsweep.resumed_after"]) == 2
     assert checkpoints(tmp_path) == []
 
 
+@pytest.mark.all
 def test_a_study_on_postgresql_survives_the_same(tmp_path: Path, postgresql: PostgreSQL) -> None:
-    """Optuna's record on a server, the controller killed four times."""
+    """Optuna's record lies on a server; the controller is killed wherever it writes there, and at a random moment."""
     words = (*STUDY, f"hydra.sweeper.storage={postgresql.uri}")
-    done = killed_and_repeated(words, tmp_path, 4, random.Random(1))
+    killed_at(words, tmp_path, IN_THE_SEARCH)
+    killed_at_random(words, tmp_path, random.Random(1))
+    done = kdsweep(*words, root=tmp_path)
     assert done.status == 0, done.err
     assert_whole(tmp_path, postgresql.uri)
 
 
+@pytest.mark.all
 def test_a_study_on_ray_survives_a_killed_worker(tmp_path: Path) -> None:
     """Eight trials, two at a time; one of them costs a retry."""
     words = (*STUDY, "sweep.n_trials=8", "sweep.executor=ray", "sweep.n_jobs=2", "epochs=12", "n_passes=1")
@@ -175,10 +212,13 @@ def test_a_study_on_ray_survives_a_killed_worker(tmp_path: Path) -> None:
 
 def test_a_second_controller_is_told_who_works(tmp_path: Path) -> None:
     """On the same study at the same time: one line, exit status 2, and the first goes on undisturbed."""
-    first = Command(*STUDY, root=tmp_path)
-    first.wait_for(lambda: working(tmp_path))
-    second = kdsweep(*STUDY, root=tmp_path)
+    words = (*STUDY, "sweep.n_trials=2")
+    go = tmp_path / "go"
+    first = Command(*words, root=tmp_path, prepare=partial(wait_at, "kdsweep.study.search:Search.next", go))
+    first.wait_for(go.with_suffix(".waiting").exists)
+    second = kdsweep(*words, root=tmp_path)
     assert second.status == 2
     assert "is being run by process" in second.error
+    go.touch()
     assert first.outcome().status == 0
-    assert_whole(tmp_path, sqlite_uri(tmp_path / "studies" / "alpha_tau" / "optuna.db"))
+    assert_whole(tmp_path, sqlite_uri(tmp_path / "studies" / "alpha_tau" / "optuna.db"), n_trials=2)

@@ -14,6 +14,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import needs
 import psutil
 import pytest
 import servers
@@ -163,10 +164,11 @@ def test_a_run_leaves_no_secret(words: tuple[str, ...], tmp_path: Path) -> None:
     assert told(tmp_path, done) == []
 
 
+@pytest.mark.all
 @pytest.mark.slow
 def test_a_study_on_a_server_leaves_no_secret(tmp_path: Path, postgresql: servers.PostgreSQL) -> None:
     """The passwords of Optuna's database and of MLflow's stay out of every file, worker and report."""
-    psycopg = pytest.importorskip("psycopg", reason="the extra postgresql isn't installed")
+    psycopg = needs.package("psycopg")
     with closing(psycopg.connect(postgresql.uri, autocommit=True)) as connection:
         connection.execute("CREATE DATABASE trials")
         connection.execute("CREATE DATABASE runs")
@@ -240,10 +242,11 @@ def listening(process: psutil.Process) -> Iterator[str]:
             yield from (c.laddr.ip for c in one.net_connections("inet") if c.status == psutil.CONN_LISTEN)
 
 
+@pytest.mark.all
 @pytest.mark.slow
 def test_ray_listens_on_the_loopback_alone(tmp_path: Path) -> None:
     """Whoever reaches Ray's ports can run code: nobody on the network does. Nothing of this is left behind."""
-    pytest.importorskip("ray", reason="the extra ray isn't installed")
+    needs.package("ray")
     before = dict(os.environ)
     with application(tmp_path) as task, closing(open_executor("ray", task, None, 1, device="cpu")):
         found = {address.removeprefix("::ffff:") for address in listening(psutil.Process())}

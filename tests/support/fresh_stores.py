@@ -1,0 +1,65 @@
+"""Makes MLflow's SQLite stores in milliseconds: MLflow builds one for the whole session, and each test gets a copy.
+
+MLflow builds a fresh database by its fifty migrations, which takes six seconds. Most tests need a fresh store and make
+no claim about how it came to be. The tests that do (several processes that start at once, the command in a process of
+its own) leave the product as it is, with `built_by_mlflow`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+from kdsweep.tracking import store as product
+
+# Names the file that is copied, for the processes of tests and for the commands that they start.
+KEY = "KDSWEEP_TESTS_EMPTY_STORE"
+
+_build = product._make_store
+
+
+def copy_stores() -> None:
+    """From now on this process makes fresh stores by copying the session's, if the session has one."""
+    product._make_store = _copy
+
+
+def empty_store() -> Path:
+    """The session's empty store, which the first that asks for it lets MLflow build."""
+    path = Path(os.environ[KEY])
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            import mlflow
+
+            _build(mlflow, path)
+    return path
+
+
+@contextmanager
+def built_by_mlflow() -> Iterator[None]:
+    """In this block, and in the commands that it starts, MLflow builds fresh stores itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(product, "_make_store", _build)
+        patch.delenv(KEY)
+        yield
+
+
+def _copy(mlflow: Any, path: Path) -> None:
+    if KEY not in os.environ:
+        return _build(mlflow, path)
+    # Whole under its name, or not there: as the product does it.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        shutil.copyfile(empty_store(), temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    product.write_ahead(path)
+    return None
