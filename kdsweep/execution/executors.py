@@ -1,4 +1,4 @@
-"""Where the jobs of a study run: in this process, in worker processes, on Ray, or by any Hydra launcher."""
+"""Executors run the jobs of a study: in this process, in worker processes, on Ray, or by any Hydra launcher."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ from kdsweep.system.errors import UserError, require
 if TYPE_CHECKING:
     from hydra.plugins.launcher import Launcher
 
-__all__ = ["EXECUTORS", "Executor", "Job", "Outcome", "Task", "open_executor", "run_job"]
-
 EXECUTORS = ("in_process", "workers", "ray", "launcher")
 
 RAY_SETTINGS = {
-    # Nothing is sent to Ray's makers.
+    # Ray sends no usage statistics to its makers.
     "RAY_USAGE_STATS_ENABLED": "0",
-    # Instead of a warning that this will be the default: a task without a GPU sees what its machine has.
+    # A task that reserves no GPU can still see the machine's GPUs. Ray warns unless this is set, since it will be the
+    # default.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    # The study says it in its own words.
+    # The study reports lost jobs itself.
     "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed",
 }
 
@@ -37,13 +36,13 @@ class Executor(Protocol):
         """Takes a job; at most `slots` jobs may be outstanding."""
 
     def wait(self) -> list[tuple[Job, Outcome]]:
-        """Blocks until at least one outstanding job has ended, and returns those that have.
+        """Blocks until at least one outstanding job has ended, and returns all that have.
 
-        Ctrl-C and SIGTERM raise here, also where they are deferred; the jobs then go on until `close`.
+        Ctrl-C and SIGTERM raise here even if they are deferred. The jobs then go on until `close`.
         """
 
     def close(self) -> None:
-        """Ends what still runs, the way SIGTERM ends it, and kills what hasn't ended ten seconds later."""
+        """Ends jobs that still run, as SIGTERM would, and kills those that haven't ended ten seconds later."""
 
 
 def open_executor(
@@ -56,16 +55,16 @@ def open_executor(
     device: str = "auto",
     ray_address: str | None = None,
 ) -> Executor:
-    """The executor called `name`.
+    """Opens the executor called `name`.
 
     Args:
         name: One of `EXECUTORS`.
         task: What all jobs share.
-        launcher: Hydra's, set up; only the executor of that name uses it.
-        n_jobs: Jobs at a time.
-        threads: CPU threads of each job: workers and Ray reserve them; the jobs' overrides set them for torch.
-        device: The configuration's; jobs that may choose among several GPUs are spread over them.
-        ray_address: A Ray cluster's; None starts one on this machine and ends it with the executor.
+        launcher: Hydra's launcher after its `setup`; only the executor "launcher" uses it.
+        n_jobs: The number of jobs that run at the same time.
+        threads: CPU threads that workers and Ray reserve for each job; the job's overrides set them for torch.
+        device: The configuration's device. Jobs are spread over several GPUs if it doesn't name one of them.
+        ray_address: The address of a Ray cluster; None starts Ray on this machine and ends it with the executor.
 
     Raises:
         UserError: There is no such executor, or it can't run `n_jobs` jobs, or Ray is not installed.
@@ -79,7 +78,7 @@ def open_executor(
         from kdsweep.execution.workers import Workers, gpus
 
         return Workers(task, n_jobs, threads, gpus(device))
-    # Ray reads these when it is imported, unless the user has set them.
+    # Ray reads these variables when it is imported. What the user has set stays.
     for variable, value in RAY_SETTINGS.items():
         os.environ.setdefault(variable, value)
     from kdsweep.execution.ray import RayExecutor
@@ -88,7 +87,7 @@ def open_executor(
 
 
 def require_executor(name: str, n_jobs: int) -> None:
-    """Refuses what `open_executor` can't open, without opening anything.
+    """Refuses arguments with which `open_executor` would fail, without opening anything.
 
     Raises:
         UserError: There is no such executor, or it can't run `n_jobs` jobs, or Ray is not installed.
@@ -104,7 +103,7 @@ def require_executor(name: str, n_jobs: int) -> None:
 
 
 class InProcess:
-    """Runs each job in this process, when it is waited for."""
+    """An `Executor` that runs each job in this process, when `wait` is called."""
 
     slots = 1
 
@@ -113,22 +112,26 @@ class InProcess:
         self._jobs: list[Job] = []
 
     def submit(self, job: Job) -> None:
+        """Takes a job."""
         assert not self._jobs, "one job at a time"
         self._jobs.append(job)
 
     def wait(self) -> list[tuple[Job, Outcome]]:
+        """Runs the job."""
         job = self._jobs.pop()
         return [(job, run_job(self._task, job))]
 
     def close(self) -> None:
+        """Forgets a job that wasn't run."""
         self._jobs.clear()
 
 
 class Launched:
-    """Hands jobs in batches to a Hydra launcher, whose `launch` returns when the whole batch has ended.
+    """An `Executor` that hands jobs in batches to a Hydra launcher, which returns when the whole batch has ended.
 
-    An exception of `launch` is nobody's answer. Where Hydra raised it, a configuration couldn't be composed, and it
-    counts as each job's own error; otherwise the batch is lost: a worker of joblib's was killed, Slurm gave up.
+    An exception of `launch` doesn't say which job raised it. If it is Hydra's, a configuration couldn't be composed,
+    and the exception counts as the error of each job. Otherwise the batch is lost: joblib's worker was killed, or Slurm
+    gave up.
     """
 
     def __init__(self, launcher: Launcher, slots: int) -> None:
@@ -138,10 +141,12 @@ class Launched:
         self._launched = 0
 
     def submit(self, job: Job) -> None:
+        """Adds a job to the next batch."""
         assert len(self._jobs) < self.slots, "a slot must be free"
         self._jobs.append(job)
 
     def wait(self) -> list[tuple[Job, Outcome]]:
+        """Runs the batch, and returns all its jobs."""
         batch, self._jobs = self._jobs, []
         try:
             done = self._launcher.launch([all_overrides(job) for job in batch], initial_job_idx=self._launched)
@@ -152,4 +157,5 @@ class Launched:
         return list(zip(batch, ends, strict=True))
 
     def close(self) -> None:
+        """Forgets jobs that weren't run."""
         self._jobs.clear()

@@ -1,4 +1,4 @@
-"""A job of a study: what is to be run, one Hydra run of it in this process, and what came of it."""
+"""The job of a study: what it runs, how Hydra runs it in this process, and its outcome."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Job:
     """One run of a study.
 
     Args:
-        name: Unique in its study; the folder of its log file below the sweep's.
-        overrides: Hydra overrides, complete: a job takes over nothing of the command line but its `hydra.` keys.
-        number: Hydra's `hydra.job.num` (launchers count for themselves).
+        name: A name that is unique in the study. The job's log file lies in a folder of this name below the sweep's.
+        overrides: All Hydra overrides of the job. From the command line it inherits the `hydra.` keys only.
+        number: The value of `hydra.job.num`, unless a Hydra launcher runs the job; launchers count for themselves.
     """
 
     name: str
@@ -32,13 +32,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a job: what its task function returned, or why it did not.
+    """The outcome of a job: what its task function returned or raised, or how its process ended.
 
     Args:
         value: What the task function returned.
-        error: What it raised; None if it returned.
-        lost: Its process ended without an answer (killed, out of memory), and `error` says how: the job may be tried
-            again. Otherwise an error is the job's own.
+        error: What the task function raised; None if it returned.
+        lost: True if the job's process ended without an answer, for instance because it was killed. `error` then says
+            how it ended, and the job may be tried again. If False, an error is the job's own.
     """
 
     value: object = None
@@ -48,7 +48,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Task:
-    """What all jobs of a study share: what Hydra hands to `Sweeper.setup`."""
+    """What all jobs of a study share: the arguments of Hydra's `Sweeper.setup`."""
 
     hydra_context: HydraContext
     config: DictConfig
@@ -56,7 +56,7 @@ class Task:
 
 
 def all_overrides(job: Job) -> list[str]:
-    """The job's overrides with that of its own folder, which must not hang on how often a study was resumed."""
+    """Returns the job's overrides and its folder, which must stay the same however often the study is resumed."""
     return [*job.overrides, f"hydra.sweep.subdir={job.name}"]
 
 
@@ -64,8 +64,8 @@ def run_job(task: Task, job: Job) -> Outcome:
     """Runs a job in this process.
 
     Returns:
-        Its value, or the exception that the job, or the composing of its configuration, raised; `sys.exit` in it is a
-        `RunError`. KeyboardInterrupt passes through.
+        The job's value, or the exception that the job or Hydra's composition of its configuration raised. If the job
+        calls `sys.exit`, the error is a `RunError`. KeyboardInterrupt is not caught.
     """
     shared = task.config.hydra
     try:
@@ -81,7 +81,7 @@ def run_job(task: Task, job: Job) -> Outcome:
                 hydra_context=task.hydra_context,
             )
         finally:
-            # Closes the job's log file.
+            # This closes the job's log file.
             whitelist = task.hydra_context.execution_whitelist
             configure_log(shared.hydra_logging, shared.verbose, execution_whitelist=whitelist)
     except SystemExit as error:
@@ -92,13 +92,13 @@ def run_job(task: Task, job: Job) -> Outcome:
 
 
 def outcome(done: JobReturn) -> Outcome:
-    """Hydra's answer as an outcome.
+    """Converts Hydra's answer to an outcome.
 
-    Read past `return_value`, which writes lines of its own to stderr and raises.
+    It reads the private attribute, because the property `return_value` raises, and writes to stderr before it does.
     """
     value = done._return_value
     if done.status is JobStatus.COMPLETED:
         return Outcome(value)
     if done.status is JobStatus.FAILED and isinstance(value, BaseException):
         return Outcome(error=value)
-    return Outcome(error=RunError("its launcher gave no answer"), lost=True)
+    return Outcome(error=RunError("its launcher returned no answer"), lost=True)

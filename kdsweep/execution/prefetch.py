@@ -1,4 +1,4 @@
-"""Passes of the teacher that are computed ahead of their readers, while a worker has nothing else to do."""
+"""Computes the teacher's passes before a student needs them, while a worker has nothing else to do."""
 
 from __future__ import annotations
 
@@ -12,23 +12,26 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# What the last student of this process listened to, and its passes in the order of its epochs.
+# The teacher of this process's last student, and the student's passes in the order of its epochs.
 _heard: tuple[Teacher, Sequence[int]] | None = None
 
 
 def remember(teacher: Teacher, passes: Sequence[int]) -> None:
-    """The students that come next will listen to this teacher, and to these passes first."""
+    """Remembers a teacher and passes: the next students will use this teacher, and these passes first."""
     global _heard
     _heard = teacher, passes
 
 
 def compute_part(stop: Callable[[], bool]) -> bool:
-    """Computes a part of the first of these passes that is missing; whether there was one, and it was not stopped.
+    """Computes a missing part of the first remembered pass that isn't complete.
 
-    Whatever goes wrong is left to the run that needs the pass: it says so better.
+    An error only ends the computing ahead. The run that needs the pass will meet it again, and reports it better.
 
     Args:
-        stop: Asked after each batch of pictures: the worker has something else to do now.
+        stop: Called after each batch of pictures; True means that the worker has something else to do now.
+
+    Returns:
+        True if a part was computed; False if none was missing, or if `stop` or an error ended it.
     """
     global _heard
     if _heard is None:

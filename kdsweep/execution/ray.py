@@ -1,4 +1,4 @@
-"""Jobs on Ray: on this machine, or on a cluster whose machines have kdsweep installed and share the study's folder."""
+"""Runs jobs on Ray, on this machine or on a cluster whose machines have kdsweep and share the study's folder."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ from kdsweep.system.errors import RunError, UserError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# How long a job that was cancelled may take: it closes its MLflow run.
+# A cancelled job has this long to close its MLflow run.
 GRACE_SECONDS = 10.0
 
-# How often a deferred signal is looked for.
+# While it waits, the study looks for deferred signals at this interval.
 POLL_SECONDS = 0.1
 
-# How long a cluster may take to answer.
+# A cluster has this long to answer.
 CONNECT_SECONDS = 5.0
 
-# What a machine of a cluster needs of this one's environment.
+# Environment variables with these prefixes are sent to the machines of a cluster.
 SENT = ("KDSWEEP_", "MLFLOW_", "OMP_", "MKL_", "OPENBLAS_")
 
 
 class RayExecutor:
-    """An `Executor`: each job is a Ray task, which reserves its CPU threads and its share of a GPU.
+    """An `Executor` that makes each job a Ray task, which reserves its CPU threads and its share of a GPU.
 
-    What jobs print is in Ray's own log files.
+    The output of jobs goes to Ray's own log files.
 
     Args:
         task: What all jobs share.
-        slots: Jobs at a time.
-        threads: CPU threads of each.
-        device: The configuration's; GPUs are reserved unless it is the CPU.
-        address: The cluster's; None starts Ray here, on the loopback, until `close`.
+        slots: The number of jobs that run at the same time.
+        threads: CPU threads of each job.
+        device: The configuration's device. GPUs are reserved unless it is the CPU.
+        address: The cluster's address; None starts Ray on this machine, on the loopback, until `close`.
     """
 
     def __init__(self, task: Task, slots: int, threads: int, device: str, address: str | None) -> None:
@@ -61,26 +61,29 @@ class RayExecutor:
             name: value for name, value in worker_environment(threads).items() if name.startswith(SENT)
         }
         self._task = ray.put(packed_task(task))
-        # A user's own package may be importable from here alone.
+        # A user's own package may be importable only with this process's path.
         self._path = tuple(sys.path)
         share = 1 / math.ceil(slots / found) if found else 0
-        # Nothing is tried again by Ray: the study counts.
+        # Ray doesn't retry anything, because the study counts the restarts.
         self._run = ray.remote(max_retries=0, num_cpus=threads, num_gpus=share)(_run)
         self._jobs: dict[Any, Job] = {}
 
     def submit(self, job: Job) -> None:
+        """Starts a job as a Ray task."""
         assert len(self._jobs) < self.slots, "a slot must be free"
-        surroundings = (self._environment, self._path, str(Path.cwd()))
-        reference = self._run.options(name=job.name).remote(self._task, job, *surroundings)
+        here = (self._environment, self._path, str(Path.cwd()))
+        reference = self._run.options(name=job.name).remote(self._task, job, *here)
         self._jobs[reference] = job
 
     def wait(self) -> list[tuple[Job, Outcome]]:
+        """Waits until a task has ended."""
         assert self._jobs, "a job must be outstanding"
         while not (ready := ray.wait(list(self._jobs), num_returns=1, timeout=POLL_SECONDS)[0]):
             interrupts.check()
         return [(self._jobs.pop(reference), _outcome(reference)) for reference in ready]
 
     def close(self) -> None:
+        """Cancels all tasks, kills those that haven't ended `GRACE_SECONDS` later, and ends a Ray that was started."""
         try:
             for reference in self._jobs:
                 ray.cancel(reference, force=False)
@@ -96,7 +99,7 @@ class RayExecutor:
 
 
 def _start(address: str | None, threads: int) -> None:
-    """Starts Ray with room for this many threads on this machine, or connects to a cluster; quietly."""
+    """Starts Ray on this machine with room for this many threads, or connects to a cluster, without output."""
     quiet = {"logging_level": "ERROR", "log_to_driver": False}
     with _own_signals():
         if address is None:
@@ -114,11 +117,11 @@ def _start(address: str | None, threads: int) -> None:
 
 @contextmanager
 def _on_loopback() -> Iterator[None]:
-    """Lets the Ray that starts in this block listen on the loopback alone.
+    """Makes a Ray that starts in this block listen on the loopback only.
 
-    Ray 2.60 on Linux takes 127.0.0.1 for "the address that others see", listens on all of them, and runs the code of
-    whoever connects. This is the switch by which it stays at home on other systems; its processes read it when they
-    start.
+    On Linux, Ray 2.60 takes 127.0.0.1 for the address that others see, listens on all addresses, and runs the code of
+    anyone who connects. This switch keeps Ray on the loopback on other systems, and works here too; Ray's processes
+    read it when they start.
     """
     name, before = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, ray_constants.ENABLE_RAY_CLUSTER
     outside = os.environ.get(name)
@@ -133,7 +136,7 @@ def _on_loopback() -> Iterator[None]:
 
 
 def _knock(address: str) -> None:
-    """Raises OSError where nobody listens: Ray itself would try for two minutes, aloud."""
+    """Raises OSError if nobody listens at the address. Ray itself would try for two minutes, with output."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
@@ -143,7 +146,7 @@ def _outcome(reference: Any) -> Outcome:
     try:
         return received_outcome(ray.get(reference))
     except RayTaskError as error:
-        # Raised outside of the job: the task could not even be read there.
+        # Jobs return their errors, so this one was raised outside the job: the task couldn't be read there.
         return Outcome(error=RunError(f"Ray could not run the job: {error.cause}"))
     except RayError as error:
         what = next(iter(str(error).splitlines()), "")
@@ -151,11 +154,11 @@ def _outcome(reference: Any) -> Outcome:
 
 
 def _run(task: bytes, job: Job, environment: dict[str, str], path: tuple[str, ...], folder: str) -> bytes:
-    """Runs a job in a process of Ray's, which stays, and with it data and teacher in its memory."""
+    """Runs a job in one of Ray's processes, which stays and keeps data and teacher in memory."""
     os.environ.update(environment)
     sys.path += [place for place in path if place not in sys.path]
     with _own_signals():
-        # `ray.cancel` raises SIGINT here.
+        # `ray.cancel` sends SIGINT to this process.
         interrupts.install()
         try:
             return answered(task, job, folder)
@@ -165,7 +168,7 @@ def _run(task: bytes, job: Job, environment: dict[str, str], path: tuple[str, ..
 
 @contextmanager
 def _own_signals() -> Iterator[None]:
-    """Puts signal handlers back after the block: Ray sets its own, and must not find ours in its processes."""
+    """Restores signal handlers after the block: Ray sets its own, and must not find ours in its processes."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

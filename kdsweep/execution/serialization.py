@@ -1,4 +1,4 @@
-"""What goes to a process that runs jobs, and what comes back: tasks, surroundings, outcomes."""
+"""Packs what a process that runs jobs is sent and what it sends back: tasks, environment, outcomes."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from kdsweep.system.errors import RunError, UserError
 
 
 def worker_environment(threads: int) -> dict[str, str]:
-    """This process's environment with what a worker's differs in: its number of threads, and no progress bars."""
+    """Returns a worker's environment: this process's, with the worker's number of threads and without progress bars."""
     count = str(threads)
     own = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), count)
     return {**os.environ, **own, "KDSWEEP_PLAIN": "1"}
 
 
 def packed_task(task: Task) -> bytes:
-    """A task with the state of Hydra that belongs to it.
+    """Packs a task and the state of Hydra that belongs to it.
 
-    By cloudpickle: what Hydra calls the task function is what its decorator hides, and can't be imported by name.
+    cloudpickle is needed because Hydra's decorator hides the task function, so it can't be imported by name.
     """
     message: bytes = cloudpickle.dumps((task, Singleton.get_state()))
     return message
 
 
 def received_task(message: bytes) -> Task:
-    """The task, in a process in which Hydra was not started; now it has the sender's state."""
+    """Unpacks a task in a process in which Hydra wasn't started, and gives Hydra the sender's state there."""
     setup_globals()
     task, state = pickle.loads(message)
     Singleton.set_state(state)
@@ -40,9 +40,9 @@ def received_task(message: bytes) -> Task:
 
 
 def packed_outcome(outcome: Outcome) -> bytes:
-    """An outcome for another process.
+    """Packs an outcome for another process.
 
-    An exception takes its stack trace along as a note, and one that wouldn't survive the journey is replaced by a
+    An exception carries its stack trace as a note. An exception that can't be pickled and unpickled is replaced by a
     `RunError` with its type and message.
     """
     error = outcome.error
@@ -65,7 +65,7 @@ def packed_outcome(outcome: Outcome) -> bytes:
 
 
 def received_outcome(message: bytes) -> Outcome:
-    """The outcome that `packed_outcome` made a message of."""
+    """Unpacks an outcome that `packed_outcome` has packed."""
     outcome = pickle.loads(message)
     assert isinstance(outcome, Outcome)
     return outcome

@@ -1,4 +1,4 @@
-"""The inside of a worker process: it runs the jobs that it is sent, and ends with its parent."""
+"""The inside of a worker process, which runs the jobs that its parent sends, and ends with its parent."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from kdsweep.execution.jobs import Job, Outcome, run_job
 from kdsweep.execution.serialization import packed_outcome, received_task
 from kdsweep.system import interrupts
 
-# How long a job may take to close its MLflow run once the study's process is gone.
+# After the study's process has ended, a job has this long to close its MLflow run.
 GRACE_SECONDS = 10.0
 
 
 def serve(connection: Connection) -> None:
-    """Runs jobs until the connection is closed or SIGTERM or SIGHUP comes, which ends a job as it ends a single run.
+    """Runs jobs until the connection is closed, or SIGTERM or SIGHUP arrives and ends the job as it ends a single run.
 
     Args:
-        connection: Brings the descriptors of stdout and stderr; then what `packed_task` made, all of the environment
-            and the working directory; then jobs. Takes their outcomes.
+        connection: Receives the descriptors of stdout and stderr; then the packed task, the environment and the working
+            directory; then jobs. Each job's outcome is sent back.
     """
-    # Ctrl-C in the terminal reaches this process too. Its parent decides, and says so by SIGTERM.
+    # Ctrl-C in the terminal reaches this process too. Its parent decides what it means, and sends SIGTERM to end it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         interrupts.install()
@@ -42,7 +42,7 @@ def serve(connection: Connection) -> None:
                 pass
             connection.send_bytes(answered(task, connection.recv(), folder))
     except (KeyboardInterrupt, EOFError, OSError):
-        # Told to end, or the parent has closed the connection, or is gone.
+        # A signal asked this process to end, or the parent has closed the connection or is gone.
         return
     finally:
         interrupts.forget()
@@ -54,7 +54,8 @@ def answered(task: bytes, job: Job, folder: str) -> bytes:
     """Runs a job, and packs its outcome.
 
     Args:
-        task: What `packed_task` made; one that can't be read here is the job's error.
+        task: The message of `packed_task`. If it can't be read here, that is the job's error.
+        job: The job.
         folder: The working directory.
     """
     try:
@@ -65,7 +66,7 @@ def answered(task: bytes, job: Job, folder: str) -> bytes:
     return packed_outcome(outcome)
 
 
-# A process serves one study after the other, at most.
+# A process serves one study at a time.
 _received = functools.lru_cache(maxsize=1)(received_task)
 
 
@@ -82,7 +83,7 @@ def _receive_terminal(connection: Connection) -> None:
 
 
 def _end_with_parent() -> None:
-    """Waits for the end of the parent, however it ended, and then ends this process."""
+    """Waits until the parent has ended, for whatever reason, and then ends this process."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])

@@ -1,7 +1,7 @@
-"""Worker processes: each runs one job after the other, and keeps data and teacher in memory between them.
+"""Worker processes: each runs one job after another, and keeps data and teacher in memory between jobs.
 
-A server process imports once what every job needs, and workers are forked from it in milliseconds, before anything
-touches a GPU. What a worker shall not inherit from that server, its parent sends: environment, folder and terminal.
+A server process imports once what every job needs. Workers are forked from it in milliseconds, before anything touches
+a GPU. Environment, working directory and terminal don't come from that server: the parent sends its own to the worker.
 """
 
 from __future__ import annotations
@@ -27,28 +27,29 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from multiprocessing.context import ForkServerProcess
 
-# What takes seconds to import, and what a job imports of kdsweep.
+# Modules that take seconds to import, and the modules of kdsweep that a job imports.
 PRELOADED = [
     *("torch", "torch._dynamo", "torchvision", "sklearn.datasets", "matplotlib.backends.backend_agg"),
     *("mlflow", "mlflow.store.tracking.sqlalchemy_store", "optuna"),
     *("kdsweep.train", "kdsweep.training", "kdsweep.recording", "kdsweep.study.plugin", "kdsweep.execution.worker"),
 ]
 
-# How long a worker that was asked to end may take: it closes its MLflow run.
+# A worker that is asked to end has this long to close its MLflow run.
 GRACE_SECONDS = 10.0
 
-# How often a deferred signal is looked for.
+# While it waits, the parent looks for deferred signals at this interval.
 POLL_SECONDS = 0.1
 
 
 class Workers:
-    """An `Executor`: a job goes to whichever process is free, and a process that dies is replaced.
+    """An `Executor` that gives a job to any free process, and replaces a process that died.
 
     Args:
         task: What all jobs share.
-        slots: Processes.
-        threads: CPU threads that each may use.
-        gpus: Names for CUDA_VISIBLE_DEVICES, which the slots take in turns; none: all see what this process sees.
+        slots: The number of processes.
+        threads: CPU threads that each process may use.
+        gpus: Names for CUDA_VISIBLE_DEVICES, which the slots take in turns. If empty, workers see the GPUs that this
+            process sees.
     """
 
     def __init__(self, task: Task, slots: int, threads: int, gpus: Sequence[str]) -> None:
@@ -59,6 +60,7 @@ class Workers:
         self._workers: list[Worker | None] = [None] * slots
 
     def submit(self, job: Job) -> None:
+        """Sends a job to a free process; starts the process if there is none."""
         free = [slot for slot, worker in enumerate(self._workers) if worker is None or worker.job is None]
         assert free, "a slot must be free"
         slot = free[0]
@@ -68,6 +70,7 @@ class Workers:
         worker.start(job)
 
     def wait(self) -> list[tuple[Job, Outcome]]:
+        """Waits until a process has answered or died."""
         busy = [worker for worker in self._workers if worker is not None and worker.job is not None]
         assert busy, "a job must be outstanding"
         sources = [source for worker in busy for source in (worker.connection, worker.process.sentinel)]
@@ -77,6 +80,7 @@ class Workers:
         return [worker.end() for worker in ended]
 
     def close(self) -> None:
+        """Ends all processes by SIGTERM, and kills those that haven't ended `GRACE_SECONDS` later."""
         workers = [worker for worker in self._workers if worker is not None]
         self._workers = [None] * self.slots
         try:
@@ -86,7 +90,7 @@ class Workers:
             for worker in workers:
                 worker.process.join(max(0.0, limit - time.monotonic()))
         finally:
-            # Also when Ctrl-C is pressed once more.
+            # Ctrl-C may have been pressed once more meanwhile.
             for worker in workers:
                 worker.kill()
 
@@ -98,7 +102,7 @@ class Workers:
 
 
 class Worker:
-    """One process, as its parent sees it."""
+    """One worker process, seen from its parent."""
 
     def __init__(self, task: bytes, environment: dict[str, str]) -> None:
         context = multiprocessing.get_context("forkserver")
@@ -107,8 +111,9 @@ class Worker:
             forkserver.ensure_running()
         self.job: Job | None = None
         self.connection, theirs = context.Pipe()
-        # A daemon: should the parent end without `close`, it doesn't wait for jobs. And with no more arguments than a
-        # pipe takes at once: cut short by Ctrl-C while the server still imports, they would cost a stack trace.
+        # A daemon, so that a parent that ends without `close` doesn't wait for its jobs. The arguments are few enough
+        # for a pipe to take them at once: if Ctrl-C cut them short while the server still imports, the server would
+        # print a stack trace.
         self.process: ForkServerProcess = context.Process(target=serve, args=(theirs,), daemon=True)
         self.process.start()
         theirs.close()
@@ -117,16 +122,16 @@ class Worker:
             self.connection.send((task, environment, str(Path.cwd())))
 
     def start(self, job: Job) -> None:
-        """Sends a job; one that the process did not live to take shows as lost."""
+        """Sends a job. If the process dies before it takes the job, `end` returns the job as lost."""
         self.job = job
         with suppress(OSError):
             self.connection.send(job)
 
     def end(self) -> tuple[Job, Outcome]:
-        """The job and its outcome, once it has answered or died."""
+        """Returns the job and its outcome, after the process has answered or died."""
         assert self.job is not None
         job, self.job = self.job, None
-        # A process that has just died may have answered before.
+        # A process that has just died may have answered first.
         with suppress(EOFError, OSError):
             if self.connection.poll():
                 return job, received_outcome(self.connection.recv_bytes())
@@ -136,23 +141,23 @@ class Worker:
         return job, Outcome(error=RunError(f"the worker process of {job.name} {how}"), lost=True)
 
     def kill(self) -> None:
-        """Ends the process for certain, and forgets it."""
+        """Ends the process by SIGKILL, and closes the connection to it."""
         self.process.kill()
         self.process.join()
         self.connection.close()
 
 
 def gpus(device: str) -> tuple[str, ...]:
-    """Names for CUDA_VISIBLE_DEVICES, one for each GPU to bind a worker to; none where there is no choice.
+    """Returns names for CUDA_VISIBLE_DEVICES, one for each GPU; none if workers have no choice of GPUs.
 
     Args:
-        device: The configuration's: one that names a GPU, or the CPU, leaves no choice.
+        device: The configuration's device. If it is the CPU or names a GPU, there is no choice.
     """
     if device not in ("auto", "cuda"):
         return ()
     import torch
 
-    # Asks the driver, and leaves CUDA uninitialised.
+    # This asks the driver, and doesn't initialise CUDA.
     count = torch.cuda.device_count()
     if count < 2:
         return ()
@@ -170,18 +175,19 @@ def _ending(status: int | None) -> str:
 
 
 def _send_terminal(connection: Connection) -> None:
-    """Sends where stdout and stderr go: the server may have been started with others."""
+    """Sends this process's stdout and stderr, because the server may have been started with other ones."""
     with socket.socket(fileno=os.dup(connection.fileno())) as channel:
         socket.send_fds(channel, [b"\0"], [1, 2])
 
 
 @contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """What is started in this block never gets SIGINT: a worker is ended by its parent, which may ignore Ctrl-C.
+    """Blocks SIGINT for processes that are started in this block.
 
-    And the server, which does not know about it, would print a stack trace.
+    Only its parent, which may ignore Ctrl-C, ends a worker. The server doesn't handle the signal, and would print a
+    stack trace.
     """
-    # It would let the signal through again if it were started in the block.
+    # The resource tracker unblocks the signal if it starts inside the block.
     resource_tracker.ensure_running()
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -192,7 +198,7 @@ def _without_interrupts() -> Iterator[None]:
 
 @contextmanager
 def _environment(environment: dict[str, str]) -> Iterator[None]:
-    """What is started in this block gets this environment: libraries read the number of threads when they load."""
+    """Gives processes that are started in this block this environment; libraries read their threads when they load."""
     before = dict(os.environ)
     os.environ.update(environment)
     try:

@@ -1,15 +1,13 @@
-"""The study: one command from the first baseline to the verdict, as the children of one MLflow run."""
+"""The controller of a study: one command from the first baseline to the verdict, below one MLflow run."""
 
 from __future__ import annotations
 
 import json
 import re
-import warnings
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import optuna
 from filelock import FileLock, Timeout
 from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl
 from omegaconf import DictConfig, OmegaConf
@@ -23,7 +21,7 @@ from kdsweep.execution.jobs import Task
 from kdsweep.execution.trial_link import build_pruner, storage_url
 from kdsweep.report import console, writing
 from kdsweep.study.forecast import forecast
-from kdsweep.study.search import Search, delete, described, distribution_of, held_by, limits
+from kdsweep.study.search import Search, Space, delete, described, held_by, limits, silence_optuna, space_of
 from kdsweep.study.stages import Baseline, Stages
 from kdsweep.system.environment import cores
 from kdsweep.system.errors import UserError, require
@@ -31,29 +29,31 @@ from kdsweep.system.processes import parse_process, this_process
 from kdsweep.system.progress import note
 from kdsweep.tracking import sending
 from kdsweep.tracking.run_records import ARM_TAG
-from kdsweep.tracking.store import Run, Store, flatten
+from kdsweep.tracking.store import Store, flatten
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from hydra.core.override_parser.types import Override
     from hydra.types import HydraContext, TaskFunction
-    from optuna.distributions import BaseDistribution
+
+    from kdsweep.tracking.run_writer import Run
 
 NAME = re.compile(r"\w[\w.+-]*", re.ASCII)
 
 
 class Study(OptunaSweeperImpl):
-    """hydra-optuna-sweeper's search inside a whole experiment: baselines before it, confirmation and verdict after it.
+    """A sweeper that runs a whole experiment: baselines, hydra-optuna-sweeper's search, confirmation, and verdict.
 
     Args:
-        sampler, pruner: Their configurations; Hydra leaves it to the sweeper to build them.
-        baselines: Arm -> overrides, number of seeds, and whether it is a control.
-        confirm_seeds: Fresh seeds of the chosen setting and of the controls.
-        executor: Where runs are carried out; None is `in_process` for one at a time and `workers` for more.
-        ray_address: The Ray cluster; None starts Ray on this machine.
+        sampler: Configuration of Optuna's sampler; Hydra leaves it to the sweeper to build it.
+        pruner: Configuration of Optuna's pruner, or None.
+        baselines: For each arm its overrides, its number of seeds, and whether it is a control.
+        confirm_seeds: The number of fresh seeds for the chosen setting and for each control.
+        executor: The executor's name; None means `in_process` if n_jobs is 1, and `workers` otherwise.
+        ray_address: The address of a Ray cluster; None starts Ray on this machine.
         max_restarts: How often a run whose process died is started again.
-        restart: "fresh" forgets what was done; None goes on with it.
+        restart: "fresh" begins anew; None goes on with what is done.
         search: The plug-in's own arguments.
     """
 
@@ -83,18 +83,20 @@ class Study(OptunaSweeperImpl):
         self._ray_address = ray_address
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Takes what Hydra gives to every sweeper."""
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
         self._task = Task(hydra_context, config, task_function)
 
     def sweep(self, arguments: list[str]) -> None:
         """Runs the study, or what is left of it; `arguments` are the overrides of the command line."""
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        # Constant liars and the like: chosen on purpose.
-        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+        silence_optuna()
         overrides = without_replaced_sweeps(parsed([*self._parse_sweeper_params_config(), *arguments]))
         objectives = rules.objectives(self.config)
         directions = self._directions(objectives)
-        space = self._check(overrides, directions)
+        self._check(directions)
+        space = space_of(self._exact(overrides))
+        self._check_limits(space)
+        build.rehearse(self.config)
         folder = Path(self.sweep_dir)
         with only_controller(folder, str(self.study_name)):
             url = storage_url(self.storage, self.sweep_dir)
@@ -116,10 +118,10 @@ class Study(OptunaSweeperImpl):
                 search.require_same({**self._conditions(searched), "directions": directions})
                 self._run(search, overrides, list(zip(objectives, directions, strict=True)))
 
-    # Before anything is done
+    # Before the first run
 
     def _directions(self, objectives: Sequence[str]) -> list[str]:
-        """Which way each objective is better: as configured, or as its metric is."""
+        """Returns which way each objective is better: as configured, or else as its metric is defined."""
         if self.direction is None:
             return [metrics.direction(name) for name in objectives]
         directions = [str(direction) for direction in self._get_directions()]
@@ -129,10 +131,10 @@ class Study(OptunaSweeperImpl):
         require(set(directions) <= {*known}, f"direction in {known}", directions, "hydra.sweeper.direction")
         return directions
 
-    def _check(self, overrides: Iterable[Override], directions: Sequence[str]) -> dict[str, BaseDistribution]:
-        """Refuses now what would be refused after the baselines; returns the search space."""
+    def _check(self, directions: Sequence[str]) -> None:
+        """Refuses values that would otherwise be refused only after the baselines."""
         checks.check(rules.settled(self.config))
-        remedy = "A study goes on by itself."
+        remedy = "A study always goes on where it was interrupted."
         require(self.config.resume is not True, "resume in (auto, false) in a study", True, "resume", remedy)
         require_executor(self._executor, self.n_jobs)
         seed = OmegaConf.select(self.sampler, "seed")
@@ -154,47 +156,45 @@ class Study(OptunaSweeperImpl):
         if self._pruner is not None:
             require(len(directions) == 1, "one objective with a pruner", len(directions), "hydra.sweeper.pruner")
             build_pruner(self._pruner)
-        space = {}
+
+    def _exact(self, overrides: Iterable[Override]) -> Iterator[Override]:
+        """Yields the overrides with sweeps, with float bounds where the configuration has a float.
+
+        Raises:
+            UserError: A key isn't there, or all runs need the same value of it.
+        """
+        remedy = "Write one value, in quotes if it holds a comma."
         for override in overrides:
             if override.is_sweep_override():
+                key = override.get_key_element()
                 require_key(override, self.config)
-                remedy = "Write one value, in quotes if it holds a comma."
-                require(
-                    keys.may_be_searched(override.get_key_element()),
-                    "one value for all runs",
-                    str(override.input_line).partition("=")[2],
-                    override.get_key_element(),
-                    remedy,
-                )
-                (exact,) = parsed([with_float_bounds(override, self.config)])
-                space[override.get_key_element()] = distribution_of(override.get_key_element(), exact)
-        self._check_limits(space)
-        build.rehearse(self.config)
-        return space
+                values = str(override.input_line).partition("=")[2]
+                require(keys.may_be_searched(key), "one value for all runs", values, key, remedy)
+                yield from parsed([with_float_bounds(override, self.config)])
 
-    def _check_limits(self, space: Mapping[str, BaseDistribution]) -> None:
-        """Refuses a search space whose limits, or choices, no run could take."""
-        for key, distribution in space.items():
-            # The choices of a group are options, which Hydra knows.
+    def _check_limits(self, space: Space) -> None:
+        """Refuses a search space if a run couldn't take one of its limits or choices."""
+        for key, values in limits(space).items():
+            # The choices of a group are its options, which Hydra checks.
             if key.startswith("+") or OmegaConf.is_config(OmegaConf.select(self.config, key)) or "/" in key:
                 continue
-            for value in limits(distribution):
+            for value in values:
                 own = self.config.copy()
                 OmegaConf.set_readonly(own, False)
                 OmegaConf.update(own, key, value)
                 checks.check(rules.settled(own))
 
-    def _extender(self) -> Any:
+    def _extender(self) -> Callable[[Any], None] | None:
         extend = self.custom_search_space_extender
         return None if extend is None else lambda trial: extend(self.config, trial)
 
     def _own(self) -> dict[str, object]:
-        """The configuration that the study's runs share."""
+        """Returns the configuration that the study's runs share, flattened."""
         names = [key for key in self.config if isinstance(key, str) and key != "hydra"]
         return flatten(build.container(OmegaConf.masked_copy(self.config, names)))
 
     def _conditions(self, searched: Iterable[Override]) -> dict[str, object]:
-        """What must be the same when the study goes on."""
+        """Returns what must be the same when the study goes on."""
         own = {key: value for key, value in self._own().items() if not keys.may_change_when_going_on(key)}
         arms = {f"baselines.{name}": (list(arm.overrides), arm.control) for name, arm in self._baselines.items()}
         return {**own, **_space_lines(searched), **arms}
@@ -203,7 +203,7 @@ class Study(OptunaSweeperImpl):
 
     @contextmanager
     def _parent(self, store: Store, search: Search, params: Mapping[str, object]) -> Iterator[Run]:
-        """The MLflow run above all others: the one that the study has, or a new one."""
+        """Opens the MLflow run above all others: the one that the study has, or a new one."""
         known = store.tagged(study_key=search.key)
         if known:
             with store.reopened(known[0].id) as run:
@@ -215,7 +215,7 @@ class Study(OptunaSweeperImpl):
 
     def _run(self, search: Search, overrides: Sequence[Override], objectives: Sequence[tuple[str, str]]) -> None:
         store = recording.open_store(self.config)
-        # What jobs of an interrupted study couldn't send tells which of them are done.
+        # The records that jobs of an interrupted study couldn't send say which of the jobs are done.
         sending.send_unsent(store, recording.unsent_folder(self.config))
         searched = [override for override in overrides if override.is_sweep_override()]
         with self._parent(store, search, {**self._own(), **_space_lines(searched)}) as parent:
@@ -232,7 +232,7 @@ class Study(OptunaSweeperImpl):
                 self._max_restarts,
                 self.max_failure_rate,
             )
-            # Before the workers start, whose imports would spoil what is measured.
+            # This measures, so it comes before the workers start and import.
             self._announce(stages)
             with stages.carried_out_by(self._open_executor(any(stages.left().values()))):
                 stages.run_baselines()
@@ -243,23 +243,23 @@ class Study(OptunaSweeperImpl):
         console.show(writing.write(store, parent.id, folder))
 
     def _tags(self, search: Search, objectives: Sequence[tuple[str, str]]) -> dict[str, str]:
-        """What the report wants to know of the study as a whole."""
+        """Returns the tags that tell the report what the study as a whole is."""
         planned = {
             "n_trials": search.n_trials,
             "baseline_seeds": max((arm.seeds for arm in self._baselines.values() if arm.control), default=0),
             "confirm_seeds": self._confirm_seeds,
         }
-        space = {key: described(distribution) for key, distribution in search.space.items()}
-        values = {"space": space, "objectives": objectives, "planned": planned}
+        values = {"space": described(search.space), "objectives": objectives, "planned": planned}
         tags = {f"kdsweep.{name}": json.dumps(value) for name, value in values.items()}
         return {**tags, "kdsweep.process": str(this_process())}
 
     @property
     def _threads(self) -> int | None:
-        """What each run sets: its share of the cores, so that runs side by side don't fight; None: its own choice."""
+        """The number of threads that each run sets, its share of the cores; None leaves it to the configuration."""
         if self.config.threads is not None or self._executor == "in_process":
             return None
-        return max(1, cores() // self.n_jobs)
+        n_jobs: int = self.n_jobs
+        return max(1, cores() // n_jobs)
 
     def _open_executor(self, needed: bool) -> Executor:
         if not needed:
@@ -275,10 +275,10 @@ class Study(OptunaSweeperImpl):
         )
 
     def _announce(self, stages: Stages) -> None:
-        """What is going to be done, and about how long it will take."""
+        """Prints what the study is going to do, and about how long that takes."""
         planned, left = stages.planned(), stages.left()
         if not any(left.values()):
-            note(f"Study {self.study_name}: all {sum(planned.values())} runs are there.")
+            note(f"Study {self.study_name}: all {sum(planned.values())} runs are done.")
             return
         elsewhere = self._executor == "launcher" or self._ray_address is not None
         found = forecast(
@@ -296,10 +296,10 @@ class Study(OptunaSweeperImpl):
 
 @contextmanager
 def only_controller(folder: Path, name: str) -> Iterator[None]:
-    """In this block no other controller of this machine works in the study's folder.
+    """Keeps other controllers of this machine out of the study's folder until the block ends.
 
     Raises:
-        UserError: One does already; it says which.
+        UserError: Another controller works in it already; the message names its process.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / "controller.lock")
@@ -318,5 +318,5 @@ def only_controller(folder: Path, name: str) -> Iterator[None]:
 
 
 def _space_lines(searched: Iterable[Override]) -> dict[str, object]:
-    """What is searched, as it was written."""
+    """Returns the searched keys as they were written."""
     return {f"space.{override.get_key_element()}": override.input_line for override in searched}

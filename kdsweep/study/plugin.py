@@ -1,4 +1,4 @@
-"""Registers the study with Hydra as a sweeper: the part that every `kdsweep` command loads, and so imports little."""
+"""Registers the study with Hydra as a sweeper. Every `kdsweep` command loads this module, so it imports little."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from omegaconf import MISSING, DictConfig
 
 @dataclass
 class BaselineConf:
-    """Runs before the search; a control is run again, with fresh seeds, beside the chosen setting."""
+    """The runs of an arm before the search. A control runs again, with fresh seeds, beside the chosen setting."""
 
     overrides: list[str] = field(default_factory=list)
     seeds: int = 1
@@ -23,11 +23,11 @@ class BaselineConf:
 
 @dataclass
 class StudySweeperConf(OptunaSweeperConf):
-    """hydra-optuna-sweeper's configuration, and the study's own."""
+    """The configuration of hydra-optuna-sweeper, with the study's own keys."""
 
     _target_: str = "kdsweep.study.plugin.StudySweeper"
     defaults: list[Any] = field(default_factory=lambda: [{"sampler": "gp"}, {"pruner": "none"}])
-    # Beside the plug-in's own keys; each is described in conf/sweep/alpha_tau.yaml.
+    # The study's own keys, and keys of the plug-in with another default. conf/sweep/alpha_tau.yaml describes each.
     n_jobs: int = 1
     direction: Any = None
     pruner: Any = MISSING
@@ -40,7 +40,7 @@ class StudySweeperConf(OptunaSweeperConf):
 
 
 class StudySweeper(Sweeper):
-    """What Hydra instantiates: hands everything to `kdsweep.study`, which it imports only when a sweep starts."""
+    """The sweeper that Hydra instantiates. It imports `kdsweep.study.controller` only now, when a sweep starts."""
 
     def __init__(self, **arguments: Any) -> None:
         from kdsweep.study.controller import Study
@@ -48,9 +48,11 @@ class StudySweeper(Sweeper):
         self._study = Study(**arguments)
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Takes what Hydra gives to every sweeper."""
         self._study.setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
     def sweep(self, arguments: list[str]) -> Any:
+        """Runs the study."""
         return self._study.sweep(arguments)
 
 

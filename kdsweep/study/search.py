@@ -1,4 +1,4 @@
-"""The search of a study: Optuna asked for settings and told what became of them, through any interruption."""
+"""The search of a study: asks Optuna for settings, and tells it their results, through any interruption."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import math
 import statistics
 import time
 import uuid
+import warnings
+from collections.abc import Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -21,46 +24,56 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from kdsweep.config.rules import attempt
-from kdsweep.execution.trial_link import (
-    BEAT,
-    BEAT_SECONDS,
-    PROCESS,
-    STALE_SECONDS,
-    TRUSTED,
-    VALUES,
-    Pulse,
-    beating,
-    build_pruner,
-    open_storage,
-)
+from kdsweep.execution.heartbeat import Pulse, beating, lives_at_once
+from kdsweep.execution.trial_link import BEAT, PROCESS, TRUSTED, VALUES, build_pruner, open_storage
 from kdsweep.system.errors import UserError
 from kdsweep.system.processes import ProcessId, parse_process, this_process
-from kdsweep.system.progress import note
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
-# What the sweeper writes into a trial, and into the study.
+    from hydra.core.override_parser.types import Override
+
+# The user attributes that the sweeper writes into a trial, and into the study.
 STARTS, PRUNED_AT, CAUSE = "kdsweep.starts", "kdsweep.pruned_at", "kdsweep.cause"
 KEY, CONDITIONS, CONTROLLER = "kdsweep.key", "kdsweep.conditions", "kdsweep.controller"
 
-FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+# What a study searches: each key with Optuna's distribution of its values.
+Space = Mapping[str, BaseDistribution]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a trial tries.
+
+    Attributes:
+        number: The trial's number.
+        params: The searched keys and their values.
+    """
+
+    number: int
+    params: Mapping[str, object]
+
+    @property
+    def overrides(self) -> list[str]:
+        """The values as override lines."""
+        return [f"{key}={value}" for key, value in self.params.items()]
 
 
 class Search:
     """A study in Optuna's storage.
 
     Args:
-        url: The storage.
-        name: The study's name there.
+        url: The URL of the storage.
+        name: The study's name in the storage.
         directions: "maximize" or "minimize" for each objective.
-        space: What is searched: key -> Optuna's distribution.
-        sampler: Configuration of the sampler; its seed is moved on by the trials that are there.
+        space: What is searched.
+        sampler: Configuration of the sampler. The number of trials in the storage is added to its seed.
         pruner: Configuration of the pruner, or None.
-        n_trials: How many trials there are to be in all, whatever their end.
+        n_trials: The total number of trials, however they end.
         max_restarts: How often a trial whose process died is started again.
-        extend: Suggests further parameters for a trial, or None.
+        extend: Suggests further parameters for one of Optuna's trials, or None.
     """
 
     def __init__(
@@ -68,7 +81,7 @@ class Search:
         url: str,
         name: str,
         directions: Sequence[str],
-        space: Mapping[str, BaseDistribution],
+        space: Space,
         sampler: DictConfig,
         pruner: DictConfig | None,
         n_trials: int,
@@ -95,13 +108,13 @@ class Search:
     def _sampler(self, config: DictConfig) -> Any:
         known = len(self.trials())
         seed = OmegaConf.select(config, "seed")
-        # A sampler that begins anew with its seed would propose its first points again. QMC and the grid count their
-        # points in the storage, in an order that is the seed's.
+        # A resumed sampler with its old seed would propose its first points again. QMC and the grid count their points
+        # in the storage, and need the old seed because it decides their order.
         counts = str(config["_target_"]).endswith(("QMCSampler", "GridSampler"))
         if seed is not None and known and not counts:
             config = OmegaConf.create({**config, "seed": seed + known})
         sampler = instantiate(config, _execution_whitelist_=TRUSTED)
-        if isinstance(sampler, functools.partial):  # the grid: only it waits for the search space
+        if isinstance(sampler, functools.partial):  # the grid, which also needs the search space
             grid = {key: _choices(key, distribution) for key, distribution in self.space.items()}
             self.n_trials = min(self.n_trials, math.prod(map(len, grid.values())))
             return sampler(grid)
@@ -109,7 +122,7 @@ class Search:
 
     @property
     def key(self) -> str:
-        """What no other study has, made when it is first asked for."""
+        """A key that no other study has; made when it is first asked for."""
         found = self._study.user_attrs.get(KEY)
         if found is None:
             found = uuid.uuid4().hex
@@ -117,18 +130,22 @@ class Search:
         return str(found)
 
     def trials(self) -> list[FrozenTrial]:
-        """All trials, by number."""
+        """Returns all trials by number, as Optuna has them."""
         return self._study.get_trials(deepcopy=False)
 
-    def count(self, *states: TrialState) -> int:
-        """How many trials are in one of these states."""
-        return sum(trial.state in states for trial in self.trials())
+    def count_finished(self) -> int:
+        """Returns how many trials are complete, pruned or failed."""
+        return sum(trial.state.is_finished() for trial in self.trials())
+
+    def count_failed(self) -> int:
+        """Returns how many trials have failed."""
+        return sum(trial.state == TrialState.FAIL for trial in self.trials())
 
     def require_same(self, conditions: Mapping[str, object]) -> None:
-        """Refuses to go on with a study under other conditions than it was begun with; remembers them the first time.
+        """Refuses conditions that differ from those the study was begun with; stores them if it is new.
 
         Raises:
-            UserError: It names what differs.
+            UserError: It names the keys that differ.
         """
         now = {key: str(value) for key, value in conditions.items()}
         text = self._study.user_attrs.get(CONDITIONS)
@@ -147,10 +164,10 @@ class Search:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """In this block no other controller, on whatever machine, works on the study.
+        """Keeps other controllers, on any machine, from working on the study until the block ends.
 
         Raises:
-            UserError: One does already.
+            UserError: Another controller works on it already.
         """
         _require_free(self._study)
 
@@ -163,8 +180,8 @@ class Search:
         finally:
             self._study.set_user_attr(CONTROLLER, None)
 
-    def next(self) -> Trial | None:
-        """The trial to compute next: one that was interrupted, or a new one; None when there are enough."""
+    def next(self) -> Setting | None:
+        """Returns the trial to run next: an interrupted or a new one; None if there are enough trials."""
         trials = self.trials()
         waiting = any(trial.state == TrialState.WAITING for trial in trials)
         if not waiting and len(trials) >= self.n_trials:
@@ -173,14 +190,14 @@ class Search:
         if self._extend is not None:
             self._extend(trial)
         trial.set_user_attr(STARTS, trial.user_attrs.get(STARTS, 0) + 1)
-        return trial
+        return Setting(trial.number, trial.params)
 
     def complete(self, number: int, values: Sequence[float]) -> None:
-        """Tells the result of a trial."""
+        """Tells Optuna the result of a trial."""
         self._tell(number, values=list(values))
 
     def prune(self, number: int, epoch: int) -> None:
-        """Tells that a trial was stopped after `epoch`."""
+        """Tells Optuna that a trial was stopped after `epoch`."""
         trial = self.trials()[number]
         self._set(trial, PRUNED_AT, epoch)
         value = self._extrapolated(trial) if self._hides_pruned else None
@@ -190,22 +207,25 @@ class Search:
             self._tell(number, values=value)
 
     def fail(self, number: int, cause: str) -> None:
-        """Tells that a trial has no result."""
+        """Tells Optuna that a trial has failed."""
         self._set(self.trials()[number], CAUSE, cause)
         self._tell(number, state=TrialState.FAIL)
 
     def give_back(self, number: int) -> None:
-        """A trial that was interrupted on purpose: it is proposed again, and that doesn't count as a restart."""
+        """Gives back a trial that was interrupted on purpose. It is proposed again, and this counts as no restart."""
         trial = self.trials()[number]
         if trial.state == TrialState.RUNNING:
             self._set(trial, STARTS, trial.user_attrs.get(STARTS, 1) - 1)
             self.recover(number)
 
     def recover(self, number: int, values: Sequence[float] | None = None) -> str:
-        """Decides about a trial whose process is gone; says what was decided.
+        """Settles a trial whose process is gone.
 
-        With a result (`values`, or what the job left) it is complete. Else it is proposed again with its number and
-        parameters, or given up after too many starts.
+        If there is a result, which is what the job left or else `values`, the trial is complete. Otherwise it is
+        proposed again with its number and parameters, or fails after too many starts.
+
+        Returns:
+            The decision in words.
         """
         trial = self.trials()[number]
         values = trial.user_attrs.get(VALUES, values)
@@ -220,7 +240,11 @@ class Search:
         return "it is started again"
 
     def orphans(self) -> tuple[list[int], list[ProcessId]]:
-        """The trials that run though no controller knows them: those that are dead, and the processes of the others."""
+        """Finds the trials that are running in Optuna's record although this controller hasn't started them.
+
+        Returns:
+            The numbers of those that are dead, and the processes of those that live.
+        """
         dead, living = [], []
         for trial in self.trials():
             if trial.state == TrialState.RUNNING:
@@ -234,15 +258,19 @@ class Search:
     def _lives(self, process: ProcessId, beat: float) -> bool:
         return process.lives() if process.is_here else self._pulse.lives(str(process), beat)
 
-    def best(self) -> FrozenTrial | None:
-        """The trial with the best value; of several objectives, the best in the first one among the Pareto set."""
+    def best(self) -> Setting | None:
+        """Returns the trial with the best value of the first objective; None if no trial is complete."""
+        best = self._best()
+        return None if best is None else Setting(best.number, best.params)
+
+    def _best(self) -> FrozenTrial | None:
         full = self._full()
         sign = 1 if self.directions[0] == "maximize" else -1
         return max(full, key=lambda trial: (sign * trial.values[0], -trial.number), default=None)
 
     def write_results(self, path: Path) -> None:
         """Writes hydra-optuna-sweeper's file: the best parameters, or the Pareto set."""
-        best = self.best()
+        best = self._best()
         if len(self.directions) == 1 and best is not None:
             found = {"name": "optuna", "best_params": best.params, "best_value": best.values[0]}
         else:
@@ -251,13 +279,14 @@ class Search:
         OmegaConf.save(OmegaConf.create(found), path)
 
     def _full(self) -> list[FrozenTrial]:
-        """The trials with a value that they reached, and not one that was extrapolated for the sampler."""
+        """Returns the trials that reached their value; the values of others were extrapolated for the sampler."""
         return [t for t in self.trials() if t.state == TrialState.COMPLETE and PRUNED_AT not in t.user_attrs]
 
     def _extrapolated(self, trial: FrozenTrial) -> float | None:
-        """What a pruned trial might have reached: its last value and what others gained from that epoch on.
+        """Extrapolates what a pruned trial might have reached: its last value plus the others' median gain since then.
 
-        Never better than the best value that was reached. None without a report, or without a full trial.
+        The result is never better than the best value that was reached. It is None if the trial has no report, or if
+        no complete trial has one at that epoch.
         """
         epoch = trial.last_step
         full = [t for t in self._full() if epoch in t.intermediate_values]
@@ -266,13 +295,14 @@ class Search:
         gain = statistics.median(t.values[0] - t.intermediate_values[epoch] for t in full)
         best = self._study.direction == StudyDirection.MAXIMIZE
         limit = (max if best else min)(t.values[0] for t in full)
-        return (min if best else max)(trial.intermediate_values[epoch] + gain, limit)
+        return float((min if best else max)(trial.intermediate_values[epoch] + gain, limit))
 
     def _tell(self, number: int, **end: Any) -> None:
         try:
             self._study.tell(number, skip_if_finished=True, **end)
         except RuntimeError as error:
-            # After its last point a grid wants to stop `optimize`, which isn't there; the trial has been told by then.
+            # After its last point the grid tries to stop `Study.optimize`, which isn't running. The trial has been
+            # told by then.
             if "Study.stop" not in str(error):
                 raise
 
@@ -285,7 +315,7 @@ class Search:
 
 
 def delete(url: str, name: str) -> None:
-    """Forgets a study, if there is one.
+    """Deletes a study, if there is one.
 
     Raises:
         UserError: A controller works on it.
@@ -297,7 +327,7 @@ def delete(url: str, name: str) -> None:
 
 
 def held_by(name: str, holder: ProcessId) -> str:
-    """The message for a second controller."""
+    """Returns the message for a second controller: who holds the study, and what to do."""
     since = datetime.fromtimestamp(holder.started).astimezone().isoformat(" ", "seconds")
     return (
         f"the study {name!r} is being run by process {holder.pid} on {holder.host}, started {since}. Wait until it has "
@@ -305,26 +335,49 @@ def held_by(name: str, holder: ProcessId) -> str:
     )
 
 
-def distribution_of(key: str, override: Any) -> BaseDistribution:
-    """Optuna's distribution for an override that sweeps."""
+def space_of(overrides: Iterable[Override]) -> Space:
+    """Returns the search space that overrides with sweeps describe.
+
+    Raises:
+        UserError: Optuna has no such distribution; the error's key is the override's.
+    """
+    return {override.get_key_element(): _distribution(override) for override in overrides}
+
+
+def _distribution(override: Override) -> BaseDistribution:
+    key = override.get_key_element()
     found: BaseDistribution = attempt(key, lambda: create_optuna_distribution_from_override(override))
     return found
 
 
-def described(distribution: BaseDistribution) -> dict[str, object]:
-    """A distribution as plain values: low, high and log, or choices."""
+def described(space: Space) -> dict[str, dict[str, object]]:
+    """Returns a space as plain values: for each key its choices, or low, high and log."""
+    return {key: _described(distribution) for key, distribution in space.items()}
+
+
+def _described(distribution: BaseDistribution) -> dict[str, object]:
     if isinstance(distribution, CategoricalDistribution):
         return {"choices": list(distribution.choices)}
     found = json.loads(optuna.distributions.distribution_to_json(distribution))["attributes"]
     return {name: found[name] for name in ("low", "high", "log")}
 
 
-def limits(distribution: BaseDistribution) -> list[Any]:
-    """The choices of a distribution, or its two ends."""
+def limits(space: Space) -> dict[str, list[object]]:
+    """Returns the choices of each key of a space, or the two ends of its interval."""
+    return {key: _limits(distribution) for key, distribution in space.items()}
+
+
+def _limits(distribution: BaseDistribution) -> list[object]:
     if isinstance(distribution, CategoricalDistribution):
         return list(distribution.choices)
-    known = described(distribution)
+    known = _described(distribution)
     return [known["low"], known["high"]]
+
+
+def silence_optuna() -> None:
+    """Turns off Optuna's own log lines, and its warnings about experimental parts, which are chosen on purpose."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 
 def _require_free(study: optuna.Study) -> None:
@@ -332,23 +385,16 @@ def _require_free(study: optuna.Study) -> None:
     if holder is None:
         return
     process = parse_process(holder["process"])
-    if process.lives() if process.is_here else _beats(study, holder["beat"]):
+
+    def read_again() -> float | None:
+        again = study.user_attrs.get(CONTROLLER)
+        return None if again is None else float(again["beat"])
+
+    if process.lives() if process.is_here else lives_at_once(holder["beat"], read_again):
         raise UserError(held_by(study.study_name, process), "sweep.name")
 
 
-def _beats(study: optuna.Study, beat: float) -> bool:
-    """Whether a controller on another machine is at work, which wrote `beat` last."""
-    now = time.time()
-    if beat <= now + BEAT_SECONDS:
-        return now - beat < STALE_SECONDS
-    # From the future: one of the clocks is wrong, and only another beat shows.
-    note(f"The clocks of two machines differ by {beat - now:.0f} s: waiting for a sign of life from the controller.")
-    time.sleep(2 * BEAT_SECONDS)
-    holder = study.user_attrs.get(CONTROLLER)
-    return holder is not None and holder["beat"] != beat
-
-
 def _choices(key: str, distribution: BaseDistribution) -> Sequence[Any]:
-    """The values of a distribution that a grid visits."""
+    """Returns the values of a distribution that a grid visits."""
     found: Sequence[Any] = attempt(key, lambda: OptunaSweeperImpl._to_grid_sampler_choices(distribution))
     return found

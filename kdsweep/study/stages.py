@@ -1,4 +1,4 @@
-"""The stages of a study as they are carried out: baselines, search, confirmation, each run once whatever happens."""
+"""Carries out the stages of a study: baselines, search, confirmation. Each run is made once, whatever happens."""
 
 from __future__ import annotations
 
@@ -10,11 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from optuna.trial import FrozenTrial, Trial, TrialState
-
 from kdsweep.config.overrides import kept_beside
 from kdsweep.execution.jobs import Job, Outcome
-from kdsweep.study.search import FINISHED, Search
 from kdsweep.system import interrupts
 from kdsweep.system.errors import PrunedError, RunError
 from kdsweep.system.processes import ProcessId, parse_process, this_process
@@ -26,21 +23,22 @@ if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
     from kdsweep.execution.executors import Executor
+    from kdsweep.study.search import Search, Setting
     from kdsweep.tracking.run_records import RunRecord
     from kdsweep.tracking.store import Store
 
-# The seeds of confirmations start here, where those of baselines and trials don't come.
+# The seeds of confirmations start here, above those of baselines and trials.
 FIRST_FRESH_SEED = 1000
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """Runs without a search.
+    """The runs of an arm without a search.
 
     Args:
-        overrides: What makes the arm.
-        seeds: How many runs, with the seeds 0, 1, ...
-        control: Whether the arm is run again beside the chosen setting, with fresh seeds.
+        overrides: The overrides that make the arm.
+        seeds: The number of runs; their seeds are 0, 1, ...
+        control: Whether the arm runs again beside the chosen setting, with fresh seeds.
     """
 
     overrides: tuple[str, ...]
@@ -53,13 +51,13 @@ class Stages:
 
     Args:
         store: Where the runs are recorded.
-        parent_id: The study's own run.
+        parent_id: The id of the study's own run.
         search: The study in Optuna.
-        overrides: The command line's.
+        overrides: The overrides of the command line.
         shared: Override lines that all jobs get.
         objectives: The metrics that the search optimises.
-        baselines: Arm -> its runs.
-        confirm_seeds: How many fresh seeds the chosen setting and the controls get.
+        baselines: The runs without a search, by arm.
+        confirm_seeds: The number of fresh seeds for the chosen setting and for each control.
         max_restarts: How often a run whose process died is started again.
         max_failure_rate: The share of trials that may fail.
     """
@@ -82,7 +80,7 @@ class Stages:
         self._confirm_seeds, self._max_restarts = confirm_seeds, max_restarts
         self._max_failure_rate = max_failure_rate
         self._shared = (*shared, f"tracking.parent={parent_id}", f"tracking.study={search.name}")
-        self._trials: dict[str, Trial] = {}  # of the jobs that run
+        self._trials: dict[str, int] = {}  # the names of running jobs, and the numbers of their trials
         self._lost: Counter[str] = Counter()
         self._numbers = itertools.count()
         self._finished = self._recover()
@@ -90,7 +88,7 @@ class Stages:
 
     @contextmanager
     def carried_out_by(self, executor: Executor) -> Iterator[None]:
-        """In this block `executor` runs the jobs; it is closed with the block, and what didn't end is given back."""
+        """Lets `executor` run the jobs of this block; then closes it, and gives back the trials that haven't ended."""
         self._executor = executor
         self._start = time.perf_counter()
         try:
@@ -103,26 +101,26 @@ class Stages:
     # What is to be done
 
     def planned(self) -> dict[str, int]:
-        """How many runs the study has: one entry for each baseline, "trials", and "confirmation"."""
+        """Returns the number of planned runs for each baseline, "trials", and "confirmation"."""
         baselines = {name: baseline.seeds for name, baseline in self._baselines.items()}
         arms = 1 + sum(baseline.control for baseline in self._baselines.values())
         return {**baselines, "trials": self._search.n_trials, "confirmation": arms * self._confirm_seeds}
 
     def left(self) -> dict[str, int]:
-        """How many of the planned runs are still to be made."""
+        """Returns how many of the planned runs are still to be made."""
         left = {name: len(self._seeds_left(name)) for name in self._baselines}
         planned = self.planned()
-        left["trials"] = max(planned["trials"] - self._search.count(*FINISHED), 0)
-        # While there are trials left, what is going to be chosen isn't known.
+        left["trials"] = max(planned["trials"] - self._search.count_finished(), 0)
+        # While trials are left, nobody knows which setting will be chosen.
         best = None if left["trials"] else self._search.best()
         left["confirmation"] = planned["confirmation"] if best is None else len(self._confirmations(best))
         return left
 
     def run_baselines(self) -> None:
-        """Makes the runs without a search that aren't there yet.
+        """Makes the missing runs of the baselines.
 
         Raises:
-            Exception: What a run raised: without a baseline there is nothing to compare with.
+            Exception: The error of a run. Without a baseline there is nothing to compare with.
         """
 
         def ended(job: Job, outcome: Outcome) -> None:
@@ -131,7 +129,7 @@ class Stages:
 
         self._run_all(
             [
-                # The test split is for confirmations; an arm that is never confirmed is read once, here.
+                # Only confirmations read the test split. An arm that is never confirmed reads it here, once.
                 self._job(f"{name}-{seed}", "baseline", [*baseline.overrides, f"seed={seed}"], not baseline.control)
                 for name, baseline in self._baselines.items()
                 for seed in self._seeds_left(name)
@@ -140,17 +138,17 @@ class Stages:
         )
 
     def run_search(self) -> None:
-        """Makes the trials that aren't there yet.
+        """Makes the missing trials.
 
         Raises:
-            RunError: More of them failed than may.
+            RunError: More trials failed than `max_failure_rate` allows.
         """
         self._work(self._next_trial, self._tell)
 
     def confirm(self) -> int:
         """Runs the best setting and the controls with fresh seeds, and returns the number of its trial.
 
-        A run that fails is a pair less, which the report says.
+        A run that fails costs a pair of runs, and the report says so.
 
         Raises:
             RunError: No trial has a result.
@@ -165,14 +163,14 @@ class Stages:
                 note(f"{job.name} failed: {_line(outcome.error)}")
 
         self._run_all([self._job(*confirmation) for confirmation in self._confirmations(best)], ended)
-        return int(best.number)
+        return best.number
 
-    def _confirmations(self, best: FrozenTrial) -> list[tuple[str, str, list[str], bool, int | None]]:
-        """The confirmations of a trial, and of the controls, that aren't there yet: what `_job` takes."""
+    def _confirmations(self, best: Setting) -> list[tuple[str, str, list[str], bool, int | None]]:
+        """Returns the missing confirmations of a trial and of the controls, as arguments of `_job`."""
         chosen = f"trial-{best.number:04d}"
-        arms = {chosen: settings(best.params)}
+        arms = {chosen: best.overrides}
         arms |= {name: list(baseline.overrides) for name, baseline in self._baselines.items() if baseline.control}
-        # Seed by seed: what is there after an interruption are whole pairs.
+        # Seed by seed, so that an interruption leaves whole pairs.
         seeds = range(FIRST_FRESH_SEED, FIRST_FRESH_SEED + self._confirm_seeds)
         wanted = [
             (
@@ -200,7 +198,7 @@ class Stages:
     # How it is done
 
     def _work(self, next_job: Callable[[], Job | None], ended: Callable[[Job, Outcome], None]) -> None:
-        """Keeps all slots busy until there is no next job; `ended` hears what came of each."""
+        """Keeps all slots busy until there is no next job; calls `ended` with each job and its outcome."""
         running = 0
         while True:
             while running < self._executor.slots and (job := next_job()) is not None:
@@ -216,7 +214,7 @@ class Stages:
                 ended(job, outcome)
 
     def _run_all(self, jobs: Iterable[Job], ended: Callable[[Job, Outcome], None]) -> None:
-        """Runs each job; one whose process died again, as often as it may."""
+        """Runs each job; if its process dies, runs it again, at most `max_restarts` times."""
         waiting = iter(jobs)
         again: list[Job] = []
 
@@ -239,21 +237,22 @@ class Stages:
         self._work(next_job, decide)
 
     def _next_trial(self) -> Job | None:
-        trial = self._search.next()
-        if trial is None:
+        setting = self._search.next()
+        if setting is None:
             return None
-        setting = ", ".join(
+        number = setting.number
+        shown = ", ".join(
             f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
-            for key, value in trial.params.items()
+            for key, value in setting.params.items()
         )
-        note(f"Trial {trial.number} ({trial.number + 1} of {self._search.n_trials}){self._eta()}: {setting}")
-        name = f"trial-{trial.number:04d}"
-        self._trials[name] = trial
-        return self._job(name, "search", settings(trial.params), False, trial.number)
+        note(f"Trial {number} ({number + 1} of {self._search.n_trials}){self._eta()}: {shown}")
+        name = f"trial-{number:04d}"
+        self._trials[name] = number
+        return self._job(name, "search", setting.overrides, False, number)
 
     def _tell(self, job: Job, outcome: Outcome) -> None:
-        """What Optuna hears of a trial."""
-        number = self._trials.pop(job.name).number
+        """Tells Optuna how a trial ended."""
+        number = self._trials.pop(job.name)
         if outcome.lost:
             note(f"Trial {number}: {_line(outcome.error)}; {self._search.recover(number)}.")
         elif isinstance(outcome.error, PrunedError):
@@ -271,13 +270,13 @@ class Stages:
         self._require_health()
 
     def _require_health(self) -> None:
-        failed, total = self._search.count(TrialState.FAIL), self._search.n_trials
+        failed, total = self._search.count_failed(), self._search.n_trials
         if failed > self._max_failure_rate * total:
             rule = f"max_failure_rate is {self._max_failure_rate:g}"
             raise RunError(f"{failed} of {total} trials have failed, and {rule}: the lines above say why.")
 
     def _eta(self) -> str:
-        """How long all that is left will take, once a run shows it."""
+        """Returns in words how long the remaining runs will take, once a run has ended."""
         if self._ended == 0:
             return ""
         left = sum(self.left().values())
@@ -287,15 +286,15 @@ class Stages:
     # What an interruption leaves
 
     def _give_back(self) -> None:
-        for trial in self._trials.values():
-            self._search.give_back(trial.number)
+        for number in self._trials.values():
+            self._search.give_back(number)
         self._trials.clear()
         for run in self._store.children(self._parent_id):
             if run.status == "RUNNING" and _living_process(run) is None:
                 self._store.close_lost(run.id, "its process was ended with the study's")
 
     def _recover(self) -> set[str]:
-        """Settles what earlier controllers left; returns the names of the jobs that are done."""
+        """Settles the runs and trials that earlier controllers left; returns the names of the jobs that are done."""
         runs = self._store.children(self._parent_id)
         said = False
         while living := {*self._search.orphans()[1], *filter(None, map(_living_process, runs))}:
@@ -322,13 +321,8 @@ class Stages:
                 self._store.close_lost(run.id, "its process was killed")
 
 
-def settings(params: Mapping[str, object]) -> list[str]:
-    """A trial's parameters as override lines."""
-    return [f"{key}={value}" for key, value in params.items()]
-
-
 def _living_process(run: RunRecord) -> ProcessId | None:
-    """The process in which a run is going on, where that is another one of this machine, and still there."""
+    """Returns the process in which a run goes on, if it is another process of this machine that lives; else None."""
     if run.status != "RUNNING" or "kdsweep.process" not in run.tags:
         return None
     process = parse_process(run.tags["kdsweep.process"])
@@ -336,4 +330,5 @@ def _living_process(run: RunRecord) -> ProcessId | None:
 
 
 def _line(error: BaseException | None) -> str:
+    """Returns an error's message in one line; its class if the message is empty."""
     return " ".join(str(error).split()) or type(error).__name__
