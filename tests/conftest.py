@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     With `--dist loadgroup`, all other tests run wherever there is room, so that no core idles at the end.
     """
     for item in items:
-        group = shared_by(item)
+        group = None if item.get_closest_marker("xdist_group") else shared_by(item)
         if group is not None:
             item.add_marker(pytest.mark.xdist_group(group))
     items.sort(key=turn)

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import fresh_stores
 import pytest
 from commands import PRELOADED, SECONDS, SHORT, Command, Outcome, artifacts, client, kdsweep, runs, statuses
 from omegaconf import OmegaConf
@@ -45,7 +46,7 @@ def again(*words: str, cwd: Path, env: Mapping[str, str] | None = None) -> Outco
     context.set_forkserver_preload(PRELOADED)
     name = f"reproduce-{time.time_ns()}"
     out, err = cwd / f"{name}.out", cwd / f"{name}.err"
-    process = context.Process(target=_command, args=(words, cwd, dict(env or {}), out, err))
+    process = context.Process(target=_command, args=(words, cwd, {**fresh_stores.passed_on(), **(env or {})}, out, err))
     process.start()
     process.join(SECONDS)
     assert process.exitcode is not None, "it hangs"
@@ -59,6 +60,7 @@ def _command(words: Sequence[str], cwd: Path, env: Mapping[str, str], out: Path,
     os.chdir(cwd)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = ["kdsweep-reproduce", *words]
+    fresh_stores.copy_stores()
     reproduce.main()
 
 

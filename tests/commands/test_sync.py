@@ -236,9 +236,9 @@ def test_a_server_that_is_away_at_the_start_is_a_clear_error(server: MlflowServe
 
 def impatient_command(*arguments: Any) -> None:
     """A `kdsweep` command as `commands.Command` runs it, that waits for its server at the end for a second."""
-    import kdsweep.tracking
+    from kdsweep.tracking import store
 
-    kdsweep.tracking.REMOTE = Waiting(call_s=0.0, end_s=1.0, killed_s=1.0)
+    store.REMOTE = Waiting(call_s=0.0, end_s=1.0, killed_s=1.0)  # type: ignore[misc]
     run_command(*arguments)
 
 

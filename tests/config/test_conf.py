@@ -26,6 +26,9 @@ from kdsweep.config.folder import CONFIG_FOLDER
 from kdsweep.execution.trial_link import build_pruner
 from kdsweep.study.plugin import StudySweeper
 
+# One process composes each of them once.
+pytestmark = pytest.mark.xdist_group("compositions")
+
 FILES = sorted(CONFIG_FOLDER.rglob("*.yaml"))
 OPTIONS = [(path.relative_to(CONFIG_FOLDER).parent.as_posix(), path.stem) for path in FILES if path.stem != "config"]
 

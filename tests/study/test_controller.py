@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import optuna
 import pytest
 from commands import SHORT, Command, Outcome, artifacts, kdsweep, runs, statuses
+from in_process import run_here
 from omegaconf import OmegaConf
 from optuna.trial import TrialState
 
@@ -243,7 +244,7 @@ def test_a_studys_files_lie_in_its_folder(finished: Outcome, place: Path) -> Non
 )
 def test_a_wrong_study_is_refused_before_any_run(words: str, start: str, tmp_path: Path) -> None:
     """One line, exit status 2, and not even the study's own run."""
-    done = kdsweep(*STUDY, *words.split(), root=tmp_path)
+    done = run_here((*STUDY, *words.split()), tmp_path)
     assert done.status == 2
     assert done.err == done.error + "\n"
     assert done.error.startswith(f"kdsweep: {start}")

@@ -120,8 +120,7 @@ class Command:
 
 def environment(root: Path, env: Mapping[str, str]) -> dict[str, str]:
     """What a command in a folder finds in its environment besides ours, which its process was forked too early for."""
-    session = {fresh_stores.KEY: os.environ[fresh_stores.KEY]} if fresh_stores.KEY in os.environ else {}
-    return {"KDSWEEP_HOME": str(root), **session, **env}
+    return {"KDSWEEP_HOME": str(root), **fresh_stores.passed_on(), **env}
 
 
 def kdsweep(*words: str, root: Path, env: Mapping[str, str] | None = None) -> Outcome:

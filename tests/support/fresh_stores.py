@@ -31,6 +31,11 @@ def copy_stores() -> None:
     product._make_store = _copy
 
 
+def passed_on() -> dict[str, str]:
+    """What a process that was forked earlier needs in its environment to find the session's store, or to find none."""
+    return {KEY: os.environ.get(KEY, "")}
+
+
 def empty_store() -> Path:
     """The session's empty store, which the first that asks for it lets MLflow build."""
     path = Path(os.environ[KEY])
@@ -52,8 +57,9 @@ def built_by_mlflow() -> Iterator[None]:
 
 
 def _copy(mlflow: Any, path: Path) -> None:
-    if KEY not in os.environ:
-        return _build(mlflow, path)
+    if not os.environ.get(KEY):
+        _build(mlflow, path)
+        return
     # Whole under its name, or not there: as the product does it.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
@@ -62,4 +68,3 @@ def _copy(mlflow: Any, path: Path) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     product.write_ahead(path)
-    return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,6 +11,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import fresh_stores
 
 from kdsweep.commands import ui
 from kdsweep.system.sqlite import sqlite_uri
@@ -31,7 +34,10 @@ class MlflowServer:
 
     def start(self) -> None:
         """Starts it, and returns when it answers."""
-        uri = sqlite_uri(self._folder / "mlflow.db")
+        store = self._folder / "mlflow.db"
+        if not store.exists():
+            shutil.copyfile(fresh_stores.empty_store(), store)  # the server would take seconds to build it
+        uri = sqlite_uri(store)
         with (self._folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
                 ui.command(uri, "127.0.0.1", self._port),

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import commands
+import fresh_stores
 import optuna
 import pytest
 import torch
@@ -273,10 +274,11 @@ def test_a_teacher_killed_in_a_pass_is_taken_over(tmp_path: Path) -> None:
 def test_four_that_start_at_once_on_nothing_share_what_they_make(tmp_path: Path) -> None:
     """A fresh folder: all finish, with one experiment, one teacher, and each table computed once."""
     notes = [tmp_path / f"batches-{number}" for number in range(4)]
-    started = [
-        Command(*SHORT, f"loss.alpha=0.{number + 1}", root=tmp_path, prepare=partial(count_passes, path))
-        for number, path in enumerate(notes)
-    ]
+    with fresh_stores.built_by_mlflow():
+        started = [
+            Command(*SHORT, f"loss.alpha=0.{number + 1}", root=tmp_path, prepare=partial(count_passes, path))
+            for number, path in enumerate(notes)
+        ]
     done = [command.outcome() for command in started]
     assert [outcome.status for outcome in done] == [0, 0, 0, 0], [outcome.err for outcome in done]
     # Features of 64 + 32 + 32 pictures, and two passes of 64.

@@ -20,6 +20,7 @@ import pytest
 import servers
 import torch
 from commands import SHORT, Outcome, kdsweep
+from in_process import run_here
 from jobs import application
 from mlflow_servers import MlflowServer
 from omegaconf import OmegaConf
@@ -85,7 +86,7 @@ def test_a_pickle_as_weights_is_refused(key: str, suffix: str, tmp_path: Path) -
     """The command ends in one line, and the code in the file hasn't run."""
     path, marker = tmp_path / f"weights{suffix}", tmp_path / "marker"
     (torch.save if suffix != ".safetensors" else lambda o, p: p.write_bytes(pickle.dumps(o)))(Evil(marker), path)
-    done = kdsweep(*SHORT, f"{key}.weights={path}", root=tmp_path / "root")
+    done = run_here((*SHORT, f"{key}.weights={path}"), tmp_path / "root")
     assert done.status == 2
     assert done.error.startswith(f"kdsweep: {key}.weights: ")
     assert not marker.exists()
@@ -212,7 +213,7 @@ REFUSED = [
 @pytest.mark.parametrize("words", REFUSED)
 def test_errors_tell_no_secret(words: tuple[str, ...], tmp_path: Path) -> None:
     """The line that says what is wrong quotes values, but no credentials."""
-    done = kdsweep(*SHORT, *words, root=tmp_path)
+    done = run_here((*SHORT, *words), tmp_path)
     assert done.status == 2
     assert SECRET not in done.out + done.err
 
@@ -267,7 +268,7 @@ BAD_NAMES = ["../../evil", "/tmp/evil", "a/../../evil", "..", ".", "a/b", "~", "
 def test_a_study_is_no_path(name: str, tmp_path: Path) -> None:
     """A study's name is its folder's: nothing else than a plain name is taken."""
     root = tmp_path / "a" / "b" / "root"
-    done = kdsweep(*SHORT, "sweep=alpha_tau", f"sweep.name='{name}'", "sweep.n_trials=1", root=root)
+    done = run_here((*SHORT, "sweep=alpha_tau", f"sweep.name='{name}'", "sweep.n_trials=1"), root)
     assert done.status == 2
     assert "a plain name" in done.error
     assert [path.name for path in tmp_path.rglob("*") if not path.is_relative_to(root)] == ["a", "b"]
