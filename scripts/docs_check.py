@@ -35,8 +35,13 @@ def undocumented(scope: griffe.Module | griffe.Class) -> Iterator[str]:
             continue
         if isinstance(member, griffe.Class):
             yield from undocumented(member)
-        elif isinstance(member, griffe.Function) and not member.has_docstring and not overrides(scope, name):
+        elif is_function(member) and not member.has_docstring and not overrides(scope, name):
             yield member.path
+
+
+def is_function(member: griffe.Object) -> bool:
+    """Tells whether a member is a function, a method or a property."""
+    return isinstance(member, griffe.Function) or "property" in member.labels
 
 
 def overrides(scope: griffe.Module | griffe.Class, name: str) -> bool:

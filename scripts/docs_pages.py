@@ -99,8 +99,8 @@ def configuration() -> str:
     ]
     for group, meaning in GROUPS.items():
         parts.append(f"## {group}\n\n{meaning}\n")
-        for path in sorted((CONF / group).glob("*.yaml")):
-            parts.append(f"### {group}={path.stem}\n\n{option(path)}")
+        paths = sorted((CONF / group).glob("*.yaml"))
+        parts += [f"### {group}={path.stem}\n\n{option(path)}" for path in paths]
     missing = {path.parent.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml")} - {*GROUPS, "."}
     if missing:
         raise ValueError(f"scripts/docs_pages.py doesn't say what these groups are: {sorted(missing)}")
