@@ -94,6 +94,8 @@ def configuration() -> str:
         "can be exchanged (`kdsweep data=digits`). `kdsweep --help` prints the same, for the options that stand "
         "beside it; `kdsweep --cfg job` prints what a command would run. This page is made from the files in `conf/`, "
         "whose comments it shows.\n",
+        "```\nkdsweep data=digits teacher=efficientnet_lite0 loss.alpha=0.7 loss.tau=4 optimizer.lr=0.05 epochs=10 "
+        "model.stem=imagenet\nkdsweep sweep=alpha_tau data=digits --help      # the keys of these options\n```\n",
         "## Top level\n",
         option(CONF / "config.yaml"),
     ]
