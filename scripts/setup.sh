@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes .venv with kdsweep and its pinned dependencies. Needs Python 3.11 or newer and pip; does nothing on a second call.
-# usage: scripts/setup.sh [EXTRA]     (demo | dev; dev contains demo)
+# usage: scripts/setup.sh [EXTRA]     (demo | docs | dev; dev contains the others)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -16,7 +16,7 @@ import torch
 import kdsweep
 
 # The tools for working on kdsweep itself have no part in a run.
-NOT_USED_BY_RUNS = "extra == 'dev'"
+NOT_USED_BY_RUNS = ("extra == 'dev'", "extra == 'docs'")
 
 # Instructions by which libraries choose their kernels, and so the order of a sum.
 NUMERIC_FEATURES = re.compile(r"(avx|amx|fma|vnni|f16c|neon|asimd|sve|bf16|i8mm|dotprod|fp16)\w*$")
@@ -122,7 +122,7 @@ def versions() -> dict[str, str]:
     found: dict[str, str] = {}
     for requirement in requirements:
         name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
-        if name == "kdsweep" or NOT_USED_BY_RUNS in requirement.replace('"', "'"):
+        if name == "kdsweep" or requirement.replace('"', "'").endswith(NOT_USED_BY_RUNS):
             continue
         try:
             found[name] = importlib.metadata.version(name)

@@ -113,7 +113,7 @@ def test_help_alone_doesnt_need_hydra(monkeypatch: pytest.MonkeyPatch) -> None:
         (
             ["sweep=demo"],
             "storage: null",
-            "of Optuna's record; null: SQLite in the study's folder; postgresql://... for several hosts",
+            "where Optuna's record is kept; null: SQLite in the study's folder; postgresql://... for several hosts",
         ),
         # What it means, not why another value was chosen there.
         (["sweep=demo"], "threads: 1", "CPU threads; null: all cores. Results depend on it in the last bits"),

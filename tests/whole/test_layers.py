@@ -9,7 +9,7 @@ from pathlib import Path
 
 import commands
 import pytest
-from import_graph import MODULES, ORDER, PACKAGE, imported, imports, own_imports, tree
+from import_graph import MODULES, ORDER, PACKAGE, PAGE, block, imported, imports, own_imports, tree
 
 from kdsweep.execution import workers
 
@@ -38,6 +38,11 @@ def test_packages_are_empty() -> None:
     """A package's `__init__` imports nothing, so that importing one module doesn't import its neighbours."""
     inits = [path for path in PACKAGE.rglob("__init__.py") if path.parent != PACKAGE]
     assert [path.parent.name for path in inits if path.read_text(encoding="utf-8").strip()] == []
+
+
+def test_the_documentation_shows_the_graph_as_it_is() -> None:
+    """After a change of imports: python scripts/import_graph.py --write."""
+    assert block() in PAGE.read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
