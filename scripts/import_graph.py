@@ -26,7 +26,7 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
     "train": ("train",),
     "execution": (
         *("executors", "ray", "workers", "worker", "serialization", "jobs"),
-        *("trial_link", "prefetch"),
+        *("trial_link", "heartbeat", "prefetch"),
     ),
     "recording": ("recording",),
     "report": (
