@@ -1,31 +1,44 @@
 #!/usr/bin/env bash
-# Lint, types and tests: what CI runs. Arguments go to pytest: scripts/test.sh -k views
-# usage: scripts/test.sh [--all] [ARGUMENTS OF PYTEST]
-#   --all: also what takes long (compilers, Ray, PostgreSQL, ONNX, benchmarks, simulations), with the coverage shown;
-#          what this machine lacks fails instead of being skipped. Run it before a release.
+# Lint, types and tests: everything that CI runs, in a quarter of an hour on two cores.
+# usage: scripts/test.sh [--all] [--lowest] [ARGUMENT...]     Arguments go to pytest: scripts/test.sh -k views
+# --all: also the tests that take long or need what few users have (compilers, Ray, PostgreSQL, ONNX, benchmarks,
+#        simulations), with the coverage shown; what this machine lacks fails instead of being skipped.
+# --lowest: the tests alone, with the oldest releases that pyproject.toml admits (in .venv-lowest).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-choice=(-m "not all")
+all=false
+lowest=false
 while [ $# -gt 0 ]; do
     case $1 in
-        --all)
-            export CI=true
-            choice=(--cov kdsweep --cov-report "term:skip-covered") ;;
+        --all) all=true ;;
+        --lowest) lowest=true ;;
         *) break ;;
     esac
     shift
 done
 
-scripts/setup.sh dev
-if [ "${choice[0]}" != -m ] && ! ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then
-    # A study is tested on PostgreSQL too.
-    { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends postgresql; } \
-        >/dev/null || echo "test: PostgreSQL could not be installed; its tests will fail" >&2
+if $lowest; then
+    venv=.venv-lowest
+    scripts/setup.sh --lowest dev
+else
+    venv=.venv
+    scripts/setup.sh dev
+    $venv/bin/ruff check .
+    $venv/bin/ruff format --check .
+    $venv/bin/mypy
 fi
-.venv/bin/ruff check .
-.venv/bin/ruff format --check .
-.venv/bin/mypy
+if $all; then
+    export CI=true # tests/support/needs.py
+    chosen=(--cov kdsweep --cov-report "term:skip-covered")
+    if ! ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then
+        { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends postgresql; } \
+            >/dev/null || echo "test: PostgreSQL could not be installed; its tests will fail" >&2
+    fi
+else
+    chosen=(-m "not all")
+fi
 # A process for each core, with one thread: several threads each would slow one another down many times over.
-# Tests that share what takes long to make stay together, and go first (tests/conftest.py).
-OMP_NUM_THREADS=1 .venv/bin/pytest --numprocesses "$(nproc)" --dist loadgroup --no-loadscope-reorder "${choice[@]}" "$@"
+# Tests that share what takes long to make stay in one process, and go first (tests/conftest.py).
+OMP_NUM_THREADS=1 $venv/bin/pytest \
+    --numprocesses "$(nproc)" --dist loadgroup --no-loadscope-reorder "${chosen[@]}" "$@"

@@ -17,13 +17,19 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib import import_module
 from pathlib import Path
 
+import configurations
 import pytest
 import torch
 from commands import Outcome, environment
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
-from kdsweep.system import interrupts
+from kdsweep import train
+from kdsweep.config.folder import CONFIG_FOLDER
+from kdsweep.system import exit_status, interrupts
 
 QUIET = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning)
 
@@ -50,8 +56,43 @@ def run_here(
         except SystemExit as end:
             status = 0 if end.code is None else end.code
     assert isinstance(status, int), status
-    told = "".join(warnings.formatwarning(w.message, w.category, w.filename, w.lineno) for w in warned)
-    return Outcome(status, out.getvalue(), told + err.getvalue())
+    return Outcome(status, out.getvalue(), _shown(warned) + err.getvalue())
+
+
+def train_here(words: Sequence[str], root: Path) -> Outcome:
+    """As `run_here` for the command `kdsweep`, without its command line.
+
+    Hydra composes the options that the words choose once in a session, and sets the words' values in a copy. What is
+    then called is what Hydra would call, and an error becomes the line that the command would print.
+    """
+    overrides = OverridesParser.create().parse_overrides(list(words))
+    chosen = [one for one in overrides if (CONFIG_FOLDER / one.key_or_group).is_dir()]
+    config = configurations.composed(*(str(one.input_line) for one in chosen)).copy()
+    OmegaConf.set_readonly(config, False)
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        _surroundings(root, environment(root, {}), ["kdsweep", *words]),
+        _pythons_own_warnings() as warned,
+        redirect_stdout(out),
+        redirect_stderr(err),
+    ):
+        try:
+            ConfigLoaderImpl._apply_overrides_to_config([one for one in overrides if one not in chosen], config)
+            train.train(config)
+            status = 0
+        except Exception as error:
+            known = exit_status.explained(error)
+            if known is None:
+                raise
+            with pytest.raises(SystemExit) as end:
+                exit_status.fail("kdsweep", known)
+            status = end.value.code
+    assert isinstance(status, int)
+    return Outcome(status, out.getvalue(), _shown(warned) + err.getvalue())
+
+
+def _shown(warned: list[warnings.WarningMessage]) -> str:
+    return "".join(warnings.formatwarning(w.message, w.category, w.filename, w.lineno) for w in warned)
 
 
 @contextmanager

@@ -3,8 +3,8 @@
 The table is the documentation: words that a user may type, the key that the line starts with, what else it says. The
 commands `kdsweep-reproduce`, `kdsweep-export` and `kdsweep-sync` have their tables in their own test files.
 
-The first case of each kind, and each that is about the command line, places or devices, runs in a process of its own;
-the others call the command's entry point in the process of the tests.
+The first case of each kind, and each that is about the command line, places or devices, runs in a process of its own.
+The others are refused in the process of the tests: wrong values by what Hydra calls, all else by the command's `main`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from commands import PRELOADED, SECONDS, SHORT, statuses
-from in_process import run_here
+from in_process import run_here, train_here
 from PIL import Image
 from safetensors.torch import save_file
 from torchvision.models import resnet18
@@ -399,6 +399,8 @@ OTHERS = [
 
 KINDS = [SCALARS, LEARNING, NETWORKS, WEIGHTS, DATA, COMMAND_LINE, PLACES, STUDIES, GRIDS, OTHERS]
 TABLE = [case for kind in KINDS for case in kind]
+# Kinds that are about the values of keys.
+VALUES = [SCALARS, LEARNING, NETWORKS, WEIGHTS, DATA]
 # The first of each kind, and of each command.
 FIRST = [*(kind[0] for kind in KINDS), next(case for case in OTHERS if case.program == "kdsweep-ui")]
 
@@ -514,6 +516,9 @@ def test_a_wrong_input_is_one_line_and_leaves_nothing(case: Wrong, files: Path, 
     root.mkdir()
     if needs_a_process(case):
         status, err = run(case.program, words, root, {"KDSWEEP_HOME": str(root), **case.env})
+    elif any(case in kind for kind in VALUES):
+        done = train_here(words, root)
+        status, err = done.status, done.err
     else:
         done = run_here(words, root, case.env, case.program, PROGRAMS[case.program])
         status, err = done.status, done.err

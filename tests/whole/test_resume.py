@@ -98,7 +98,7 @@ def wait_for_end(processes: list[ProcessId]) -> None:
 
 # Where a study commits something: the function, and whether its process is killed before that function or after it.
 AT_THE_START = [
-    ("kdsweep.study.controller:StudySweeper._tags", "before"),  # the study's MLflow run is open, and says nothing yet
+    ("kdsweep.study.controller:Study._tags", "before"),  # the study's MLflow run is open, and says nothing yet
     ("kdsweep.tables:write_tensors", "before"),  # a pass of the teacher is computed, and not on the disk
     ("kdsweep.tables:write_tensors", "after"),
     ("kdsweep.system.files:write_tensors", "before"),  # the teacher's head is trained, and not on the disk
