@@ -1,4 +1,4 @@
-"""What a study will cost before it starts: its runs, the teacher's passes, the time, and what would shorten it."""
+"""Forecasts what a study will cost: its runs, the teacher's passes, the time, and what would make it shorter."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
     from omegaconf import DictConfig
 
-# Above this a forecast says what would make the study shorter.
+# For longer studies, a forecast says what would make them shorter.
 LONG_SECONDS = 3600.0
-# A proposal that saves less is not worth a line, and fewer passes are one only where the teacher takes so much.
+# A proposal must save this share of the time. Fewer passes are proposed only if the teacher takes this share of it.
 LEAST_SAVING = 0.1
 TEACHERS_SHARE = 0.25
 
-# The parts of a study that are no control.
+# The parts of a study that aren't controls.
 TEACHER, TRIALS, CONFIRMATION = "teacher", "trials", "confirmation"
 
-# What a run takes besides training and evaluation: building a network, opening and closing its record.
+# The time that a run takes besides training and evaluation, to build a network and to open and close its record.
 RUN_SECONDS = 2.0
 
 
@@ -33,11 +33,11 @@ class Alternative:
     """Another way to get an answer.
 
     Attributes:
-        overrides: What to put on the command line.
-        speed: How fast it would be.
-        n_jobs: Runs at a time.
-        price: What is lost by it; empty if nothing is.
-        seconds: Of the whole study, once computed.
+        overrides: What to add to the command line.
+        speed: How fast runs would be.
+        n_jobs: The number of runs at the same time.
+        price: What the alternative gives up; empty if nothing.
+        seconds: The time that the whole study would take; NaN until it is computed.
     """
 
     overrides: str
@@ -52,13 +52,13 @@ class Forecast:
     """What a study will cost.
 
     Attributes:
-        name: The study's.
-        planned: Runs of each part: baselines by name, "trials", "confirmation".
-        left: Those still to be made.
-        n_jobs: Runs at a time.
-        speed: What it was computed from.
-        cost: Of the runs that are left.
-        shorter: Alternatives, shortest first; only where the study is long.
+        name: The study's name.
+        planned: The number of runs of each part: baselines by name, "trials", "confirmation".
+        left: The number of runs of each part that are still to be made.
+        n_jobs: The number of runs at the same time.
+        speed: The speed from which the cost was computed.
+        cost: What the runs that are left will take.
+        shorter: Alternatives, shortest first; empty unless the study is long.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Forecast:
     shorter: tuple[Alternative, ...] = ()
 
     def words(self) -> list[str]:
-        """The forecast in lines for the terminal."""
+        """Returns the forecast as lines for the terminal."""
         return [line for line in (self._runs(), self._teacher(), self._time(), *self._shorter()) if line]
 
     def _runs(self) -> str:
@@ -106,7 +106,7 @@ class Forecast:
             missing.append(f"features of {speed.features_missing:,} pictures")
         online = "it answers every batch" if speed.online else ""
         if not missing:
-            return f"Teacher: {online or f'all {speed.n_passes} passes are there'}."
+            return f"Teacher: {online or f'all {speed.n_passes} passes are computed'}."
         need = f"{' and '.join(missing)} still to be computed (about {roughly(self.cost.teacher_seconds)})"
         return f"Teacher: {need}{', then ' * bool(online)}{online}."
 
@@ -141,17 +141,17 @@ def forecast(
     threads: int | None = None,
     elsewhere: bool = False,
 ) -> Forecast:
-    """Measures for some seconds, and says what the study's remaining runs will cost.
+    """Measures for some seconds, and forecasts what the study's remaining runs will cost.
 
     Args:
-        cfg: The configuration that the study's runs share; `checks.check` has passed it.
-        planned: Runs of each part of the study: its baselines by name (all but "teacher" count as controls), "trials",
-            and "confirmation" (runs, not seeds).
-        left: The same, without the runs that are done.
-        n_jobs: Runs at a time.
-        name: The study's.
-        threads: CPU threads of a run; None: the configuration's, and where it has none, its share of the cores.
-        elsewhere: Runs may be made on other machines, whose cores and GPUs aren't known.
+        cfg: The configuration that the study's runs share, after `checks.check`.
+        planned: The number of runs of each part of the study: its baselines by name (all but "teacher" count as
+            controls), "trials", and "confirmation" (runs, not seeds).
+        left: The same without the runs that are done.
+        n_jobs: The number of runs at the same time.
+        name: The study's name.
+        threads: CPU threads of a run. None means the configuration's number, or a share of the cores if it has none.
+        elsewhere: Whether runs may be made on other machines, whose cores and GPUs aren't known.
     """
     if threads is None and cfg.threads is None and n_jobs > 1:
         threads = max(1, cores() // n_jobs)
@@ -160,7 +160,7 @@ def forecast(
     ways: list[Alternative] = []
     if cost.seconds > LONG_SECONDS:
         ways += [] if elsewhere else _more_workers(cfg, speed, n_jobs)
-        # What is done was done with the settings as they are: then the rest can only be shared out otherwise.
+        # Runs that are done have these settings, and the rest must match them; it can only be divided differently.
         if sum(left.values()) == sum(planned.values()):
             ways += [*_another_stem(cfg, speed, n_jobs), *less_work(speed, n_jobs, cost)]
     return Forecast(name, planned, left, n_jobs, speed, cost, worth_it(ways, left, cost, elsewhere))
@@ -170,7 +170,7 @@ def forecast(
 
 
 def _more_workers(cfg: DictConfig, speed: Speed, n_jobs: int) -> Iterator[Alternative]:
-    """Every GPU, or every core with one thread a run, which a network on small batches uses best."""
+    """Proposes every GPU, or every core with one thread a run, which is the best use of cores for small batches."""
     places = speed.gpus or speed.cores
     if n_jobs < places:
         more = speed if speed.gpus or speed.threads == 1 else measure(cfg, 1)
@@ -179,7 +179,7 @@ def _more_workers(cfg: DictConfig, speed: Speed, n_jobs: int) -> Iterator[Altern
 
 
 def _another_stem(cfg: DictConfig, speed: Speed, n_jobs: int) -> Iterator[Alternative]:
-    """The published stem, which makes the maps of a ResNet sixteen times smaller."""
+    """Proposes the published stem, with which the feature maps of a ResNet are sixteen times smaller."""
     from omegaconf import OmegaConf
 
     if "stem" in cfg.model and cfg.model.stem == "cifar":
@@ -188,14 +188,14 @@ def _another_stem(cfg: DictConfig, speed: Speed, n_jobs: int) -> Iterator[Altern
         own.model.stem = "imagenet"
         try:
             step_seconds, evaluation_rate = student_speed(own, speed.threads)
-        except UserError:  # the pictures are too small for it
+        except UserError:  # the pictures are too small for this stem
             return
         other = replace(speed, step_seconds=step_seconds, evaluation_rate=evaluation_rate)
         yield Alternative("model.stem=imagenet", other, n_jobs, "another student, weaker on small pictures")
 
 
 def less_work(speed: Speed, n_jobs: int, cost: Estimate) -> Iterator[Alternative]:
-    """Half the epochs or pictures, and a quarter of the teacher's passes where they take much of the time."""
+    """Proposes half the epochs or pictures, and a quarter of the teacher's passes if they take much of the time."""
     if speed.epochs > 1:
         epochs = speed.epochs // 2
         # By default there are as many passes as epochs.
@@ -207,12 +207,12 @@ def less_work(speed: Speed, n_jobs: int, cost: Estimate) -> Iterator[Alternative
             f"data.train_fraction={speed.train_fraction / 2:.3g}",
             _with_pictures(speed, speed.n_train // 2),
             n_jobs,
-            "another question: what half the labels give",
+            "answers another question: how well half the labels do",
         )
     n_passes = max(1, speed.n_passes // 4)
     if n_passes < speed.n_passes and cost.teacher_seconds > TEACHERS_SHARE * cost.seconds:
         other = _with_passes(speed, n_passes)
-        yield Alternative(f"n_passes={n_passes}", other, n_jobs, "epochs see the same views again")
+        yield Alternative(f"n_passes={n_passes}", other, n_jobs, "later epochs repeat the views of earlier ones")
 
 
 def _with_passes(speed: Speed, n_passes: int) -> Speed:
@@ -221,7 +221,7 @@ def _with_passes(speed: Speed, n_passes: int) -> Speed:
 
 
 def _with_pictures(speed: Speed, n_train: int) -> Speed:
-    """With other training pictures, of which the teacher knows none: its tables belong to one set of pictures."""
+    """Returns the speed for another set of training pictures, for which the teacher has no tables yet."""
     if speed.teacher_rate is None:
         return replace(speed, n_train=n_train)
     passes = () if speed.online else tuple(range(speed.n_passes))
@@ -232,7 +232,7 @@ def _with_pictures(speed: Speed, n_train: int) -> Speed:
 def worth_it(
     ways: Iterable[Alternative], left: Mapping[str, int], cost: Estimate, elsewhere: bool = False
 ) -> tuple[Alternative, ...]:
-    """Those that save enough of `cost`, with their own seconds, shortest first."""
+    """Returns the alternatives that save enough of `cost`, with their seconds, shortest first."""
     timed = [replace(way, seconds=estimate(way.speed, left, way.n_jobs, elsewhere).seconds) for way in ways]
     saving = [way for way in timed if way.seconds <= (1 - LEAST_SAVING) * cost.seconds]
     return tuple(sorted(saving, key=lambda way: way.seconds))
@@ -242,7 +242,7 @@ def worth_it(
 
 
 def roughly(seconds: float) -> str:
-    """A length of time as far as an estimate can tell it: "20 s", "12 min", "1 h 40 min", "31 h", "5 days"."""
+    """Returns a length of time, rounded as an estimate should be: "20 s", "12 min", "1 h 40 min", "31 h", "5 days"."""
     if seconds < 57.5:
         return f"{max(5, 5 * round(seconds / 5))} s"
     minutes = round(seconds / 60)
@@ -261,12 +261,12 @@ def _step(seconds: float) -> str:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What runs take.
+    """What runs will take.
 
     Attributes:
-        seconds: From the first to the end of the last, `teacher_seconds` included.
-        teacher_seconds: For the teacher's features and passes.
-        passes: How many passes that is.
+        seconds: The time from the start of the first run to the end of the last, `teacher_seconds` included.
+        teacher_seconds: The time for the teacher's features and passes.
+        passes: The number of the teacher's passes that are computed in this time.
     """
 
     seconds: float
@@ -275,21 +275,22 @@ class Estimate:
 
 
 def estimate(speed: Speed, runs: Mapping[str, int], n_jobs: int, elsewhere: bool = False) -> Estimate:
-    """What `runs` take.
+    """Estimates what `runs` will take.
 
-    Stages follow each other, and in each the runs share n_jobs places, of which no more count than there are cores or
-    GPUs for. The teacher's passes are computed one after another: whoever needs one that is in the making waits.
+    Stages follow each other. In each stage, n_jobs runs go on at the same time, but no more than cores or GPUs allow.
+    The teacher's passes are computed one after another, and a run that needs a pass waits for it.
 
     Args:
-        runs: Of each part of a study: "teacher", "trials", "confirmation", and controls by their names.
-        n_jobs: Runs at a time.
-        elsewhere: They may be made on other machines, whose cores and GPUs aren't known.
+        speed: What the parts of a run take.
+        runs: The number of runs of each part of a study: "teacher", "trials", "confirmation", and controls by name.
+        n_jobs: The number of runs at the same time.
+        elsewhere: Whether the runs may be made on other machines, whose cores and GPUs aren't known.
     """
     jobs = n_jobs if elsewhere else min(n_jobs, max(1, speed.gpus or speed.cores // speed.threads))
     names = controls(runs)
     arms = 1 + len(names)
     seeds = bool(runs.get(TRIALS)) + math.ceil(runs.get(CONFIRMATION, 0) / arms)
-    # Each seed has passes of its own in each epoch, until all are there.
+    # Each seed needs other passes in its epochs, until all passes are computed.
     passes = min(len(speed.passes_missing), seeds * speed.epochs)
     teacher_seconds = 0.0
     if speed.teacher_rate is not None and asks_teacher(runs):
@@ -306,17 +307,17 @@ def estimate(speed: Speed, runs: Mapping[str, int], n_jobs: int, elsewhere: bool
 
 
 def controls(runs: Mapping[str, int]) -> list[str]:
-    """The parts of a study that are controls: baselines other than the teacher."""
+    """Returns the parts of a study that are controls, which are the baselines other than the teacher."""
     return [name for name in runs if name not in (TEACHER, TRIALS, CONFIRMATION)]
 
 
 def asks_teacher(runs: Mapping[str, int]) -> bool:
-    """Whether any of the runs needs the teacher."""
+    """Returns whether any of the runs needs the teacher."""
     return any(runs.get(part) for part in (TEACHER, TRIALS, CONFIRMATION))
 
 
 def _run_seconds(speed: Speed, distilled: bool) -> float:
-    """One student: training, and validation after each epoch."""
+    """Returns the time of one student: training, and validation after each epoch."""
     step = speed.step_seconds
     if distilled and speed.online and speed.teacher_rate is not None:
         step += speed.batch_size / speed.teacher_rate

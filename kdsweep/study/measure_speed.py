@@ -1,4 +1,4 @@
-"""How fast this machine trains a configuration's student and asks its teacher: a measurement of a few seconds."""
+"""Measures in a few seconds how fast this machine trains a configuration's student and runs its teacher."""
 
 from __future__ import annotations
 
@@ -26,34 +26,39 @@ if TYPE_CHECKING:
     from kdsweep.models import Classifier
     from kdsweep.teachers import Teacher
 
-# What the parts of a measurement may take: several steps together, one step, one forward pass.
+# The time limits of a measurement's parts: several steps together, one step, one forward pass.
 STEPS_SECONDS = 2.0
 STEP_SECONDS = 1.5
 FORWARD_SECONDS = 0.4
 MAX_STEPS = 12
 
-# A training step costs about as much as three forward passes: forward, and the gradients of outputs and of weights.
+# A training step costs about as much as three forward passes, since it also computes gradients of outputs and weights.
 FORWARDS_PER_STEP = 3
-# In smaller batches the network's layers would not be busy.
+# Smaller batches would not keep the network's layers busy.
 SMALLEST_BATCH = 8
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What the parts of a run take on this machine, and how many there are.
+    """The time that each part of a run takes on this machine, and the number of parts.
 
     Attributes:
-        step_seconds: One training step of `batch_size` pictures, without the teacher.
-        evaluation_rate: The student's forward passes, in pictures/s.
-        teacher_rate: The teacher's forward passes, in pictures/s; None without a teacher.
-        batch_size, epochs, n_passes: The configuration's.
-        train_fraction: The configuration's; None where its data set has none.
-        n_train, n_validation, n_test: Pictures of the splits.
-        online: The teacher answers every batch, and no pass is kept.
-        passes_missing: The passes, of 0 .. n_passes - 1, that the teacher has still to compute.
-        features_missing: Un-augmented pictures whose features the teacher has still to compute.
-        threads, cores: CPU threads of the measured run; CPU cores that this process may use.
-        gpus: GPUs that runs may use; 0 where they use the CPU.
+        step_seconds: The time of one training step of `batch_size` pictures, without the teacher.
+        evaluation_rate: The speed of the student's forward passes, in pictures/s.
+        teacher_rate: The speed of the teacher's forward passes, in pictures/s; None without a teacher.
+        batch_size: The number of pictures in a training step.
+        epochs: The configuration's number of epochs.
+        n_passes: The configuration's number of passes.
+        train_fraction: The configuration's fraction of the training pictures; None if its data set has none.
+        n_train: The number of pictures in the training split.
+        n_validation: The number of pictures in the validation split.
+        n_test: The number of pictures in the test split.
+        online: Whether the teacher computes its logits for every batch anew, and keeps no passes.
+        passes_missing: The passes among 0 .. n_passes - 1 that the teacher has still to compute.
+        features_missing: The number of un-augmented pictures whose features the teacher has still to compute.
+        threads: CPU threads of the measured run.
+        cores: CPU cores that this process may use.
+        gpus: The number of GPUs that runs may use; 0 if they use the CPU.
     """
 
     step_seconds: float
@@ -75,12 +80,13 @@ class Speed:
 
 
 def measure(cfg: DictConfig, threads: int | None = None) -> Speed:
-    """The speed of `cfg`, which `checks.check` has passed: of real pictures on the path that runs take.
+    """Measures the speed of a configuration, with real pictures and the code that runs use.
 
-    It writes nothing, and leaves torch's random numbers and number of threads as they were.
+    It writes nothing, and restores torch's random numbers and number of threads.
 
     Args:
-        threads: CPU threads; None: the configuration's, and where it has none, torch's choice.
+        cfg: The configuration, after `checks.check`.
+        threads: CPU threads. None means the configuration's number, or torch's choice if it has none.
     """
     step_seconds, evaluation_rate = student_speed(cfg, threads)
     device = resolve_device(cfg.device)
@@ -115,7 +121,7 @@ def measure(cfg: DictConfig, threads: int | None = None) -> Speed:
 
 
 def student_speed(cfg: DictConfig, threads: int | None = None) -> tuple[float, float]:
-    """Seconds of a training step of `cfg.batch_size` pictures, and pictures/s of forward passes; as `measure`."""
+    """Returns the seconds of a training step of `cfg.batch_size` pictures, and the pictures/s of forward passes."""
     data, _ = build.inputs(build.key_of(cfg.data), cfg.view_seed, cfg.device)
     with _undisturbed(cfg, threads):
         student, precision = build.student(cfg, data)
@@ -128,7 +134,7 @@ def student_speed(cfg: DictConfig, threads: int | None = None) -> tuple[float, f
 
 
 def missing_passes(cfg: DictConfig, teacher: Teacher) -> tuple[int, ...]:
-    """The passes that the teacher has still to compute once its head is trained: all, where it isn't yet."""
+    """Returns the passes that the teacher has still to compute: all of them if its head isn't trained yet."""
     if cfg.teacher.head is not None:
         head = read_tensors(build.head_path(cfg, teacher))
         if head is None:
@@ -139,7 +145,7 @@ def missing_passes(cfg: DictConfig, teacher: Teacher) -> tuple[int, ...]:
 
 @contextmanager
 def _undisturbed(cfg: DictConfig, threads: int | None) -> Iterator[None]:
-    """In this block torch has other threads; after it, its threads and its random numbers are as they were."""
+    """Gives torch other threads in this block, and restores its threads and random numbers afterwards."""
     device = resolve_device(cfg.device)
     before = torch.get_num_threads()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -153,12 +159,12 @@ def _undisturbed(cfg: DictConfig, threads: int | None) -> Iterator[None]:
 
 
 def _rate(forward: Callable[[torch.Tensor], torch.Tensor], pictures: torch.Tensor) -> float:
-    """Pictures/s of forward passes in batches of `pictures`, or of as many as take FORWARD_SECONDS."""
+    """Returns the pictures/s of forward passes over `pictures`, or over as many as take about FORWARD_SECONDS."""
 
     def seconds(n: int) -> float:
         return _timed(lambda: forward(pictures[:n]).cpu())
 
-    seconds(1)  # the first pass also sets up what later ones find ready
+    seconds(1)  # the first pass also sets up what later passes find ready
     n = min(SMALLEST_BATCH, len(pictures))
     took = seconds(n)
     while n < len(pictures) and took < FORWARD_SECONDS / 2:
@@ -168,13 +174,13 @@ def _rate(forward: Callable[[torch.Tensor], torch.Tensor], pictures: torch.Tenso
 
 
 def _step_seconds(cfg: DictConfig, network: Classifier, precision: str, data: Dataset, rate: float) -> float:
-    """The median of a few training steps on one batch; where one would take too long, of a part of a batch, scaled."""
+    """Returns the median time of a few training steps. If a step would take too long, it scales a smaller batch."""
     device = resolve_device(cfg.device)
-    batch_size = min(cfg.batch_size, len(data.train))
+    batch_size: int = min(cfg.batch_size, len(data.train))
     affordable = max(SMALLEST_BATCH, int(rate / FORWARDS_PER_STEP * STEP_SECONDS))
     n = min(batch_size, affordable)
     loss = build.component(cfg, "loss")
-    # Stands for the teacher's answers: what a loss takes doesn't depend on them.
+    # Zeros stand for the teacher's logits, because a loss takes the same time for any logits.
     answers = None if cfg.teacher is None else torch.zeros(n, data.n_classes, device=device)
     epochs_of_one_step = Fit(
         network,
@@ -194,13 +200,13 @@ def _step_seconds(cfg: DictConfig, network: Classifier, precision: str, data: Da
     try:
         for metrics in epochs_of_one_step:
             steps.append(metrics["epoch_seconds"])
-            # The first alone is believed only where a second would take far too long.
+            # The first step alone is believed only if a second one would take far too long.
             enough = STEPS_SECONDS if len(steps) > 1 else 3 * STEPS_SECONDS
             if len(steps) == MAX_STEPS or sum(steps) > enough:
                 break
-    except DivergedError:  # that is for the runs to say, of which some may have other settings
+    except DivergedError:  # the runs report that themselves, and some have other settings
         pass
-    # The first step also sets up what later ones find ready.
+    # The first step also sets up what later steps find ready.
     return statistics.median(steps[1:] or steps) * batch_size / n
 
 

@@ -26,14 +26,15 @@ from jobs import application, job, started
 from rich.console import Console
 
 from kdsweep.execution import workers
-from kdsweep.execution.executors import Executor, Job, Outcome, Task, open_executor, run_job
+from kdsweep.execution.executors import Executor, open_executor
+from kdsweep.execution.jobs import Job, Outcome, Task, run_job
 from kdsweep.system import interrupts, progress
 from kdsweep.system.errors import RunError, UserError
 
 
 @pytest.fixture
 def task(tmp_path: Path) -> Iterator[Task]:
-    """The application of these jobs."""
+    """The application whose jobs run here."""
     with application(tmp_path) as ours:
         yield ours
 
@@ -41,7 +42,7 @@ def task(tmp_path: Path) -> Iterator[Task]:
 @pytest.fixture
 def two(task: Task, monkeypatch: pytest.MonkeyPatch) -> Iterator[Executor]:
     """Two worker processes."""
-    # There is one server for all tests, started as the tests of commands start it: with more, and not deaf to Ctrl-C.
+    # All tests share one server, started as the tests of commands start it: with more modules, and with SIGINT.
     monkeypatch.setattr(workers, "PRELOADED", commands.PRELOADED)
     forkserver.set_forkserver_preload(commands.PRELOADED)
     forkserver.ensure_running()
@@ -54,14 +55,14 @@ def opened(name: str, task: Task, n_jobs: int = 1, launcher: Any = None, **optio
 
 
 def only(executor: Executor, name: str = "one", **values: object) -> Outcome:
-    """The outcome of a job when nothing else runs."""
+    """Runs a job while nothing else runs, and returns its outcome."""
     executor.submit(job(name, **values))
     ((_, outcome),) = executor.wait()
     return outcome
 
 
 def all_of(executor: Executor, count: int) -> list[tuple[Job, Outcome]]:
-    """The outcomes of this many jobs, in the order of their end."""
+    """Waits for this many jobs, and returns their outcomes in the order of their end."""
     ends: list[tuple[Job, Outcome]] = []
     while len(ends) < count:
         ends += executor.wait()
@@ -77,7 +78,7 @@ def eventually(condition: Callable[[], bool]) -> None:
 
 
 def test_a_job_returns_its_value(task: Task) -> None:
-    """What the task function returns, with the job's overrides in its configuration."""
+    """It is what the task function returns for the configuration with the job's overrides."""
     assert run_job(task, job("one", value=3)) == Outcome(3)
 
 
@@ -87,7 +88,7 @@ def test_a_job_has_a_folder_of_its_name(task: Task, tmp_path: Path) -> None:
 
 
 def test_a_jobs_error_is_its_outcome(task: Task) -> None:
-    """The study decides what it means, whether the job or its configuration was refused."""
+    """Both an error of the job and a refused configuration are left to the study."""
     refused, misspelt = run_job(task, job("one", action="refuse")), run_job(task, job("two", vlaue=3))
     assert isinstance(refused.error, UserError)
     assert "Could not override 'vlaue'" in str(misspelt.error)
@@ -107,7 +108,7 @@ def test_a_job_leaves_stderr_alone(task: Task, capfd: pytest.CaptureFixture[str]
 
 
 def test_ctrl_c_passes_through_a_job(task: Task) -> None:
-    """It ends the study, not the job alone."""
+    """It ends the whole study, not only the job."""
     signal.setitimer(signal.ITIMER_REAL, 0.2)
     before = signal.signal(signal.SIGALRM, signal.default_int_handler)
     try:
@@ -120,7 +121,7 @@ def test_ctrl_c_passes_through_a_job(task: Task) -> None:
 def test_in_process_is_this_process(task: Task) -> None:
     """No process is started, and data stay in memory."""
     with closing(opened("in_process", task)) as executor:
-        value: Any = only(executor, action="surroundings").value
+        value: Any = only(executor, action="describe").value
     assert value["pid"] == os.getpid()
 
 
@@ -148,14 +149,14 @@ def test_without_ray_its_executor_names_the_extra(task: Task, monkeypatch: pytes
 @pytest.mark.all
 @pytest.mark.slow
 def test_a_cluster_that_is_not_there_is_refused(task: Task) -> None:
-    """At once; the remedy says how to do without."""
+    """The refusal comes at once, and says how to do without a cluster."""
     needs.package("ray")
     with pytest.raises(UserError, match=r"ray_address: no Ray answers at '127.0.0.1:1' .*refused.* none to start Ray"):
         opened("ray", task, ray_address="127.0.0.1:1")
 
 
 class Batches:
-    """A launcher that answers as it is told, and keeps what it was asked."""
+    """A launcher that gives the answers it is told to give, and remembers its calls."""
 
     def __init__(self, *answers: JobReturn | Exception) -> None:
         self.answers = answers
@@ -174,7 +175,7 @@ def answer(status: JobStatus, value: object) -> JobReturn:
 
 
 def test_a_launcher_gets_batches(task: Task) -> None:
-    """As many jobs as there are slots, in their own folders, and the answers in their order."""
+    """It gets as many jobs as there are slots, each with its own folder, and its answers belong to them in order."""
     failed = RunError("diverged")
     launcher = Batches(answer(JobStatus.COMPLETED, 1), answer(JobStatus.FAILED, failed))
     executor = opened("launcher", task, 2, launcher)
@@ -186,14 +187,14 @@ def test_a_launcher_gets_batches(task: Task) -> None:
 
 
 def test_a_launcher_that_fails_has_lost_its_batch(task: Task) -> None:
-    """Its error is no job's; the jobs may be tried again."""
+    """No job raised its error, so the jobs may be tried again."""
     died = RuntimeError("a worker was killed")
     executor = opened("launcher", task, 1, Batches(died))
     assert only(executor) == Outcome(error=died, lost=True)
 
 
 def test_hydras_own_launcher_runs_jobs(task: Task, tmp_path: Path) -> None:
-    """The real one, in the job's own folder."""
+    """The real launcher runs a job in the job's own folder."""
     from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 
     launcher = BasicLauncher()
@@ -205,8 +206,8 @@ def test_hydras_own_launcher_runs_jobs(task: Task, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_free_slot_is_refilled_at_once(two: Executor, tmp_path: Path) -> None:
     """A short job doesn't wait for the long one beside it, and each process stays."""
-    two.submit(job("long", action="surroundings", seconds=60, until=tmp_path / "go"))
-    pids = [only(two, f"short-{number}", action="surroundings").value["pid"] for number in range(3)]  # type: ignore[index]
+    two.submit(job("long", action="describe", seconds=60, until=tmp_path / "go"))
+    pids = [only(two, f"short-{number}", action="describe").value["pid"] for number in range(3)]  # type: ignore[index]
     (tmp_path / "go").touch()
     ((last, outcome),) = two.wait()
     assert last.name == "long"
@@ -229,7 +230,7 @@ def test_a_killed_worker_loses_one_job(two: Executor, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_worker_killed_between_jobs_is_replaced(two: Executor) -> None:
     """The next job doesn't notice."""
-    before: Any = only(two, action="surroundings").value
+    before: Any = only(two, action="describe").value
     os.kill(before["pid"], signal.SIGKILL)
     eventually(lambda: not psutil.pid_exists(before["pid"]))
     assert only(two, value=2) == Outcome(2)
@@ -237,7 +238,7 @@ def test_a_worker_killed_between_jobs_is_replaced(two: Executor) -> None:
 
 @pytest.mark.slow
 def test_errors_come_back_from_workers(two: Executor) -> None:
-    """As themselves, or as a RunError with their type and message; results that can't be sent are errors."""
+    """They arrive unchanged, or as a RunError with type and message; a result that can't be sent is an error."""
     refused, failed, unsent = (only(two, action=action).error for action in ("refuse", "fail", "lock"))
     assert isinstance(refused, UserError)
     assert str(refused) == "value: `value > 0` must hold."
@@ -248,18 +249,18 @@ def test_errors_come_back_from_workers(two: Executor) -> None:
 
 
 @pytest.mark.slow
-def test_a_worker_has_this_process_surroundings(two: Executor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Environment and folder as they are now, one thread for each library, and no progress bars."""
+def test_a_worker_has_this_process_environment(two: Executor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Environment and folder are as they are now, each library has one thread, and there are no progress bars."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///here.db")
     monkeypatch.chdir(tmp_path)
-    value: Any = only(two, action="surroundings").value
+    value: Any = only(two, action="describe").value
     expected = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "KDSWEEP_PLAIN": "1"}
     assert {**expected, "MLFLOW_TRACKING_URI": "sqlite:///here.db"}.items() <= value["environment"].items()
     assert value["folder"] == str(tmp_path)
 
 
 def test_a_worker_shows_no_bars(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a terminal too: several would overwrite one another."""
+    """Not even on a terminal, where the bars of several workers would overwrite one another."""
     buffer = io.StringIO()
     monkeypatch.setattr(progress, "console", Console(file=buffer, force_terminal=True, width=100))
     monkeypatch.setenv("KDSWEEP_PLAIN", "1")
@@ -270,14 +271,14 @@ def test_a_worker_shows_no_bars(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_what_a_worker_prints_comes_to_our_terminal(two: Executor, capfd: pytest.CaptureFixture[str]) -> None:
-    """Wherever the server that forked it prints."""
+    """It doesn't matter where the server that forked the worker prints."""
     only(two, action="print")
     assert capfd.readouterr().err == "a line of the job\n"
 
 
 @pytest.mark.slow
 def test_a_worker_without_a_job_computes_ahead(task: Task, tmp_path: Path) -> None:
-    """What its last job has asked for, until the next job comes."""
+    """It computes passes for its last job's teacher until the next job comes."""
     with closing(opened("workers", task, 1)) as executor:
         only(executor, action="remember")
         eventually((tmp_path / "ahead").exists)
@@ -285,17 +286,17 @@ def test_a_worker_without_a_job_computes_ahead(task: Task, tmp_path: Path) -> No
 
 
 def test_slots_take_gpus_in_turns(task: Task) -> None:
-    """Three workers on two GPUs."""
+    """Three workers share two GPUs."""
     with closing(workers.Workers(task, 3, 1, ["4", "7"])) as executor:
         for number in range(3):
-            executor.submit(job(f"job-{number}", action="surroundings", seconds=0.5))
+            executor.submit(job(f"job-{number}", action="describe", seconds=0.5))
         values: list[Any] = [outcome.value for _, outcome in all_of(executor, 3)]
     assert sorted(value["environment"]["CUDA_VISIBLE_DEVICES"] for value in values) == ["4", "4", "7"]
 
 
 @pytest.mark.slow
 def test_gpus_are_bound_where_there_is_a_choice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not for a device by name, nor for a single GPU; by the names that the environment allows."""
+    """Workers get the names that the environment allows; a device by name, or a single GPU, leaves no choice."""
     import torch
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")
@@ -308,7 +309,7 @@ def test_gpus_are_bound_where_there_is_a_choice(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.slow
 def test_close_ends_jobs_as_sigterm_does(two: Executor, tmp_path: Path) -> None:
-    """So that an MLflow run is closed as killed."""
+    """A job can then close its MLflow run as killed."""
     two.submit(job("long", seconds=100))
     eventually(lambda: len(started(tmp_path)) == 1)
     (pid,) = started(tmp_path)
@@ -319,7 +320,7 @@ def test_close_ends_jobs_as_sigterm_does(two: Executor, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_deferred_signal_ends_the_wait(two: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A study waits while its own MLflow run is open, which defers signals."""
+    """A study waits while its own MLflow run is open, and an open run defers signals."""
     monkeypatch.setattr(interrupts, "PATIENCE_SECONDS", 100.0)
     before = {number: signal.getsignal(number) for number in interrupts.ENDS}
     interrupts.install()
@@ -337,7 +338,7 @@ def test_a_deferred_signal_ends_the_wait(two: Executor, monkeypatch: pytest.Monk
 
 @pytest.mark.slow
 def test_a_second_sigterm_cuts_nothing_short(two: Executor, tmp_path: Path) -> None:
-    """It comes when the first went to the whole process group: the MLflow run must be closed in spite of it."""
+    """A second one comes if the first went to the whole process group; the MLflow run must still be closed."""
     two.submit(job("long", seconds=100))
     eventually(lambda: len(started(tmp_path)) == 1)
     os.kill(started(tmp_path).pop(), signal.SIGTERM)
@@ -357,7 +358,7 @@ def test_a_worker_does_not_hear_ctrl_c(two: Executor, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_close_kills_what_does_not_end(two: Executor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A job that ignores SIGTERM has its time, and no more."""
+    """A job that ignores SIGTERM gets `GRACE_SECONDS` and no more."""
     monkeypatch.setattr(workers, "GRACE_SECONDS", 0.2)
     two.submit(job("deaf", action="deaf", seconds=100))
     eventually(lambda: len(started(tmp_path)) == 1)
@@ -366,13 +367,13 @@ def test_close_kills_what_does_not_end(two: Executor, tmp_path: Path, monkeypatc
 
 
 def start_study(*words: object) -> subprocess.Popen[str]:
-    """A study in a process group of its own, as at a terminal."""
+    """Starts a study in a process group of its own, as a terminal does."""
     command = [sys.executable, "-W", "error", jobs.__file__, *map(str, words)]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, process_group=0)
 
 
 def study(folder: Path, executor: str) -> subprocess.Popen[str]:
-    """A study whose two jobs run."""
+    """Starts a study, and waits until its two jobs run."""
     process = start_study(folder, executor)
     eventually(lambda: len(started(folder)) == 2 or process.poll() is not None)
     assert process.poll() is None, process.communicate()
@@ -384,7 +385,7 @@ def alive(pids: set[int]) -> set[int]:
 
 
 def ends(folder: Path) -> list[str]:
-    """What ended the jobs that could say so."""
+    """Returns the exceptions that ended jobs, as far as they could write them down."""
     return [path.read_text() for path in folder.glob("*.ended")]
 
 
@@ -414,11 +415,11 @@ def test_ctrl_c_before_the_first_job_is_quiet(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_no_job_survives_its_study(tmp_path: Path) -> None:
-    """After kill -9 of the study its workers close their runs and are gone, and their server too."""
+    """After kill -9 of the study, its workers close their runs and end, and so does their server."""
     process = study(tmp_path, "workers")
     family = {child.pid for child in psutil.Process(process.pid).children(recursive=True)}
     assert started(tmp_path) <= family
-    # What the server was started with: its libraries read it when it imports them.
+    # The server got this when it started, because its libraries read it on import.
     assert {psutil.Process(pid).environ()["OMP_NUM_THREADS"] for pid in started(tmp_path)} == {"2"}
     process.kill()
     eventually(lambda: not alive(family))
@@ -436,9 +437,9 @@ def on_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Executor]:
 @pytest.mark.all
 @pytest.mark.slow
 def test_ray_runs_jobs(on_ray: Executor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In another process, with this one's surroundings; errors come back as from workers."""
+    """They run in another process with this one's folder and environment; errors come back as from workers."""
     monkeypatch.chdir(tmp_path)
-    value: Any = only(on_ray, action="surroundings").value
+    value: Any = only(on_ray, action="describe").value
     assert (value["pid"] != os.getpid(), value["folder"]) == (True, str(tmp_path))
     assert {"OMP_NUM_THREADS": "1", "KDSWEEP_PLAIN": "1"}.items() <= value["environment"].items()
     refused, failed = (only(on_ray, action=action).error for action in ("refuse", "fail"))
@@ -461,7 +462,7 @@ def test_ray_refills_a_free_slot_at_once(on_ray: Executor, tmp_path: Path) -> No
 def test_a_worker_killed_on_ray_loses_one_job(
     on_ray: Executor, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The job beside it goes on, the next one is run, and all that may be printed is Ray's own line about it."""
+    """The job beside it goes on, the next one runs, and only Ray's own line about it may be printed."""
     on_ray.submit(job("beside", value=1, seconds=300, until=tmp_path / "go"))
     lost = only(on_ray, "dies", action="die")
     assert lost.lost
@@ -478,7 +479,7 @@ def test_a_worker_killed_on_ray_loses_one_job(
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_nothing_of_ray_survives_its_study(tmp_path: Path, number: int) -> None:
-    """Ctrl-C and SIGTERM close the jobs' runs; after kill -9 they are gone all the same."""
+    """After Ctrl-C and SIGTERM the jobs have closed their runs; after kill -9 they are gone too."""
     process = study(tmp_path, "ray")
     family = {child.pid for child in psutil.Process(process.pid).children(recursive=True)}
     assert started(tmp_path) <= family

@@ -29,7 +29,7 @@ def test_nothing_to_do_is_nothing_done() -> None:
 
 
 def test_the_next_passes_come_first(tmp_path: Path) -> None:
-    """In the order of the epochs, part by part, until none is missing; then the student reads what it needs."""
+    """They are computed in the order of the epochs, part by part, until none is missing; the student reads them."""
     ours = teacher(tmp_path)
     prefetch.remember(ours, [3, 1])
     pictures = torch.zeros(0)
@@ -45,7 +45,7 @@ def test_the_next_passes_come_first(tmp_path: Path) -> None:
 
 
 def test_a_job_stops_it(tmp_path: Path) -> None:
-    """It asks after each batch, and leaves the part undone."""
+    """It is asked for after each batch, and the part is left undone."""
     ours = teacher(tmp_path)
     prefetch.remember(ours, [0])
     assert not prefetch.compute_part(stop=lambda: True)
@@ -53,13 +53,13 @@ def test_a_job_stops_it(tmp_path: Path) -> None:
 
 
 def test_online_teachers_keep_no_passes(tmp_path: Path) -> None:
-    """There is nothing that could be computed ahead."""
+    """So there is nothing to compute ahead."""
     prefetch.remember(teacher(tmp_path, mode="online"), [0])
     assert not prefetch.compute_part(stop=lambda: False)
 
 
 def test_what_goes_wrong_is_left_to_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A folder that can't be written ends the computing ahead, and not the worker; the log says so."""
+    """A folder that can't be written ends the computing ahead but not the worker, and the log says so."""
     (tmp_path / "tables").touch()
     prefetch.remember(teacher(tmp_path / "tables"), [0])
     assert not prefetch.compute_part(stop=lambda: False)

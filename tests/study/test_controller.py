@@ -291,7 +291,7 @@ def test_a_study_needs_its_own_configuration_to_go_on(partly: Outcome, place: Pa
 def test_the_same_command_goes_on_with_what_is_missing(partly: Outcome, place: Path) -> None:
     """Under the same run of MLflow: what is done is not repeated, and what is asked for beyond it is made."""
     before = len(statuses(place))
-    assert kdsweep(*SMALL, "sweep.name=partly", root=place).err == "Study partly: all 3 runs are there.\n"
+    assert kdsweep(*SMALL, "sweep.name=partly", root=place).err == "Study partly: all 3 runs are done.\n"
     done = kdsweep(*SMALL, "sweep.name=partly", "sweep.confirm_seeds=1", root=place)
     assert done.status == 0, done.err
     assert done.err.splitlines()[0].endswith(": 6 runs. 3 of them are done.")

@@ -6,7 +6,6 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import optuna
 import psutil
@@ -15,8 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
-from kdsweep.execution import trial_link
-from kdsweep.study.search import PRUNED_AT, STARTS, Search, delete, described
+from kdsweep.config.overrides import parsed
+from kdsweep.execution import heartbeat, trial_link
+from kdsweep.study.search import PRUNED_AT, STARTS, Search, Setting, delete, described, limits, space_of
 from kdsweep.system.errors import UserError
 from kdsweep.system.processes import ProcessId, this_process
 from kdsweep.system.sqlite import sqlite_uri
@@ -44,10 +44,17 @@ def search(
     return Search(url, "study", directions, space, kind or sampler(), pruner, n_trials, max_restarts)
 
 
-def ask(found: Search) -> Any:
-    trial = found.next()
-    assert trial is not None
-    return trial
+def ask(found: Search) -> Setting:
+    """The trial that comes next; there must be one."""
+    setting = found.next()
+    assert setting is not None
+    return setting
+
+
+def as_its_job(folder: Path, number: int) -> optuna.Trial:
+    """A trial as its job writes into it."""
+    study = optuna.load_study(study_name="study", storage=sqlite_uri(folder / "optuna.db"))
+    return optuna.Trial(study, study.trials[number]._trial_id)
 
 
 def params(found: Search) -> list[tuple[object, ...]]:
@@ -61,7 +68,7 @@ def test_the_search_ends_with_its_total(tmp_path: Path) -> None:
     found.fail(ask(found).number, "because")
     ask(found)
     assert found.next() is None
-    assert found.count(TrialState.COMPLETE, TrialState.FAIL) == 2
+    assert (found.count_finished(), found.count_failed()) == (2, 1)
 
 
 def test_more_trials_can_be_asked_for_later(tmp_path: Path) -> None:
@@ -84,7 +91,7 @@ def test_an_orphan_keeps_its_number_and_parameters(tmp_path: Path) -> None:
 
 
 def test_a_trial_that_had_no_parameters_yet_gets_them(tmp_path: Path) -> None:
-    """Killed between the trial's row and its parameters' rows."""
+    """The controller was killed between the trial's row and its parameters' rows."""
     found = search(tmp_path)
     study = optuna.load_study(study_name="study", storage=sqlite_uri(tmp_path / "optuna.db"))
     study.ask({"loss.alpha": SPACE["loss.alpha"]})
@@ -95,7 +102,7 @@ def test_a_trial_that_had_no_parameters_yet_gets_them(tmp_path: Path) -> None:
 
 
 def test_a_result_that_was_left_is_taken(tmp_path: Path) -> None:
-    """By the job in its trial, or by its run in MLflow: the trial isn't computed again."""
+    """The job left it in its trial, or the run in MLflow: the trial isn't computed again."""
     found = search(tmp_path, n_trials=2)
     for _ in range(2):
         ask(found)
@@ -108,7 +115,7 @@ def test_a_result_that_was_left_is_taken(tmp_path: Path) -> None:
 
 
 def test_a_trial_that_always_dies_is_given_up(tmp_path: Path) -> None:
-    """After its start and the restarts that it may have, it has failed."""
+    """It fails after its first start and all restarts that it may have."""
     found = search(tmp_path, max_restarts=2)
     for _ in range(3):
         assert ask(found).number == 0
@@ -119,7 +126,7 @@ def test_a_trial_that_always_dies_is_given_up(tmp_path: Path) -> None:
 
 
 def test_an_interruption_on_purpose_is_no_restart(tmp_path: Path) -> None:
-    """Ctrl-C as often as one likes."""
+    """Ctrl-C may be pressed as often as one likes."""
     found = search(tmp_path, max_restarts=0)
     for _ in range(3):
         found.give_back(ask(found).number)
@@ -128,24 +135,24 @@ def test_an_interruption_on_purpose_is_no_restart(tmp_path: Path) -> None:
 
 
 def test_a_trial_of_a_living_process_is_no_orphan(tmp_path: Path) -> None:
-    """A process of this machine is asked for, and waited for while it lives."""
+    """A process of this machine is known to live or to be dead."""
     found = search(tmp_path)
     trial = ask(found)
     with subprocess.Popen(["sleep", "60"]) as process:
         owner = ProcessId(this_process().host, process.pid, psutil.Process(process.pid).create_time())
-        trial.set_user_attr(trial_link.PROCESS, str(owner))
+        as_its_job(tmp_path, trial.number).set_user_attr(trial_link.PROCESS, str(owner))
         assert found.orphans() == ([], [owner])
         process.kill()
     assert found.orphans() == ([trial.number], [])
 
 
-@pytest.mark.parametrize("age", [0.0, trial_link.STALE_SECONDS + 1])
+@pytest.mark.parametrize("age", [0.0, heartbeat.STALE_SECONDS + 1])
 def test_another_machine_is_believed_for_a_while(age: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its trial is an orphan when its last sign of life is old."""
+    """Its trial is an orphan once its last heartbeat is old."""
     found = search(tmp_path)
-    trial = ask(found)
-    trial.set_user_attr(trial_link.PROCESS, "elsewhere:1:0.0")
-    trial.set_user_attr(trial_link.BEAT, time.time() - age)
+    job = as_its_job(tmp_path, ask(found).number)
+    job.set_user_attr(trial_link.PROCESS, "elsewhere:1:0.0")
+    job.set_user_attr(trial_link.BEAT, time.time() - age)
     assert bool(found.orphans()[0]) == (age > 0)
 
 
@@ -193,21 +200,21 @@ def median() -> DictConfig:
 
 
 def pruned_study(folder: Path, name: str) -> Search:
-    """Two full trials (.8 and .6 after .5 and .3 at epoch 2), and one stopped at epoch 2 with .1."""
+    """Two complete trials (0.8 and 0.6 after 0.5 and 0.3 at epoch 2), and one stopped at epoch 2 with 0.1."""
     found = search(folder, kind=sampler(name), pruner=median())
     for reached, early in ((0.8, 0.5), (0.6, 0.3)):
-        trial = ask(found)
-        trial.report(early, 2)
-        found.complete(trial.number, [reached])
-    trial = ask(found)
-    trial.report(0.1, 2)
-    found.prune(trial.number, 2)
+        number = ask(found).number
+        as_its_job(folder, number).report(early, 2)
+        found.complete(number, [reached])
+    number = ask(found).number
+    as_its_job(folder, number).report(0.1, 2)
+    found.prune(number, 2)
     return found
 
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 def test_the_gaussian_process_sees_pruned_trials(tmp_path: Path) -> None:
-    """They count as complete, with their last value and what the others gained from there on."""
+    """They count as complete, with their last value plus what the others gained from that epoch on."""
     pruned = pruned_study(tmp_path, "gp").trials()[2]
     assert pruned.state == TrialState.COMPLETE
     assert pruned.value == pytest.approx(0.1 + 0.3)
@@ -215,22 +222,22 @@ def test_the_gaussian_process_sees_pruned_trials(tmp_path: Path) -> None:
 
 
 def test_other_samplers_are_told_that_a_trial_was_pruned(tmp_path: Path) -> None:
-    """They can deal with it themselves."""
+    """They deal with pruned trials themselves."""
     pruned = pruned_study(tmp_path, "tpe").trials()[2]
     assert (pruned.state, pruned.user_attrs[PRUNED_AT]) == (TrialState.PRUNED, 2)
 
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 def test_a_pruned_trial_is_never_the_best(tmp_path: Path) -> None:
-    """Not even when its extrapolation is: that is held down to the best value reached."""
+    """Its extrapolated value is never better than the best value reached, and doesn't count."""
     found = search(tmp_path, kind=sampler("gp"), pruner=median())
     for early, reached in ((0.1, 0.8), (0.9, None)):
-        trial = ask(found)
-        trial.report(early, 1)
+        number = ask(found).number
+        as_its_job(tmp_path, number).report(early, 1)
         if reached is None:
-            found.prune(trial.number, 1)
+            found.prune(number, 1)
         else:
-            found.complete(trial.number, [reached])
+            found.complete(number, [reached])
     assert found.trials()[1].value == 0.8
     best = found.best()
     assert best is not None
@@ -263,7 +270,7 @@ def test_of_several_objectives_the_first_chooses(tmp_path: Path) -> None:
 
 
 def test_at_equal_values_the_earlier_trial_is_best(tmp_path: Path) -> None:
-    """Also where less is better."""
+    """This also holds for an objective to be minimised."""
     found = search(tmp_path, directions=("minimize",))
     for value in (0.5, 0.2, 0.2):
         found.complete(ask(found).number, [value])
@@ -284,7 +291,7 @@ def test_a_study_goes_on_under_its_own_conditions_alone(tmp_path: Path) -> None:
 
 
 def test_a_second_controller_is_refused(tmp_path: Path) -> None:
-    """As long as the first, on another machine, gives signs of life. Nor does it forget the study."""
+    """It can neither run nor delete the study as long as the first, on another machine, writes heartbeats."""
     url = sqlite_uri(tmp_path / "optuna.db")
     found = search(tmp_path)
     study = optuna.load_study(study_name="study", storage=url)
@@ -294,7 +301,7 @@ def test_a_second_controller_is_refused(tmp_path: Path) -> None:
         pass
     with pytest.raises(UserError, match=r"process 42 on elsewhere"):
         delete(url, "study")
-    study.set_user_attr("kdsweep.controller", {**holder, "beat": holder["beat"] - trial_link.STALE_SECONDS - 1})
+    study.set_user_attr("kdsweep.controller", {**holder, "beat": holder["beat"] - heartbeat.STALE_SECONDS - 1})
     with search(tmp_path).held():
         assert study.user_attrs["kdsweep.controller"]["process"] == str(this_process())
     assert study.user_attrs["kdsweep.controller"] is None
@@ -313,6 +320,13 @@ def test_a_fresh_start_forgets_all(tmp_path: Path) -> None:
 
 
 def test_a_space_is_described_in_plain_values() -> None:
-    """Limits and scale, or choices."""
-    assert described(SPACE["loss.tau"]) == {"low": 1, "high": 20, "log": True}
-    assert described(CategoricalDistribution(["a", 2])) == {"choices": ["a", 2]}
+    """Intervals have limits and a scale, and choices are listed; the limits are what must be checked."""
+    space = space_of(parsed(["loss.tau=tag(log,interval(1.0,20.0))", "loss=a,b"]))
+    assert space == {"loss.tau": SPACE["loss.tau"], "loss": CategoricalDistribution(["a", "b"])}
+    assert described(space) == {"loss.tau": {"low": 1, "high": 20, "log": True}, "loss": {"choices": ["a", "b"]}}
+    assert limits(space) == {"loss.tau": [1, 20], "loss": ["a", "b"]}
+
+
+def test_a_setting_is_written_as_overrides() -> None:
+    """Each searched key with its value, in order."""
+    assert Setting(3, {"loss.alpha": 0.5, "loss": "kd"}).overrides == ["loss.alpha=0.5", "loss=kd"]

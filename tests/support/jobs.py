@@ -1,7 +1,7 @@
 """A tiny Hydra application whose jobs return, fail, sleep or die as they are told, for the tests of executors.
 
-`python tests/jobs.py FOLDER EXECUTOR [MODULE]` runs two long jobs of it: a study's process that can be sent signals.
-Its server imports the module first.
+`python tests/support/jobs.py FOLDER EXECUTOR [MODULE]` runs two long jobs in a process that can be sent signals, like a
+study. The server of its workers imports the module first.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
 from kdsweep.execution import prefetch
-from kdsweep.execution.executors import Job, Task, open_executor
+from kdsweep.execution.executors import open_executor
+from kdsweep.execution.jobs import Job, Task
 from kdsweep.system.errors import UserError
 
 CONFIG = """
@@ -38,7 +39,7 @@ hydra:
 
 
 class Diligent:
-    """Stands for a teacher with no end of parts to compute: it says in `folder` when it has done one."""
+    """A teacher that never runs out of parts to compute, and creates a file in `folder` when it has computed one."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -50,7 +51,7 @@ class Diligent:
 
 
 class TwoArgumentsError(Exception):
-    """Pickles, and can't be unpickled."""
+    """Can be pickled, but not unpickled."""
 
     def __init__(self, first: str, second: str) -> None:
         super().__init__(f"{first} {second}")
@@ -63,7 +64,7 @@ def job(name: str, **values: object) -> Job:
 
 @contextmanager
 def application(folder: Path) -> Iterator[Task]:
-    """The application, with what its jobs write in `folder`; its function can't be imported by name."""
+    """Makes the application; its jobs write into `folder`, and its function can't be imported by name."""
 
     def act(cfg: DictConfig) -> Any:
         Path(folder, "started").mkdir(exist_ok=True)
@@ -71,7 +72,7 @@ def application(folder: Path) -> Iterator[Task]:
         if cfg.action == "deaf":
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         try:
-            # In steps, as training: Ray's cancelling doesn't end a call of the system.
+            # In steps, like training, because Ray's cancelling doesn't interrupt a system call.
             limit = time.monotonic() + cfg.seconds
             while time.monotonic() < limit and not (cfg.until and Path(cfg.until).exists()):
                 time.sleep(0.01)
@@ -94,7 +95,7 @@ def application(folder: Path) -> Iterator[Task]:
                 return threading.Lock()
             case "print":
                 print("a line of the job", file=sys.stderr)
-            case "surroundings":
+            case "describe":
                 return {"pid": os.getpid(), "folder": str(Path.cwd()), "environment": dict(os.environ)}
             case "hydra":
                 hydra = HydraConfig.get()
@@ -112,12 +113,12 @@ def application(folder: Path) -> Iterator[Task]:
 
 
 def started(folder: Path) -> set[int]:
-    """The processes in which jobs have been started."""
+    """Returns the ids of the processes in which jobs have been started."""
     return {int(path.name) for path in (folder / "started").glob("*")}
 
 
 def main() -> None:
-    """Two jobs that would take minutes, with two threads each."""
+    """Runs two jobs that would take minutes, with two threads each."""
     from kdsweep.execution import workers
     from kdsweep.system import exit_status
 
@@ -133,7 +134,7 @@ def main() -> None:
                 executor.submit(job(f"long-{number}", seconds=200))
             executor.wait()
 
-    # A shell starts what runs in its background with Ctrl-C ignored, and that would be inherited.
+    # A shell starts background processes with SIGINT ignored, and this process would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     exit_status.command("jobs", study)
 
