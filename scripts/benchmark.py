@@ -1,7 +1,8 @@
-"""How fast kdsweep is, measured on this machine: `.venv/bin/python scripts/benchmark.py SUBCOMMAND --help`.
+"""Measures how fast kdsweep is on this machine: `.venv/bin/python scripts/benchmark.py SUBCOMMAND --help`.
 
-Each subcommand is a module of `scripts/benchmarks/` with two functions: `add_arguments` to the parser, and `measure`,
-which returns a `Finding`; it is printed and, with `--json`, written. `report` makes a table of many such files.
+Each subcommand is a module of `scripts/benchmarks/` with two functions. `add_arguments` adds its options to a parser,
+and `measure` returns a `Finding`, which is printed and, with `--json`, written to a file. The subcommand `report` makes
+tables of such files.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from rich.text import Text
 
 from kdsweep.system import exit_status
 
-# What `scripts/benchmark.py` can import, tests can too.
+# Tests have scripts/ on their path. Run as a script, this file needs to add it itself.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from benchmarks import measuring
 
-# A module of `scripts/benchmarks/` each.
+# Each subcommand is a module of `scripts/benchmarks/`.
 SUBCOMMANDS = (
     "limit",
     "distill",
@@ -45,6 +46,7 @@ SUBCOMMANDS = (
 
 
 def parser() -> argparse.ArgumentParser:
+    """Makes the parser, with the options of all subcommands."""
     made = argparse.ArgumentParser(prog="benchmark", description=(__doc__ or "").partition("\n")[0])
     commands = made.add_subparsers(dest="command", required=True)
     for name in SUBCOMMANDS:
@@ -57,13 +59,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """The command."""
+    """Runs the command: measures, prints the figures, and writes them if asked to."""
     arguments = parser().parse_args(words)
     before = os.getloadavg()[0]
     finding = arguments.measure(arguments)
     machine, line = measuring.machine(measuring.Load(before, os.getloadavg()[0], os.cpu_count() or 1))
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120, highlight=False)
-    # Markdown is for a file, and wraps nowhere.
+    # Markdown goes to a file, and must not be wrapped.
     console.print(finding.renderable(), soft_wrap=isinstance(finding.shown, Text))
     if finding.figures:
         console.print(line, markup=False)

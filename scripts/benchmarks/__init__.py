@@ -1,1 +1,1 @@
-"""The subcommands of `scripts/benchmark.py`, a module each, and what they share (`measuring`)."""
+"""The subcommands of `scripts/benchmark.py`, one in each module, and what they share."""

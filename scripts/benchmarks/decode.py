@@ -1,4 +1,4 @@
-"""Decoding a folder of pictures: in threads, in one thread, and from the cache in which it is done once."""
+"""Decodes a folder of pictures in threads, in one thread, and from the cache that keeps decoded pictures."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from kdsweep.system.environment import cores
 from kdsweep.system.errors import UserError
 from kdsweep.system.progress import progress
 
-# Of pictures that are made here, as photos for the web are.
+# The side of pictures that are made here, which is usual for photos on the web.
 MADE_SIDE = 320
 ENDINGS = {".jpg", ".jpeg", ".png", ".webp"}
 
 
 def make(root: Path, n: int) -> list[str]:
-    """Writes JPEG files that compress like photos: smooth, with a little noise. Returns their names."""
+    """Writes JPEG files that compress like photos, since they are smooth with a little noise; returns their names."""
     root.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)
     names = [f"{index:05d}.jpg" for index in range(n)]
@@ -40,10 +40,10 @@ def make(root: Path, n: int) -> list[str]:
 
 
 def found(root: Path, n: int) -> list[str]:
-    """The first `n` pictures below a folder, relative to it.
+    """Returns the names of the first `n` pictures below a folder, relative to it.
 
     Raises:
-        UserError: There are none.
+        UserError: The folder has no pictures.
     """
     paths = itertools.islice((path for path in sorted(root.rglob("*")) if path.suffix.lower() in ENDINGS), n)
     names = [path.relative_to(root).as_posix() for path in paths]
@@ -53,7 +53,7 @@ def found(root: Path, n: int) -> list[str]:
 
 
 def one_thread(root: Path, names: Sequence[str], side: int) -> Callable[[], float]:
-    """A side: one picture after the other."""
+    """A side: decodes one picture after another."""
     rows = torch.empty(len(names), side, side, 3, dtype=torch.uint8).numpy()
 
     def decode() -> None:
@@ -64,7 +64,7 @@ def one_thread(root: Path, names: Sequence[str], side: int) -> Callable[[], floa
 
 
 def measure(arguments: argparse.Namespace) -> Finding:
-    """Decoding a folder of pictures in threads against one thread, and once more from the cache"""
+    """Decoding a folder of pictures: in threads and from the cache, against one thread"""
     with parts.workplace(arguments) as folder:
         root = arguments.root.absolute() if arguments.root else folder / "pictures"
         names = found(root, arguments.pictures) if arguments.root else make(root, arguments.pictures)

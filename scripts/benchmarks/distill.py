@@ -1,4 +1,4 @@
-"""What distillation adds to an epoch: nothing where the teacher's answers lie in a table, and its passes where not."""
+"""What distillation adds to an epoch: nothing if the teacher's logits are in a table, else the teacher's passes."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from benchmarks.measuring import Figure, Finding, take_turns, timed
 from kdsweep.system.files import read_tensors, write_tensors
 
 GOAL = 1.03
-# Trials that share a table which the first of them has to make.
+# Numbers of trials that share a table, which the first of them makes.
 TRIALS = (1, 10, 50)
 
 
 def reading(folder: Path) -> float:
-    """Seconds that a pass of CIFAR's size takes to be read."""
+    """Returns the seconds that reading a pass of CIFAR's size takes."""
     path = folder / "pass.safetensors"
     write_tensors(path, {"outputs": torch.randn(parts.CIFAR_TRAIN, parts.CLASSES)})
     return timed(lambda: read_tensors(path))
 
 
 def measure(arguments: argparse.Namespace) -> Finding:
-    """A distilled epoch against a scratch epoch: with a warm table, and with a cold one that several trials share"""
+    """A distilled epoch against a scratch epoch, with a finished table, and with a table that trials make and share"""
     batch = f"batch_size={arguments.batch}"
     with parts.workplace(arguments) as folder:
         side = f"teacher.network.input_size={parts.SIDE}"
@@ -73,7 +73,7 @@ def measure(arguments: argparse.Namespace) -> Finding:
         for key in ("scratch", "distilled")
     ]
     lines = [
-        f"A warm epoch reads its pass, checks the sum, and has the teacher answer 4 rows again. Epochs of "
+        f"With a warm table, an epoch reads its pass, checks the sum, and computes 4 rows again. Epochs of "
         f"{distilled.pictures} pictures, batch {distilled.batch_size}; teacher {arguments.teacher}, passes of "
         f"{arguments.large} pictures.",
         parts.conditions(distilled, arguments),

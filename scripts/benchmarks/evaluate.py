@@ -1,6 +1,6 @@
-"""What share of an epoch its evaluation on validation takes, with CIFAR's 45,000 and 5,000 pictures.
+"""The share of an epoch that evaluation on the validation split takes, for CIFAR's 45,000 and 5,000 pictures.
 
-Rates are measured on fewer pictures, and the share computed from them; the epoch is training and evaluation together.
+The rates are measured on fewer pictures, and the share is computed from them. An epoch is training and evaluation.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ GOAL = 0.03
 
 
 def evaluations(training: parts.Training, pictures: Tensor, teacher_logits: Tensor | None) -> Callable[[], float]:
-    """A side: what a run does after an epoch, with a teacher's answers to compare with or without."""
+    """A side: evaluates as a run does after an epoch, and compares with the teacher's logits if there are any."""
     labels = torch.arange(len(pictures)) % training.data.n_classes
 
     def evaluation() -> None:
@@ -33,7 +33,7 @@ def evaluations(training: parts.Training, pictures: Tensor, teacher_logits: Tens
 
 
 def measure(arguments: argparse.Namespace) -> Finding:
-    """Evaluation on validation as share of an epoch's time"""
+    """Evaluation on the validation split, as a share of an epoch's time"""
     with parts.workplace(arguments) as folder:
         training = parts.Training(parts.configuration(arguments, folder, "scratch", f"batch_size={arguments.batch}"))
         pictures = training.data.train.images[: arguments.evaluated]
@@ -43,7 +43,7 @@ def measure(arguments: argparse.Namespace) -> Finding:
             "distilled": evaluations(training, pictures, torch.randn(len(pictures), training.data.n_classes)),
         }
         turns = take_turns("evaluate", sides, rounds=arguments.rounds, threads=arguments.threads)
-    # Seconds of 5,000 pictures evaluated over seconds of 45,000 trained on.
+    # Scales to the seconds of 5,000 evaluated pictures over those of 45,000 trained ones.
     scale = parts.CIFAR_VALIDATION / len(pictures) / (parts.CIFAR_TRAIN / training.pictures)
     figures = []
     for side in ("scratch", "distilled"):

@@ -1,4 +1,4 @@
-"""How near the product's training comes to a bare loop over one batch that lies ready: same precision, same layout."""
+"""Compares kdsweep's training with a bare loop over one prepared batch, in the same precision and layout."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from kdsweep.numerics.small_convolutions import small_maps
 LOSSES = {"ce": "scratch", "kd": "distill"}
 GOALS = {128: 0.95, 512: 0.99}
 
-# Steps of each side that don't count: the first ones get their memory from the system, page by page.
+# Steps of each side that don't count, because the first steps get their memory from the system, page by page.
 SETTLING = 4
 
 
 def bare_epochs(training: parts.Training, guided: bool) -> Callable[[], float]:
-    """A side: as many steps as an epoch has, all on the same pictures, which are preprocessed, on the device."""
+    """A side: makes the steps of an epoch, all on the same pictures, which are preprocessed and on the device."""
     pictures = training.data.train.images[: training.batch_size].to(training.device)
     labels = training.labels[: training.batch_size]
     inputs = training.network.preprocess(pictures)  # (B, 3, H, W)
@@ -45,9 +45,9 @@ def bare_epochs(training: parts.Training, guided: bool) -> Callable[[], float]:
 
 
 def measure(arguments: argparse.Namespace) -> Finding:
-    """Training against a bare loop over one fixed batch, at several batch sizes, with and without a teacher"""
+    """Training against a bare loop over one fixed batch, for several batch sizes, with and without a teacher"""
     figures, details, lines = [], {}, []
-    # What teaches is of no account here: the table has as many columns whatever filled it.
+    # Any teacher will do, since a table has the same size for all of them.
     arguments.teacher = arguments.student
     for batch in arguments.batch:
         for loss in arguments.loss:
@@ -72,7 +72,7 @@ def measure(arguments: argparse.Namespace) -> Finding:
                 figures.append(Figure(f"{name}, {loss}, batch {batch}", rate, unit="pictures/s"))
             details[f"{loss} {batch}"] = {**turns.values(), "steps": training.steps}
             lines = [parts.conditions(training, arguments)]
-    return Finding("limit: the product's training against the machine's limit", figures, details, notes=lines)
+    return Finding("limit: kdsweep's training against the machine's limit", figures, details, notes=lines)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""Training loops of other people (`loops.py`), each in a process that takes so many steps whenever it is asked to."""
+"""Runs a training loop of another library (`loops.py`) in a process that makes a number of steps on request."""
 
 from __future__ import annotations
 
@@ -17,22 +17,24 @@ _SCRIPT = Path(__file__).with_name("loops.py")
 
 
 class LoopError(RunError):
-    """Such a loop has ended: what it said last."""
+    """A loop has ended by itself; the message is the last line that it printed."""
 
 
 class Loop:
-    """A loop over the pictures of `training`, alive in this `with` block.
+    """A loop over the pictures of `training`; its process lives in a `with` block.
 
     Args:
         name: A key of `loops.LOOPS`.
-        folder: Where it gets its pictures, and leaves its log.
-        teacher: torchvision's name; `side`: pixels that it sees, None: the pictures' own.
-        batch: Pictures a step.
-        threads: Its own, and workers that load its pictures.
-        python: The interpreter of an environment in which its library is installed.
+        training: Provides pictures and the student's name.
+        folder: The folder for the loop's pictures and its log.
+        teacher: torchvision's name of the teacher.
+        side: The side of the teacher's input, in pixels; None keeps the pictures' own side.
+        batch: The number of pictures in a step.
+        threads: The number of CPU threads, and of workers that load pictures.
+        python: The interpreter of an environment in which the loop's library is installed.
 
     Raises:
-        LoopError: It could not be started.
+        LoopError: The loop could not be started.
     """
 
     def __init__(
@@ -81,7 +83,7 @@ class Loop:
         self._end()
 
     def seconds(self, steps: int) -> float:
-        """What so many steps take."""
+        """Makes this many steps, and returns the seconds that they took."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{steps}\n")
         self._process.stdin.flush()

@@ -1,7 +1,7 @@
-"""Other people's training loops, a process each: `loops.py NAME PICTURES.npz --student ... --teacher ...`.
+"""Training loops of other libraries, each in its own process: `loops.py NAME PICTURES.npz --student ... --teacher ...`.
 
-The loop is told on stdin how many steps to take, and answers on stdout with the seconds that they took. It runs as its
-library has it, epoch after epoch without end; its data loader is what stops it in between.
+The process reads from stdin how many steps to make, and writes to stdout the seconds that they took. The loop is its
+library's own, and runs epoch after epoch without end. Its data loader stops it between requests.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision.models import get_model
 
-# As CIFAR's training split: an epoch that starts its workers anew is long.
+# The length of CIFAR's training split, so that loading workers are started again rarely, once an epoch.
 LENGTH = 50_000
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 SGD = {"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4}
@@ -31,7 +31,7 @@ ALPHA, TAU = 0.5, 4.0
 
 
 class Pictures(Dataset[tuple[Tensor, int]]):
-    """Pictures as torchvision's own data sets give them: each made a PIL picture, and then transformed."""
+    """Yields pictures as torchvision's data sets do: each becomes a PIL picture and is then transformed."""
 
     def __init__(self, path: str) -> None:
         with np.load(path) as stored:
@@ -50,9 +50,9 @@ class Pictures(Dataset[tuple[Tensor, int]]):
 
 
 class Paced:
-    """A data loader that hands out as many batches as it is asked for, and says how long the loop took with them.
+    """A data loader that yields as many batches as it is asked for, and prints how long the loop took for them.
 
-    Its workers go on in between, so that the first batches of a round are ready: that favours the loop.
+    Its workers go on between requests, so the first batches of a round are ready. This favours the loop.
     """
 
     def __init__(self, loader: DataLoader[Any], answers: Any) -> None:
@@ -77,9 +77,9 @@ class Paced:
             self._begun = True
             self._say("ready")
         line = sys.stdin.readline()
-        if not line:  # nobody asks any more
+        if not line:  # the benchmark has ended
             sys.stderr.flush()
-            os._exit(0)  # the library's loop would take an exception for its own
+            os._exit(0)  # the library's loop might catch an exception
         return int(line)
 
     def _say(self, text: str) -> None:
@@ -87,7 +87,7 @@ class Paced:
 
 
 class Scene:
-    """Student, teacher and pictures of a loop, as its user would make them: fp32, torch's own layout."""
+    """Student, teacher and pictures of a loop, made as its user would: in fp32 and in torch's default layout."""
 
     def __init__(self, arguments: argparse.Namespace, answers: Any) -> None:
         self._arguments, self._answers = arguments, answers
@@ -100,17 +100,20 @@ class Scene:
 
     @property
     def loading(self) -> dict[str, Any]:
+        """The settings of data loaders."""
         return {"batch_size": self._arguments.batch, "num_workers": self._arguments.workers, "drop_last": True}
 
     def paced(self, loader: DataLoader[Any]) -> Paced:
+        """Makes a data loader wait for requests."""
         return Paced(loader, self._answers)
 
     def loader(self) -> Paced:
+        """Makes the plain data loader of a training loop."""
         return self.paced(DataLoader(self.pictures, shuffle=True, **self.loading))
 
 
 def usual(scene: Scene) -> None:
-    """The loop of PyTorch's distillation tutorial, on augmented pictures: loaded by workers, the teacher asked live."""
+    """The loop of PyTorch's distillation tutorial, with augmented pictures from workers, and the teacher online."""
     student, teacher = scene.student.train(), scene.teacher
     optimizer = torch.optim.SGD(student.parameters(), **SGD)
     criterion = nn.CrossEntropyLoss()
@@ -132,7 +135,7 @@ def usual(scene: Scene) -> None:
 
 
 def torchdistill(scene: Scene) -> None:
-    """Torchdistill's distillation box, driven as in its example of image classification."""
+    """Torchdistill's distillation box, used as in its example of image classification."""
     from torchdistill.core.distillation import get_distillation_box
     from torchdistill.misc.log import MetricLogger, SmoothedValue
 
@@ -174,7 +177,7 @@ def torchdistill(scene: Scene) -> None:
 
 
 def kd_lib(scene: Scene) -> None:
-    """KD_Lib's VanillaKD and its own loop; its modules for text, and TensorBoard, are not needed and not there."""
+    """KD_Lib's VanillaKD with its own loop; stubs replace its modules for text and TensorBoard, which aren't needed."""
     for name, members in {
         "KD_Lib.KD.text": ("BERT2LSTM", "get_essentials"),
         "torch.utils.tensorboard": ("SummaryWriter",),
@@ -196,6 +199,7 @@ LOOPS: dict[str, Callable[[Scene], None]] = {"usual": usual, "torchdistill": tor
 
 
 def main() -> None:
+    """Runs the loop that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=LOOPS)
     parser.add_argument("pictures", help="an .npz file with pictures (N, H, W, 3) uint8 and labels (N,)")
@@ -209,7 +213,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    # What the libraries print must not be taken for an answer.
+    # The libraries' output goes to stderr, because stdout carries the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     LOOPS[arguments.name](Scene(arguments, answers))

@@ -1,8 +1,8 @@
-"""What all benchmarks share: sides that take turns, figures with goals, the machine's load, what is shown and written.
+"""What all benchmarks share: sides that take turns, figures with goals, the machine's load, and the output.
 
-A figure is a ratio of two sides that were measured in one run, in turns, so that what slows down the machine slows
-down both. Rounds in which other processes wanted the same cores are measured again, and where that doesn't help the
-machine is said to be busy.
+A side is a function that does some work and returns the seconds that it took. A figure is usually the ratio of two
+sides that were measured in turns, so that a slow machine slows down both. Rounds in which other processes used the
+cores are measured again; if that doesn't help, the figures say that the machine was busy.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from rich.text import Text
 
 from kdsweep.system import environment, interrupts
 
-Seconds = tuple[float, float]  # of the clock on the wall, and of the processor
+Seconds = tuple[float, float]  # elapsed time, and the processor's time
 
 ROUNDS = 5
 
-# Cores that other processes may take, on average over a round, beyond those that nobody measures on.
+# On average over a round, other processes may use this many of the cores that are measured on.
 TOLERATED = 0.1
-# Rounds that were disturbed are measured again, until there are this many times as many as wanted.
+# Disturbed rounds are measured again, until this many times the wanted rounds have been made.
 PATIENCE = 3
 
 
@@ -41,12 +41,12 @@ class Figure:
 
     Attributes:
         name: "a distilled epoch against a scratch epoch".
-        value: NaN where it could not be measured.
-        goal: None where there is none.
-        at_most: Whether the goal is the most that the value may be, and not the least.
+        value: The number; NaN if it could not be measured.
+        goal: The limit that the value should keep; None if there is no goal.
+        at_most: True if the goal is an upper limit, False if it is a lower one.
         unit: "" for a ratio; otherwise "s", "ms", "pictures/s", ...
-        spread: The least and the largest of the rounds, where there were several.
-        note: What a reader has to know; why there is no value.
+        spread: The least and the largest value of all rounds; None for a single value.
+        note: What a reader has to know, such as the reason why there is no value.
     """
 
     name: str
@@ -59,18 +59,19 @@ class Figure:
 
     @property
     def holds(self) -> bool | None:
-        """Whether the goal is met; None where there is none, or no value."""
+        """Whether the goal is met; None if there is no goal or no value."""
         if self.goal is None or math.isnan(self.value):
             return None
         return self.value <= self.goal if self.at_most else self.value >= self.goal
 
     def goal_in_words(self) -> str:
+        """Returns the goal as text: "<= 0.5 s"."""
         if self.goal is None:
             return ""
         return f"{'<=' if self.at_most else '>='} {plain_number(self.goal)}{' ' * bool(self.unit)}{self.unit}"
 
     def values(self) -> dict[str, Any]:
-        """As plain values; JSON knows no NaN."""
+        """Returns the figure as plain values, with None for NaN, which JSON doesn't have."""
         value = None if math.isnan(self.value) else self.value
         own = {"name": self.name, "value": value, "unit": self.unit, "goal": self.goal_in_words(), "holds": self.holds}
         return {**own, "spread": self.spread, "note": self.note}
@@ -78,7 +79,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Load:
-    """How many processes of this machine wanted a core, the average of a minute, before and after a measurement."""
+    """The average number of processes that wanted a core in the minute before a measurement and in its last minute."""
 
     before: float
     after: float
@@ -86,12 +87,13 @@ class Load:
 
     @property
     def busy(self) -> bool:
-        """Whether others took part of the time that was measured."""
+        """Whether more processes wanted a core than there are cores."""
         return max(self.before, self.after) > self.cores
 
     def words(self) -> str:
+        """Returns the load as text, with a warning if the machine was busy."""
         text = f"load {self.before:.1f} before and {self.after:.1f} after, {self.cores} cores"
-        return f"{text}: BUSY, trust the processor's time more than the wall's" if self.busy else f"{text}: not busy"
+        return f"{text}: BUSY, trust the processor's time more than elapsed time" if self.busy else f"{text}: not busy"
 
 
 @dataclass(frozen=True)
@@ -99,11 +101,11 @@ class Finding:
     """What a subcommand found.
 
     Attributes:
-        title: What the table says.
+        title: The title of the table.
         figures: What was measured, in order.
-        details: JSON-able; all that stands behind the figures.
-        shown: What the terminal gets instead of a table of the figures.
-        notes: Lines below it.
+        details: All values behind the figures, for JSON.
+        shown: What the terminal shows instead of a table of the figures.
+        notes: Lines below the table.
     """
 
     title: str
@@ -113,12 +115,13 @@ class Finding:
     notes: Sequence[str] = ()
 
     def renderable(self) -> RenderableType:
+        """Returns what the terminal shows."""
         shown = figures_table(self.title, self.figures) if self.shown is None else self.shown
         return Group(shown, *(Text(line) for line in self.notes))
 
 
 def figures_table(title: str, figures: Sequence[Figure]) -> Table:
-    """A line for each figure: what it is, its value, its range over the rounds, its goal, and whether that holds."""
+    """Makes a table with a row for each figure: name, value, range over the rounds, goal, and whether it holds."""
     shown = Table("", title=title, title_justify="left")
     for column in ("figure", "least - most", "goal"):
         shown.add_column(column, justify="right")
@@ -137,14 +140,15 @@ class Turns:
     """What `take_turns` measured.
 
     Attributes:
-        seconds: Side -> seconds of each round, in order.
-        disturbed: How many of the rounds that count were disturbed by other processes.
+        seconds: For each side the seconds of each round, in order.
+        disturbed: The number of counted rounds that other processes disturbed.
     """
 
     seconds: Mapping[str, Sequence[float]]
     disturbed: int
 
     def median(self, side: str) -> float:
+        """Returns a side's median seconds."""
         return median(self.seconds[side])
 
     def ratio(
@@ -158,7 +162,7 @@ class Turns:
         scale: float = 1.0,
         note: str = "",
     ) -> Figure:
-        """Seconds of `over` / seconds of `under` * scale: the median over rounds of what stood side by side."""
+        """Makes a figure of seconds of `over` / seconds of `under` * scale: the median of the rounds' ratios."""
         pairs = zip(self.seconds[over], self.seconds[under], strict=True)
         ratios = [scale * first / second for first, second in pairs]
         if self.disturbed:
@@ -166,19 +170,23 @@ class Turns:
         return Figure(name, median(ratios), goal, at_most, spread=(min(ratios), max(ratios)), note=note)
 
     def values(self) -> dict[str, Any]:
+        """Returns the measurement as plain values."""
         return {"seconds": {side: list(values) for side, values in self.seconds.items()}, "disturbed": self.disturbed}
 
 
 def take_turns(
     description: str, sides: Mapping[str, Callable[[], float]], *, rounds: int = ROUNDS, threads: int = 1
 ) -> Turns:
-    """Measures the sides in turns, round after round; each returns how many seconds it took, its set-up left out.
+    """Measures the sides in turns, round after round.
 
-    Every side is run once before, which doesn't count. A round in which other processes took more than the cores that
-    are left over is measured again, up to a limit.
+    Each side is run once before, to warm up. A round in which other processes used more cores than the sides leave free
+    is measured again, up to a limit.
 
     Args:
-        threads: How many cores the sides use.
+        description: The text of the progress bar.
+        sides: The functions to measure, by name. Each returns the seconds that it took, without its set-up.
+        rounds: The number of rounds that count.
+        threads: The number of cores that the sides use.
     """
     kept: list[dict[str, float]] = []
     dirty: list[tuple[float, dict[str, float]]] = []
@@ -206,14 +214,14 @@ def take_turns(
 
 
 def timed(action: Callable[[], object]) -> float:
-    """Seconds that an action takes."""
+    """Returns the seconds that an action takes."""
     start = time.perf_counter()
     action()
     return time.perf_counter() - start
 
 
 def _others() -> float:
-    """Processor seconds that all processes but this one and its children have used since the machine was started."""
+    """Returns the processor seconds, since boot, of all processes except this one and its children."""
     times = psutil.cpu_times()
     everybody = sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0)
     own = psutil.Process()
@@ -222,17 +230,17 @@ def _others() -> float:
     for child in own.children(recursive=True):
         try:
             used = child.cpu_times()
-        except psutil.Error:  # it has ended meanwhile
+        except psutil.Error:  # the child has ended meanwhile
             continue
         total -= used.user + used.system + used.children_user + used.children_system
     return total
 
 
 class Clock:
-    """Divides time among parts: at every moment exactly one part is charged, the innermost, so parts add up to all.
+    """Divides time among parts. At every moment only the innermost part is charged, so the parts add up to all time.
 
     Args:
-        rest: The part that is charged outside of every block.
+        rest: The part that is charged outside all blocks.
     """
 
     def __init__(self, rest: str) -> None:
@@ -262,7 +270,7 @@ class Clock:
             self._stack.pop()
 
     def lap(self) -> dict[str, Seconds]:
-        """The parts since the last lap."""
+        """Returns the time of each part since the last lap."""
         self._charge()
         parts, self._parts = self._parts, {}
         return parts
@@ -270,7 +278,7 @@ class Clock:
 
 @contextmanager
 def bar(description: str, total: int) -> Iterator[Callable[[], None]]:
-    """A progress bar with elapsed and remaining time on stderr; yields what moves it on by one, and hears Ctrl-C."""
+    """Shows a progress bar on stderr; yields a function that advances it by one, and that Ctrl-C interrupts."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     shown = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True))
     with shown:
@@ -284,7 +292,7 @@ def bar(description: str, total: int) -> Iterator[Callable[[], None]]:
 
 
 def machine(load: Load) -> tuple[dict[str, Any], str]:
-    """What this machine is, as plain values and as a line."""
+    """Describes this machine and its load, as plain values and as a line."""
     found = environment.describe()
     commit = str(found["git_commit"])[:7]
     line = f"{found['cpu']}, {load.words()}; this process may use {found['cores']}; commit {commit}."
@@ -292,22 +300,24 @@ def machine(load: Load) -> tuple[dict[str, Any], str]:
 
 
 def in_milliseconds(seconds: float) -> str:
+    """Formats seconds as milliseconds."""
     return shown_number(1000 * seconds, 1 if seconds < 0.1 else 0)
 
 
 def shown_number(value: float, digits: int) -> str:
+    """Formats a number with this many decimal places; "-" for NaN."""
     return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def plain_number(value: float) -> str:
-    """Three figures, or all before the point: 0.957, 12.3, 1,056."""
+    """Formats a number with three significant digits, or with all digits before the point: 0.957, 12.3, 1,056."""
     if math.isnan(value):
         return "-"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def positive(text: str) -> int:
-    """A whole number from 1, for argparse."""
+    """Parses a whole number from 1, for argparse."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"a whole number from 1 must be given, but got {text!r}")
     return int(text)

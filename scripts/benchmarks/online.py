@@ -1,6 +1,6 @@
-"""An epoch from a warm table against the same with the teacher asked live, by the product and by the usual loop.
+"""Compares an epoch from a warm table with an online teacher, in kdsweep and in the usual loop.
 
-The usual loop is that of PyTorch's distillation tutorial: workers that load and transform PIL pictures, fp32, eager.
+The usual loop is that of PyTorch's distillation tutorial: workers load and transform PIL pictures; it is eager fp32.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from benchmarks.measuring import Figure, Finding, take_turns
 
 
 def measure(arguments: argparse.Namespace) -> Finding:
-    """A warm table against a teacher that is asked live, in the product and in the usual loop"""
+    """An epoch from a warm table against an online teacher, in kdsweep and in the usual loop"""
     figures: list[Figure] = []
     details: dict[str, Any] = {}
     with parts.workplace(arguments) as folder, ExitStack() as stack:
@@ -59,9 +59,9 @@ def measure(arguments: argparse.Namespace) -> Finding:
                 figures.append(Figure(f"{side}, teacher at {size} px", rate, unit="pictures/s"))
             details[f"{size} px"] = {**turns.values(), "pictures": {"table": table.pictures, "live": live.pictures}}
     lines = [
-        f"Ratios are of seconds a picture. Batch {table.batch_size}; where the teacher is asked live at "
-        f"{arguments.large_side} px {arguments.large}, for which the student's part is a little dearer. A table costs "
-        f"the same whatever the teacher saw, but for the 4 rows of a pass that are verified.",
+        f"Ratios compare seconds per picture. Batch {table.batch_size}; {arguments.large} with an online teacher at "
+        f"{arguments.large_side} px, which makes the student's part a little slower. A table costs the same for every "
+        f"side of the teacher's input, except for the 4 rows of a pass that are verified.",
         f"Teacher {arguments.teacher}. {parts.conditions(table, arguments)}",
     ]
     return Finding("online: what a table saves", figures, details, notes=lines)

@@ -1,6 +1,6 @@
-"""Student, teacher and pictures of the benchmarks of training: the product's own, built from its own configuration.
+"""Student, teacher and pictures for the benchmarks of training, built by kdsweep from its own configuration.
 
-Random weights and synthetic pictures serve: what a step takes doesn't depend on them.
+Weights are random and pictures synthetic, since the time of a step doesn't depend on them.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from kdsweep.teachers import Teacher
 from kdsweep.training import Fit
 from kdsweep.views import pass_of_epoch
 
-# CIFAR's pictures; the teacher is worth listening to at the side that it was trained at.
+# The side of CIFAR's pictures, and of the pictures that the teacher was trained on, at which it is good.
 SIDE, LARGE_SIDE = 32, 224
 CLASSES = 10
 CIFAR_TRAIN, CIFAR_VALIDATION = 45_000, 5_000
 
-# A training that is measured an epoch at a time never comes to its end.
+# A training that is measured epoch by epoch must not come to its end.
 ENDLESS = 100_000
 
 
 def add_arguments(parser: argparse.ArgumentParser, pictures: int = 512) -> None:
-    """The options that the benchmarks of training have in common."""
+    """Adds the options that the benchmarks of training share."""
     parser.add_argument("--pictures", type=positive, default=pictures, help=f"in an epoch; default: {pictures}")
     parser.add_argument("--student", default="resnet18", help="torchvision's name; default: resnet18")
     parser.add_argument("--teacher", default="resnet50", help="torchvision's name; default: resnet50")
@@ -51,10 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser, pictures: int = 512) -> None:
 
 
 def add_batch(parser: argparse.ArgumentParser) -> None:
+    """Adds the option for the batch size."""
     parser.add_argument("--batch", type=positive, default=128, help="pictures a step; default: 128")
 
 
 def add_large(parser: argparse.ArgumentParser) -> None:
+    """Adds the options for a teacher at the large side."""
     help_large = f"pictures a step with the teacher at {LARGE_SIDE} px, which is slow; default: 16"
     parser.add_argument("--large", type=positive, default=16, metavar="N", help=help_large)
     help_side = f"what {LARGE_SIDE} px is; a smaller one tries the benchmark out"
@@ -63,7 +65,7 @@ def add_large(parser: argparse.ArgumentParser) -> None:
 
 @contextmanager
 def workplace(arguments: argparse.Namespace) -> Iterator[Path]:
-    """A folder for caches; in this block torch has the threads asked for, and nobody hears the product's progress."""
+    """Yields a temporary folder; in this block torch has the threads asked for, and kdsweep prints no progress."""
     threads, console = torch.get_num_threads(), progress.console
     with tempfile.TemporaryDirectory(prefix="kdsweep-benchmark-") as folder:
         torch.set_num_threads(arguments.threads)
@@ -78,13 +80,14 @@ def workplace(arguments: argparse.Namespace) -> Iterator[Path]:
 def configuration(
     arguments: argparse.Namespace, folder: Path, experiment: str, *overrides: str, pictures: int | None = None
 ) -> DictConfig:
-    """The product's configuration of an experiment on synthetic pictures.
+    """Composes kdsweep's configuration of an experiment on synthetic pictures.
 
     Args:
-        folder: For what it keeps.
-        experiment: scratch | distill.
-        overrides: Further ones, Hydra's way.
-        pictures: In an epoch; None: as asked for.
+        arguments: The options that the benchmarks of training share.
+        folder: The folder for caches and runs.
+        experiment: "scratch" or "distill".
+        overrides: Further Hydra overrides.
+        pictures: The number of pictures in an epoch; None takes that of `arguments`.
     """
     n_train = arguments.pictures if pictures is None else pictures
     n_validation = max(CLASSES, n_train * CIFAR_VALIDATION // CIFAR_TRAIN)
@@ -101,10 +104,10 @@ def configuration(
 
 
 class Training:
-    """What a run of `cfg` trains with, built as the product builds it.
+    """What a run of `cfg` trains with, built as kdsweep builds it.
 
     Attributes:
-        pictures: How many an epoch trains on; what doesn't fill a batch is left out.
+        pictures: The number of pictures that an epoch trains on. Pictures that don't fill a batch are left out.
         network: The student.
     """
 
@@ -119,7 +122,7 @@ class Training:
         self.pictures = self.steps * self.batch_size
 
     def fit(self, teacher: Teacher | None = None, epochs: int = ENDLESS, n_passes: int = 1) -> Fit:
-        """The product's training; the student goes on from where it is."""
+        """Makes kdsweep's training, which goes on with the student's weights as they are."""
         return Fit(
             self.network,
             self.views,
@@ -136,55 +139,55 @@ class Training:
         )
 
     def teacher(self) -> Teacher:
-        """The teacher, as a process that starts finds it: no pass is verified yet."""
+        """Makes the teacher as a new process finds it, with no pass verified yet."""
         return build.untrained_teacher(self.cfg)
 
 
 def epochs(fit: Fit) -> Callable[[], float]:
-    """A side: the next epoch of one training, whose first has set up what later ones find ready."""
+    """A side: makes the next epoch of one training. The first epoch also sets up what later ones find ready."""
     training = iter(fit)
     return lambda: timed(lambda: next(training))
 
 
 def warm_epochs(training: Training) -> Callable[[], float]:
-    """A side: an epoch whose pass is in a table that this process has not read yet; it is read and verified.
+    """A side: makes an epoch whose pass is in a table that this process hasn't read yet, so it is read and verified.
 
-    What a teacher does once, with its first pass (a hash of its weights), is set-up.
+    The hash of the teacher's weights, which is computed once, with its first pass, isn't measured.
     """
     fill(training)
     return lambda: timed(functools.partial(next, iter(training.fit(_new_teacher(training), n_passes=2))))
 
 
 def warm_passes(training: Training) -> Callable[[], float]:
-    """A side: what the teacher does at the start of such an epoch."""
+    """A side: does what the teacher does at the start of an epoch of `warm_epochs`."""
     fill(training)
     first = pass_of_epoch(training.cfg.order_seed, 0, n_passes=2)
     return lambda: timed(functools.partial(_new_teacher(training).answers, first))
 
 
 def fill(training: Training) -> None:
-    """Makes the passes of `warm_epochs` and `warm_passes`, where they aren't there."""
+    """Computes the passes for `warm_epochs` and `warm_passes` unless the table has them."""
     teacher = training.teacher()
     for pass_index in (0, 1):
         teacher.answers(pass_index)
 
 
 def _new_teacher(training: Training) -> Teacher:
-    """A teacher that has verified another pass than that of the first epoch."""
+    """Makes a teacher that has verified a pass, but not that of the first epoch."""
     teacher = training.teacher()
     teacher.answers(1 - pass_of_epoch(training.cfg.order_seed, 0, n_passes=2))
     return teacher
 
 
 def cold_passes(training: Training) -> Callable[[], float]:
-    """A side: a pass that is in no table yet, computed and written."""
+    """A side: computes and writes a pass that no table has yet."""
     teacher = training.teacher()
     unknown = itertools.count()
     return lambda: timed(lambda: teacher.answers(next(unknown)))
 
 
 def synchronised(device: torch.device) -> None:
-    """Waits for what the device was asked to do."""
+    """Waits until the device has done its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -198,17 +201,17 @@ def computed(
     at_most: bool = True,
     note: str = "",
 ) -> Figure:
-    """A figure of what `value` makes of each round's seconds, side -> seconds: the median and the range."""
+    """Makes a figure of a function of each round's seconds by side: its median and range over the rounds."""
     rounds = zip(*turns.seconds.values(), strict=True)
     values = [value(dict(zip(turns.seconds, seconds, strict=True))) for seconds in rounds]
     side = next(iter(turns.seconds))
-    # A ratio, for what it says about disturbed rounds.
+    # Only the ratio's note about disturbed rounds is kept.
     figure = turns.ratio(name, side, side, goal=goal, at_most=at_most, note=note)
     return replace(figure, value=median(values), spread=(min(values), max(values)))
 
 
 def conditions(training: Training, arguments: argparse.Namespace) -> str:
-    """What was measured, in a line."""
+    """Describes in a line what was measured."""
     threads = f"{arguments.threads} thread{'s' * (arguments.threads > 1)}"
     return (
         f"{arguments.student} with the ImageNet stem, pictures of {SIDE} px, {training.device.type}, "

@@ -1,7 +1,7 @@
-"""A distilled step of kdsweep against the training loops of other libraries, on the same pictures and networks.
+"""Compares a distilled step of kdsweep with training loops of other libraries, on the same pictures and networks.
 
-The libraries go into a virtual environment of their own, which finds torch where this one has it. Without network, or
-where one of them doesn't work with this torch, its figures have no value and say why.
+The libraries are installed in a virtual environment of their own, which takes torch from this one. If one of them can't
+be installed, or doesn't work with this torch, its figures have no value and say why.
 """
 
 from __future__ import annotations
@@ -23,26 +23,29 @@ from benchmarks import parts
 from benchmarks.loop_process import Loop, LoopError
 from benchmarks.measuring import Figure, Finding, Turns, take_turns
 
-# Loop -> what is installed for it; their own demands (an old torch, linters) aren't met.
+# The package to install for each loop, without its own requirements (an old torch, linters).
 PACKAGES = {"usual": None, "torchdistill": "torchdistill==1.1.5", "KD_Lib": "KD-Lib==0.0.32"}
-# KD_Lib follows the teacher's gradients, which at 224 px takes gigabytes.
+# KD_Lib is left out, because it also computes the teacher's gradients, which takes gigabytes at 224 px.
 AT_LARGE_SIDE = ("torchdistill",)
 
 GOAL_SMALL, GOAL_LARGE, GOAL_SHARED = 2.5, 80.0, 60.0
-SHARED_BY = 20  # trials, each of 30 epochs and as many passes
+SHARED_BY = 20  # trials, each with 30 epochs and 30 passes
 
 
 def environment(folder: Path) -> tuple[Path, dict[str, str]]:
-    """The interpreter of an environment with the libraries that could be installed, and why others couldn't.
+    """Makes a virtual environment with the libraries, or finds what an earlier call has made.
 
     Args:
-        folder: Made, or found as an earlier call has left it.
+        folder: The folder of the environment.
+
+    Returns:
+        The environment's interpreter, and for each loop whose library couldn't be installed the reason.
     """
     python = folder / "bin" / "python"
     if not python.exists():
         venv.create(folder, symlinks=True)
         own = Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
-        # Everything that this environment has, torch above all.
+        # Makes everything in this environment visible in the other, above all torch.
         (own / "parent.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
     missing = {}
     for name, package in PACKAGES.items():
@@ -56,7 +59,7 @@ def environment(folder: Path) -> tuple[Path, dict[str, str]]:
 
 
 def _install(python: Path, package: str) -> str | None:
-    """Installs a package without those that it asks for; returns why that failed."""
+    """Installs a package without its requirements; returns why that failed, or None."""
     command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", "--quiet", package]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
@@ -78,13 +81,13 @@ def measure(arguments: argparse.Namespace) -> Finding:
         training = parts.Training(parts.configuration(arguments, folder, "distill", *overrides))
         found = Peers(arguments, folder, python, training, parts.warm_epochs(training))
         small, small_details = found.small(missing)
-        # A loop that didn't start won't with a larger teacher.
+        # A loop that didn't start won't start with a larger teacher either.
         large, large_details = found.large(small_details["skipped"])
     lines = [
-        f"Ratios are of seconds a picture; kdsweep's from a warm table. Batch {training.batch_size}; at "
-        f"{arguments.large_side} px the others' is {arguments.large}, for which the student's part is a little dearer. "
-        f"Their loops: fp32, torch's own layout, {arguments.threads} thread(s) and as many loading workers; usual is "
-        f"PyTorch's tutorial with augmented pictures. Teacher {arguments.teacher}.",
+        f"Ratios compare seconds per picture; kdsweep reads a warm table. Batch {training.batch_size}; at "
+        f"{arguments.large_side} px the others have {arguments.large}, which makes the student's part a little slower. "
+        f"The other loops: fp32, torch's default layout, {arguments.threads} thread(s) and as many loading workers; "
+        f"usual is PyTorch's tutorial with augmented pictures. Teacher {arguments.teacher}.",
         parts.conditions(training, arguments),
     ]
     details = {f"{parts.SIDE} px": small_details, f"{arguments.large_side} px": large_details}
@@ -96,9 +99,11 @@ class Peers:
     """The sides, and their figures.
 
     Args:
-        python: Of the environment with the libraries.
-        training: kdsweep's, at whose pictures all look.
-        warm: A side: its epoch from a warm table.
+        arguments: The options of the command line.
+        folder: The folder for tables, and for pictures and logs of loops.
+        python: The interpreter of the environment with the libraries.
+        training: kdsweep's training, whose pictures all loops use.
+        warm: A side: kdsweep's epoch from a warm table.
     """
 
     arguments: argparse.Namespace
@@ -108,7 +113,7 @@ class Peers:
     warm: Callable[[], float]
 
     def small(self, missing: Mapping[str, str]) -> tuple[list[Figure], dict[str, Any]]:
-        """Everybody with the teacher at the pictures' own side: figures, and what stands behind them."""
+        """Compares all loops with the teacher at the pictures' side; returns figures and the values behind them."""
         training = self.training
         steps, batch = training.steps, training.batch_size
         turns, skipped = self._take_turns(tuple(PACKAGES), missing, None, batch, steps, {})
@@ -125,7 +130,7 @@ class Peers:
         return figures, {**turns.values(), "batch": batch, "steps": steps, "skipped": skipped}
 
     def large(self, missing: Mapping[str, str]) -> tuple[list[Figure], dict[str, Any]]:
-        """A peer with the teacher at the large side, a step at a time, beside a pass that fills a table."""
+        """Compares single steps of a loop, with the teacher at the large side, and measures a pass for a table."""
         n, size = self.arguments.large, self.arguments.large_side
         overrides = f"teacher.network.input_size={size}"
         own = parts.configuration(self.arguments, self.folder, "distill", overrides, pictures=n)
@@ -135,7 +140,7 @@ class Peers:
         return self.large_figures(turns, skipped), details
 
     def large_figures(self, turns: Turns, skipped: Mapping[str, str]) -> list[Figure]:
-        """A step of a peer and of kdsweep, a picture each; the latter also with its share of a pass."""
+        """Makes figures per picture of a loop's step and kdsweep's; the latter also with its share of a pass."""
         training, n, size = self.training, self.arguments.large, self.arguments.large_side
         figures = []
         for name in AT_LARGE_SIDE:
@@ -169,7 +174,7 @@ class Peers:
         steps: int,
         more: Mapping[str, Callable[[], float]],
     ) -> tuple[Turns, dict[str, str]]:
-        """Measures kdsweep, the loops that can be had, and `more` sides; returns also why loops couldn't be had."""
+        """Measures kdsweep, the loops that can be started, and `more` sides; returns also why loops were skipped."""
         skipped = {name: reason for name, reason in missing.items() if name in names}
         sides: dict[str, Callable[[], float]] = {"kdsweep": self.warm}
         with ExitStack() as stack:

@@ -1,7 +1,7 @@
-"""How long the teacher's head takes on cached features: the configuration's own path of weight decays, as in a run.
+"""How long training the teacher's head takes on cached features, with the configuration's own weight decays.
 
-The features are made as pooled ones of a real network are: not negative, half of them zero, correlated, with variances
-that fall along their principal directions about as 1/k; a head gets nine in ten of unseen pictures right and more.
+The features are artificial but like those of a real network: not negative, half of them zero, correlated, and with
+variances that fall along their principal directions about as 1/k. A head classifies nine in ten unseen pictures.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from kdsweep.config.folder import CONFIG_FOLDER
 
 GOAL = 10.0
 CLASSES = 10
-RANK = 256  # of what pictures have in common; the rest of a feature is its own
+RANK = 256  # of the part that features share; the rest is independent noise
 
 
 def made(n: int, n_features: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Features (n, n_features) and labels (n,)."""
+    """Makes features (n, n_features) and labels (n,)."""
     generator = torch.Generator().manual_seed(seed)
     randn = functools.partial(torch.randn, generator=generator)
     scales = torch.arange(1, RANK + 1) ** -0.5
@@ -44,7 +44,7 @@ def made(n: int, n_features: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def measure(arguments: argparse.Namespace) -> Finding:
-    """Training of the teacher's head on cached features"""
+    """Training the teacher's head on cached features"""
     threads = torch.get_num_threads()
     torch.set_num_threads(arguments.threads)
     try:
@@ -66,7 +66,7 @@ def _measure(arguments: argparse.Namespace) -> Finding:
         return timed(lambda: list(fit_head(network, train, answers, validation, validation_answers)))
 
     def product() -> float:
-        # As many multiplications as one evaluation of the objective and its gradient, in a shape that suits a machine.
+        # It has as many multiplications as one evaluation of the objective and its gradient, in a fast shape.
         side = max(1, round((2 * CLASSES * arguments.pictures * arguments.features) ** (1 / 3)))
         one, other = torch.randn(side, side), torch.randn(side, side)
         return timed(lambda: one @ other)

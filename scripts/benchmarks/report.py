@@ -1,4 +1,4 @@
-"""A table in Markdown of what the other subcommands have written with `--json`, for docs/performance.md."""
+"""Makes Markdown tables for docs/performance.md from files that the other subcommands wrote with `--json`."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ WORDS = {True: "yes", False: "**no**", None: ""}
 
 
 def measure(arguments: argparse.Namespace) -> Finding:
-    """A table in Markdown of the files that other subcommands have written with --json"""
+    """Markdown tables of files that other subcommands wrote with --json"""
     sections = [section(read(path)) for path in arguments.files]
     return Finding("report", shown=Text("\n\n".join(sections)))
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What a subcommand has written.
+    """Reads what a subcommand has written.
 
     Raises:
-        UserError: The file can't be read, or is none of ours.
+        UserError: The file can't be read, or no subcommand has written it.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -38,7 +38,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def section(found: Mapping[str, Any]) -> str:
-    """Heading, table, notes and machine of one subcommand."""
+    """Returns heading, table, notes and machine of one subcommand."""
     rows = [row(figure) for figure in found["figures"]]
     table = [HEADINGS, ("---", "---:", "---:", "---:", "---"), *rows]
     lines = ["| " + " | ".join(cells) + " |" for cells in table]

@@ -1,4 +1,4 @@
-"""Trials without a study: the product's own jobs on its own configuration, one by one, for what benchmarks time."""
+"""Runs trials one by one without a study, for benchmarks: kdsweep's own jobs with its own configuration."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from kdsweep.tracking.store import Store
 
 @contextmanager
 def task(lines: Sequence[str], folder: Path) -> Iterator[Task]:
-    """What all trials share, composed from overrides as a study composes it; the terminal's logging is left as it was.
+    """Makes what all trials share, composed from overrides as a study does; restores the terminal's logging.
 
     Args:
         lines: Hydra's overrides.
-        folder: For all that the trials keep.
+        folder: The folder for everything that the trials write.
     """
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
@@ -45,13 +45,13 @@ def task(lines: Sequence[str], folder: Path) -> Iterator[Task]:
 
 
 def parent_run(folder: Path) -> str:
-    """The MLflow run of a study, under which its trials stand; and a store that has been made."""
+    """Makes the MLflow store and the run of a study, and returns the run's id as the parent of trials."""
     with Store(sqlite_uri(folder / "mlflow.db")).run("benchmark", tags={ARM_TAG: "study"}, params={}) as run:
         return run.id
 
 
 def trial(number: int, parent: str, lines: Sequence[str]) -> Job:
-    """A trial of a study, as far as it is a run: what Optuna has to do with it is measured by `study`."""
+    """Makes the job of a trial, without Optuna's part, which the subcommand `study` measures."""
     own = (
         *("evaluate_test=false", f"tracking.parent={parent}", "tracking.study=benchmark", "tracking.stage=search"),
         *(f"tracking.job=trial-{number:04d}", f"loss.alpha={0.1 + 0.8 * (number % 97) / 97:.4f}"),
@@ -63,7 +63,7 @@ def run(shared: Task, job: Job) -> object:
     """Runs a trial in this process and returns its objective.
 
     Raises:
-        RunError: It failed.
+        RunError: The trial failed.
     """
     outcome = run_job(shared, job)
     if outcome.error is not None:

@@ -22,17 +22,17 @@ from kdsweep.tables import Tables
 from kdsweep.views import Views, batch_order, n_views
 
 LINEAR, FLAT_MEMORY, FREE_MEMORY = 1.1, 1.05, 0.05
-FEW = 1_000  # pictures, against which more are held
+FEW = 1_000  # pictures, with which larger numbers are compared
 BATCH = 128
-EARLY = 5  # the trial with whose memory the last one's is compared; as many at either end are timed
+EARLY = 5  # the last trial's memory is compared with that of this one; as many trials at both ends are timed
 PADDING = 4
 PASSES = n_views(PADDING, flip=True)
 BATCH_OF_PASS = 4096
-READINGS = 3  # of all passes, one after the other
+READINGS = 3  # how often all passes are read
 
 
 def epoch_without_network(n: int, times: int) -> Callable[[], float]:
-    """A side: what `times` epochs do for their pictures but run the network: order, views, table rows, evaluation."""
+    """A side: makes `times` epochs without the network: order, views, table rows, evaluation."""
     settings = {"val_size": parts.CLASSES, "train_fraction": 1.0, "split_seed": 0, "padding": PADDING, "flip": True}
     made = synthetic(n + parts.CLASSES, parts.CLASSES, parts.CLASSES, parts.SIDE, 0, **settings)  # type: ignore[arg-type]
     own = Views(made.train.images, PADDING, True, 0)
@@ -50,20 +50,20 @@ def epoch_without_network(n: int, times: int) -> Callable[[], float]:
 
 
 def over_pictures(arguments: argparse.Namespace, folder: Path) -> tuple[list[Figure], dict[str, Any]]:
-    """Time per picture of an epoch of many and of few, without the network and with it."""
+    """Compares the time per picture of long and short epochs, with and without the network."""
     few, many, trained = (min(n, arguments.pictures) for n in (FEW, arguments.pictures, arguments.trained))
     sides = {"few": epoch_without_network(few, max(1, many // few)), "many": epoch_without_network(many, 1)}
     bare = take_turns("pictures", sides, rounds=arguments.rounds, threads=arguments.threads)
     scale = few * max(1, many // few) / many
     figures = [
         bare.ratio(f"time per picture, {many:,} against {few:,}", "many", "few", goal=LINEAR, scale=scale,
-                   note="all but the network"),
+                   note="without the network"),
     ]  # fmt: skip
     training = {}
     for n in (few, trained):
         cfg = parts.configuration(arguments, folder, "scratch", f"batch_size={min(BATCH, few)}", pictures=n)
         training[n] = parts.Training(cfg)
-    # A picture more or less than fills a batch is left out of an epoch.
+    # The scale counts only pictures that fill a batch, because an epoch leaves the others out.
     whole = {f"{n}": parts.epochs(own.fit()) for n, own in training.items()}
     turns = take_turns("training", whole, rounds=arguments.rounds, threads=arguments.threads)
     scale = training[few].pictures / training[trained].pictures
@@ -76,7 +76,7 @@ def over_pictures(arguments: argparse.Namespace, folder: Path) -> tuple[list[Fig
 
 
 def over_trials(arguments: argparse.Namespace, folder: Path) -> tuple[list[Figure], dict[str, Any]]:
-    """Memory and time of the trials of one process."""
+    """Measures memory and time of the trials of one process."""
     lines = [
         *("experiment=debug", f"data.n_train={96 + parts.CLASSES}", f"data.val_size={parts.CLASSES}", "data.n_test=10"),
         *("epochs=1", "batch_size=32", f"model.name={arguments.student}", f"threads={arguments.threads}"),
@@ -108,7 +108,7 @@ def over_trials(arguments: argparse.Namespace, folder: Path) -> tuple[list[Figur
 
 
 def own_memory() -> int:
-    """Bytes that this process holds and that no file does: what is read from files can be dropped when it is needed."""
+    """Returns this process's memory that isn't mapped from files, in bytes; the kernel can drop mapped pages."""
     for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith("RssAnon:"):
             return 1024 * int(line.split()[1])
@@ -116,7 +116,7 @@ def own_memory() -> int:
 
 
 def over_passes(arguments: argparse.Namespace, folder: Path) -> tuple[list[Figure], dict[str, Any]]:
-    """Passes of a table that are written, then read and all held: time of each, and the memory that they take."""
+    """Writes passes of a table, then reads and keeps all: measures the time of each, and the memory of all."""
     n = arguments.pictures
     written: list[float] = []
     tables = tables_of(folder)
@@ -130,7 +130,7 @@ def over_passes(arguments: argparse.Namespace, folder: Path) -> tuple[list[Figur
             seconds, held = reading(tables_of(folder), arguments.passes, n, advance)
             readings.append(seconds)
         grown = own_memory() - before
-    # Milliseconds each: the least of several, since whatever disturbs only adds.
+    # Reading takes milliseconds. The least of several readings counts, because disturbances only add.
     read = [min(seconds) for seconds in zip(*readings, strict=True)]
     size = sum(table.nbytes for table in held)
     name = f"memory that {len(held)} passes of {n:,} x {parts.CLASSES} take when all are read and held"
@@ -144,7 +144,7 @@ def over_passes(arguments: argparse.Namespace, folder: Path) -> tuple[list[Figur
 
 
 def reading(tables: Tables, passes: int, n: int, advance: Callable[[], None]) -> tuple[list[float], list[Tensor]]:
-    """All passes of `n` pictures as the next run finds them, and the seconds that each took."""
+    """Reads all passes of `n` pictures as a new run does; returns the seconds of each, and the passes."""
     seconds: list[float] = []
     held: list[Tensor] = []
     for index in range(passes):
@@ -154,22 +154,23 @@ def reading(tables: Tables, passes: int, n: int, advance: Callable[[], None]) ->
 
 
 def tables_of(folder: Path) -> Tables:
+    """Opens the benchmark's tables in a folder."""
     return Tables(folder / "tables", {"benchmark": "scale"}, BATCH_OF_PASS, 0.0)
 
 
 def answers(index: int) -> Callable[[Tensor], Tensor]:
-    """Some network's for one pass: quick, and the same each time."""
+    """Returns the function that computes a pass in place of a network: quickly, and the same each time."""
     return lambda rows: (rows[:, None] * (1 + torch.arange(parts.CLASSES)) + index).float()
 
 
 def late(seconds: Sequence[float]) -> float:
-    """The median of the last quarter over that of the first."""
+    """Returns the median of the last quarter over that of the first."""
     quarter = max(1, len(seconds) // 4)
     return median(seconds[-quarter:]) / median(seconds[:quarter])
 
 
 def measure(arguments: argparse.Namespace) -> Finding:
-    """Time and memory as pictures, trials and passes grow"""
+    """Time and memory as pictures, trials and passes grow in number"""
     figures: list[Figure] = []
     details: dict[str, Mapping[str, Any]] = {}
     for part in (over_passes, over_pictures, over_trials):

@@ -1,7 +1,7 @@
-"""What a command takes from the shell: help, refusals and the debug experiment as whole processes, beside Hydra alone.
+"""Measures commands as whole processes: help, refusals and the debug experiment, compared with an import of Hydra.
 
-The barest application that Hydra can have, without a configuration, is measured too: what it takes is in every command
-but help, and nothing in kdsweep can make it less.
+The smallest possible Hydra application, without a configuration, is measured too. Every command except help takes at
+least that time, and nothing in kdsweep can make it less.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ GOAL = 1.5
 
 HYDRA = (sys.executable, "-c", "import hydra")
 KDSWEEP = (sys.executable, "-m", "kdsweep.train")
-# What stands in the figures: the words, and the exit status.
+# The names of the figures, and the overrides that are refused.
 REFUSALS: Mapping[str, str] = {
     "a wrong key": "loss.alhpa=0.3",
     "a wrong value": "epochs=0",
     "a wrong alpha": "loss.alpha=2",
 }
-# A value that only torch can judge.
+# A value that is refused only after torch is imported.
 TORCH_REFUSAL = "optimizer.lr=-1"
 TINY = ("experiment=debug", "data.n_train=96", "data.val_size=32", "data.n_test=32", "epochs=1", "threads=1")
 
@@ -43,10 +43,10 @@ main()
 
 
 def process(folder: Path, *command: str, status: int = 0) -> Callable[[], float]:
-    """A side: a process, from its start to its end.
+    """A side: runs a process from start to end.
 
     Raises:
-        RunError: It ended otherwise than it should.
+        RunError: The process ended with another exit status than `status`.
     """
     environment = {**os.environ, "KDSWEEP_HOME": str(folder)}
 
@@ -66,7 +66,7 @@ def process(folder: Path, *command: str, status: int = 0) -> Callable[[], float]
 
 
 def measure(arguments: argparse.Namespace) -> Finding:
-    """Help, refusals and experiment=debug as whole processes, against a bare import of Hydra"""
+    """Help, refusals and experiment=debug as whole processes, against an import of Hydra"""
     with tempfile.TemporaryDirectory(prefix="kdsweep-benchmark-") as temporary:
         folder = Path(temporary)
         bare = folder / "bare.py"
@@ -106,7 +106,7 @@ def measure(arguments: argparse.Namespace) -> Finding:
             Figure("experiment=debug, in seconds", long.median("debug"), unit="s"),
         ]
         details["long"] = long.values()
-    lines = ["Ratios to a process that imports Hydra and does nothing else."]
+    lines = ["Ratios compare with a process that only imports Hydra."]
     return Finding("start: from the shell and back", figures, details, notes=lines)
 
 

@@ -1,4 +1,4 @@
-"""What the controller of a study does for each trial, over many empty trials: ask, tell, and records in MLflow."""
+"""Measures the controller's work for each trial over many empty trials: ask, tell, and records in MLflow."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from kdsweep.config.folder import CONFIG_FOLDER
 from kdsweep.config.overrides import parsed
 from kdsweep.execution.jobs import Job, Outcome
 from kdsweep.execution.trial_link import TrialLink, build_pruner
-from kdsweep.study.search import FINISHED, Search, delete, distribution_of
+from kdsweep.study.search import Search, Setting, delete, space_of
 from kdsweep.study.stages import Stages
 from kdsweep.system import progress
 from kdsweep.system.errors import PrunedError, RunError
@@ -38,11 +38,11 @@ if TYPE_CHECKING:
     from kdsweep.data import Dataset
 
 ASK, TELL, REST = "ask", "tell", "everything else"
-LINK = "the trial's line to Optuna"
+LINK = "the trial's link to Optuna"
 OPEN, ENDS, PARAMS, TAGS, DATA = "store opened", "run created and ended", "parameters", "tags", "data sets"
 METRICS, MADE = "metrics", "what is logged, gathered"
 FILES = "written"
-STAND_IN = "stand-in for Hydra"  # the benchmark's own work; in no sum
+STAND_IN = "stand-in for Hydra"  # the benchmark's own work, which no sum contains
 
 GROUPS = {
     "controller": (ASK, TELL, REST),
@@ -52,18 +52,18 @@ GROUPS = {
 
 EVERYTHING = tuple(part for parts in GROUPS.values() for part in parts)
 
-# Artifacts cost more than all else and are files of their run alone, which can't grow with their number: every tenth
-# trial has them, and its time is in no other sum.
+# Artifacts take longer than everything else. They are files of one run, so their time can't grow with the number of
+# trials. Only every tenth trial has them, and its time is in no other sum.
 WITH_ARTIFACTS = 10
 
 SAMPLERS = ("random", "tpe", "gp", "qmc")
 PRUNERS = ("none", "median", "percentile", "asha", "hyperband")
-# How many trials where none are asked for: a Gaussian process is fitted at each ask, to all trials before it.
+# The default number of trials. A Gaussian process is fitted at each ask to all earlier trials, so it gets fewer.
 TRIALS = {"gp": 100}
 MANY_TRIALS = 500
-WINDOW = 50  # trials at either end whose medians are compared
+WINDOW = 50  # trials at both ends whose medians are compared
 FLAT = 1.5  # goal: last / first
-MARKS = (10, 50, 100, 200, 500, 1000)  # trials around which a sampler's ask is shown
+MARKS = (10, 50, 100, 200, 500, 1000)  # trials at which the time of an ask is shown
 AROUND = 5
 
 SEARCHED = ("loss.alpha=interval(0.0,1.0)", "loss.tau=tag(log,interval(1.0,20.0))")
@@ -78,8 +78,8 @@ class Series:
     """One sampler's trials.
 
     Args:
-        sampler: Its name.
-        laps: Of each trial, in order: part -> seconds.
+        sampler: The sampler's name.
+        laps: For each trial, in order, the seconds of each part.
     """
 
     sampler: str
@@ -90,9 +90,13 @@ class Series:
         self.window = max(1, min(WINDOW, len(self.laps) // 2))
 
     def seconds(self, parts: Iterable[str], kind: int = 0) -> dict[int, float]:
-        """Trial -> what these parts took; of the trials that write artifacts if they are a part, else of the others.
+        """Returns for each trial the seconds of these parts.
 
-        `kind` 0 is the wall's time, 1 the processor's.
+        If artifacts are one of the parts, only the trials that write artifacts count; otherwise only the others do.
+
+        Args:
+            parts: The names of the parts.
+            kind: 0 for elapsed time, 1 for the processor's time.
         """
         names = tuple(parts)
         return {
@@ -102,24 +106,24 @@ class Series:
         }
 
     def ends(self, parts: Iterable[str], kind: int = 0) -> tuple[float, float]:
-        """Medians over the first and the last `window` trials; NaN where none is among them."""
+        """Returns medians over the first and the last `window` trials; NaN if none of them counts."""
         seconds = self.seconds(parts, kind)
         first = [value for number, value in seconds.items() if number < self.window]
         last = [value for number, value in seconds.items() if number >= len(self.laps) - self.window]
         return (median(first) if first else math.nan), (median(last) if last else math.nan)
 
     def ratio(self, parts: Iterable[str], kind: int = 0) -> float:
-        """Last over first."""
+        """Returns the last median over the first."""
         first, last = self.ends(parts, kind)
         return last / first if first > 0 else math.nan
 
     def asks(self) -> dict[int, float]:
-        """Trial -> what an ask took, the median over the `AROUND` trials that end with it."""
+        """Returns for each mark the median time of an ask over the `AROUND` trials up to it."""
         seconds = [lap.get(ASK, (0.0, 0.0))[0] for lap in self.laps]
         return {mark: median(seconds[mark - AROUND : mark]) for mark in MARKS if mark <= len(seconds)}
 
     def rows(self) -> Iterator[tuple[str, str, tuple[str, ...]]]:
-        """(group, row's name, parts) of each line of the table; the sums come below their parts."""
+        """Yields (group, name, parts) for each row of the table; sums come below their parts."""
         for group, parts in GROUPS.items():
             if len(parts) > 1:
                 yield from ((group, part, (part,)) for part in parts)
@@ -128,7 +132,7 @@ class Series:
         yield "artifacts", "config, environment, curve, weights", (FILES, MADE)
 
     def values(self) -> dict[str, object]:
-        """Everything as plain values, in seconds."""
+        """Returns everything as plain values, in seconds."""
         found = []
         for group, name, parts in self.rows():
             (first, last), (cpu_first, cpu_last) = self.ends(parts, 0), self.ends(parts, 1)
@@ -136,7 +140,7 @@ class Series:
                 "wall": {"first": first, "last": last, "ratio": self.ratio(parts, 0)},
                 "cpu": {"first": cpu_first, "last": cpu_last, "ratio": self.ratio(parts, 1)},
             }
-            # JSON knows no NaN.
+            # JSON has no NaN.
             known = {k: {n: None if math.isnan(v) else v for n, v in kind.items()} for k, kind in numbers.items()}
             found.append({"group": group, "part": name, **known})
         return {
@@ -150,36 +154,39 @@ class Series:
 
 
 class TimedSearch(Search):
-    """The product's search; each `next` begins a lap of the clock."""
+    """kdsweep's search; each `next` begins a lap of the clock."""
 
     clock: Clock
 
-    def next(self) -> Any:
+    def next(self) -> Setting | None:
+        """Begins a lap, and times the ask."""
         self.laps.append(self.clock.lap())
         with self.clock.part(ASK):
             return super().next()
 
     def complete(self, number: int, values: Sequence[float]) -> None:
+        """Times the tell."""
         with self.clock.part(TELL):
             super().complete(number, values)
 
     def prune(self, number: int, epoch: int) -> None:
+        """Times the tell."""
         with self.clock.part(TELL):
             super().prune(number, epoch)
 
     def timed_by(self, clock: Clock) -> list[dict[str, Seconds]]:
-        """Has the clock measure; what it measures, a lap before the first trial first."""
+        """Sets the clock; returns the list to which it adds laps, the first of them before the first trial."""
         self.clock = clock
         self.laps: list[dict[str, Seconds]] = []
         return self.laps
 
 
 class TimedStore(Store):
-    """The product's store; what it writes is charged to what that is.
+    """kdsweep's store; each write is charged to the kind of what it writes.
 
     Args:
-        uri: The store's.
-        clock: Measures. A run's writer is a thread of its own, for which the run waits.
+        uri: The URI of the store.
+        clock: The clock to charge. A run's writer is a thread of its own, for which the run waits.
         artifacts: Whether files are written.
     """
 
@@ -194,10 +201,12 @@ class TimedStore(Store):
             super().__init__(uri)
 
     def create(self, name: str, tags: Mapping[str, str], start: int) -> str:
+        """Times the creation of a run."""
         with self._clock.part(ENDS):
             return super().create(name, tags, start)
 
     def send(self, run_id: str, entry: Any, folder: Path) -> None:
+        """Times a write; leaves out files unless they are wanted."""
         if entry["kind"] != "artifact" or self._artifacts:
             with self._clock.part(self.PARTS[entry["kind"]]):
                 super().send(run_id, entry, folder)
@@ -207,17 +216,18 @@ class TimedStore(Store):
 class EmptyTrials:
     """An executor whose jobs train nothing: they record a run as a real trial does, and return a number.
 
-    What Hydra does for a job (its configuration, its log file) is not in it, nor the weights' size: one number.
+    Hydra's part of a job (its configuration and its log file) is left out, and the weights are a single number.
 
     Args:
-        cfg: The configuration of a study's run, before its own overrides.
+        cfg: The configuration of a study's run, before the run's own overrides.
         data: The pictures that the run would read.
-        mlflow: URI of the store.
-        storage: URL of Optuna's.
-        study: The study's name there.
-        pruner: Its configuration, or None.
-        clock: Measures.
-        ended: Called after each job.
+        mlflow: The URI of the MLflow store.
+        storage: The URL of Optuna's storage.
+        study: The study's name in the storage.
+        pruner: Configuration of the pruner, or None.
+        clock: The clock to charge.
+        ended: A function that is called after each job.
+        slots: The number of jobs at the same time.
     """
 
     cfg: DictConfig
@@ -231,9 +241,11 @@ class EmptyTrials:
     slots: int = 1
 
     def submit(self, job: Job) -> None:
+        """Takes a job."""
         self._job = job
 
     def wait(self) -> list[tuple[Job, Outcome]]:
+        """Runs the job."""
         with self.clock.part(STAND_IN):
             cfg = OmegaConf.merge(self.cfg, OmegaConf.from_dotlist([*self._job.overrides]))
             assert isinstance(cfg, DictConfig)
@@ -245,10 +257,10 @@ class EmptyTrials:
         return [(self._job, outcome)]
 
     def close(self) -> None:
-        pass
+        """Does nothing, since nothing runs."""
 
     def _run(self, cfg: DictConfig) -> float:
-        """What `kdsweep.train` does around a trial's training."""
+        """Does what `kdsweep.train` does around a trial's training."""
         clock, number = self.clock, int(cfg.tracking.trial)
         with ExitStack() as stack:
             with clock.part(LINK):
@@ -262,7 +274,7 @@ class EmptyTrials:
         return value
 
     def _record(self, cfg: DictConfig, link: Any, number: int) -> float:
-        """The MLflow run of a trial."""
+        """Records the MLflow run of a trial."""
         from torch import zeros
 
         from kdsweep import experiment, recording
@@ -288,25 +300,26 @@ class EmptyTrials:
 
 @dataclass
 class TimedLink:
-    """A trial's line to Optuna; its reports are measured."""
+    """A trial's link to Optuna with timed reports."""
 
     link: TrialLink
     clock: Clock
 
     def report(self, value: float, epoch: int) -> None:
+        """Times a report."""
         with self.clock.part(LINK):
             self.link.report(value, epoch)
 
 
 def score(alpha: float, tau: float, number: int) -> float:
-    """An accuracy to model: smooth in both searched keys, and noisy as real ones are (sd .005)."""
+    """Returns a made-up accuracy: smooth in both searched keys, with noise like that of real ones (sd 0.005)."""
     smooth = 0.8 - 0.1 * (alpha - 0.6) ** 2 - 0.02 * math.log(tau / 4) ** 2
     return smooth + random.Random(number).gauss(0, 0.005)
 
 
 @contextmanager
 def quiet(folder: Path) -> Iterator[None]:
-    """In this block the product's lines go to files of `folder`, in which they cost what they cost in a study."""
+    """Sends kdsweep's lines of this block to files in `folder`, where they take as long as in a study."""
     from optuna.exceptions import ExperimentalWarning
     from optuna.logging import WARNING, set_verbosity
 
@@ -329,7 +342,7 @@ def quiet(folder: Path) -> Iterator[None]:
 
 
 def composed(sampler: str, pruner: str, folder: Path) -> DictConfig:
-    """The configuration of the product's study."""
+    """Composes the configuration of kdsweep's study."""
     lines = ["sweep=alpha_tau", "data=synthetic", "device=cpu", f"paths.root={folder}"]
     lines += [f"hydra/sweeper/sampler={sampler}", f"hydra/sweeper/pruner={pruner}"]
     with hydra.initialize_config_dir(str(CONFIG_FOLDER)):
@@ -337,7 +350,7 @@ def composed(sampler: str, pruner: str, folder: Path) -> DictConfig:
 
 
 def measure_study(sampler: str, pruner: str, n_trials: int, storage: str | None, folder: Path) -> Series:
-    """Runs a study of empty trials, without baselines and confirmation, with stores of its own in `folder`."""
+    """Runs a study of empty trials, without baselines and confirmation, with its own stores in `folder`."""
     from kdsweep.config import build, rules
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -345,14 +358,20 @@ def measure_study(sampler: str, pruner: str, n_trials: int, storage: str | None,
     own = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
     data, _ = build.inputs(build.key_of(own.data), own.view_seed, own.device)
     overrides = parsed([*SEARCHED])
-    space = {o.get_key_element(): distribution_of(o.get_key_element(), o) for o in overrides}
     settings = whole.hydra.sweeper
     # A storage that others use too may hold an earlier study.
     url, name = storage or sqlite_uri(folder / "optuna.db"), f"benchmark-{uuid.uuid4().hex[:8]}"
     clock, mlflow = Clock(REST), sqlite_uri(folder / "mlflow.db")
     with quiet(folder), bar(f"study, {sampler}", n_trials) as advance:
         search = TimedSearch(
-            url, name, ["maximize"], space, settings.sampler, settings.pruner, n_trials, settings.max_restarts
+            url,
+            name,
+            ["maximize"],
+            space_of(overrides),
+            settings.sampler,
+            settings.pruner,
+            n_trials,
+            settings.max_restarts,
         )
         laps = search.timed_by(clock)
         store = Store(mlflow)
@@ -366,8 +385,8 @@ def measure_study(sampler: str, pruner: str, n_trials: int, storage: str | None,
                 )
                 with stages.carried_out_by(executor):
                     stages.run_search()
-            if search.count(*FINISHED) != n_trials:
-                raise RunError(f"{search.count(*FINISHED)} of {n_trials} trials have ended")
+            if search.count_finished() != n_trials:
+                raise RunError(f"{search.count_finished()} of {n_trials} trials have ended")
         finally:
             if storage is not None:
                 delete(url, name)
@@ -375,7 +394,7 @@ def measure_study(sampler: str, pruner: str, n_trials: int, storage: str | None,
 
 
 def table(series: Series) -> Table:
-    """Medians of both ends, and their ratio, part by part."""
+    """Makes a table of the medians of both ends and their ratio, part by part."""
     title = f"study: {len(series.laps)} empty trials, sampler {series.sampler}; median milliseconds a trial"
     shown = Table(title=title, title_justify="left")
     for column in ("", "part"):
@@ -398,19 +417,19 @@ def table(series: Series) -> Table:
 
 
 def judged(ratio: float) -> str:
-    """A ratio in words; time that shrinks as much as it may grow says that the machine has changed, not the study."""
+    """Returns a ratio in words; time that shrinks a lot shows that the machine has changed, not the study."""
     if ratio > FLAT:
         return "GROWS"
     return "flat" if ratio > 1 / FLAT else "UNCLEAR, since the machine had less else to do at the end"
 
 
 def verdict(series: Series) -> str:
-    """Whether the time per trial stays the same."""
+    """Says whether the time per trial stays the same."""
     if series.sampler == "gp":
         marks = ", ".join(f"{in_milliseconds(seconds)} at trial {mark}" for mark, seconds in series.asks().items())
         return (
-            f"Sampler gp: an ask takes (ms) {marks or 'no time that so few trials could show'}. It is fitted to all "
-            "trials before, so this grows by its nature; the other parts are the controller's own."
+            f"Sampler gp: an ask takes (ms) {marks or 'unknown, with so few trials'}. It is fitted to all earlier "
+            "trials, so this time must grow; the other parts are the controller's own."
         )
     words = []
     for name, parts in (("a trial", EVERYTHING), ("the controller", GROUPS["controller"])):
@@ -420,17 +439,17 @@ def verdict(series: Series) -> str:
 
 
 def measure(arguments: argparse.Namespace) -> Finding:
-    """Time per trial outside of training, over a study of empty trials."""
+    """Time per trial outside training, over a study of empty trials"""
     from kdsweep.tracking import store
 
-    store._import_mlflow()  # seconds that no trial should be charged
+    store._import_mlflow()  # takes seconds, which no trial should be charged
     chosen = [arguments.sampler] if arguments.sampler else ["random", "gp"]
     found = []
     with ExitStack() as stack:
         out = arguments.out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kdsweep-benchmark-")))
         for sampler in chosen:
             default = TRIALS.get(sampler, MANY_TRIALS)
-            # Asked for nothing in particular, the process gets no more trials than it can be fitted to in a minute.
+            # By default the Gaussian process gets no more trials than it can be fitted to in a minute.
             n_trials = arguments.trials or default
             if arguments.sampler is None:
                 n_trials = min(n_trials, default)
@@ -438,9 +457,9 @@ def measure(arguments: argparse.Namespace) -> Finding:
             found.append(measure_study(sampler, arguments.pruner, n_trials, arguments.storage, folder))
     lines = [verdict(series) for series in found]
     lines.append(
-        f"Every {WITH_ARTIFACTS}th trial writes artifacts, and counts for them alone. Not measured: Hydra's part of a "
-        "job, and weights of a real size. The sampler random costs next to nothing: its study is the controller's own "
-        "overhead."
+        f"Every {WITH_ARTIFACTS}th trial writes artifacts, and counts only for their time. Not measured: Hydra's part "
+        "of a job, and weights of a real size. The sampler random takes next to no time, so its study shows the "
+        "controller's own overhead."
     )
     details = {"pruner": arguments.pruner, "goal": FLAT, "studies": [series.values() for series in found]}
     figures = [

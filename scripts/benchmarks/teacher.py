@@ -1,4 +1,4 @@
-"""A pass of the teacher: the product's, compiled or not, against the plain network, and how far their logits differ."""
+"""Compares the teacher's passes in kdsweep, compiled or not, with the plain network in speed and in logits."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Forward = Callable[[Tensor], Tensor]
 
 
 def plain(network: Classifier, precision: str) -> Forward:
-    """As most code runs it: the library's own layout, eager."""
+    """Returns the forward pass of most code: eager, in torch's default layout."""
     own = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
 
     def forward(pictures: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ def plain(network: Classifier, precision: str) -> Forward:
 
 
 def product(network: Classifier, precision: str) -> Forward:
-    """As the product computes short passes, and answers online."""
+    """Returns the forward pass of kdsweep's short passes and online teachers."""
 
     def forward(pictures: Tensor) -> Tensor:
         with torch.inference_mode(), autocast(precision, pictures.device):
@@ -45,7 +45,7 @@ def product(network: Classifier, precision: str) -> Forward:
 
 
 def compiled(network: Classifier, precision: str, batch_size: int) -> Forward:
-    """As the product computes long ones."""
+    """Returns the compiled forward pass of kdsweep's long passes."""
     features = compiled_features(network, precision, batch_size)
 
     def forward(pictures: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ def compiled(network: Classifier, precision: str, batch_size: int) -> Forward:
 
 
 def measure(arguments: argparse.Namespace) -> Finding:
-    """Pictures per second of a teacher's pass, against eager fp32 and bf16; and how far the logits differ"""
+    """Pictures per second of a teacher's pass against eager fp32 and bf16, and how far the logits differ"""
     figures = []
     with parts.workplace(arguments) as folder:
         size = f"teacher.network.input_size={arguments.side}"
@@ -66,7 +66,7 @@ def measure(arguments: argparse.Namespace) -> Finding:
         network = build.untrained_teacher(cfg).network
         pictures = data.train.images[: arguments.batch].to(device)
         forwards = {"eager fp32": plain(network, "fp32"), "product, short pass": product(network, precision)}
-        # Where it is emulated, bf16 takes many times as long.
+        # Machines that emulate bf16 take many times as long, so they are left out.
         if precision == "bf16":
             forwards["eager bf16"] = plain(network, "bf16")
         compile_seconds = math.nan
@@ -104,13 +104,13 @@ def measure(arguments: argparse.Namespace) -> Finding:
     notes = [
         f"{arguments.teacher} at {arguments.side} px in batches of {arguments.batch}, {device.type}, {precision}, "
         f"{arguments.threads} thread{'s' * (arguments.threads > 1)}. Matrix products in fp32 run at {rate / 1e9:.0f} "
-        "GFLOP/s: what lies between eager fp32 and that is all that can be gained without bf16.",
+        "GFLOP/s, which limits what can be gained over eager fp32 without bf16.",
     ]
     return Finding("teacher: a pass", figures, turns.values(), notes=notes)
 
 
 def flops_rate(threads: int) -> float:
-    """Floating-point operations a second of large matrix products in fp32."""
+    """Measures the floating-point operations per second of large fp32 matrix products."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

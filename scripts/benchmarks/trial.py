@@ -1,4 +1,7 @@
-"""What a trial takes beside its training: composition, MLflow, data, table lookup, model; here and in a worker."""
+"""What a trial takes besides its training, part by part: Hydra's composition, MLflow, data, student, tables.
+
+Trials run in this process. How soon a worker process begins with a job is measured separately.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from statistics import median
 from typing import Any
 
 import cloudpickle
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
@@ -23,7 +27,6 @@ from benchmarks import parts, running
 from benchmarks.measuring import Clock, Figure, Finding, Seconds, in_milliseconds, take_turns
 from kdsweep import experiment, recording, train
 from kdsweep.config import build, checks, rules
-from kdsweep.execution import jobs
 from kdsweep.execution.jobs import Job, Task
 from kdsweep.execution.workers import Workers
 from kdsweep.numerics import hardware
@@ -40,7 +43,7 @@ TRIAL_GOAL, START_GOAL, TRACKING_GOAL = 0.5, 0.1, 0.005
 
 TRAINING, REST = "training and evaluation", "Hydra's run, and everything else"
 COMPOSITION = "composition"
-# Epochs whose tracking is timed together.
+# The number of epochs whose tracking is timed together.
 EPOCHS = 20
 EPOCH_METRICS = (
     *("train/loss", "train/accuracy", "lr", "images_per_second", "epoch_seconds"),
@@ -49,31 +52,30 @@ EPOCH_METRICS = (
 
 
 def timed_parts() -> dict[str, list[tuple[Any, str]]]:
-    """Part -> the product's functions, each an owner and a name there, whose time is the part's."""
+    """Returns for each part the functions of kdsweep and Hydra, by owner and name, whose time is the part's."""
     return {
-        COMPOSITION: [(jobs, "composed")],
-        "values checked": [(rules, "check_values"), (checks, "check_components")],
+        COMPOSITION: [(ConfigLoaderImpl, "load_sweep_config")],
+        "values checked": [(rules, "settled"), (rules, "check_values"), (checks, "check_components")],
         "data found": [(build, "inputs")],
         "student built": [(build, "student")],
         "teacher found": [(train, "trained_teacher")],
         "table lookup": [(Teacher, "answers")],
         "teacher's logits": [(Teacher, "logits")],
         "run identified": [(build, "run_key")],
-        "surroundings": [(environment, "describe"), (environment, "uncommitted_changes")],
+        "environment": [(environment, "describe"), (environment, "uncommitted_changes")],
         "MLflow": [(recording, "open_store"), (Store, "create"), (Outbox, "put"), (Outbox, "drain"), (Run, "flush")],
         "config.yaml": [(recording.Recording, "save_config")],
-        "learning curve": [(recording, "learning_curve"), (Run, "figure")],
         "weights written": [(recording, "save_tensors")],
-        "components built": [(build, "build")],
+        "components built": [(build, "component"), (checks, "component")],
         "secrets looked for": [(masking, "mask_files"), (masking, "mask_logs")],
-        # With its checkpoints, which may take a share of its time and no more.
+        # This includes checkpoints, which may take no more than a share of the training's time.
         TRAINING: [(experiment, "run")],
     }
 
 
 @contextmanager
 def charged(clock: Clock) -> Iterator[None]:
-    """In this block the product's functions are charged to their parts."""
+    """Charges the functions of `timed_parts` to their parts until the block ends."""
     before = []
     try:
         for part, places in timed_parts().items():
@@ -97,7 +99,7 @@ def _charging(clock: Clock, part: str, function: Callable[..., Any]) -> Callable
 
 
 def trial_lines(arguments: argparse.Namespace) -> list[str]:
-    """Overrides of a distilled trial of one epoch."""
+    """Returns the overrides of a distilled trial of one epoch."""
     n_validation = max(parts.CLASSES, arguments.pictures // 9)
     return [
         *("experiment=debug", f"data.n_train={arguments.pictures + n_validation}", f"data.val_size={n_validation}"),
@@ -109,7 +111,7 @@ def trial_lines(arguments: argparse.Namespace) -> list[str]:
 
 
 class Laps:
-    """A side: the next trial in this process; what it took outside its training is the side's seconds."""
+    """A side: runs the next trial in this process, and returns the seconds that it took outside its training."""
 
     def __init__(self, shared: Task, lines: Sequence[str], folder: Path, clock: Clock) -> None:
         self.laps: list[dict[str, Seconds]] = []
@@ -125,15 +127,12 @@ class Laps:
 
 
 def outside(lap: Mapping[str, Seconds]) -> float:
-    """Seconds of a trial outside its training."""
+    """Returns the seconds of a trial outside its training."""
     return sum(wall for part, (wall, _) in lap.items() if part != TRAINING)
 
 
 class Composed:
-    """A stand-in for Hydra's loader: the configuration that is there already, for what a worker takes beside it."""
-
-    def list_groups(self, parent_name: str) -> list[str]:
-        return []
+    """A stand-in for Hydra's loader that copies a finished configuration, to measure a worker without composition."""
 
     def load_sweep_config(self, config: DictConfig, overrides: Sequence[str]) -> DictConfig:
         copied: DictConfig = config.copy()
@@ -142,14 +141,14 @@ class Composed:
 
 
 def clocked(cfg: DictConfig) -> float:
-    """A job that says when it began, on the clock that all processes of this machine share."""
+    """A job that returns when it began, by the clock that all processes of this machine share."""
     return time.perf_counter()
 
 
 def fresh_start(shared: Task, threads: int) -> Callable[[], float]:
     """A side: `start` in a worker process that is made for it.
 
-    The server from which workers are forked, and its imports, are there after the first call.
+    The first call also starts the server from which workers are forked, with its imports.
     """
 
     def run() -> float:
@@ -160,15 +159,16 @@ def fresh_start(shared: Task, threads: int) -> Callable[[], float]:
 
 
 def start(executor: Workers) -> float:
-    """Seconds from the handing over of a job to its first instruction."""
+    """Returns the seconds from the submission of a job to its first instruction."""
     began = time.perf_counter()
     return answer(executor) - began
 
 
 @contextmanager
 def as_the_product() -> Iterator[None]:
-    """In this block a worker imports nothing of the benchmark: neither its script, as one does with its parent's, nor
-    this module for the job's function.
+    """Keeps workers of this block from importing the benchmark.
+
+    A worker would otherwise import its parent's script, and this module for the job's function.
     """
     own, script = sys.modules[__name__], sys.modules["__main__"]
     cloudpickle.register_pickle_by_value(own)
@@ -190,7 +190,7 @@ def answer(executor: Workers) -> float:
 
 
 def tracking(folder: Path) -> Callable[[], float]:
-    """A side: `EPOCHS` epochs as a run logs them, each written before the next, as with epochs of some seconds."""
+    """A side: logs `EPOCHS` epochs as a run does, and writes each before the next, as with epochs of some seconds."""
     store = Store(sqlite_uri(folder / "mlflow.db"))
 
     def epochs() -> float:
@@ -205,7 +205,7 @@ def tracking(folder: Path) -> Callable[[], float]:
 
 
 def measure(arguments: argparse.Namespace) -> Finding:
-    """A trial outside of its training, part by part; the start of a worker's trial; tracking"""
+    """What a trial takes outside its training, part by part; the start of a worker's job; tracking"""
     clock = Clock(REST)
     with parts.workplace(arguments) as folder:
         lines = trial_lines(arguments)
@@ -216,11 +216,16 @@ def measure(arguments: argparse.Namespace) -> Finding:
             context = HydraContext(Composed(), shared.hydra_context.callbacks)  # type: ignore[arg-type]
             bare = replace(shared, hydra_context=context, task_function=clocked)
             composed = replace(shared, task_function=clocked)
-            with as_the_product(), closing(Workers(bare, 1, arguments.threads, ())) as waiting:
+            with (
+                as_the_product(),
+                closing(Workers(bare, 1, arguments.threads, ())) as waiting,
+                closing(Workers(composed, 1, arguments.threads, ())) as composing,
+            ):
                 starts = {
                     "new": fresh_start(bare, arguments.threads),
                     "waiting": lambda: start(waiting),
                     "new, composed": fresh_start(composed, arguments.threads),
+                    "waiting, composed": lambda: start(composing),
                 }
                 started = take_turns("workers", starts, rounds=arguments.rounds, threads=arguments.threads)
         hardware.set_threads(arguments.threads)
@@ -234,9 +239,10 @@ def measure(arguments: argparse.Namespace) -> Finding:
     table = {part: median(lap.get(part, (0.0, 0.0))[0] for lap in later) for part in [*timed_parts(), REST]}
     figures = [
         absolute("a trial in process, outside its training", own.seconds["trial"], TRIAL_GOAL),
-        absolute("the start of a worker's trial", started.seconds["new"], START_GOAL, "a process of its own"),
+        absolute("the start of a worker's job", started.seconds["new"], START_GOAL, "in a new process"),
         absolute("the same in a worker that waits", started.seconds["waiting"], START_GOAL),
-        absolute("the same in a new worker, with Hydra's composition", started.seconds["new, composed"]),
+        absolute("the start in a new process, with Hydra's composition", started.seconds["new, composed"]),
+        absolute("the start in a worker that waits, with Hydra's composition", started.seconds["waiting, composed"]),
         turns.ratio("tracking, of an epoch", "tracking", "epoch", goal=TRACKING_GOAL, scale=scale, note=note),
         Figure("the first trial, outside its training", outside(first), unit="s"),
         *(Figure(f"  {part}", 1000 * seconds, unit="ms") for part, seconds in table.items() if part != TRAINING),
@@ -248,7 +254,7 @@ def measure(arguments: argparse.Namespace) -> Finding:
     ]
     details = {"trials": [{part: wall for part, (wall, _) in lap.items()} for lap in laps.laps]}
     return Finding(
-        "trial: what it takes beside its training",
+        "trial: what it takes besides its training",
         figures,
         {**details, "starts": started.values(), "tracking": turns.values()},
         notes=notes,
@@ -256,7 +262,7 @@ def measure(arguments: argparse.Namespace) -> Finding:
 
 
 def absolute(name: str, seconds: Sequence[float], goal: float | None = None, note: str = "") -> Figure:
-    """Seconds as a figure: their median and range."""
+    """Makes a figure of seconds: their median and range."""
     return Figure(name, median(seconds), goal, unit="s", spread=(min(seconds), max(seconds)), note=note)
 
 

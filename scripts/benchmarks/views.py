@@ -1,4 +1,4 @@
-"""What share of an epoch's time the making of views takes: crop, mirror image, scaling, normalisation, layout."""
+"""The share of an epoch's time that making views takes: crop, flip, scaling, normalisation, layout."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from benchmarks.measuring import Figure, Finding, take_turns, timed
 from kdsweep.views import batch_order
 
 GOAL = 0.015
-# An epoch's views take milliseconds: as many times are measured together.
+# An epoch's views take milliseconds, so this many epochs are measured together.
 TIMES = 20
 
 
 def views_of_epochs(training: parts.Training) -> Callable[[], float]:
-    """A side: the views of `TIMES` epochs, as the training makes them."""
+    """A side: makes the views of `TIMES` epochs as training does."""
 
     def epochs() -> None:
         for epoch in range(TIMES):
@@ -28,7 +28,7 @@ def views_of_epochs(training: parts.Training) -> Callable[[], float]:
 
 
 def measure(arguments: argparse.Namespace) -> Finding:
-    """The making of views as share of an epoch's time"""
+    """Making views, as a share of an epoch's time"""
     with parts.workplace(arguments) as folder:
         training = parts.Training(parts.configuration(arguments, folder, "scratch", f"batch_size={arguments.batch}"))
         sides = {"views": views_of_epochs(training), "epoch": parts.epochs(training.fit())}

@@ -1,4 +1,4 @@
-"""Worker processes of one thread each, against one process with as many threads; and what must not depend on them."""
+"""Compares worker processes of one thread each with one process of as many threads; results must be the same."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ from kdsweep.execution.workers import Workers
 from kdsweep.system.environment import cores
 from kdsweep.system.errors import RunError
 
-# How long one waits for the others to be ready, and how often it looks.
+# How long a job waits until all jobs are ready, and how often it looks.
 READY_SECONDS, POLL_SECONDS = 300.0, 0.01
 SAMPLE_SECONDS = 0.05
 
 
 def train_together(cfg: DictConfig, folder: str, others: int, epochs: int) -> dict[str, Any]:
-    """A job: trains as the product does; the first epoch is warm-up, the others begin when all jobs are ready.
+    """A job: trains as kdsweep does. The first epoch is warm-up; the others begin when all jobs are ready.
 
     Args:
-        folder: Where jobs tell each other that they are ready.
-        others: How many jobs there are.
-        epochs: Measured ones.
+        cfg: The configuration.
+        folder: The folder in which each job creates a file when it is ready.
+        others: The number of jobs.
+        epochs: The number of measured epochs.
     """
     import torch
     from threadpoolctl import threadpool_info
@@ -64,22 +65,22 @@ def train_together(cfg: DictConfig, folder: str, others: int, epochs: int) -> di
 
 
 class Side:
-    """Jobs at a time in as many worker processes; the seconds from the first one's start to the last one's end.
+    """A side: runs each job in its own worker process; returns the seconds from the first start to the last end.
 
     Args:
         shared: What the jobs share.
-        lines: Their overrides.
-        folder: For their signs.
-        jobs: How many, and as many processes.
-        threads: Of each.
-        epochs: Each job's.
+        lines: The jobs' overrides.
+        folder: The folder for the files by which jobs say that they are ready.
+        jobs: The number of jobs, and of processes.
+        threads: The number of threads of each process.
+        epochs: The number of epochs of each job.
     """
 
     def __init__(self, shared: Task, lines: Sequence[str], folder: Path, jobs: int, threads: int, epochs: int) -> None:
         self._shared, self._lines, self._folder = shared, lines, folder
         self._jobs, self._threads, self._epochs = jobs, threads, epochs
         self.found: list[list[dict[str, Any]]] = []
-        self.running: list[int] = []  # the most threads of a round that wanted a core at once
+        self.running: list[int] = []  # for each round, the threads that ran or waited for a core
 
     def __call__(self) -> float:
         place = self._folder / f"{self._jobs}-{self._threads}-{len(self.found)}"
@@ -108,14 +109,14 @@ class Side:
 
 
 class Sampling:
-    """Counts, while all jobs train, the threads of this process's children that run or wait for a core."""
+    """Counts the threads of the jobs that run or wait for a core while all jobs train."""
 
     def __init__(self, place: Path, jobs: int) -> None:
         self._place, self._jobs = place, jobs
         self.over = False
 
     def run(self) -> int:
-        """The median: single samples also catch threads that are about to sleep."""
+        """Returns the median count, because single samples also catch threads that are about to sleep."""
         counts = []
         while not self.over:
             time.sleep(SAMPLE_SECONDS)
@@ -126,24 +127,24 @@ class Sampling:
 
 
 def running_threads(pid: int) -> int:
-    """Threads of a process in state R, as the kernel says; 0 where it doesn't say."""
+    """Returns the number of a process's threads in the kernel's state R; 0 if the process is gone."""
     count = 0
     for status in Path(f"/proc/{pid}/task").glob("*/stat"):
         try:
             count += status.read_text().rpartition(")")[2].split()[0] == "R"
-        except OSError:  # it has ended meanwhile
+        except OSError:  # the thread has ended meanwhile
             continue
     return count
 
 
 def measure(arguments: argparse.Namespace) -> Finding:
-    """N workers of one thread against one process of n threads; threads per core; the same results either way"""
+    """N workers of one thread against one process of n threads; threads per core; whether results are the same"""
     n = arguments.workers or cores()
     with parts.workplace(arguments) as folder:
         lines = training_lines(arguments)
         with running.task(lines, folder) as shared:
             many = Side(shared, lines, folder / "signs", n, 1, arguments.epochs)
-            # As many pictures: its one job does all jobs' epochs.
+            # Its one job makes the epochs of all jobs, so it sees as many pictures.
             one = Side(shared, lines, folder / "signs-of-one", 1, n, n * arguments.epochs)
             alone = Side(shared, lines, folder / "signs-alone", 1, 1, arguments.epochs)
             alone()
@@ -177,18 +178,19 @@ def measure(arguments: argparse.Namespace) -> Finding:
 
 
 def span(found: Sequence[Mapping[str, Any]]) -> float:
+    """Returns the seconds from the first job's start to the last job's end."""
     return float(max(job["ended"] for job in found) - min(job["began"] for job in found))
 
 
 def rate(side: Side, jobs: int) -> float:
-    """Pictures per second of all jobs together, the median of the rounds that follow the first."""
+    """Returns the pictures per second of all jobs together, as the median over all rounds but the first."""
     rates = [sum(job["pictures"] for job in found) / span(found) for found in side.found[1:] or side.found]
     assert all(len(found) == jobs for found in side.found)
     return median(rates)
 
 
 def training_lines(arguments: argparse.Namespace) -> list[str]:
-    """Overrides of a scratch run."""
+    """Returns the overrides of a scratch run."""
     n_validation = max(parts.CLASSES, arguments.pictures // 9)
     return [
         *("experiment=scratch", "data=synthetic", f"data.n_train={arguments.pictures + n_validation}"),

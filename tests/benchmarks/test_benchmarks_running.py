@@ -87,7 +87,7 @@ def test_a_trial_is_measured_part_by_part(tmp_path: Path) -> None:
     assert_finite(found)
     assert goals(found) == {
         "a trial in process": "<= 0.5 s",
-        "the start of a worker's trial": "<= 0.1 s",
+        "the start of a worker's job": "<= 0.1 s",
         "the same in a worker that waits": "<= 0.1 s",
         "tracking": "<= 0.005",
     }
