@@ -1,4 +1,4 @@
-"""What logits are worth: accuracy, likelihood, calibration, and agreement with the teacher."""
+"""How good logits are: accuracy, likelihood, calibration, and agreement with the teacher."""
 
 from __future__ import annotations
 
@@ -10,14 +10,26 @@ from kdsweep.losses import kl_divergence
 
 CALIBRATION_BINS = 15
 
+# Top-5 accuracy says something only if there are more classes than this.
+TOP = 5
+
 
 def evaluate(logits: Tensor, labels: Tensor, teacher_logits: Tensor | None = None) -> dict[str, float]:
-    """Metrics of logits (N, C) against labels (N,) and, where given, a teacher's logits (N, C).
+    """Compares logits with the labels, and with a teacher's logits if there are any.
+
+    Args:
+        logits: (N, classes), unnormalised.
+        labels: (N,) int64.
+        teacher_logits: (N, classes), unnormalised, or None.
 
     Returns:
-        accuracy and top5 (where there are more than five classes) as fractions, nll in nats, ece (expected calibration
-        error) as a fraction; with a teacher also agreement (the share of equal predictions, "fidelity") and teacher_kl
-        (mean KL(teacher || student) at temperature 1, in nats).
+        A value for each metric:
+
+        - accuracy, and top5 if there are more than five classes: fractions.
+        - nll: the mean negative log-likelihood of the label, in nats.
+        - ece: the expected calibration error, a fraction.
+        - agreement, with a teacher: the fraction of pictures for which both predict the same class ("fidelity").
+        - teacher_kl, with a teacher: the mean KL(teacher || student) at temperature 1, in nats.
     """
     logits = logits.float()
     predicted = logits.argmax(dim=1)
@@ -26,8 +38,8 @@ def evaluate(logits: Tensor, labels: Tensor, teacher_logits: Tensor | None = Non
         "nll": float(F.cross_entropy(logits, labels)),
         "ece": expected_calibration_error(logits.softmax(dim=1), labels),
     }
-    if logits.shape[1] > 5:
-        metrics["top5"] = _mean((logits.topk(5, dim=1).indices == labels.unsqueeze(1)).any(dim=1))
+    if logits.shape[1] > TOP:
+        metrics["top5"] = _mean((logits.topk(TOP, dim=1).indices == labels.unsqueeze(1)).any(dim=1))
     if teacher_logits is not None:
         metrics["agreement"] = _mean(predicted == teacher_logits.argmax(dim=1))
         metrics["teacher_kl"] = float(kl_divergence(logits, teacher_logits.float()).mean())
@@ -35,24 +47,28 @@ def evaluate(logits: Tensor, labels: Tensor, teacher_logits: Tensor | None = Non
 
 
 def expected_calibration_error(probabilities: Tensor, labels: Tensor) -> float:
-    """Mean |confidence - accuracy| over equal-width bins of confidence, weighted by their share of the pictures.
+    """Averages |confidence - accuracy| over bins of confidence, each weighted by its share of the pictures.
 
-    Guo et al. 2017, arXiv 1706.04599, equation 3, with 15 bins. probabilities: (N, C), labels: (N,).
+    Guo et al. 2017, arXiv 1706.04599, equation 3, with 15 bins of equal width.
+
+    Args:
+        probabilities: (N, classes), each row with the sum 1.
+        labels: (N,) int64.
     """
     _, confidence, correct = _binned(probabilities, labels)
     return float((confidence - correct).abs().sum() / len(labels))
 
 
 def reliability(logits: Tensor, labels: Tensor) -> list[dict[str, float | None]]:
-    """What a reliability diagram shows: the 15 bins of `expected_calibration_error`, lowest confidence first.
+    """Returns what a reliability diagram shows: the 15 bins of `expected_calibration_error`, lowest confidence first.
 
     Args:
-        logits: (N, C).
+        logits: (N, classes), unnormalised.
         labels: (N,) int64.
 
     Returns:
-        Of each bin "count" (of pictures, an int), their mean "confidence" and their "accuracy" (fractions; None where
-        the bin is empty). JSON-able. The sum of count / N * |confidence - accuracy| is the calibration error.
+        For each bin its "count" of pictures, their mean "confidence" and their "accuracy" (fractions; None if the bin
+        is empty). The sum of count / N * |confidence - accuracy| is the calibration error. Fit for JSON.
     """
     sums = _binned(logits.float().softmax(dim=1), labels).T.tolist()
     means = [(int(n), confidence / n, correct / n) if n else (0, None, None) for n, confidence, correct in sums]
@@ -60,9 +76,13 @@ def reliability(logits: Tensor, labels: Tensor) -> list[dict[str, float | None]]
 
 
 def _binned(probabilities: Tensor, labels: Tensor) -> Tensor:
-    """Per bin the pictures, the sum of their confidences, and how many are right: (3, 15) float64."""
+    """Returns for each bin the number of pictures, the sum of their confidences, and how many are right.
+
+    Returns:
+        (3, 15) float64.
+    """
     confidence, predicted = probabilities.max(dim=1)
-    # Bins (0, 1/15], (1/15, 2/15], ...: a confidence of exactly 1 is in the last one.
+    # The bins are (0, 1/15], (1/15, 2/15], ..., so the last one has the confidence 1.
     bins = (confidence * CALIBRATION_BINS).ceil().long().clamp(1, CALIBRATION_BINS) - 1  # (N,)
     rows = torch.stack([torch.ones_like(confidence), confidence, predicted == labels]).to(torch.float64)  # (3, N)
     sums = torch.zeros(3, CALIBRATION_BINS, dtype=torch.float64, device=labels.device)

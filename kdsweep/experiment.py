@@ -1,4 +1,4 @@
-"""One run, from built objects to a result: the path that teacher, scratch and distilled student all take."""
+"""One run, from built objects to a result. Teacher, scratch and distilled student all take this path."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ History = dict[str, list[tuple[int, float]]]
 
 @dataclass
 class Reached:
-    """How far a run has come, besides its training.
+    """How far a run has come, apart from the state of its training.
 
     Attributes:
-        history: (epoch from 1, value) of every per-epoch metric.
-        seconds: Spent, without the teacher's passes.
-        teacher_seconds: Spent on the teacher's passes.
+        history: For each per-epoch metric its points (epoch, value); epochs count from 1.
+        seconds: The time spent so far, without the teacher's passes.
+        teacher_seconds: The time spent so far on the teacher's passes.
     """
 
     history: History = field(default_factory=dict)
@@ -39,7 +39,7 @@ class Reached:
 
     @property
     def epochs(self) -> int:
-        """How many epochs have been evaluated."""
+        """The number of epochs that have been evaluated."""
         return len(self.history.get("val/accuracy", ()))
 
 
@@ -48,9 +48,9 @@ class Result:
     """What a run found.
 
     Attributes:
-        metrics: The last value of every per-epoch metric, and the summary: best/..., test/..., seconds.
-        history: (epoch from 1, value) of every per-epoch metric.
-        reliability: Count, confidence and accuracy of each bin of confidence, on test; empty where test was not read.
+        metrics: The last value of each per-epoch metric, and the summary: best/..., test/..., seconds.
+        history: For each per-epoch metric its points (epoch, value); epochs count from 1.
+        reliability: The bins of `evaluation.reliability` on the test split; empty if that wasn't read.
     """
 
     metrics: Metrics
@@ -68,31 +68,35 @@ def run(
     reached: Reached | None = None,
     keep: Callable[[Reached], None] = lambda reached: None,
 ) -> Result:
-    """Trains epoch by epoch, evaluates each on validation, and at the end evaluates once on test if it may.
+    """Trains epoch by epoch, evaluates each epoch on validation, and evaluates on test once, at the end, if it may.
 
     Args:
-        training: Trains as it is iterated over, one epoch an item; empty for a network that needs no training.
-        predict: Logits (N, C) of the network being trained for "validation" or "test".
-        data: The labels to compare with.
-        teacher: The teacher to compare with, or None.
-        log: Receives the metrics of an epoch and its number, from 1; what it raises ends the run.
+        training: An iterable, such as a `Fit`, that trains for an epoch and yields the epoch's metrics; empty for a
+            network that needs no training.
+        predict: Takes "validation" or "test", and returns the logits (N, C) of the network that is trained.
+        data: The data set, whose labels the logits are compared with.
+        teacher: The teacher whose logits they are compared with, or None.
+        log: Takes the metrics of an epoch and its number, from 1. An exception that it raises ends the run.
         evaluate_test: Whether the test split is read at all.
-        reached: How far an interrupted run had come, whose `training` goes on with the next epoch; filled as this goes
-            on, whatever ends it.
-        keep: Called after each epoch, before `log`: what is logged is never ahead of what is kept.
+        reached: How far an interrupted run had come, if this goes on with one; `training` then yields the epochs after
+            these. It is updated all along, so that it holds what was reached whatever ends the run.
+        keep: Called after each epoch, before `log`, so that nothing is logged that a checkpoint doesn't know.
+
+    Returns:
+        The metrics of the last epoch, of the best one and on the test split.
 
     Raises:
-        DivergedError: The network's answers to the validation pictures are not finite.
+        DivergedError: The network's logits for the validation pictures are not finite.
     """
     reached = Reached() if reached is None else reached
-    # Of a whole table each: read once, not after every epoch.
+    # Each answer is read from a whole table, so it is kept in memory from one epoch to the next.
     answers = None if teacher is None else functools.cache(lambda split: teacher.logits(split).cpu())
     with _clock(reached, teacher) as tick:
         for epoch, trained in enumerate(training, start=reached.epochs + 1):
             metrics = {**trained, **_scores("val", "validation", predict("validation"), data, answers)}
             for name, value in metrics.items():
                 reached.history.setdefault(name, []).append((epoch, value))
-            # The loss is measured before each step: only this sees what the last one did.
+            # The training loss is measured before each step, so only this shows what the last step did.
             if math.isfinite(metrics["val/nll"]):
                 tick()
                 keep(reached)
@@ -111,13 +115,13 @@ def run(
             test, bins = _scores("test", "test", logits, data, answers), reliability(logits.cpu(), data.test.labels)
     seconds = {"seconds": reached.seconds}
     if teacher is not None:
-        # What a table costs is paid once for a whole sweep, and says nothing about this run.
+        # A whole sweep pays once for a table, so its cost says nothing about this run.
         seconds["teacher_seconds"] = reached.teacher_seconds
     return Result({**last, **_best(reached.history), **test, **seconds}, reached.history, bins)
 
 
 def _best(history: History) -> Metrics:
-    """The first of the epochs with the highest validation accuracy."""
+    """Returns the highest validation accuracy, and the first epoch that had it."""
     accuracies = history.get("val/accuracy", [])
     if not accuracies:
         return {}
@@ -127,7 +131,7 @@ def _best(history: History) -> Metrics:
 
 @contextmanager
 def _clock(reached: Reached, teacher: Teacher | None) -> Iterator[Callable[[], None]]:
-    """In this block, and whenever what it yields is called, the time spent is added to `reached`."""
+    """Yields a function that adds the time spent since the block began to `reached`; the block's end calls it too."""
     earlier, earlier_teacher = reached.seconds, reached.teacher_seconds
     start, teacher_start = time.perf_counter(), 0.0 if teacher is None else teacher.seconds
 
@@ -142,6 +146,6 @@ def _clock(reached: Reached, teacher: Teacher | None) -> Iterator[Callable[[], N
 
 
 def _scores(prefix: str, split: str, logits: Tensor, data: Dataset, answers: Callable[[str], Tensor] | None) -> Metrics:
-    """The scores of a split, compared with a teacher's `answers` to it where there is one."""
+    """Returns `evaluate`'s metrics for a split, each named "<prefix>/<metric>"."""
     scores = evaluate(logits.cpu(), getattr(data, split).labels, None if answers is None else answers(split))
     return {f"{prefix}/{name}": value for name, value in scores.items()}

@@ -1,7 +1,7 @@
 """Teacher and student networks: architectures by name, stems, heads, freezing.
 
-An `Architecture` is what a configuration describes; `Architecture.build` makes a `Classifier` of it, which takes uint8
-pictures and holds the library's own network with the library's own parameter names.
+A configuration describes an `Architecture`, and `Architecture.build` makes a `Classifier` of it. A classifier takes
+uint8 pictures, and holds the library's own network with the library's own parameter names.
 """
 
 from __future__ import annotations
@@ -21,32 +21,33 @@ from kdsweep.numerics.weight_files import head_tensors, load_weights, locate, on
 from kdsweep.system.errors import UserError, is_number, require
 from kdsweep.system.files import hash_tensors
 
-# Their training forward returns a tuple, and their published weights expect another normalisation inside the network.
+# In training these return a tuple, and their published weights expect another normalisation inside the network.
 AUXILIARY_OUTPUTS = ("googlenet", "inception_v3")
 
-# Layouts in memory of weights and pictures.
+# Memory layouts of weights and pictures.
 FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
-# Pictures in [0, 1] are divided by it; float32 must hold the result, and 8 bits don't vary by less.
+# The smallest standard deviation that pictures in [0, 1] may be divided by: float32 has to hold the result.
 MIN_STD = 1e-6
 
-# Of the normalisation of such pictures.
+# The largest absolute mean or standard deviation for pictures in [0, 1].
 MAX_MOMENT = 1e6
 
 
 class Head(nn.Linear):
-    """The final layer, computed in float32 even under autocast; with `bypass` set it hands its input through."""
+    """The final layer. It computes in float32 even under autocast; with `bypass` set it returns its input."""
 
     bypass = False
 
     @classmethod
     def of(cls, linear: nn.Linear) -> Head:
-        """A head with the parameters of `linear`; draws no random numbers."""
+        """Returns a head with the parameters of `linear`. No random numbers are drawn."""
         head = cls(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
         head.weight, head.bias = linear.weight, linear.bias
         return head
 
     def forward(self, features: Tensor) -> Tensor:
+        """Returns logits (B, classes) float32 for features (B, F); under `bypass` the features."""
         if self.bypass:
             return features
         with torch.autocast(features.device.type, enabled=False):
@@ -54,15 +55,25 @@ class Head(nn.Linear):
 
 
 class Classifier(nn.Module):
-    """A network that takes uint8 pictures (B, H, W, 3) and does its own preprocessing.
+    """A network that takes uint8 pictures (B, H, W, 3), preprocesses them, and returns logits (B, classes) float32.
 
-    It is in channels_last until `in_format` says otherwise.
+    Its memory layout is channels_last until `in_format` changes it.
+
+    Args:
+        net: The library's module, whose final layer is a `Head`.
+        head_name: The name of the head in `net`.
+        frozen: Whether all but the head is constant: it then gets no gradients and stays in evaluation mode.
+        input_size: The side in pixels to which pictures are resized; None leaves them as they are.
+        mean: The normalisation's mean of each colour, for pictures in [0, 1].
+        std: The normalisation's standard deviation of each colour, for pictures in [0, 1].
 
     Attributes:
         net: The library's module with its parameter names; `net.state_dict()` fits the library's own class.
-        frozen: All but the head is constant: no gradients, always in eval mode.
-        input_size: Pictures are resized to this many pixels a side; None: taken as they are.
-        mean, std: (3,), for pictures in [0, 1]; no part of the state dict.
+        head_name: As above.
+        frozen: As above.
+        input_size: As above.
+        mean: (3,) float32; not in the state dict.
+        std: (3,) float32; not in the state dict.
     """
 
     mean: Tensor
@@ -94,24 +105,25 @@ class Classifier(nn.Module):
 
     @property
     def head(self) -> Head:
-        """The final layer; `head(features)` are logits (B, n_classes)."""
+        """The final layer, which makes logits (B, n_classes) of features (B, F)."""
         return cast("Head", self.net.get_submodule(self.head_name))
 
     @property
     def n_classes(self) -> int:
+        """The number of classes."""
         return self.head.out_features
 
     def in_format(self, name: str) -> Classifier:
-        """Lays weights and pictures out in memory as "channels_last" or "contiguous"; returns itself."""
+        """Sets the memory layout of weights and pictures, "channels_last" or "contiguous", and returns itself."""
         self._format = FORMATS[name]
         self.net.to(memory_format=self._format)
         return self
 
     def preprocess(self, pictures: Tensor) -> Tensor:
-        """uint8 (B, H, W, 3) to normalised float32 (B, 3, S, S), in the network's memory format.
+        """Turns uint8 (B, H, W, 3) into normalised float32 (B, 3, S, S), in the network's memory layout.
 
-        Without a resize bit-equal to torchvision's ToTensor and Normalize. The resize is bilinear, on values in
-        [0, 1], with antialiasing where it shrinks.
+        Without a resize the result is bit-equal to that of torchvision's ToTensor and Normalize. The resize is bilinear
+        on values in [0, 1], and antialiased if it shrinks the pictures.
         """
         if pictures.dtype != torch.uint8:
             raise TypeError(f"pictures must be uint8, but got {pictures.dtype}")
@@ -121,14 +133,14 @@ class Classifier(nn.Module):
             shrinks = size < max(x.shape[1:3])
             x = F.interpolate(x.permute(0, 3, 1, 2), (size, size), mode="bilinear", antialias=shrinks)
             x = x.permute(0, 2, 3, 1).contiguous()
-        # Whole rows of W * 3 values: on a CPU four times as fast as a broadcast over the last three.
+        # On a CPU, whole rows of W * 3 values are four times as fast as a broadcast over the last dimension.
         width = x.shape[2]
         x.flatten(2).sub_(self.mean.repeat(width)).div_(self.std.repeat(width))
         x = x.permute(0, 3, 1, 2)
         return x if self._format is torch.channels_last else x.contiguous()
 
     def features(self, pictures: Tensor) -> Tensor:
-        """What the head takes: float32 (B, n_features) of uint8 pictures (B, H, W, 3)."""
+        """Returns the head's input, float32 (B, F), for uint8 pictures (B, H, W, 3)."""
         head = self.head
         head.bypass = True
         try:
@@ -137,11 +149,11 @@ class Classifier(nn.Module):
             head.bypass = False
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Logits: float32 (B, n_classes) of uint8 pictures (B, H, W, 3)."""
+        """Returns logits, float32 (B, n_classes), for uint8 pictures (B, H, W, 3)."""
         return cast("Tensor", self.net(self.preprocess(pictures)))
 
     def train(self, mode: bool = True) -> Classifier:
-        """As `nn.Module.train`, but a frozen backbone stays in eval mode: its batch-norm statistics are constant."""
+        """Sets training mode; a frozen backbone stays in evaluation mode, so its batch-norm statistics are constant."""
         super().train(mode)
         if self.frozen:
             self.net.eval()
@@ -149,12 +161,16 @@ class Classifier(nn.Module):
         return self
 
     def backbone_hash(self) -> str:
-        """SHA-256 (hex) of the parameters and buffers of all but the head."""
+        """Returns the SHA-256 (hex) of all parameters and buffers but the head's."""
         own = head_tensors(self.head_name)
         return hash_tensors({name: tensor for name, tensor in self.net.state_dict().items() if name not in own})
 
     def check_size(self, height: int, width: int) -> None:
-        """Raises `UserError` if the network cannot take pictures of this size (in pixels); tries one blank picture."""
+        """Tries one blank picture of this size, in pixels.
+
+        Raises:
+            UserError: The network can't take it.
+        """
         training = self.training
         self.eval()
         try:
@@ -170,7 +186,7 @@ class Classifier(nn.Module):
             self.train(training)
 
     def strides_over_one_pixel(self, height: int, width: int) -> bool:
-        """Whether, for pictures of this size, a strided convolution wider than a pixel meets a map of 1 x 1."""
+        """Returns whether, for pictures of this size, a map of 1 x 1 enters a strided convolution wider than 1 x 1."""
         sizes: list[torch.Size] = []
         wide = [
             m for m in self.net.modules() if isinstance(m, nn.Conv2d) and m.stride > (1, 1) and m.kernel_size > (1, 1)
@@ -190,15 +206,16 @@ class Architecture:
 
     Attributes:
         library: torchvision | timm.
-        name: The library's name of the architecture.
-        stem: imagenet (as published) | cifar (3x3 convolution of stride 1, no max-pool; ResNets only).
-        weights: None (random, from torch's global generator) | a member of torchvision's weights enum | a state dict's
-            path (.safetensors, .pth, .pt) | pkg://<package>/<path in the installed package>.
-        weights_by: name | order (where the file's names differ, tensors are matched by position).
+        name: The library's name for the architecture.
+        stem: imagenet (as published) | cifar (a 3x3 convolution of stride 1, no max-pool; for ResNets only).
+        weights: None (random, from torch's global generator) | a member of torchvision's weights enum | the path of a
+            state dict (.safetensors, .pth, .pt) | pkg://<package>/<path in the installed package>.
+        weights_by: name | order (tensors are matched by position if the file's names differ from the network's).
         head: new (a fresh final layer; the file's is dropped) | keep (the file's final layer).
         freeze: none | backbone (all but the head).
-        input_size: The side in pixels to which pictures are resized; None: no resize.
-        mean, std: Three numbers each, for pictures in [0, 1]; None: the data's.
+        input_size: The side in pixels to which pictures are resized; None leaves them as they are.
+        mean: Three numbers for pictures in [0, 1]; None takes the data's.
+        std: Three numbers for pictures in [0, 1]; None takes the data's.
     """
 
     library: str
@@ -230,16 +247,21 @@ class Architecture:
             require(self.head == "new", "head = new without weights", self.head, "head")
         else:
             locate(self.weights, self.library, self.name)
-        # On "meta" a network costs neither memory nor random numbers. Those that compute with tensors while they are
-        # made (RegNet) cannot be made there: their mistakes show in `build`.
+        # On the device "meta" a network costs neither memory nor random numbers. RegNets compute with tensors while
+        # they are made, and so can't be made there: their mistakes show in `build`.
         with suppress(NotImplementedError), torch.device("meta"):
             self._network(n_classes=2)
 
     def build(self, n_classes: int, data_mean: Sequence[float], data_std: Sequence[float]) -> Classifier:
-        """The network with a head of `n_classes`; `data_mean` and `data_std` (3 each) serve where its own are None.
+        """Builds the network, and loads its weights.
+
+        Args:
+            n_classes: The number of outputs.
+            data_mean: Three numbers, used if `mean` is None.
+            data_std: Three numbers, used if `std` is None.
 
         Raises:
-            UserError: The weights cannot be read or don't fit, or `head` is keep and has another number of classes.
+            UserError: The weights can't be read or don't fit, or the head to keep has another number of classes.
         """
         net, head_name = self._network(n_classes)
         if self.weights is not None:
@@ -254,7 +276,7 @@ class Architecture:
         )
 
     def _network(self, n_classes: int) -> tuple[nn.Module, str]:
-        """The randomly initialised network with stem and `Head`, and the name of the head in it."""
+        """Returns the randomly initialised network with its stem and `Head`, and the name of the head in it."""
         if self.library == "timm":
             import timm
 
@@ -310,7 +332,7 @@ def _require_choice(value: str, choices: tuple[str, ...], key: str) -> None:
 
 
 def _three_numbers(values: Sequence[float] | None, key: str) -> tuple[float, ...] | None:
-    """Any sequence (a configuration's list type included) as a tuple of three floats."""
+    """Returns any sequence of three numbers, such as a configuration's list, as a tuple of floats."""
     if values is None:
         return None
     plain = list(values) if isinstance(values, Sequence) else []

@@ -1,6 +1,6 @@
-"""Learning-rate schedules: functions of (optimizer, total steps) that return a torch scheduler stepped once a batch.
+"""Learning-rate schedules: functions of (optimizer, total steps) that return a torch scheduler, stepped once a batch.
 
-The peak rate is the optimizer's own `lr`. Fractions are of the total number of steps.
+The highest rate is the optimizer's own `lr`. `warmup` is a fraction of the total number of steps.
 """
 
 from __future__ import annotations
@@ -16,13 +16,21 @@ if TYPE_CHECKING:
 
 
 def one_cycle(optimizer: Optimizer, total_steps: int, *, warmup: float) -> LRScheduler:
-    """Up to `lr` along a cosine during the first `warmup` of the steps, then down to nearly zero; momentum constant.
+    """Raises the rate to `lr` along a cosine during the warm-up, then lowers it to nearly zero; momentum is constant.
 
-    Smith and Topin 2017, arXiv 1708.07120. warmup is in (0, 1); `lr` is reached at the second step at the earliest.
+    Smith and Topin 2017, arXiv 1708.07120.
+
+    Args:
+        optimizer: Its `lr` is the highest rate.
+        total_steps: The number of batches in the whole training.
+        warmup: The fraction of the steps during which the rate rises, in (0, 1); it rises for two steps at least.
+
+    Raises:
+        UserError: warmup is out of range.
     """
     require_number(warmup, "0 < warmup < 1", "warmup")
     require(0 < warmup < 1, "0 < warmup < 1", warmup, "warmup")
-    # OneCycleLR divides by the number of steps in each phase: neither may be empty.
+    # OneCycleLR divides by the number of steps of each phase, so neither phase may be empty.
     steps = max(total_steps, 3)
     rising = max(warmup, 2 / steps)
     return OneCycleLR(
@@ -31,9 +39,17 @@ def one_cycle(optimizer: Optimizer, total_steps: int, *, warmup: float) -> LRSch
 
 
 def cosine(optimizer: Optimizer, total_steps: int, *, warmup: float) -> LRScheduler:
-    """Linearly up to `lr` during the first `warmup` of the steps, then a half cosine to zero.
+    """Raises the rate linearly to `lr` during the warm-up, then lowers it along half a cosine to zero.
 
-    Loshchilov and Hutter 2016, arXiv 1608.03983, without restarts. warmup is in [0, 1).
+    Loshchilov and Hutter 2016, arXiv 1608.03983, without restarts.
+
+    Args:
+        optimizer: Its `lr` is the highest rate.
+        total_steps: The number of batches in the whole training.
+        warmup: The fraction of the steps during which the rate rises, in [0, 1).
+
+    Raises:
+        UserError: warmup is out of range.
     """
     require_number(warmup, "0 <= warmup < 1", "warmup")
     require(0 <= warmup < 1, "0 <= warmup < 1", warmup, "warmup")
@@ -46,5 +62,5 @@ def cosine(optimizer: Optimizer, total_steps: int, *, warmup: float) -> LRSchedu
 
 
 def constant(optimizer: Optimizer, total_steps: int) -> LRScheduler:
-    """The optimizer's `lr` throughout."""
+    """Keeps the optimizer's `lr` throughout."""
     return ConstantLR(optimizer, factor=1.0)

@@ -1,4 +1,4 @@
-"""Plain training loops that yield metrics: gradient descent for a network, L-BFGS for a head on frozen features."""
+"""Training loops that yield metrics: gradient descent for a network, L-BFGS for a head on frozen features."""
 
 from __future__ import annotations
 
@@ -27,46 +27,49 @@ if TYPE_CHECKING:
     from kdsweep.models import Classifier
     from kdsweep.teachers import Teacher
 
-# Share of the mean variance that is added to each feature's own before a head is trained on standardised features.
+# Before a head is trained, each feature is divided by its standard deviation. This share of the features' mean variance
+# is added to each variance first: a feature that hardly varies in a small training set may vary widely elsewhere.
 SCALING_FLOOR = 0.1
 
 MOST_ITERATIONS = 10**6
 
 Metrics = dict[str, float]
-Loss = Callable[[Tensor, Tensor | None, Tensor], Tensor]
-Answers = Callable[[Tensor, Tensor], Tensor]
+Loss = Callable[[Tensor, Tensor | None, Tensor], Tensor]  # (student logits, teacher logits or None, labels) -> scalar
+Answers = Callable[[Tensor, Tensor], Tensor]  # (picture indices, their views) -> teacher logits
 
 
 class DivergedError(RunError):
-    """A loss that is not a finite number."""
+    """A loss was NaN or infinite."""
 
 
 class Fit:
-    """A training of `network` in place: iterate over it to train, an epoch an item; yields the epoch's metrics.
+    """Trains a network in place while it is iterated over; yields the metrics of each epoch.
 
-    Every batch has the same size, so an epoch leaves out what doesn't fill the last one; the order changes from epoch
-    to epoch, and a data set smaller than a batch is one batch.
+    All batches have the same size, so an epoch leaves out the pictures that don't fill the last one. The order of the
+    pictures changes from epoch to epoch. A data set that is smaller than a batch is one batch.
+
+    The metrics are train/loss (the mean over the epoch), train/accuracy (a fraction), lr (the rate of the next step),
+    images_per_second and epoch_seconds. Iterating raises a `DivergedError` with epoch and step if a loss is not finite.
 
     Args:
-        network: Takes pictures (B, H, W, 3) uint8, gives logits (B, C).
-        views: The training pictures.
-        labels: (N,) int64, on the pictures' device.
-        loss: Of (student logits, teacher logits or None, labels).
-        teacher: Answers for the views of a pass, or None.
-        optimizer: Of the list of trained parameters.
-        schedule: Of (optimizer, total steps), stepped after every batch.
-        n_passes: Epoch after epoch uses another pass, until all were used.
-        order_seed: Decides the order of pictures and of passes, and what the network drops (torch's global generators).
+        network: Takes pictures (B, H, W, 3) uint8, and returns logits (B, C).
+        views: The training pictures and their views.
+        labels: (N,) int64, on the device of the pictures.
+        loss: A function of (student logits, teacher logits or None, labels), as in `losses.py`, with its settings.
+        teacher: The teacher whose logits the loss gets for each view, or None.
+        optimizer: Takes the list of trained parameters, and returns an optimizer.
+        schedule: Takes (optimizer, total steps), and returns a learning-rate scheduler, which is stepped once a batch.
+        epochs: The number of epochs.
+        batch_size: The number of pictures in a batch.
+        n_passes: The number of passes over the views. Each epoch uses another one, until all have been used.
+        order_seed: Decides the order of the pictures and of the passes, and dropout (by torch's global generators).
         precision: bf16 or fp32.
-        compiled: Whether the network is trained as torch.compile makes it; its numbers differ in the last bits.
+        compiled: Whether to compile the network with torch.compile, which changes the last bits of its numbers.
 
     Attributes:
-        epoch: How many epochs have ended.
-        between_steps: Whether `state` can be asked for: not while a step is under way.
+        epoch: The number of epochs that have ended.
+        between_steps: Whether `state` may be called: a step that is under way has changed a part of it.
         last: The metrics of the last epoch that has ended.
-
-    Raises:
-        DivergedError (while it is iterated over): A loss was NaN or infinite; names epoch and step.
     """
 
     def __init__(
@@ -88,7 +91,7 @@ class Fit:
     ) -> None:
         torch.manual_seed(order_seed)
         self._forward = compiled_forward(network) if compiled else network
-        # Which looks into the convolutions of networks that are not compiled.
+        # It replaces single convolutions, and torch.compile wouldn't see through that.
         self._small_maps = nullcontext() if compiled else small_maps(precision, labels.device)
         self._network, self._views, self._labels = network, views, labels
         self._loss, self._teacher = loss, teacher
@@ -111,13 +114,16 @@ class Fit:
                 yield self.last
 
     def after(self, n: int) -> Iterator[Metrics]:
-        """The epochs after the first n, of which one more may have ended unseen before an interruption."""
+        """Yields the metrics of the epochs after the first n.
+
+        Epoch n + 1 may have ended already: a checkpoint can be made between its end and its evaluation.
+        """
         if self.epoch > n:
             yield self.last
         yield from self
 
     def state(self) -> dict[str, Any]:
-        """What has been reached, as nested dictionaries and lists of tensors and plain values; for `load`."""
+        """Returns what has been reached, for `load`: nested dictionaries and lists of tensors and plain values."""
         assert self.between_steps
         return {
             "network": self._network.net.state_dict(),
@@ -133,13 +139,13 @@ class Fit:
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Goes on from what `state` returned, in a training of the same arguments, as if never interrupted."""
+        """Continues from what `state` returned in a training with the same arguments, to the same numbers."""
         self._network.net.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
         for parameter, kept in self._optimizer.state.items():
             for name, value in kept.items():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
-                    # In the parameter's own layout, as it was: the fused optimizers want that.
+                    # The fused optimizers want it in the layout of its parameter.
                     kept[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         self._scheduler.load_state_dict(state["scheduler"])
         set_random_state(state["random"])
@@ -154,7 +160,7 @@ class Fit:
         self._correct = torch.zeros((), dtype=torch.int64, device=device)
 
     def _train_epoch(self, advance: Callable[..., None]) -> None:
-        """Trains what is left of an epoch, and leaves its metrics in `last`."""
+        """Trains the rest of an epoch, and puts its metrics into `last`."""
         start, earlier = time.perf_counter(), self._seconds
         pass_index = pass_of_epoch(self._order_seed, self.epoch, self._n_passes)
         answers = None if self._teacher is None else self._teacher.answers(pass_index)
@@ -206,20 +212,29 @@ def fit_head(
     weight_decays: Sequence[float],
     max_iterations: int,
 ) -> Iterator[Metrics]:
-    """Trains only the head of `network`, by L-BFGS on the features before it; yields once for each weight decay.
+    """Trains only the head of a network, by L-BFGS on the features that the head takes.
 
-    Multinomial logistic regression on standardised features, mean cross-entropy + weight_decay / 2 * |weights|^2. The
-    weight decays are tried from strong to weak, each from the solution before it, until the validation NLL has risen
-    twice; then the head with the lowest is put back and yielded once more.
+    This is multinomial logistic regression on standardised features. It minimises
+    mean cross-entropy + weight_decay / 2 * |weights|^2. The weight decays are tried from strong to weak, each from the
+    solution before it, until the validation NLL has risen twice. Then the head with the lowest validation NLL is put
+    back, and its metrics are yielded once more.
 
     Args:
-        features, validation_features: (N, F) float32, inputs of the head.
-        labels, validation_labels: (N,) int64.
-        max_iterations: Of L-BFGS, for each weight decay; it ends before, within 1e-5 of the objective's minimum.
+        network: The network; its head's weight and bias are overwritten.
+        features: (N, F) float32, the head's inputs for the training pictures.
+        labels: (N,) int64.
+        validation_features: (M, F) float32, the head's inputs for the validation pictures.
+        validation_labels: (M,) int64.
+        weight_decays: The penalties to try, >= 0, in any order.
+        max_iterations: The limit on L-BFGS's iterations for each weight decay. It usually ends earlier, where the
+            objective is within 1e-5 nats of its minimum.
+
+    Yields:
+        train/loss (nats, without the penalty) and head/weight_decay, for each weight decay that is tried.
 
     Raises:
-        UserError: No weight decays are given, or the head has no bias.
-        DivergedError: The head's answers were not finite.
+        UserError: No weight decays are given, a value is out of range, or the head has no bias.
+        DivergedError: The head's logits are not finite.
     """
     require_head_settings(weight_decays, max_iterations)
     if network.head.bias is None:
@@ -228,11 +243,10 @@ def fit_head(
             "Choose another teacher.network.name, or bring a trained head: teacher.network.head=keep teacher.head=null."
         )
     mean = features.mean(dim=0)  # (F,)
-    # In place from here on: the features of 50,000 pictures are 400 MB.
+    # The features of 50,000 pictures are 400 MB, so `scaled` is changed in place from here on.
     scaled = features - mean
-    # torch.var over the rows of so many takes ten times as long.
+    # torch.var takes ten times as long on so many rows.
     variance = torch.stack([rows.square().sum(dim=0) for rows in scaled.split(256)]).sum(dim=0) / len(scaled)
-    # A feature that hardly varies in a small training set may vary widely elsewhere: it must not be blown up.
     std = (variance + SCALING_FLOOR * variance.mean()).sqrt()
     validation_scaled = (validation_features - mean).div_(std)
     regression = LogisticRegression(scaled.div_(std), labels, network.n_classes)
@@ -242,7 +256,7 @@ def fit_head(
         regression.solve(weight_decay, max_iterations)
         weight, bias = regression.weight, regression.bias  # (C, F), (C,)
         with torch.no_grad():
-            # The scaling goes into the head, which then takes the features as they are.
+            # The head takes the features as they are, so its weights include the scaling.
             network.head.weight.copy_(weight / std)
             network.head.bias.copy_(bias - (weight / std) @ mean)
             nll = float(F.cross_entropy(validation_scaled @ weight.T + bias, validation_labels))
@@ -263,10 +277,10 @@ def fit_head(
 
 
 def require_head_settings(weight_decays: object, max_iterations: object) -> None:
-    """Refuses values that `fit_head` can't work with.
+    """Refuses settings that `fit_head` can't work with.
 
     Raises:
-        UserError: Which of them, and why.
+        UserError: A value is out of range; names it.
     """
     values = list(weight_decays) if isinstance(weight_decays, Sequence) and not isinstance(weight_decays, str) else []
     require(values != [], "at least one weight decay", weight_decays, "weight_decays", "Give a list.")
@@ -278,7 +292,17 @@ def require_head_settings(weight_decays: object, max_iterations: object) -> None
 
 
 def predict(network: Classifier, pictures: Tensor, batch_size: int, precision: str) -> Tensor:
-    """Logits (N, C) float32 of pictures (N, H, W, 3) uint8 in evaluation mode, on the network's device."""
+    """Computes a network's logits in evaluation mode, without gradients.
+
+    Args:
+        network: It is left in evaluation mode.
+        pictures: (N, H, W, 3) uint8, on any device.
+        batch_size: The number of pictures in a forward pass.
+        precision: bf16 or fp32.
+
+    Returns:
+        Logits (N, C) float32, on the network's device.
+    """
     network.eval()
     device = network.head.weight.device
     with torch.inference_mode(), autocast(precision, device), small_maps(precision, device):
@@ -286,6 +310,7 @@ def predict(network: Classifier, pictures: Tensor, batch_size: int, precision: s
 
 
 def _refuse_non_finite(losses: Tensor, epoch: int) -> None:
+    """Raises `DivergedError` for the first loss (of one epoch's steps) that is not finite."""
     bad = (~losses.isfinite()).nonzero()
     if len(bad) > 0:
         step = int(bad[0])

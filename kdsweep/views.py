@@ -1,7 +1,7 @@
-"""Views: augmented versions of pictures, each a pure function of (view seed, pass, picture index).
+"""Views: augmented versions of pictures. Each is a pure function of (view seed, pass, picture index).
 
-A crop with zero padding and a horizontal flip give (2 * padding + 1)^2 * 2 views. Because a view depends on nothing
-else (not on batch size, batch order, device or process), a teacher's answer to it can be computed once and kept.
+A crop with zero padding and a horizontal flip give (2 * padding + 1)^2 * 2 views of a picture. A view doesn't depend on
+batch size, batch order, device or process, so a teacher's logits for it can be computed once and kept.
 """
 
 from __future__ import annotations
@@ -19,49 +19,62 @@ _VIEW, _BATCH, _PASS = 0, 1, 2
 
 
 def view_ids(seed: int, pass_index: int, indices: Tensor, padding: int, flip: bool) -> Tensor:
-    """The view of each picture in a pass: (B,) int64 in [0, n_views), for picture indices (B,) int64."""
-    # 32 of the 64 bits, scaled: the bias of n_views / 2^32 is far below anything a training can feel.
+    """Returns which view of each picture a pass shows.
+
+    Args:
+        seed: The view seed.
+        pass_index: The pass.
+        indices: (B,) int64, indices of pictures.
+        padding: The padding before a crop, in pixels.
+        flip: Whether half of the views are mirrored.
+
+    Returns:
+        (B,) int64 in [0, n_views).
+    """
+    # 32 of the 64 bits are scaled to the range. The bias is n_views / 2^32, far too small to matter in a training.
     bits = (_hash(seed, _VIEW, pass_index, indices) >> 16) & 0xFFFFFFFF
     return (bits * n_views(padding, flip)) >> 32
 
 
 def n_views(padding: int, flip: bool) -> int:
-    """How many views one picture has."""
+    """Returns the number of views that a picture has."""
     return (2 * padding + 1) ** 2 * (2 if flip else 1)
 
 
 def batch_order(seed: int, epoch: int, n: int) -> Tensor:
-    """The order in which an epoch visits the pictures: a permutation of range(n), (n,) int64."""
+    """Returns the order in which an epoch visits n pictures: a permutation of range(n), (n,) int64."""
     return torch.argsort(_hash(seed, _BATCH, epoch, torch.arange(n)), stable=True)
 
 
 def pass_of_epoch(seed: int, epoch: int, n_passes: int) -> int:
-    """The pass that an epoch (from 0) trains on: each cycle of `n_passes` epochs uses every pass once."""
+    """Returns the pass that an epoch (from 0) trains on. Each cycle of `n_passes` epochs uses every pass once."""
     cycle, position = divmod(epoch, n_passes)
     order = torch.argsort(_hash(seed, _PASS, cycle, torch.arange(n_passes)), stable=True)
     return int(order[position])
 
 
 def passes_of_run(seed: int, epochs: int, n_passes: int) -> list[int]:
-    """The passes that a run of so many epochs trains on, each once, in the order in which it comes to them."""
+    """Returns the passes that a run trains on, each once, in the order in which the run first uses them."""
     return list(dict.fromkeys(pass_of_epoch(seed, epoch, n_passes) for epoch in range(min(epochs, n_passes))))
 
 
 class Views:
     """The views of a set of pictures, cut from one padded copy in memory.
 
+    `len(views)` is the number of pictures.
+
     Args:
-        pictures: (N, H, W, 3) uint8.
-        padding: Black pixels added on each side before cropping back to (H, W).
+        pictures: (N, H, W, 3) uint8; the views are made on their device.
+        padding: The number of black pixels added on each side before cropping back to (H, W).
         flip: Whether half of the views are mirrored.
-        seed: The view seed.
+        seed: The view seed; with it, pass and picture index decide the crop and the flip.
     """
 
     def __init__(self, pictures: Tensor, padding: int, flip: bool, seed: int) -> None:
         n, height, width, channels = pictures.shape
         padded = pictures.new_zeros(n, height + 2 * padding, width + 2 * padding, channels)
         padded[:, padding : padding + height, padding : padding + width] = pictures
-        # Every crop as a view of the padded copy, without a copy of its own: (N, 2p+1, 2p+1, H, W, 3).
+        # All crops are windows on the padded copy, and take no memory of their own: (N, 2p+1, 2p+1, H, W, 3).
         self._windows = padded.unfold(1, height, 1).unfold(2, width, 1).permute(0, 1, 2, 4, 5, 3)
         self.padding, self.flip, self.seed = padding, flip, seed
         self.device = pictures.device
@@ -70,7 +83,7 @@ class Views:
         return len(self._windows)
 
     def batch(self, indices: Tensor, pass_index: int) -> Tensor:
-        """The pictures `indices` (B,) as pass `pass_index` shows them: (B, H, W, 3) uint8."""
+        """Returns the pictures `indices` (B,) as pass `pass_index` shows them: (B, H, W, 3) uint8."""
         ids = view_ids(self.seed, pass_index, indices, self.padding, self.flip)
         crops, flipped = (ids >> 1, ids & 1) if self.flip else (ids, torch.zeros_like(ids))
         rows, columns = crops // (2 * self.padding + 1), crops % (2 * self.padding + 1)
@@ -81,7 +94,7 @@ class Views:
 
 
 def _hash(seed: int, stream: int, counter: int, indices: Tensor) -> Tensor:
-    """64 random bits for each index, as int64; the same on every device (integer arithmetic wraps around)."""
+    """Returns 64 random bits for each index, as int64: the same on every device, since integers wrap around."""
     key = _mix_int(_mix_int(_mix_int(seed + _GOLDEN) + stream * _GOLDEN) + counter * _GOLDEN)
     z = indices * _signed(_GOLDEN) + _signed(key)
     z = (z ^ _shift_right(z, 30)) * _signed(_MULTIPLIERS[0])
@@ -90,7 +103,7 @@ def _hash(seed: int, stream: int, counter: int, indices: Tensor) -> Tensor:
 
 
 def _mix_int(z: int) -> int:
-    """The splitmix64 finaliser on a Python integer."""
+    """Computes the splitmix64 finaliser of a Python integer."""
     z &= _MASK
     z = ((z ^ (z >> 30)) * _MULTIPLIERS[0]) & _MASK
     z = ((z ^ (z >> 27)) * _MULTIPLIERS[1]) & _MASK
@@ -98,10 +111,10 @@ def _mix_int(z: int) -> int:
 
 
 def _signed(z: int) -> int:
-    """The int64 with the bits of a uint64."""
+    """Returns the int64 that has the bits of a uint64."""
     return z - (1 << 64) if z >> 63 else z
 
 
 def _shift_right(z: Tensor, bits: int) -> Tensor:
-    """Logical (not arithmetic) shift of int64."""
+    """Shifts int64 to the right logically: zeros come in from the left, and not the sign."""
     return (z >> bits) & ((1 << (64 - bits)) - 1)

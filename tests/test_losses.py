@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from kdsweep import loss_rules, losses
 from kdsweep.losses import ce, kd, kl_divergence, label_smoothing
 from kdsweep.system.errors import UserError
 
@@ -166,6 +168,28 @@ def test_wrong_numbers_are_refused(key: str, value: object, rule: str) -> None:
         loss(*batch(), **others | {key: value})
     assert str(raised.value).startswith(f"{key}: `{rule}` must hold, but got {key}={value!r}.")
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("loss", [kd, label_smoothing])
+def test_the_check_can_be_left_out(loss: Any) -> None:
+    """`__wrapped__` is the same loss without the check: a run that has checked its settings trains with it."""
+    settings: dict[str, Any] = {"smoothing": 0.1} if loss is label_smoothing else {"alpha": 0.5, "tau": 2.0}
+    assert torch.equal(loss.__wrapped__(*batch(), **settings), loss(*batch(), **settings))
+    wrong = dict.fromkeys(settings, True)  # a number to torch, and none to the rules
+    with pytest.raises(UserError):
+        loss(*batch(), **wrong)
+    loss.__wrapped__(*batch(), **wrong)
+
+
+def test_a_rule_takes_the_settings_of_its_loss() -> None:
+    """Each rule belongs to a loss, by its full name; other functions have none."""
+    for name, rule in loss_rules.RULES.items():
+        loss = getattr(losses, name)
+        assert loss_rules.rule_of(f"{loss.__module__}.{loss.__name__}") is rule
+        settings = {key for key, kind in inspect.signature(loss).parameters.items() if kind.kind is kind.KEYWORD_ONLY}
+        assert inspect.signature(rule).parameters.keys() == settings
+    assert loss_rules.rule_of("kdsweep.losses.ce") is None
+    assert loss_rules.rule_of("others.losses.kd") is None
 
 
 def test_the_ends_of_the_ranges_are_taken() -> None:

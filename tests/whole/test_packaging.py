@@ -42,8 +42,9 @@ def test_a_wheel_composes_its_own_configuration_from_any_folder(installed: Path,
 
 
 def test_the_wheel_holds_code_and_configuration_only(installed: Path) -> None:
-    """Every option of the checkout's conf/ is in the wheel, and the report's template; tests and scripts are not."""
+    """The wheel has the checkout's whole conf/, the report's template and py.typed, but no tests and no scripts."""
     assert (installed / "kdsweep/report/templates/report.html.jinja").is_file()
+    assert (installed / "kdsweep/py.typed").is_file()
     names = {path.relative_to(ROOT / "conf") for path in (ROOT / "conf").rglob("*.yaml")}
     assert {path.relative_to(installed / "kdsweep/conf") for path in (installed / "kdsweep/conf").rglob("*")} >= names
     assert {path.name for path in installed.iterdir() if not path.name.endswith(".dist-info")} == {"kdsweep"}
