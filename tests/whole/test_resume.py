@@ -118,7 +118,7 @@ IN_A_RUN = [
     ("kdsweep.system.files:write_tensors", "before"),  # the teacher's head is trained, and not on the disk
     ("kdsweep.system.files:write_tensors", "after"),
     ("kdsweep.tracking.journal:Journal.keep", "after"),  # an artifact is in the journal, and not in MLflow
-    ("kdsweep.tracking.run_writer:Run._end", "after"),  # a run is FINISHED in MLflow: the teacher's
+    ("kdsweep.tracking.run_writer:Run._end", "after"),  # a run is FINISHED in MLflow, and its command isn't told
 ]
 
 
@@ -150,12 +150,16 @@ def test_a_controller_killed_wherever_it_commits_something_loses_nothing(tmp_pat
 
 
 def test_a_run_killed_wherever_its_teacher_commits_something_loses_nothing(tmp_path: Path) -> None:
-    """SIGKILL once at each place: the same command finishes, with one teacher whose head was kept, and whole files."""
+    """SIGKILL once at each place: the same command finishes, on the same teacher, and all files are whole."""
     words = (*SHORT, "epochs=1")
     killed_at(words, tmp_path, IN_A_RUN)
     done = kdsweep(*words, root=tmp_path)
     assert done.status == 0, done.err
-    assert [run.info.status for run in runs(tmp_path, "distill")] == ["FINISHED"]
+    found = runs(tmp_path, "distill")
+    assert found[-1].info.status == "FINISHED"
+    assert len({run.data.tags["kdsweep.teacher"] for run in found}) == 1
+    # The last kill came when a run had just ended: it says the same as the one after it.
+    assert len({run.data.tags["kdsweep.weights"] for run in found if run.info.status == "FINISHED"}) == 1
     assert [path for path in (tmp_path / "cache").rglob(".*") if path.is_dir()] == []
     assert all(read_tensors(path) is not None for path in (tmp_path / "cache").rglob("*.safetensors"))
 
