@@ -20,12 +20,13 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from servers import PostgreSQL
 
+from kdsweep.system.files import read_tensors
 from kdsweep.system.processes import ProcessId, parse_process
 from kdsweep.system.sqlite import sqlite_uri
 
 pytestmark = pytest.mark.slow
 
-N_TRIALS = 6
+N_TRIALS = 4
 # A run is one step. No trial is given up, however often its process is killed.
 STUDY = (
     "sweep=alpha_tau",
@@ -97,34 +98,32 @@ def wait_for_end(processes: list[ProcessId]) -> None:
 
 
 # Where a study commits something: the function, and whether its process is killed before that function or after it.
-AT_THE_START = [
-    ("kdsweep.study.controller:Study._tags", "before"),  # the study's MLflow run is open, and says nothing yet
-    ("kdsweep.tables:write_tensors", "before"),  # a pass of the teacher is computed, and not on the disk
-    ("kdsweep.tables:write_tensors", "after"),
-    ("kdsweep.system.files:write_tensors", "before"),  # the teacher's head is trained, and not on the disk
-    ("kdsweep.system.files:write_tensors", "after"),
-]
-IN_A_RUN = [
-    ("kdsweep.system.checkpoint:write_tensors", "after"),  # a checkpoint is written, the older ones are there
-    ("kdsweep.tracking.journal:Journal.keep", "after"),  # an artifact is in the journal, and not in MLflow
-    ("kdsweep.tracking.run_writer:Run._end", "before"),  # all is logged but the status
-    ("kdsweep.tracking.run_writer:Run._end", "after"),  # FINISHED in MLflow, its checkpoints still there
-]
 IN_THE_SEARCH = [
     ("kdsweep.study.search:Search.next", "after"),  # Optuna has a trial that nobody has begun
     ("kdsweep.execution.trial_link:TrialLink.leave", "after"),  # its worker has left the values
     ("kdsweep.study.search:Search._tell", "before"),  # the run is FINISHED, the trial RUNNING
     ("kdsweep.study.search:Search._tell", "after"),
 ]
-AT_THE_END = [
+IN_A_STUDY = [
+    ("kdsweep.study.controller:Study._tags", "before"),  # the study's MLflow run is open, and says nothing yet
+    ("kdsweep.tracking.run_writer:Run._end", "before"),  # all of a run is logged but its status
+    *IN_THE_SEARCH,
     ("kdsweep.study.stages:Stages.confirm", "after"),  # all is run, the study's tags don't say which was chosen
     ("kdsweep.study.search:Search.write_results", "before"),  # they do
     ("kdsweep.report.writing:write", "before"),  # the study's run is closed, its report isn't written
 ]
+IN_A_RUN = [
+    ("kdsweep.tables:write_tensors", "before"),  # a pass of the teacher is computed, and not on the disk
+    ("kdsweep.tables:write_tensors", "after"),
+    ("kdsweep.system.files:write_tensors", "before"),  # the teacher's head is trained, and not on the disk
+    ("kdsweep.system.files:write_tensors", "after"),
+    ("kdsweep.tracking.journal:Journal.keep", "after"),  # an artifact is in the journal, and not in MLflow
+    ("kdsweep.tracking.run_writer:Run._end", "after"),  # a run is FINISHED in MLflow, and its command isn't told
+]
 
 
 def killed_at(words: tuple[str, ...], root: Path, places: list[tuple[str, Any]]) -> None:
-    """A study whose controller is killed at each of these places, and started again each time."""
+    """A command that is killed at each of these places, and started again each time."""
     for place, when in places:
         done = Command(*words, root=root, prepare=partial(kill_at, place, when)).outcome()
         assert done.status == -signal.SIGKILL, (place, when, done)
@@ -141,20 +140,33 @@ def killed_at_random(words: tuple[str, ...], root: Path, dice: random.Random) ->
 
 def test_a_controller_killed_wherever_it_commits_something_loses_nothing(tmp_path: Path) -> None:
     """SIGKILL once at each place, and once at a random moment, the same command each time."""
-    words = (*STUDY, "epochs=2", "n_passes=1", "checkpoint_share=1")
-    killed_at(words, tmp_path, [*AT_THE_START, *IN_A_RUN])
-    killed_at_random(words, tmp_path, random.Random(0))
-    killed_at(words, tmp_path, [*IN_THE_SEARCH, *AT_THE_END])
-    done = kdsweep(*words, root=tmp_path)
+    killed_at_random(STUDY, tmp_path, random.Random(0))
+    killed_at(STUDY, tmp_path, IN_A_STUDY)
+    done = kdsweep(*STUDY, root=tmp_path)
     assert done.status == 0, done.err
     assert_whole(tmp_path, sqlite_uri(tmp_path / "studies" / "alpha_tau" / "optuna.db"))
     # Runs were cut short.
-    assert interruptions(tmp_path) >= 3
+    assert interruptions(tmp_path) >= 2
+
+
+def test_a_run_killed_wherever_its_teacher_commits_something_loses_nothing(tmp_path: Path) -> None:
+    """SIGKILL once at each place: the same command finishes, on the same teacher, and all files are whole."""
+    words = (*SHORT, "epochs=1")
+    killed_at(words, tmp_path, IN_A_RUN)
+    done = kdsweep(*words, root=tmp_path)
+    assert done.status == 0, done.err
+    found = runs(tmp_path, "distill")
+    assert found[-1].info.status == "FINISHED"
+    assert len({run.data.tags["kdsweep.teacher"] for run in found}) == 1
+    # The last kill came when a run had just ended: it says the same as the one after it.
+    assert len({run.data.tags["kdsweep.weights"] for run in found if run.info.status == "FINISHED"}) == 1
+    assert [path for path in (tmp_path / "cache").rglob(".*") if path.is_dir()] == []
+    assert all(read_tensors(path) is not None for path in (tmp_path / "cache").rglob("*.safetensors"))
 
 
 def test_killed_workers_cost_a_retry_each(tmp_path: Path) -> None:
     """Two workers are killed in the middle of a run, and at last the controller, which no worker outlives."""
-    words = (*STUDY, "sweep.n_jobs=2", "epochs=12", "n_passes=1")
+    words = (*STUDY, "sweep.n_trials=6", "sweep.n_jobs=2", "epochs=12", "n_passes=1")
     command = Command(*words, root=tmp_path)
     for _ in range(2):
         worker, _ = two_at_work(command, tmp_path)
@@ -166,7 +178,7 @@ def test_killed_workers_cost_a_retry_each(tmp_path: Path) -> None:
     wait_for_end(workers)
     done = kdsweep(*words, root=tmp_path)
     assert done.status == 0, done.err
-    assert_whole(tmp_path, sqlite_uri(tmp_path / "studies" / "alpha_tau" / "optuna.db"))
+    assert_whole(tmp_path, sqlite_uri(tmp_path / "studies" / "alpha_tau" / "optuna.db"), n_trials=6)
     assert interruptions(tmp_path) >= 3
 
 
