@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from commands import SHORT
 from configurations import composed
 from omegaconf import DictConfig, OmegaConf
 
+from kdsweep import losses
 from kdsweep.config import build, rules
 from kdsweep.config.checks import check
 from kdsweep.models import FORMATS, Classifier
@@ -109,6 +111,7 @@ def test_a_partial_component_waits_for_its_arguments() -> None:
     loss = build.component(config("loss.alpha=0"), "loss")
     labels = torch.tensor([0, 1])
     assert loss.func.__module__ == "kdsweep.losses"
+    assert loss.func is inspect.unwrap(losses.kd)  # its settings have been checked, and aren't at every step
     assert float(loss(torch.zeros(2, 2), torch.zeros(2, 2), labels)) == pytest.approx(0.6931, abs=1e-4)
 
 
