@@ -276,7 +276,7 @@ def train_teacher(cfg: DictConfig) -> tuple[str, Result]:
     """
     from kdsweep import experiment, recording
     from kdsweep.config import build
-    from kdsweep.system.files import write_tensors
+    from kdsweep.system.tensor_files import write_tensors
 
     data, views = build.inputs(build.key_of(cfg.data), cfg.view_seed, cfg.device)
     teacher = build.untrained_teacher(cfg)
@@ -308,7 +308,8 @@ def trained_teacher(teacher_key: str) -> Teacher:
         teacher_key: As `build.teacher_key` makes it. The teacher stays in memory for the next job of a sweep.
     """
     from kdsweep.config import build
-    from kdsweep.system.files import locked, read_tensors
+    from kdsweep.system.files import locked
+    from kdsweep.system.tensor_files import read_tensors
 
     cfg = build.of_key(teacher_key)
     teacher = build.untrained_teacher(cfg)

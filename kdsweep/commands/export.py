@@ -236,7 +236,7 @@ def _network(store: Store, run: RunRecord, cfg: DictConfig, inputs: Inputs, fold
     import torch
 
     from kdsweep.config import build
-    from kdsweep.system.files import hash_tensors, read_tensors
+    from kdsweep.system.tensor_files import hash_tensors, read_tensors
 
     path = store.fetch(run.id, WEIGHTS, folder)
     weights = None if path is None else read_tensors(path)

@@ -192,7 +192,7 @@ def _set(cfg: DictConfig, lines: Iterable[str]) -> None:
 
 def _refuse_masked(cfg: DictConfig) -> None:
     from kdsweep.config.build import container
-    from kdsweep.tracking.store import flatten
+    from kdsweep.config.keys import flatten
 
     for key, value in flatten({name: container(cfg)[name] for name in GROUPS}).items():
         if MASK in str(value):

@@ -20,8 +20,8 @@ from kdsweep.commands import export
 from kdsweep.config import build
 from kdsweep.config.saved_config import SavedConfig, parse
 from kdsweep.system.errors import RunError, UserError
-from kdsweep.system.files import hash_tensors, write_tensors
 from kdsweep.system.sqlite import sqlite_uri
+from kdsweep.system.tensor_files import hash_tensors, write_tensors
 from kdsweep.tracking.store import Store
 
 

@@ -19,8 +19,9 @@ from kdsweep.system.errors import RunError, UserError
 from kdsweep.system.processes import this_process
 from kdsweep.tracking import sender, sending
 from kdsweep.tracking.location import offline_uri, store_uri
+from kdsweep.tracking.run_writer import Run
 from kdsweep.tracking.sender import Waiting
-from kdsweep.tracking.store import Run, Store
+from kdsweep.tracking.store import Store
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from kdsweep.config import keys
 from kdsweep.config.folder import CONFIG_FOLDER
-from kdsweep.tracking.store import flatten
+from kdsweep.config.keys import flatten
 
 OPTIONS = [
     f"{path.parent.name}={path.stem}"

@@ -25,7 +25,7 @@ from kdsweep.schedules import constant, cosine, one_cycle
 from kdsweep.system import checkpoint, interrupts
 from kdsweep.system.checkpoint import Checkpoints, expire, kept, packed, unpacked
 from kdsweep.system.errors import PrunedError, RunError
-from kdsweep.system.files import hash_tensors
+from kdsweep.system.tensor_files import hash_tensors
 from kdsweep.training import Fit, Metrics
 from kdsweep.views import Views
 

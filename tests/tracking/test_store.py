@@ -22,12 +22,15 @@ import pytest
 from matplotlib.figure import Figure
 from needs import lacking
 
+from kdsweep.config.keys import flatten
 from kdsweep.system import environment
 from kdsweep.system.errors import PrunedError, RunError, UserError
 from kdsweep.system.sqlite import sqlite_path
-from kdsweep.tracking.location import artifact_folder, place_file, require_store, store_uri
+from kdsweep.tracking.location import artifact_folder, require_store, store_uri
+from kdsweep.tracking.mlflow_calls import place_file
+from kdsweep.tracking.run_writer import Run
 from kdsweep.tracking.sender import Waiting
-from kdsweep.tracking.store import Run, Store, flatten
+from kdsweep.tracking.store import Store
 
 pytestmark = pytest.mark.filterwarnings(
     # MLflow 3.17 with SQLAlchemy 2.1, once a process, where a run is first read.

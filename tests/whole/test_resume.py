@@ -20,9 +20,9 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from servers import PostgreSQL
 
-from kdsweep.system.files import read_tensors
 from kdsweep.system.processes import ProcessId, parse_process
 from kdsweep.system.sqlite import sqlite_uri
+from kdsweep.system.tensor_files import read_tensors
 
 pytestmark = pytest.mark.slow
 
