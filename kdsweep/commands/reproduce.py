@@ -85,7 +85,7 @@ def again(original: Original, options: argparse.Namespace) -> DictConfig:
     """Returns the configuration of the new run: the old one, with its hardware settings, in this folder, and --set."""
     from omegaconf import DictConfig, OmegaConf
 
-    from kdsweep.analysis.environment_diff import moved
+    from kdsweep.config.saved_config import moved
 
     defaults = _defaults()
     saved, old = original.config, dict(original.config.get("paths") or {})

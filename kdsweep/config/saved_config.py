@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -15,7 +17,7 @@ import yaml
 from kdsweep.system.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Sequence
 
 MARK = "# kdsweep-record: "
 
@@ -66,3 +68,32 @@ def parse(text: str) -> SavedConfig:
         remedy = "Take the config.yaml that a run has written, or print one with `kdsweep --cfg job --resolve`."
         raise UserError(f"a saved configuration holds values, but this one holds interpolations (${{...}}). {remedy}")
     return SavedConfig(config, record)
+
+
+def moved(config: Mapping[str, Any], folders: Sequence[tuple[str, Path]]) -> dict[str, Any]:
+    """Returns a configuration whose paths below old folders are moved to new ones.
+
+    A path that exists at the old place alone stays as it is.
+
+    Args:
+        config: The configuration.
+        folders: (old, new), the innermost first. A path is moved by the first old folder that it lies below.
+    """
+    return {key: _moved(value, folders) for key, value in config.items()}
+
+
+def _moved(value: Any, folders: Sequence[tuple[str, Path]]) -> Any:
+    if isinstance(value, Mapping):
+        return moved(value, folders)
+    if isinstance(value, list):
+        return [_moved(item, folders) for item in value]
+    # A name without a slash ("resnet18") would lie below the folder "."; the slashes of a URI separate no folders.
+    if not isinstance(value, str) or "/" not in value or "://" in value:
+        return value
+    for old, new in folders:
+        path = Path(value)
+        if path.is_relative_to(old):
+            target = new / path.relative_to(old)
+            keep = not target.exists() and (path.exists() or not Path(old).parts)
+            return value if keep else str(target)
+    return value

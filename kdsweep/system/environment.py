@@ -32,9 +32,9 @@ def describe() -> dict[str, object]:
     """Returns the surroundings of this process, JSON-able.
 
     `cores` counts the cores that this process may use. `git_commit` and `git_dirty` come from `source_state`.
-    `git_diff` is the hash of `source_changes`; if a checkout is dirty and this is None, the difference is neither in code
-    nor in configuration. `packages` are kdsweep's own requirements that are installed, `libraries` is what the function
-    of that name returns, and `variables` are the environment variables that change the last bits.
+    `git_diff` is the hash of `source_changes`; None in a dirty checkout means that neither code nor configuration
+    differs from the commit. `packages` are kdsweep's own requirements that are installed, `libraries` is what the
+    function of that name returns, and `variables` are the environment variables that change the last bits.
     """
     return {
         "kdsweep": kdsweep.__version__,
