@@ -60,7 +60,7 @@ def test_an_error_leaves_the_old_file_alone(tmp_path: Path) -> None:
 
 
 def workplace(folder: Path, process: ProcessId, name: str = "notes.txt") -> Path:
-    """What a process that writes `name` into `folder` has there, with half of the file."""
+    """Makes what a process that writes `name` into `folder` has there, with half of the file."""
     made = folder / f".{name}.{files._owner(process)}.0123abcd"
     made.mkdir()
     (made / name).write_text("half")
@@ -68,7 +68,7 @@ def workplace(folder: Path, process: ProcessId, name: str = "notes.txt") -> Path
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
-    """By the next one that writes there, whatever it writes; what a living one has begun stays."""
+    """The next process that writes there removes it, whatever it writes; what a living one has begun stays."""
     dead = dataclasses.replace(this_process(), birth="0123abcd-77")
     killed = [workplace(tmp_path, dead), workplace(tmp_path, dead, "another.file")]
     living = workplace(tmp_path, this_process())
@@ -91,7 +91,7 @@ def test_what_another_machine_left_is_removed_a_day_later(tmp_path: Path) -> Non
 
 
 def test_an_error_names_the_file_that_was_to_be_written(tmp_path: Path) -> None:
-    """Not the temporary one, and also where the system's error names none."""
+    """It doesn't name the temporary one, and it names the file though the system's error names none."""
     (tmp_path / "folder").mkdir()
     with pytest.raises(IsADirectoryError) as directory, atomic_path(tmp_path / "folder"):
         pass

@@ -32,15 +32,12 @@ ATTRIBUTES = {
     *("kdsweep.key", "kdsweep.conditions", "kdsweep.controller"),
 }
 
-# The functions that write `kdsweep.{key}` for the keys of a dictionary: (module, function, its dictionary).
+# The functions that put `kdsweep.{key}` together, each with the name of the dictionary that has the keys. Those of
+# `tagged` are its callers' keyword arguments, for which it asks the store.
 PREFIXED = {
-    ("recording.py", "_tags", "tags"),
-    ("study/controller.py", "_tags", "values"),
-    (
-        "tracking/store.py",
-        "tagged",
-        "tags",
-    ),  # its keys are the keyword arguments of its callers
+    ("recording.py", "_tags"): "tags",
+    ("study/controller.py", "_tags"): "values",
+    ("tracking/store.py", "tagged"): "tags",
 }
 
 
@@ -71,16 +68,15 @@ def test_the_recorded_names_stay() -> None:
 
 def test_the_names_that_are_put_together_are_known() -> None:
     """No other function makes a name of the prefix and a variable: the test above would not see it."""
-    assert {(module, function) for module, function, _ in prefixed()} == {known[:2] for known in PREFIXED}
+    assert {(module, function) for module, function, _ in prefixed()} == PREFIXED.keys()
 
 
 def prefixed() -> Iterator[tuple[str, str, list[str]]]:
     """The functions with an f-string that begins with the prefix: module, function, keys of the dictionary."""
-    dictionaries = {known[:2]: known[2] for known in PREFIXED}
     for module, function in nodes():
         if not isinstance(function, ast.FunctionDef) or not any(map(is_prefixed, ast.walk(function))):
             continue
-        wanted = dictionaries.get((module, function.name))
+        wanted = PREFIXED.get((module, function.name))
         yield (
             module,
             function.name,
