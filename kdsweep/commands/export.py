@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import kdsweep
 from kdsweep.config.saved_config import SavedConfig, moved, parse
 from kdsweep.system import exit_status
-from kdsweep.system.errors import RunError, UserError, require
+from kdsweep.system.errors import RunError, UserError, one_line, require
 from kdsweep.system.masking import MASK, masked
 from kdsweep.tracking.location import require_store, store_uri
 from kdsweep.tracking.run_records import STUDENTS, RunRecord
@@ -251,7 +251,7 @@ def _written(network: Classifier, inputs: Inputs, folder: Path, file_format: str
             write(network, inputs.pictures[:2], path)
             answer = load(path)
     except Exception as error:  # a network that the converter can't follow can raise anything
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        reason = one_line(f"{type(error).__name__}: {error}")[:300]
         raise RunError(f"this network can't be written as {file_format} ({reason}). Try another --format.") from error
     return {path.name: _compared(network, answer, inputs, path.name)}
 

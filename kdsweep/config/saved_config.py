@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from kdsweep.system.errors import UserError
+from kdsweep.system.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,7 +60,7 @@ def parse(text: str) -> SavedConfig:
         found = re.search(f"^{MARK}(.*)$", text, re.MULTILINE)
         record = {} if found is None else json.loads(found[1])
     except (yaml.YAMLError, json.JSONDecodeError) as error:
-        raise UserError(f"this is no saved configuration ({' '.join(str(error).split())}).") from error
+        raise UserError(f"this is no saved configuration ({one_line(error)}).") from error
     if not isinstance(config, dict) or not isinstance(record, dict):
         raise UserError("this is no saved configuration: it isn't a mapping of keys to values.")
     if "${" in json.dumps(config, default=str):

@@ -97,7 +97,7 @@ def require_kinds(function: Callable[..., object], arguments: Mapping[str, objec
             require(finite, rule, value, name, remedy)
 
 
-def one_line(error: BaseException | str, *, whole: bool = True) -> str:
+def one_line(error: object, *, whole: bool = True) -> str:
     """Returns what an error or a text says, in one line; the name of its type for an error that says nothing.
 
     Args:

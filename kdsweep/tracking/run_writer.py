@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdsweep.system.errors import PrunedError, RunError, one_line
+from kdsweep.system.errors import PrunedError, RunError
 from kdsweep.system.masking import masked_text
 from kdsweep.tracking.retry import is_disk_full
 
@@ -178,8 +178,10 @@ class Run:
             if isinstance(error, PrunedError):
                 self.tag({"kdsweep.pruned": str(error.epoch)})
             elif not killed:
-                line = masked_text(one_line(f"{type(error).__name__}: {error}"))
-                self.tag({"kdsweep.error": line[:MAX_ERROR_CHARACTERS]})
+                # All spaces become one, and not the line's ends alone: `kdsweep-reproduce` compares this text with those
+                # of earlier versions.
+                line = " ".join(f"{type(error).__name__}: {error}".split())
+                self.tag({"kdsweep.error": masked_text(line)[:MAX_ERROR_CHARACTERS]})
             self.flush()
         finally:  # metrics that MLflow refuses must not leave the run RUNNING
             patience = self._outbox.waiting.killed_s if killed else self._outbox.waiting.end_s
