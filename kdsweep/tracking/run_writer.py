@@ -178,8 +178,7 @@ class Run:
             if isinstance(error, PrunedError):
                 self.tag({"kdsweep.pruned": str(error.epoch)})
             elif not killed:
-                # All spaces become one, and not the line's ends alone: `kdsweep-reproduce` compares this text with those
-                # of earlier versions.
+                # `kdsweep-reproduce` compares this text with that of earlier versions, which made it so.
                 line = " ".join(f"{type(error).__name__}: {error}".split())
                 self.tag({"kdsweep.error": masked_text(line)[:MAX_ERROR_CHARACTERS]})
             self.flush()
