@@ -23,8 +23,9 @@ from torch.nn.functional import interpolate
 from kdsweep.numerics import picture_files
 from kdsweep.numerics.picture_files import MAX_SIDE
 from kdsweep.system.errors import UserError, require
-from kdsweep.system.files import hash_tensors, locked
+from kdsweep.system.files import locked
 from kdsweep.system.progress import note
+from kdsweep.system.tensor_files import hash_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

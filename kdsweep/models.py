@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdsweep.numerics.picture_files import MAX_SIDE
-from kdsweep.numerics.weight_files import head_tensors, load_weights, locate, one_line
-from kdsweep.system.errors import UserError, is_number, require
-from kdsweep.system.files import hash_tensors
+from kdsweep.numerics.weight_files import head_tensors, load_weights, locate
+from kdsweep.system.errors import UserError, is_number, one_line, require
+from kdsweep.system.tensor_files import hash_tensors
 
 # In training these return a tuple, and their published weights expect another normalisation inside the network.
 AUXILIARY_OUTPUTS = ("googlenet", "inception_v3")
@@ -177,9 +177,10 @@ class Classifier(nn.Module):
             with torch.inference_mode():
                 self(torch.zeros(1, height, width, 3, dtype=torch.uint8, device=self.mean.device))
         except (AssertionError, RuntimeError, ValueError) as error:
+            fault = one_line(f"{type(error).__name__}: {error}", whole=False)
             message = (
                 f"the network must take its input, but got input_size={self.input_size} with pictures of {height} x "
-                f"{width} pixels ({one_line(error)}). Set the size that it was made for, such as input_size=224."
+                f"{width} pixels ({fault}). Set the size that it was made for, such as input_size=224."
             )
             raise UserError(message, "input_size") from error
         finally:

@@ -14,18 +14,20 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from kdsweep.config.build import container, hardware, teacher_id
+from kdsweep.config.keys import flatten
 from kdsweep.config.rules import attempt
 from kdsweep.config.saved_config import saved_text
 from kdsweep.report.figures.curves import learning_curve
 from kdsweep.system import environment
 from kdsweep.system.errors import RunError, UserError
-from kdsweep.system.files import atomic_path, save_tensors
+from kdsweep.system.files import atomic_path
 from kdsweep.system.masking import masked, masked_text
 from kdsweep.system.processes import this_process
 from kdsweep.system.progress import note
+from kdsweep.system.tensor_files import save_tensors
 from kdsweep.tracking.location import UNSENT, offline_uri, store_uri
 from kdsweep.tracking.run_records import ARM_TAG
-from kdsweep.tracking.store import OPEN_SECONDS, Store, flatten
+from kdsweep.tracking.store import OPEN_SECONDS, Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from kdsweep.system.errors import RunError
-from kdsweep.system.files import atomic_path, hash_identity, if_free, locked, read_tensors, write_tensors
+from kdsweep.system.files import atomic_path, hash_identity, if_free, locked
 from kdsweep.system.progress import progress
+from kdsweep.system.tensor_files import read_tensors, write_tensors
 
 # How many rows are computed anew before a table from disk is believed.
 ROWS_CHECKED = 4

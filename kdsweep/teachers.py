@@ -12,7 +12,8 @@ from torch import Tensor
 from kdsweep.numerics.compiling import compiled_features, worth_compiling
 from kdsweep.numerics.hardware import autocast
 from kdsweep.system.errors import require
-from kdsweep.system.files import hash_tensors, hash_text
+from kdsweep.system.files import hash_text
+from kdsweep.system.tensor_files import hash_tensors
 from kdsweep.tables import Compute, Tables
 
 if TYPE_CHECKING:

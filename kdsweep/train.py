@@ -14,7 +14,7 @@ import kdsweep
 from kdsweep.config import help_page
 from kdsweep.config.folder import CONFIG_FOLDER
 from kdsweep.system import exit_status, interrupts, masking
-from kdsweep.system.errors import RunError, UserError
+from kdsweep.system.errors import RunError, UserError, one_line
 from kdsweep.system.progress import note
 
 # Importing torch and MLflow takes seconds, and Hydra a third of one. So they are imported where they are needed: a
@@ -151,7 +151,7 @@ def _enough_memory(cfg: DictConfig) -> Iterator[None]:
         sizes = [f"batch_size (now {cfg.batch_size})"]
         if cfg.teacher is not None:
             sizes.append(f"teacher.batch_size (now {cfg.teacher.batch_size})")
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = one_line(error)[:200]
         message = f"out of memory ({reason}). Lower {', '.join(sizes)}, the pictures' size, or sweep.n_jobs."
         raise RunError(message) from error
 
@@ -276,7 +276,7 @@ def train_teacher(cfg: DictConfig) -> tuple[str, Result]:
     """
     from kdsweep import experiment, recording
     from kdsweep.config import build
-    from kdsweep.system.files import write_tensors
+    from kdsweep.system.tensor_files import write_tensors
 
     data, views = build.inputs(build.key_of(cfg.data), cfg.view_seed, cfg.device)
     teacher = build.untrained_teacher(cfg)
@@ -308,7 +308,8 @@ def trained_teacher(teacher_key: str) -> Teacher:
         teacher_key: As `build.teacher_key` makes it. The teacher stays in memory for the next job of a sweep.
     """
     from kdsweep.config import build
-    from kdsweep.system.files import locked, read_tensors
+    from kdsweep.system.files import locked
+    from kdsweep.system.tensor_files import read_tensors
 
     cfg = build.of_key(teacher_key)
     teacher = build.untrained_teacher(cfg)

@@ -39,7 +39,7 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
     ),
     "config": ("help_page", "checks", "build", "overrides", "rules", "saved_config", "folder"),
     "tracking": (
-        *("sending", "copy_runs", "store", "mlflow_calls", "run_writer", "sender", "journal", "retry"),
+        *("sending", "copy_runs", "store", "opening", "mlflow_calls", "run_writer", "sender", "journal", "retry"),
         *("run_records", "ui_columns", "location"),
     ),
     "the experiment": (
@@ -48,8 +48,8 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
     ),
     "numerics": ("logistic", "compiling", "small_convolutions", "weight_files", "picture_files", "hardware"),
     "system": (
-        *("exit_status", "checkpoint", "environment", "files", "sqlite", "progress", "interrupts", "masking"),
-        *("processes", "errors"),
+        *("exit_status", "checkpoint", "environment", "tensor_files", "masking", "files", "sqlite", "progress"),
+        *("interrupts", "processes", "errors"),
     ),
     "words": ("config.keys", "analysis.metrics"),
 }

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdsweep.system.files import write_tensors
+from kdsweep.system.tensor_files import write_tensors
 from kdsweep.tables import ROWS_CHECKED, TableMismatchError, Tables
 
 IDENTITY: dict[str, Any] = {"weights": "abc", "precision": "fp32"}

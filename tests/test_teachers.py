@@ -20,7 +20,7 @@ from kdsweep.losses import kd
 from kdsweep.models import Classifier
 from kdsweep.schedules import constant
 from kdsweep.system.errors import UserError
-from kdsweep.system.files import hash_tensors, write_tensors
+from kdsweep.system.tensor_files import hash_tensors, write_tensors
 from kdsweep.tables import TableMismatchError
 from kdsweep.teachers import TOLERANCE, Teacher
 from kdsweep.training import Fit

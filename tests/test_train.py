@@ -16,7 +16,7 @@ from commands import SHORT, Command, artifacts, client, kdsweep, runs, statuses
 from safetensors.torch import load_file
 from torchvision.models import shufflenet_v2_x0_5
 
-from kdsweep.system.files import hash_tensors
+from kdsweep.system.tensor_files import hash_tensors
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

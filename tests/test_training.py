@@ -25,7 +25,7 @@ from kdsweep.losses import ce, kd, label_smoothing
 from kdsweep.models import Classifier
 from kdsweep.schedules import constant, cosine
 from kdsweep.system.errors import UserError
-from kdsweep.system.files import hash_tensors
+from kdsweep.system.tensor_files import hash_tensors
 from kdsweep.teachers import Teacher
 from kdsweep.training import SCALING_FLOOR, DivergedError, Fit, Metrics, fit_head, predict
 from kdsweep.views import Views, pass_of_epoch

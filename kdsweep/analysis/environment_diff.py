@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 # Key of a description -> its name in the table, in the table's order.
@@ -101,35 +100,3 @@ def _entries(kind: str, then: Mapping[str, str], now: Mapping[str, str]) -> Iter
         before, after = then.get(name), now.get(name)
         if before != after:
             yield Change(f"{kind} {name}", "-" if before is None else before, "-" if after is None else after)
-
-
-# Folders
-
-
-def moved(config: Mapping[str, Any], folders: Sequence[tuple[str, Path]]) -> dict[str, Any]:
-    """Returns a configuration whose paths below old folders are moved to new ones.
-
-    A path that exists at the old place alone stays as it is.
-
-    Args:
-        config: The configuration.
-        folders: (old, new), the innermost first. A path is moved by the first old folder that it lies below.
-    """
-    return {key: _moved(value, folders) for key, value in config.items()}
-
-
-def _moved(value: Any, folders: Sequence[tuple[str, Path]]) -> Any:
-    if isinstance(value, Mapping):
-        return moved(value, folders)
-    if isinstance(value, list):
-        return [_moved(item, folders) for item in value]
-    # A name without a slash ("resnet18") would lie below the folder "."; the slashes of a URI separate no folders.
-    if not isinstance(value, str) or "/" not in value or "://" in value:
-        return value
-    for old, new in folders:
-        path = Path(value)
-        if path.is_relative_to(old):
-            target = new / path.relative_to(old)
-            keep = not target.exists() and (path.exists() or not Path(old).parts)
-            return value if keep else str(target)
-    return value

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import kdsweep
-from kdsweep.config.saved_config import SavedConfig, parse
+from kdsweep.config.saved_config import SavedConfig, moved, parse
 from kdsweep.system import exit_status
-from kdsweep.system.errors import RunError, UserError, require
+from kdsweep.system.errors import RunError, UserError, one_line, require
 from kdsweep.system.masking import MASK, masked
 from kdsweep.tracking.location import require_store, store_uri
 from kdsweep.tracking.run_records import STUDENTS, RunRecord
@@ -182,25 +182,15 @@ def _config(saved: Mapping[str, Any], root: Path) -> DictConfig:
     """The configuration with its folders below `root`, and without the weights that the training started from."""
     from omegaconf import OmegaConf
 
-    config = {key: _moved(value, str(saved["paths"]["root"]), root) for key, value in saved.items()}
+    paths = {name: str(saved["paths"][name]) for name in ("data", "cache", "root") if name in saved["paths"]}
+    below = [path for path in paths.values() if Path(path).is_relative_to(paths["root"])]
+    config = moved(saved, [(path, root / Path(path).relative_to(paths["root"])) for path in below])
     config["model"] = {**config["model"], "weights": None, "head": "new"}
     cfg: DictConfig = OmegaConf.create(config)
     for group in ("data", "model"):
         if MASK in OmegaConf.to_yaml(cfg[group]):
             raise UserError(f"a secret of this group wasn't recorded ({MASK}), and the data needs it.", group)
     return cfg
-
-
-def _moved(value: Any, old: str, root: Path) -> Any:
-    """A value with the paths below the folder `old` moved below `root`, unless they exist in the old place alone."""
-    if isinstance(value, dict):
-        return {key: _moved(inner, old, root) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_moved(inner, old, root) for inner in value]
-    if not isinstance(value, str) or not (value == old or value.startswith(f"{old}/")):
-        return value
-    moved = root / value[len(old) :].lstrip("/")
-    return value if Path(value).exists() and not moved.exists() else str(moved)
 
 
 def _inputs(cfg: DictConfig, saved: SavedConfig) -> Inputs:
@@ -236,7 +226,7 @@ def _network(store: Store, run: RunRecord, cfg: DictConfig, inputs: Inputs, fold
     import torch
 
     from kdsweep.config import build
-    from kdsweep.system.files import hash_tensors, read_tensors
+    from kdsweep.system.tensor_files import hash_tensors, read_tensors
 
     path = store.fetch(run.id, WEIGHTS, folder)
     weights = None if path is None else read_tensors(path)
@@ -261,7 +251,7 @@ def _written(network: Classifier, inputs: Inputs, folder: Path, file_format: str
             write(network, inputs.pictures[:2], path)
             answer = load(path)
     except Exception as error:  # a network that the converter can't follow can raise anything
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        reason = one_line(f"{type(error).__name__}: {error}")[:300]
         raise RunError(f"this network can't be written as {file_format} ({reason}). Try another --format.") from error
     return {path.name: _compared(network, answer, inputs, path.name)}
 

@@ -85,7 +85,7 @@ def again(original: Original, options: argparse.Namespace) -> DictConfig:
     """Returns the configuration of the new run: the old one, with its hardware settings, in this folder, and --set."""
     from omegaconf import DictConfig, OmegaConf
 
-    from kdsweep.analysis.environment_diff import moved
+    from kdsweep.config.saved_config import moved
 
     defaults = _defaults()
     saved, old = original.config, dict(original.config.get("paths") or {})
@@ -192,7 +192,7 @@ def _set(cfg: DictConfig, lines: Iterable[str]) -> None:
 
 def _refuse_masked(cfg: DictConfig) -> None:
     from kdsweep.config.build import container
-    from kdsweep.tracking.store import flatten
+    from kdsweep.config.keys import flatten
 
     for key, value in flatten({name: container(cfg)[name] for name in GROUPS}).items():
         if MASK in str(value):

@@ -1,7 +1,8 @@
-"""`kdsweep-sync`: sends what is kept on this machine to the MLflow server it was meant for.
+"""`kdsweep-sync`: sends what is kept on this machine to the MLflow server that it is meant for.
 
-That is what runs couldn't send while their server was away (`<root>/unsent`), and the runs that were made with
-tracking.offline=true (`<root>/offline`). Interrupted or repeated, it sends nothing twice.
+Two kinds are kept: results that runs couldn't send while their server didn't answer (`<root>/unsent`), and runs that
+were made with tracking.offline=true (`<root>/offline`). Nothing is sent twice, even if the command is interrupted and
+repeated.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from typing import TYPE_CHECKING
 
 from kdsweep.system import exit_status
 from kdsweep.system.errors import RunError, UserError
+from kdsweep.system.masking import MASK, masked_text
 from kdsweep.system.progress import progress
 from kdsweep.system.sqlite import sqlite_path
 from kdsweep.tracking.copy_runs import Copier
-from kdsweep.tracking.location import UNSENT, experiments, holds_store, offline_uri, shown, store_uri
+from kdsweep.tracking.location import UNSENT, experiments, holds_store, offline_uri, store_uri
 from kdsweep.tracking.retry import AwayError
 from kdsweep.tracking.sending import PATIENCE_SECONDS, Sent, journals, meant_for, send_unsent
 from kdsweep.tracking.store import Store
@@ -26,15 +28,17 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command `kdsweep-sync`."""
+    """Runs the command `kdsweep-sync`."""
     exit_status.command("kdsweep-sync", lambda: _main(arguments))
 
 
 def send_offline(uri: str, root: Path, experiment: str | None = None) -> Sent:
-    """Copies the runs of the offline store in `root` to the store `uri`, as far as they aren't there.
+    """Copies the runs of the offline store in `root` to the store `uri`, unless they are there already.
 
     Args:
-        experiment: Only the runs of this one; None: of all. A run goes to the experiment of its name.
+        uri: The target. A run goes to the experiment of the same name there.
+        root: The project folder.
+        experiment: The experiment whose runs are copied; None stands for all.
     """
     sent = Sent()
     path = sqlite_path(offline_uri(root))
@@ -90,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _send_journals(options: argparse.Namespace, uri: str) -> list[Sent]:
-    """Sends the journals below the root, each to its store; with --uri, all of them to that one."""
+    """Sends the journals below the root: each to its store, or all to the one that --uri names."""
     folder = options.root / UNSENT
     known = journals(folder)
     if options.uri is not None:
@@ -98,9 +102,10 @@ def _send_journals(options: argparse.Namespace, uri: str) -> list[Sent]:
     found = []
     for meant in sorted({meant_for(path) for path in known}):
         path = sqlite_path(meant)
-        if meant == shown(uri) or (path is not None and not path.exists()):  # the whole folder was moved
-            found.append(send_unsent(Store(uri), folder, anywhere=meant != shown(uri)))
-        elif "***" in meant:
+        here = meant == masked_text(uri)
+        if here or (path is not None and not path.exists()):  # a missing file: the whole folder was moved
+            found.append(send_unsent(Store(uri), folder, anywhere=not here))
+        elif MASK in meant:
             found.append(Sent(failed=[f"Results for {meant} need its password: name the store with --uri."]))
         else:
             found.append(send_unsent(Store(meant), folder))

@@ -1,4 +1,4 @@
-"""`kdsweep-ui`: MLflow's web interface on this machine, on the store to which `kdsweep` writes."""
+"""`kdsweep-ui`: MLflow's web interface on this machine, for the store to which `kdsweep` writes."""
 
 from __future__ import annotations
 
@@ -17,22 +17,24 @@ import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from kdsweep.system.errors import UserError, require
-from kdsweep.system.exit_status import line_of, one_line_arguments
+from kdsweep.system.errors import UserError, one_line, require
+from kdsweep.system.exit_status import one_line_arguments
+from kdsweep.system.masking import masked_text
 from kdsweep.system.sqlite import sqlite_path
 from kdsweep.tracking import ui_columns
-from kdsweep.tracking.location import artifact_folder, correct_locations, require_store, shown, store_uri
+from kdsweep.tracking.location import artifact_folder, correct_locations, require_store, store_uri
 
 if TYPE_CHECKING:
     from types import FrameType
 
 STOP_SECONDS = 10.0
 POLL_SECONDS = 0.2
-# How long a slow database may keep a user waiting for the address.
+# Seconds for which the user waits for the address if the database is slow.
 ANSWER_SECONDS = 5.0
 
 
 def parser() -> argparse.ArgumentParser:
+    """Returns the parser of the command line."""
     made = argparse.ArgumentParser("kdsweep-ui", description=__doc__.partition(": ")[2] if __doc__ else None)
     made.add_argument("--uri", help="MLflow store (default: $MLFLOW_TRACKING_URI, else mlflow.db in the root folder)")
     made.add_argument(
@@ -48,13 +50,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Serves the UI until Ctrl-C or SIGTERM, without leaving a process behind. Exit status 2: a wrong argument."""
+    """Serves the UI until Ctrl-C or SIGTERM, and leaves no process behind; returns 2 for a wrong argument."""
     try:
         with one_line_arguments():
             options = parser().parse_args(arguments)
         uri = store_uri(options.uri, options.root)
         if uri.startswith(("http:", "https:")):
-            print(f"The store is an MLflow server, which has its own UI: {shown(uri)}")
+            print(f"The store is an MLflow server, which has its own UI: {masked_text(uri)}")
             return 0
         require_store(uri)
         path = sqlite_path(uri)
@@ -62,13 +64,17 @@ def main(arguments: list[str] | None = None) -> int:
             correct_locations(path)
         port = free_port(options.host, options.port)
     except UserError as error:
-        print(f"kdsweep-ui: {line_of(error)}", file=sys.stderr)
+        print(f"kdsweep-ui: {masked_text(one_line(error))}", file=sys.stderr)
         return 2
     return serve(uri, options.host, port, browser=not options.no_browser)
 
 
 def free_port(host: str, port: int) -> int:
-    """`port`, or any free one for 0. Raises `UserError` (key "port") if nothing can listen there."""
+    """Returns `port`, or a free port if it is 0.
+
+    Raises:
+        UserError: Nothing can listen there (key "port").
+    """
     require(0 <= port <= 65535, "0 <= port <= 65535", port, "port")
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -85,7 +91,7 @@ def serve(uri: str, host: str, port: int, browser: bool) -> int:
     address = f"http://{f'[{here}]' if ':' in here else here}:{port}"
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _stop)
-    print(f"Starting MLflow's UI for {shown(uri)}", flush=True)
+    print(f"Starting MLflow's UI for {masked_text(uri)}", flush=True)
     server = subprocess.Popen(
         command(uri, host, port), env=environment(uri), start_new_session=True, preexec_fn=_end_with_parent
     )
@@ -104,7 +110,7 @@ def serve(uri: str, host: str, port: int, browser: bool) -> int:
 
 
 def command(uri: str, host: str, port: int) -> list[str]:
-    """The server's command line: one worker, and silent about each request."""
+    """Returns the server's command line, for one worker that doesn't log each request."""
     words = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"]
     words += ["--uvicorn-opts", "--log-level warning"]
     path = sqlite_path(uri)
@@ -112,10 +118,13 @@ def command(uri: str, host: str, port: int) -> list[str]:
 
 
 def environment(uri: str) -> dict[str, str]:
-    """The server's environment. It holds the store's URI, since everyone may read a command line with its password."""
+    """Returns the server's environment.
+
+    It holds the store's URI, because a URI may hold a password, and every user of the machine can read command lines.
+    """
     return {
         "MLFLOW_DISABLE_TELEMETRY": "true",
-        # Jobs are for language-model judges; without them the server takes a third of the time and memory to start.
+        # Jobs serve language-model judges; without them the server takes a third of the time and memory to start.
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "PYTHONWARNINGS": "ignore",
         **os.environ,
@@ -125,7 +134,7 @@ def environment(uri: str) -> dict[str, str]:
 
 
 def answers(host: str, port: int) -> bool:
-    """Whether an HTTP server answers (asked directly: a proxy has no say in what is on this machine)."""
+    """Returns whether an HTTP server answers; asks it directly, since it is on this machine, and not by a proxy."""
     connection = http.client.HTTPConnection(host, port, timeout=5)
     try:
         connection.request("GET", "/health")
@@ -138,7 +147,7 @@ def answers(host: str, port: int) -> bool:
 
 
 def viewed_experiment(host: str, port: int) -> str | None:
-    """The id of the experiment of the latest run, among those that have our view of their runs; None if none has."""
+    """Returns the id of the experiment with the latest run, among those with kdsweep's view; None if there is none."""
     try:
         having = {"max_results": 1000, "filter": f"tags.`{ui_columns.TAG}` LIKE '%'"}
         known = [found["experiment_id"] for found in _ask(host, port, "experiments/search", having)["experiments"]]
@@ -150,9 +159,13 @@ def viewed_experiment(host: str, port: int) -> str | None:
 
 
 def _ask(host: str, port: int, path: str, question: dict[str, Any]) -> Any:
-    """What MLflow's interface answers; an error page is a ValueError, or lacks what is looked for."""
+    """Returns the answer of MLflow's HTTP interface.
+
+    Raises:
+        ValueError: The answer is no JSON, as an error page may be.
+    """
     connection = http.client.HTTPConnection(host, port, timeout=ANSWER_SECONDS)
-    # Whatever name of this machine it listens on, MLflow takes this one for its own.
+    # MLflow accepts this name as its own, whatever name of the machine it listens on.
     headers = {"Content-Type": "application/json", "Host": f"localhost:{port}"}
     try:
         connection.request("POST", f"/api/2.0/mlflow/{path}", json.dumps(question), headers)
@@ -162,8 +175,8 @@ def _ask(host: str, port: int, path: str, question: dict[str, Any]) -> Any:
 
 
 def end(server: subprocess.Popen[bytes]) -> None:
-    """Ends the server with all its workers, which are its process group."""
-    for number in (signal.SIGTERM, signal.SIGKILL):  # the second finds nobody, unless the first came during the start
+    """Ends the server with all its workers, which form its process group."""
+    for number in (signal.SIGTERM, signal.SIGKILL):  # SIGKILL is needed only if SIGTERM came during the start
         with contextlib.suppress(ProcessLookupError):
             os.killpg(server.pid, number)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -175,14 +188,14 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _end_with_parent() -> None:
-    """In the server's process: asks Linux for SIGTERM should kdsweep-ui be killed by a signal that it cannot catch."""
+    """Runs in the server's process: asks Linux for SIGTERM if kdsweep-ui is killed by a signal that it can't catch."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
 def _has_display() -> bool:
-    # Without one Python would open a text browser in the terminal, on top of what was printed.
+    # Without a display Python would open a text browser in the terminal, over what was printed.
     return sys.platform != "linux" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 

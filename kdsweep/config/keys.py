@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING
@@ -148,6 +149,23 @@ def may_be_searched(name: str) -> bool:
 def unclassified(names: Iterable[str]) -> list[str]:
     """Returns the keys that no row covers."""
     return [name for name in names if key(name) is None and not re.match(r"hydra\.", name)]
+
+
+def flatten(config: Mapping[str, object]) -> dict[str, object]:
+    """Returns a nested configuration under its full keys: {"loss": {"alpha": 0.5}} becomes {"loss.alpha": 0.5}.
+
+    A list of plain values stays one value; the items of a list that holds mappings or lists are numbered
+    ("stages.0.lr").
+    """
+    flat: dict[str, object] = {}
+    for key, value in config.items():
+        if isinstance(value, list | tuple) and any(isinstance(item, Mapping | list | tuple) for item in value):
+            value = {str(index): item for index, item in enumerate(value)}
+        if isinstance(value, Mapping) and value:
+            flat |= {f"{key}.{inner}": leaf for inner, leaf in flatten(value).items()}
+        else:
+            flat[str(key)] = value
+    return flat
 
 
 def _purpose(name: str) -> Purpose | None:

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from kdsweep.system.errors import UserError
+from kdsweep.system.errors import UserError, one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Sequence
 
 MARK = "# kdsweep-record: "
 
@@ -58,7 +60,7 @@ def parse(text: str) -> SavedConfig:
         found = re.search(f"^{MARK}(.*)$", text, re.MULTILINE)
         record = {} if found is None else json.loads(found[1])
     except (yaml.YAMLError, json.JSONDecodeError) as error:
-        raise UserError(f"this is no saved configuration ({' '.join(str(error).split())}).") from error
+        raise UserError(f"this is no saved configuration ({one_line(error)}).") from error
     if not isinstance(config, dict) or not isinstance(record, dict):
         raise UserError("this is no saved configuration: it isn't a mapping of keys to values.")
     if "${" in json.dumps(config, default=str):
@@ -66,3 +68,32 @@ def parse(text: str) -> SavedConfig:
         remedy = "Take the config.yaml that a run has written, or print one with `kdsweep --cfg job --resolve`."
         raise UserError(f"a saved configuration holds values, but this one holds interpolations (${{...}}). {remedy}")
     return SavedConfig(config, record)
+
+
+def moved(config: Mapping[str, Any], folders: Sequence[tuple[str, Path]]) -> dict[str, Any]:
+    """Returns a configuration whose paths below old folders are moved to new ones.
+
+    A path that exists at the old place alone stays as it is.
+
+    Args:
+        config: The configuration.
+        folders: (old, new), the innermost first. A path is moved by the first old folder that it lies below.
+    """
+    return {key: _moved(value, folders) for key, value in config.items()}
+
+
+def _moved(value: Any, folders: Sequence[tuple[str, Path]]) -> Any:
+    if isinstance(value, Mapping):
+        return moved(value, folders)
+    if isinstance(value, list):
+        return [_moved(item, folders) for item in value]
+    # A name without a slash ("resnet18") would lie below the folder "."; the slashes of a URI separate no folders.
+    if not isinstance(value, str) or "/" not in value or "://" in value:
+        return value
+    for old, new in folders:
+        path = Path(value)
+        if path.is_relative_to(old):
+            target = new / path.relative_to(old)
+            keep = not target.exists() and (path.exists() or not Path(old).parts)
+            return value if keep else str(target)
+    return value

@@ -20,7 +20,7 @@ from kdsweep.execution.jobs import Job, Outcome, Task
 from kdsweep.execution.serialization import packed_task, received_outcome, worker_environment
 from kdsweep.execution.worker import answered
 from kdsweep.system import interrupts
-from kdsweep.system.errors import RunError, UserError
+from kdsweep.system.errors import RunError, UserError, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -149,8 +149,8 @@ def _outcome(reference: Any) -> Outcome:
         # Jobs return their errors, so this one was raised outside the job: the task couldn't be read there.
         return Outcome(error=RunError(f"Ray could not run the job: {error.cause}"))
     except RayError as error:
-        what = next(iter(str(error).splitlines()), "")
-        return Outcome(error=RunError(f"Ray lost the job ({type(error).__name__}: {what})"), lost=True)
+        what = one_line(f"{type(error).__name__}: {error}", whole=False)
+        return Outcome(error=RunError(f"Ray lost the job ({what})"), lost=True)
 
 
 def _run(task: bytes, job: Job, environment: dict[str, str], path: tuple[str, ...], folder: str) -> bytes:

@@ -19,7 +19,7 @@ from optuna.trial import Trial
 
 from kdsweep.config.rules import attempt
 from kdsweep.execution.heartbeat import beating
-from kdsweep.system.errors import PrunedError, UserError
+from kdsweep.system.errors import PrunedError, UserError, one_line
 from kdsweep.system.masking import masked_text
 from kdsweep.system.processes import this_process
 from kdsweep.system.sqlite import sqlite_path, sqlite_uri, write_ahead
@@ -63,7 +63,7 @@ def open_storage(url: str) -> BaseStorage:
     try:
         return get_storage(RDBStorage(url, engine_kwargs=options))
     except Exception as error:  # SQLAlchemy's, Alembic's, the driver's or Optuna's own
-        reason = " ".join(str(getattr(error, "orig", None) or error).split())
+        reason = one_line(getattr(error, "orig", None) or error)
         remedy = "Name an existing database that only Optuna uses, such as postgresql://user@host/trials."
         message = f"Optuna's storage {masked_text(url)} can't be opened: {masked_text(reason)[:300]}. {remedy}"
         raise UserError(message, "hydra.sweeper.storage") from error

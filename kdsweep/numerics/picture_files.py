@@ -14,8 +14,9 @@ from torch import Tensor
 
 from kdsweep.system.environment import cores
 from kdsweep.system.errors import UserError
-from kdsweep.system.files import hash_identity, locked, read_tensors, write_tensors
+from kdsweep.system.files import hash_identity, locked
 from kdsweep.system.progress import progress
+from kdsweep.system.tensor_files import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -17,7 +17,7 @@ from urllib.parse import urlparse
 import torch
 from torch import Tensor, nn
 
-from kdsweep.system.errors import UserError, require
+from kdsweep.system.errors import UserError, one_line, require
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -161,11 +161,6 @@ def head_tensors(head_name: str) -> frozenset[str]:
     return frozenset((f"{head_name}.weight", f"{head_name}.bias"))
 
 
-def one_line(error: Exception) -> str:
-    """Type and first line of an error, as they stand in a message."""
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-
-
 def _load_torchvision(weights: str, name: str) -> dict[str, Tensor]:
     from torchvision.models import get_model_weights
 
@@ -177,8 +172,9 @@ def _load_torchvision(weights: str, name: str) -> dict[str, Tensor]:
     except Exception as error:  # the network's errors, the disk's, a damaged file's
         if present:
             raise _unreadable(path, error) from error
+        fault = one_line(f"{type(error).__name__}: {error}", whole=False)
         message = (
-            f"{name}'s weights {weights!r} could not be downloaded ({one_line(error)}). Get {path.name} where there "
+            f"{name}'s weights {weights!r} could not be downloaded ({fault}). Get {path.name} where there "
             f"is a network and put it in {path.parent}."
         )
         raise UserError(message, "weights") from error
@@ -191,11 +187,12 @@ def _unreadable(path: Path, error: Exception) -> UserError:
     if code is not None:
         remedy = "It could run code, so it is refused; save net.state_dict() alone."
         return UserError(f"{rule}, but {path} holds the Python object {code[1]}. {remedy}", "weights")
+    fault = one_line(f"{type(error).__name__}: {error}", whole=False)
     if path.suffix == ".safetensors":
-        reason = f"cannot be read ({one_line(error)})"
+        reason = f"cannot be read ({fault})"
     elif isinstance(error, RuntimeError | OSError):
         # The rest is advice for the authors of programs.
-        reason = f"cannot be read ({one_line(error).partition('. ')[0]})"
+        reason = f"cannot be read ({fault.partition('. ')[0]})"
     else:
         reason = f"cannot be read (torch.save didn't write it: {type(error).__name__})"
     shown = path if str(path).isprintable() else repr(str(path))

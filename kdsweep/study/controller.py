@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from kdsweep import recording
 from kdsweep.analysis import metrics
 from kdsweep.config import build, checks, keys, rules
+from kdsweep.config.keys import flatten
 from kdsweep.config.overrides import parsed, require_key, with_float_bounds, without_replaced_sweeps
 from kdsweep.execution.executors import Executor, InProcess, open_executor, require_executor
 from kdsweep.execution.jobs import Task
@@ -29,7 +30,6 @@ from kdsweep.system.processes import parse_process, this_process
 from kdsweep.system.progress import note
 from kdsweep.tracking import sending
 from kdsweep.tracking.run_records import ARM_TAG
-from kdsweep.tracking.store import Store, flatten
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from hydra.types import HydraContext, TaskFunction
 
     from kdsweep.tracking.run_writer import Run
+    from kdsweep.tracking.store import Store
 
 NAME = re.compile(r"\w[\w.+-]*", re.ASCII)
 

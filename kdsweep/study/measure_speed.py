@@ -13,7 +13,7 @@ import torch
 from kdsweep.config import build
 from kdsweep.numerics.hardware import resolve_device, set_threads
 from kdsweep.system.environment import cores
-from kdsweep.system.files import read_tensors
+from kdsweep.system.tensor_files import read_tensors
 from kdsweep.training import DivergedError, Fit, predict
 from kdsweep.views import Views
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from kdsweep.config.overrides import kept_beside
 from kdsweep.execution.jobs import Job, Outcome
 from kdsweep.system import interrupts
-from kdsweep.system.errors import PrunedError, RunError
+from kdsweep.system.errors import PrunedError, RunError, one_line
 from kdsweep.system.processes import ProcessId, parse_process, this_process
 from kdsweep.system.progress import note
 
@@ -160,7 +160,7 @@ class Stages:
 
         def ended(job: Job, outcome: Outcome) -> None:
             if outcome.error is not None:
-                note(f"{job.name} failed: {_line(outcome.error)}")
+                note(f"{job.name} failed: {one_line(outcome.error)}")
 
         self._run_all([self._job(*confirmation) for confirmation in self._confirmations(best)], ended)
         return best.number
@@ -227,7 +227,7 @@ class Stages:
         def decide(job: Job, outcome: Outcome) -> None:
             self._lost[job.name] += outcome.lost
             if outcome.lost and self._lost[job.name] <= self._max_restarts:
-                note(f"{job.name}: {_line(outcome.error)}; it is started again.")
+                note(f"{job.name}: {one_line(outcome.error)}; it is started again.")
                 again.append(job)
                 return
             if outcome.error is None:
@@ -254,13 +254,13 @@ class Stages:
         """Tells Optuna how a trial ended."""
         number = self._trials.pop(job.name)
         if outcome.lost:
-            note(f"Trial {number}: {_line(outcome.error)}; {self._search.recover(number)}.")
+            note(f"Trial {number}: {one_line(outcome.error)}; {self._search.recover(number)}.")
         elif isinstance(outcome.error, PrunedError):
             note(f"Trial {number} {outcome.error}.")
             self._search.prune(number, outcome.error.epoch)
         elif outcome.error is not None:
-            note(f"Trial {number} failed: {_line(outcome.error)}")
-            self._search.fail(number, _line(outcome.error))
+            note(f"Trial {number} failed: {one_line(outcome.error)}")
+            self._search.fail(number, one_line(outcome.error))
         else:
             values = outcome.value if isinstance(outcome.value, tuple) else (outcome.value,)
             if all(isinstance(value, float) and not math.isnan(value) for value in values):
@@ -327,8 +327,3 @@ def _living_process(run: RunRecord) -> ProcessId | None:
         return None
     process = parse_process(run.tags["kdsweep.process"])
     return process if process.is_here and process != this_process() and process.lives() else None
-
-
-def _line(error: BaseException | None) -> str:
-    """Returns an error's message in one line; its class if the message is empty."""
-    return " ".join(str(error).split()) or type(error).__name__

@@ -1,8 +1,8 @@
-"""Checkpoints: how far a run has come, on disk, so that an interrupted run ends as if it had never been interrupted.
+"""Checkpoints: the state of a run on disk, so that an interrupted run ends as if it had never been interrupted.
 
-`checkpoints/<key>/<id>/000012.safetensors`: the key stands for all that a run's numbers depend on, so only the very
-same run finds them. A file is whole or absent, and carries a checksum; the last two are kept. Whoever writes holds a
-lock, which the system releases when the process dies, however it dies.
+They are `checkpoints/<key>/<id>/000012.safetensors`. The key stands for all that a run's numbers depend on, so only the
+same run finds them. A file is whole or absent, and carries a checksum; the last two are kept. The process that writes
+holds a lock, which the system releases when the process dies, however it dies.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from kdsweep.system.errors import PrunedError, RunError
-from kdsweep.system.files import read_tensors, write_tensors
 from kdsweep.system.progress import note
+from kdsweep.system.tensor_files import read_tensors, write_tensors
 
-KEPT = 2
-# Until a checkpoint has been timed: a disk that is neither slow nor fast.
+KEPT = 2  # checkpoints of a run
+# An assumed speed of the disk, neither slow nor fast, until a checkpoint has been timed.
 BYTES_PER_SECOND = 200e6
-# Interrupted runs that nobody has gone on with for so long are forgotten.
+# Interrupted runs that nobody continues within this time are removed.
 EXPIRY_SECONDS = 30 * 24 * 3600.0
 
 
@@ -35,8 +35,8 @@ class Checkpoints:
     """The checkpoints of one run, and the right to write them.
 
     Args:
-        folder: The run's own.
-        share: Of the run's time that may be spent on them; 1 makes one at every occasion, 0 none.
+        folder: The run's folder.
+        share: Share of the run's time that checkpoints may take; 1 makes one at every occasion, 0 none.
     """
 
     def __init__(self, folder: Path, share: float) -> None:
@@ -46,7 +46,7 @@ class Checkpoints:
         self._cost: float | None = None  # seconds that one takes
 
     def claim(self) -> bool:
-        """Takes the right to write, unless another process has it."""
+        """Takes the right to write, unless another process has it; returns whether this process has it now."""
         self._folder.mkdir(parents=True, exist_ok=True)
         try:
             self._lock.acquire(timeout=0)
@@ -59,7 +59,7 @@ class Checkpoints:
         self._lock.release()
 
     def load(self) -> dict[str, Any] | None:
-        """The latest state that is whole; None if there is none. Says which files are damaged."""
+        """Returns the latest state whose file isn't damaged; None if there is none. Prints which files are damaged."""
         for path in reversed(self._files()):
             tensors = read_tensors(path)
             if tensors is not None:
@@ -73,12 +73,12 @@ class Checkpoints:
             return
         if self._cost is None:
             self._cost = sum(tensor.nbytes for tensor in packed(state()).values()) / BYTES_PER_SECOND
-        # The share is of the time with the checkpoint in it: at 1 there is always enough.
+        # The share refers to the time with the checkpoint in it, so a share of 1 always leaves enough.
         if self._cost * (1 - self._share) <= self._share * (time.monotonic() - self._ended):
             self.save(state())
 
     def save(self, state: Mapping[str, Any]) -> None:
-        """Saves a state, and removes all but the last two. A disk that is full costs the checkpoint, not the run."""
+        """Saves a state, and removes all but the last two. On a full disk the run goes on without the checkpoint."""
         start = time.monotonic()
         files = self._files()
         number = int(files[-1].stem) + 1 if files else 1
@@ -92,7 +92,7 @@ class Checkpoints:
         self._cost = self._ended - start
 
     def discard(self) -> None:
-        """Forgets the run: it has ended."""
+        """Removes all checkpoints of the run, which has ended."""
         shutil.rmtree(self._folder, ignore_errors=True)
         self._lock.release()
         Path(self._lock.lock_file).unlink(missing_ok=True)
@@ -105,14 +105,14 @@ class Checkpoints:
 def kept(
     folder: Path, share: float, takes: Callable[[Mapping[str, Any]], bool]
 ) -> Iterator[tuple[Checkpoints, dict[str, Any] | None]]:
-    """The checkpoints of a run, and what it has reached, if it is an interrupted one that goes on.
+    """Yields the checkpoints of a run, and its state if it continues an interrupted one (else None).
 
-    They are forgotten when the block ends well, and after an error that would only come again.
+    The checkpoints are removed when the block ends well, and after an error that would come again.
 
     Args:
-        folder: Holds the checkpoints of all interrupted runs like this one; the latest is taken first.
-        share: As in `Checkpoints`.
-        takes: Whether to go on from a state; one that is not taken is forgotten.
+        folder: Holds the checkpoints of all interrupted runs like this one; the latest is tried first.
+        share: As for `Checkpoints`.
+        takes: Returns whether to continue from a state; the checkpoints of a state that isn't taken are removed.
     """
     expire(folder.parent)
     checkpoints, state = _interrupted(folder, share, takes) or (_new(folder, share), None)
@@ -148,7 +148,7 @@ def _new(folder: Path, share: float) -> Checkpoints:
 
 
 def expire(root: Path) -> None:
-    """Forgets interrupted runs that nobody has gone on with for a month.
+    """Removes the checkpoints of interrupted runs that nobody has continued for a month.
 
     Args:
         root: Holds the folders of all keys.
@@ -165,12 +165,12 @@ def expire(root: Path) -> None:
 
 
 def packed(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """A nested state as named tensors; what is no tensor goes into one of its own, as JSON.
+    """Returns a nested state as named tensors; one more tensor holds, as JSON, all that isn't a tensor.
 
-    Dictionaries keep their keys' types, and tuples stay tuples: optimizers count their parameters by whole numbers.
+    Keys of dictionaries keep their types (optimizers number their parameters), and tuples stay tuples.
 
     Raises:
-        TypeError: The state holds something else than tensors, dictionaries, lists, tuples and JSON's plain values.
+        TypeError: The state holds something other than tensors, dictionaries, lists, tuples and JSON's plain values.
     """
     tensors: dict[str, Tensor] = {}
 
@@ -190,7 +190,7 @@ def packed(state: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def unpacked(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What `packed` was given."""
+    """Returns the state that `packed` made these tensors of."""
 
     def whole(value: Any) -> Any:
         if not isinstance(value, dict):

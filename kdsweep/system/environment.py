@@ -1,4 +1,4 @@
-"""What a run ran on: versions, hardware and the state of the source code."""
+"""Describes what a run ran on: versions, hardware and the state of the source code."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ import torch
 
 import kdsweep
 
-# The tools for working on kdsweep itself have no part in a run.
+# Requirements with these marks are tools for working on kdsweep itself; runs don't use them.
 NOT_USED_BY_RUNS = ("extra == 'dev'", "extra == 'docs'")
 
-# Instructions by which libraries choose their kernels, and so the order of a sum.
+# Instruction sets by which libraries choose their kernels, and with them the order of a sum.
 NUMERIC_FEATURES = re.compile(r"(avx|amx|fma|vnni|f16c|neon|asimd|sve|bf16|i8mm|dotprod|fp16)\w*$")
 
-# Environment variables by which one changes the same; how many threads there are is told apart.
+# Environment variables that change the choice of kernels. The number of threads is recorded by itself.
 NUMERIC_VARIABLES = re.compile(r"(ATEN|DNNL|ONEDNN|MKL|OPENBLAS|NVIDIA_TF32|CUBLAS)_(?!.*NUM_THREADS)\w+$")
 
-# A patch is kept up to this size, which no hand-written change comes near.
+# The largest patch that is kept whole; changes made by hand stay far below it.
 MAX_CHANGES_BYTES = 1_000_000
 
 
 def describe() -> dict[str, object]:
-    """The surroundings of this process, JSON-able.
+    """Returns the surroundings of this process, JSON-able.
 
-    `cores`: those that this process may use. `git_commit` and `git_dirty`: as `source_state`. `git_diff`: hash of
-    `source_changes`; None in a dirty checkout says that no code and no configuration differs from the commit.
-    `packages`: kdsweep's own requirements, as far as they are installed. `libraries`: as `libraries`.
-    `variables`: those of the environment that change the last bits.
+    `cores` counts the cores that this process may use. `git_commit` and `git_dirty` come from `source_state`.
+    `git_diff` is the hash of `source_changes`; None in a dirty checkout means that neither code nor configuration
+    differs from the commit. `packages` are kdsweep's own requirements that are installed, `libraries` is what the
+    function of that name returns, and `variables` are the environment variables that change the last bits.
     """
     return {
         "kdsweep": kdsweep.__version__,
@@ -54,9 +54,9 @@ def describe() -> dict[str, object]:
 
 
 def uncommitted_changes() -> str | None:
-    """What the code of this process has that its commit hasn't, as a patch for `git apply`; None if there is nothing.
+    """Returns the uncommitted changes of this process's code as a patch for `git apply`; None if there are none.
 
-    Of a larger patch the first `MAX_CHANGES_BYTES`, and a last line that says so.
+    A patch of more than `MAX_CHANGES_BYTES` is cut, and its last line says so.
     """
     patch = _own_source()[1]
     data = (patch or "").encode()
@@ -68,7 +68,7 @@ def uncommitted_changes() -> str | None:
 
 @functools.cache
 def _own_source() -> tuple[dict[str, object], str | None]:
-    # Once for a process: it goes on with the code that it has loaded, whatever is committed while a study runs.
+    # Cached, since the process goes on with the code that it has loaded, whatever is committed while a study runs.
     folder = Path(kdsweep.__file__).parent
     state = source_state(folder)
     patch = source_changes(folder) if state["git_dirty"] else None
@@ -76,10 +76,11 @@ def _own_source() -> tuple[dict[str, object], str | None]:
 
 
 def source_state(folder: Path) -> dict[str, object]:
-    """The commit of the checkout that holds `folder`, and whether the checkout differs from it.
+    """Returns the commit of the checkout that holds `folder`, and whether the checkout differs from it.
 
-    New files count as a difference, ignored ones don't. Both are None where git is missing, where nothing is committed,
-    or where the checkout only surrounds the folder (a wheel, installed into some project's virtual environment).
+    New files count as a difference, ignored ones don't. Both values are None if git is missing, if nothing is
+    committed, or if the checkout only surrounds the folder (a wheel that is installed into some project's virtual
+    environment).
     """
     tracked = _git(folder, "ls-files", "--error-unmatch", "__init__.py") is not None
     commit = _git(folder, "rev-parse", "HEAD") if tracked else None
@@ -88,9 +89,9 @@ def source_state(folder: Path) -> dict[str, object]:
 
 
 def source_changes(folder: Path) -> str | None:
-    """The uncommitted changes of `folder` and of `conf` beside it, as a patch; None if there are none.
+    """Returns the uncommitted changes of `folder` and of `conf` beside it, as a patch; None if there are none.
 
-    New files are in it as well. It is the same whatever the user has configured for git's output.
+    New files are part of it. The user's own settings for git's output don't change it.
     """
     top = _git(folder, "rev-parse", "--show-toplevel")
     if top is None:
@@ -103,7 +104,7 @@ def source_changes(folder: Path) -> str | None:
     )
     changed = _git(Path(top), "diff", *fixed, "HEAD", *places)
     new = _git(Path(top), "ls-files", "--others", "--exclude-standard", "-z", *places) or ""
-    # git ends with 1 where two files differ, and so does this diff always.
+    # git's exit status is 1 if two files differ, as they always do here.
     patches = [
         _git(Path(top), "diff", *fixed, "--no-index", "/dev/null", name, statuses=(0, 1))
         for name in sorted(filter(None, new.split("\0")))
@@ -114,7 +115,7 @@ def source_changes(folder: Path) -> str | None:
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Installed versions of kdsweep's direct requirements and of its extras', by name."""
+    """Returns the installed versions of kdsweep's direct requirements and of its extras' requirements, by name."""
     try:
         requirements = importlib.metadata.requires("kdsweep") or []
     except importlib.metadata.PackageNotFoundError:  # run from a folder that was never installed
@@ -133,7 +134,7 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def cpu_model() -> str:
-    """The processor's name, as precisely as the system tells it."""
+    """Returns the processor's name, as precisely as the system knows it."""
     information = Path("/proc/cpuinfo")
     if information.exists():
         models = re.findall(r"^model name\s*:\s*(.+)$", information.read_text(), re.MULTILINE)
@@ -144,7 +145,7 @@ def cpu_model() -> str:
 
 @functools.cache
 def cpu_features() -> tuple[str, ...]:
-    """What the processor offers that changes the last bits, after the set that torch's own kernels use ("AVX512")."""
+    """Returns the instruction sets that change the last bits; first the one that torch's kernels use ("AVX512")."""
     offered = {name for name, there in torch.cpu.get_capabilities().items() if there is True}
     information = Path("/proc/cpuinfo")
     if information.exists():
@@ -155,7 +156,7 @@ def cpu_features() -> tuple[str, ...]:
 
 @functools.cache
 def libraries() -> dict[str, str]:
-    """Versions of what computes below torch, as far as it tells them: oneDNN, MKL or another BLAS, cuDNN on a GPU."""
+    """Returns the versions of the libraries below torch that it knows: oneDNN, MKL or another BLAS, cuDNN on a GPU."""
     built = torch.__config__.show()
     found = {
         "oneDNN": re.search(r"(?:MKL-DNN|oneDNN) v([\d.]+)", built),
@@ -169,20 +170,22 @@ def libraries() -> dict[str, str]:
 
 
 def _git(folder: Path, *arguments: str, statuses: tuple[int, ...] = (0,)) -> str | None:
-    """Git's answer; None if it fails. It takes no lock, so that it cannot disturb a commit that is being made.
+    """Returns git's output; None if it fails. It takes no lock, so that it can't disturb a commit that is being made.
 
     Args:
-        statuses: Exit statuses that are no failure.
+        folder: The folder in which git runs.
+        arguments: The words after `git`.
+        statuses: Exit statuses that don't count as a failure.
     """
     try:
         command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
         answer = subprocess.run(command, capture_output=True, timeout=30, check=False)
     except (OSError, subprocess.SubprocessError):
         return None
-    # A patch keeps the spaces at its start, and files that aren't UTF-8 are compared all the same.
+    # Spaces at the start of a patch must stay, and files that aren't UTF-8 must not raise.
     return answer.stdout.decode(errors="backslashreplace").rstrip("\n") if answer.returncode in statuses else None
 
 
 def cores() -> int:
-    """How many processor cores this process may use."""
+    """Returns the number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

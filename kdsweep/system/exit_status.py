@@ -1,4 +1,4 @@
-"""How the commands end: one line and an exit status for what a user can mend, a stack trace for what only we can."""
+"""How the commands end: with one line for what a user can mend, with a stack trace for a fault of kdsweep's own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from kdsweep.config.keys import GROUPS
 from kdsweep.system import interrupts
-from kdsweep.system.errors import RunError, UserError
+from kdsweep.system.errors import RunError, UserError, one_line
 from kdsweep.system.interrupts import HungUpError, TerminatedError
 from kdsweep.system.masking import masked_text
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 USER_ERROR, FAILURE, HUNG_UP, INTERRUPTED, TERMINATED = 2, 1, 129, 130, 143
 
-# What the operating system says, and what helps. The first two kinds end a run whose configuration is sound.
+# Errors of the operating system, by number, and what helps. The first two kinds say nothing against the configuration.
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 DEVICE = {
     errno.EIO: "The disk or its connection is at fault: look at the system's log, or set another paths.root.",
@@ -42,30 +42,31 @@ REFUSED = {
 }
 NOT_THERE = "Is it in a folder that can be written (paths.root)?"
 
-# Where Hydra makes a configuration of the words of the command line.
+# Modules in which Hydra turns the words of the command line into a configuration.
 COMPOSING = ("hydra.core.override_parser", "hydra._internal.config_loader_impl", "hydra._internal.defaults_list")
 
 SEE_HELP = "`kdsweep --help` lists keys and options."
 
-# Groups of the configuration, whose value is the name of an option.
+# Groups of the configuration: their value is the name of an option.
 CHOSEN = (*GROUPS, "experiment", "sweep", "hydra")
 
 
 def command(name: str, body: Callable[[], None]) -> None:
     """Runs the body of a command and turns its exceptions into one line on stderr and an exit status.
 
-    2: a `UserError`; 1: a `RunError`; 129, 130 and 143: SIGHUP, Ctrl-C and SIGTERM. With KDSWEEP_TRACEBACK=1 the stack
-    trace comes before the line; of any other exception it is shown in any case, and the status is 1.
+    The status is 2 for a `UserError`, 1 for a `RunError`, 129 for SIGHUP, 130 for Ctrl-C and 143 for SIGTERM. With
+    KDSWEEP_TRACEBACK=1 the stack trace comes before the line. Any other exception always shows its stack trace, and its
+    status is 1.
     """
     interrupts.install()
-    # It announces every attempt to reach a server; the error, or a note, comes when there is nothing left to try.
+    # urllib3 announces every attempt to reach a server; kdsweep says so once, or raises an error.
     logging.getLogger("urllib3").setLevel(logging.ERROR)
     try:
         with one_line_arguments():
             body()
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader has seen enough (`kdsweep --help | head`). Python would complain once more when it flushes.
+        # The reader has closed the pipe (`kdsweep --help | head`). Python would complain once more when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(FAILURE)
     except Exception as error:
@@ -87,7 +88,7 @@ def command(name: str, body: Callable[[], None]) -> None:
 
 @contextmanager
 def one_line_arguments() -> Iterator[None]:
-    """In this block wrong options raise `UserError`: argparse would print the usage before it, and so would Hydra."""
+    """Makes wrong options raise `UserError` in this block; argparse, and Hydra with it, would print the usage first."""
     before = argparse.ArgumentParser.error
 
     def refuse(parser: argparse.ArgumentParser, message: str) -> NoReturn:
@@ -101,13 +102,13 @@ def one_line_arguments() -> Iterator[None]:
 
 
 def explained(error: Exception) -> UserError | RunError | None:
-    """The error to show in one line, also where Hydra or OmegaConf raised it; None for one that only we can mend."""
+    """Returns the error to show in one line, also for what Hydra or OmegaConf raises; None for a fault of kdsweep's."""
     if isinstance(error, UserError | RunError):
         return error
-    # Hydra's own "no such option" is an OSError too.
+    # Hydra's error for a missing option is an OSError too, but has no number.
     if isinstance(error, OSError) and (known := _of_the_system(error)) is not None:
         return known
-    # Only a process that has these loaded can have raised from them; the import would cost the others half a second.
+    # In a process that hasn't loaded Hydra the error isn't Hydra's, and importing it would cost half a second.
     if "hydra" not in sys.modules:
         return None
     from hydra.errors import HydraException
@@ -117,10 +118,10 @@ def explained(error: Exception) -> UserError | RunError | None:
         return _reworded(str(error), getattr(error, "full_key", None))
     if isinstance(error, HydraException):
         return _reworded(f"{error} {error.__cause__ or ''}")
-    # Some words (`loss=null`, `-m --cfg job`, `+=`) make Hydra fail in the middle of its work, whatever the exception.
+    # Some words (`loss=null`, `-m --cfg job`, `+=`) make Hydra fail in the middle of its work, with any exception.
     places = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
     composing = any(place.startswith(COMPOSING) for place in places)
-    # The logging that it sets up refuses words in hydra.job_logging.
+    # Wrong words in hydra.job_logging are refused by Python's logging, which Hydra sets up.
     refuses = isinstance(error, ValueError) and places and places[-1].startswith(("hydra.", "logging."))
     if composing or refuses:
         return _reworded(str(error) or "the command line can't be read")
@@ -128,32 +129,28 @@ def explained(error: Exception) -> UserError | RunError | None:
 
 
 def fail(name: str, error: UserError | RunError, where: str | None = None) -> NoReturn:
-    """Leaves with the error in one line, which ends with `where` it happened, if that is given."""
-    line = line_of(error) if where is None else f"{line_of(error)} ({masked_text(where)})"
+    """Leaves with the error in one line; `where` it happened is added to the end of the line."""
+    line = masked_text(one_line(error))
+    line = line if where is None else f"{line} ({masked_text(where)})"
     leave(name, line, USER_ERROR if isinstance(error, UserError) else FAILURE)
-
-
-def line_of(error: Exception) -> str:
-    """What an error says, in one line and without credentials."""
-    return masked_text(_one_line(str(error)))
 
 
 def leave(name: str, text: str, status: int) -> NoReturn:
     """Leaves with one line on stderr."""
-    with suppress(OSError):  # a closed terminal takes no line
+    with suppress(OSError):  # the terminal may be closed
         sys.stderr.write(f"{name}: {text}\n")
     sys.exit(status)
 
 
 def show_traceback() -> bool:
-    """Whether the user asked for stack traces."""
+    """Returns whether the user asked for stack traces."""
     return os.environ.get("KDSWEEP_TRACEBACK", "") not in ("", "0")
 
 
 def _of_the_system(error: OSError) -> UserError | RunError | None:
-    """What the operating system refused, and what helps; None where it is no matter of files."""
+    """Returns an error that says what the operating system refused, and what helps; None if it isn't about files."""
     fault = error.strerror or type(error).__name__
-    # A write has no file name, but a full disk is a full disk.
+    # An error of writing has no file name, but the number of a full disk says enough.
     place = "" if error.filename is None else f": {_quoted(error.filename)}"
     if error.errno in DISK_FULL:
         return RunError(f"{fault}{place}. Free some space, and give the same command again: it goes on from there.")
@@ -165,19 +162,20 @@ def _of_the_system(error: OSError) -> UserError | RunError | None:
 
 
 def _reworded(text: str, key: str | None = None) -> UserError:
-    """Hydra's message in one line; its most frequent ones with the key in front and the remedy behind.
+    """Returns Hydra's message as an error of one line; its frequent messages get the key in front and a remedy.
 
     Args:
-        key: The key at fault where the exception knows it.
+        text: The message.
+        key: The key at fault, if the exception knows it.
     """
-    text = _one_line(text)
+    text = one_line(text)
     if found := re.search(r"Could not override '([^']+)'", text):
         guess = re.search(r"Did you mean: ('[^']+')", text)
         remedy = f"Did you mean {guess[1]}? " if guess else ""
         return UserError(f"there is no such key. {remedy}`kdsweep --help` lists them all.", found[1])
     options = r"Could not find '([^']+)' Available options in '[^']+': (.*?)( Config search|$)"
     if found := re.search(options, text):
-        # An option that begins with a slash follows the group's own.
+        # The option's own name may begin with a slash, which then follows the group's slash.
         group, mark, option = found[1].partition("//")
         group, _, option = (group, mark, f"/{option}") if mark else found[1].rpartition("/")
         return UserError(f"there is no option {option!r}. Choose from {', '.join(found[2].split())}.", group)
@@ -204,12 +202,15 @@ def _reworded(text: str, key: str | None = None) -> UserError:
 
 
 def _ended(text: str) -> str:
-    """A sentence with its full stop."""
+    """Returns a sentence with a full stop."""
     return text if text.endswith((".", "?")) else f"{text}."
 
 
 def _group_word() -> str:
-    """The word of the command line that gives a group something other than a name, which Hydra doesn't tell; or ""."""
+    """Returns the word of the command line that sets a group to something other than a name; "" if there is none.
+
+    Hydra's message doesn't name it.
+    """
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     for word in sys.argv[1:]:
@@ -222,10 +223,6 @@ def _group_word() -> str:
 
 
 def _quoted(name: object) -> str:
-    """A path as it is; with quotes and escapes where it would break the line."""
+    """Returns a path as it is, or with quotes and escapes if it would break the line."""
     text = os.fsdecode(name) if isinstance(name, bytes) else str(name)
     return text if text.isprintable() else repr(text)
-
-
-def _one_line(text: str) -> str:
-    return re.sub(r"\s*\n\s*", " ", text.strip())

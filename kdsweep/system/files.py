@@ -1,11 +1,10 @@
-"""Files that are either whole or absent, and hashes of what they hold."""
+"""Files that are either whole or absent, locks between processes, and short hashes of texts."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
 import json
-import logging
 import os
 import re
 import shutil
@@ -14,11 +13,7 @@ import uuid
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-import torch
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from kdsweep.system import interrupts
 from kdsweep.system.processes import ProcessId, this_process
@@ -27,33 +22,32 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-log = logging.getLogger(__name__)
-
 # A folder in which a file is being written: ".<name>.<host>.<pid>.<birth of the process>.<random>".
 _WORKPLACE = re.compile(r"\..+\.(?P<host>[0-9a-f]{16})\.(?P<pid>\d+)\.(?P<birth>[0-9a-f]{8}-\d+|t\d+)\.[0-9a-f]{8}")
-# Whether a process of another machine lives nobody can ask here; no file takes so long to write.
+# No file takes so long to write. A workplace of another machine that is older was left by a killed process: whether the
+# process lives can't be asked from here.
 FOREIGN_SECONDS = 24 * 3600.0
 
-# How often one who waits for a lock looks for a signal.
+# Seconds between two looks for a signal while a lock is waited for.
 LOCK_SECONDS = 0.5
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path of the same name: renamed to `path` when the block ends without an error, else removed.
+    """Yields a temporary path of the same name: renamed to `path` if the block ends without an error, else removed.
 
-    It lies in a hidden folder of its own beside `path`, because libraries that write a file make temporary ones beside
-    it. What a killed process left there is removed by the next one that writes into the folder of `path`.
+    It is an empty file in a hidden folder of its own beside `path`, because libraries that write a file make temporary
+    ones beside it. What killed processes left in the folder of `path` is removed.
 
     Raises:
         OSError: The file can't be written (`errno` ENOSPC: no space is left); `filename` is `path`.
     """
     workplace = path.parent / f".{path.name}.{_owner(this_process())}.{uuid.uuid4().hex[:8]}"
     temporary = workplace / path.name
-    with _named_after(path):
+    with _named_after(path, workplace):
         if path.is_dir():
-            raise _os_error(errno.EISDIR, path)
-        if path.exists() and not path.is_file():  # a device would be gone for everybody
+            raise os_error(errno.EISDIR, path)
+        if path.exists() and not path.is_file():  # replacing a device would take it from everybody
             raise OSError(errno.EEXIST, "What is there is no file", str(path))
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path.parent)
@@ -66,7 +60,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.chmod(mode)
             _sync(temporary)
             temporary.replace(path)
-            # The new name, too, outlives a power cut; not every file system can be asked for that.
+            # The new name must survive a power cut too; some file systems can't be asked for that.
             with suppress(OSError):
                 _sync(path.parent)
         finally:
@@ -75,7 +69,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """In this block no other process is in a block with this `path`; Ctrl-C and SIGTERM end the wait for it.
+    """Runs the block while no other process is in a block with this `path`; Ctrl-C and SIGTERM end the wait for it.
 
     The file stays. The kernel holds the lock, and frees it when its owner ends in whatever way.
     """
@@ -95,12 +89,12 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextmanager
 def if_free(path: Path) -> Iterator[bool]:
-    """As `locked`, without waiting: yields whether this process has the lock."""
+    """Takes the lock of `locked` without waiting; yields whether this process has it."""
     lock = FileLock(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
-    except (Timeout, FileNotFoundError):  # or somebody has just removed the folder
+    except (Timeout, FileNotFoundError):  # FileNotFoundError: somebody has just removed the folder
         yield False
         return
     try:
@@ -109,67 +103,19 @@ def if_free(path: Path) -> Iterator[bool]:
         lock.release()
 
 
-def hash_tensors(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 (hex) over names, dtypes, shapes and bytes of `tensors`, in the order of their names."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 def hash_identity(identity: dict[str, Any]) -> str:
-    """16 hex digits that stand for a JSON-able description of what made a file."""
+    """Returns 16 hex digits that stand for a JSON-able description of what made a file."""
     return hash_text(json.dumps(identity, sort_keys=True, separators=(",", ":")))
 
 
 def hash_text(text: str) -> str:
-    """16 hex digits that stand for a text."""
+    """Returns 16 hex digits that stand for a text."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> str:
-    """Writes a safetensors file, whole or not at all, with a checksum and `metadata` in its header.
-
-    Returns:
-        The checksum: `hash_tensors` of the tensors.
-
-    Raises:
-        OSError: The file can't be written (`errno` ENOSPC: no space is left); `filename` is `path`.
-    """
-    with atomic_path(path) as temporary:
-        return save_tensors(temporary, tensors, metadata)
-
-
-def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> str:
-    """As `write_tensors`, for a file that only this process knows: nobody waits until it is on the disk."""
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    checksum = hash_tensors(plain)
-    try:
-        save_file(plain, path, metadata={**(metadata or {}), "sha256": checksum})
-    except SafetensorError as error:
-        if number := re.search(r"\(os error (\d+)\)", str(error)):
-            raise _os_error(int(number[1]), path) from error
-        raise
-    return checksum
-
-
-def read_tensors(path: Path) -> dict[str, Tensor] | None:
-    """What `write_tensors` wrote; None where the file is absent, or damaged, which the log then says."""
-    if not path.exists():
-        return None
-    try:
-        with safe_open(path, framework="pt") as stored:
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (not a dict)
-            checksum = (stored.metadata() or {})["sha256"]
-    except (SafetensorError, OSError, KeyError) as error:
-        log.warning("%s can't be read (%s): it is made again.", path, error)
-        return None
-    if hash_tensors(tensors) != checksum:
-        log.warning("%s is damaged (wrong checksum): it is made again.", path)
-        return None
-    return tensors
+def os_error(number: int, path: Path) -> OSError:
+    """Returns the error that the operating system would raise with this `errno` for a file."""
+    return OSError(number, os.strerror(number), str(path))
 
 
 def _sync(path: Path) -> None:
@@ -181,19 +127,20 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _os_error(number: int, path: Path) -> OSError:
-    return OSError(number, os.strerror(number), str(path))
-
-
 @contextmanager
-def _named_after(path: Path) -> Iterator[None]:
-    """Gives an OSError of this block the name of the file that is to be written: writing itself raises without."""
+def _named_after(path: Path, workplace: Path) -> Iterator[None]:
+    """Gives an OSError of this block the name of the file that was to be written.
+
+    Writing itself raises an error without a name; what works on the temporary file names that one; and what copies to
+    it names the source, and the temporary file second.
+    """
     try:
         yield
     except OSError as error:
-        hidden = isinstance(error.filename, str | os.PathLike) and f".{path.name}." in str(error.filename)
-        if error.errno is not None and (error.filename is None or hidden):
-            raise _os_error(error.errno, path) from error
+        names = map(str, (error.filename, error.filename2))
+        ours = error.filename is None or any(workplace.name in name for name in names)
+        if error.errno is not None and ours:
+            raise os_error(error.errno, path) from error
         raise
 
 
@@ -217,7 +164,7 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def _age(path: Path) -> float:
-    """Seconds since a path was changed; 0 for one that is gone."""
+    """Returns the seconds since a path was changed; 0 for one that is gone."""
     try:
         return time.time() - path.stat().st_mtime
     except OSError:

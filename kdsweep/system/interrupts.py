@@ -1,12 +1,12 @@
-"""Ctrl-C, SIGTERM and SIGHUP: while a run is open, they end it at its next step and not just anywhere.
+"""Ctrl-C, SIGTERM and SIGHUP: while a run is open, they end it at its next step, and not between any two instructions.
 
-Python raises KeyboardInterrupt between any two instructions. Inside a database transaction that leaves the database
-locked, and the run RUNNING; inside a destructor the exception is swallowed, and the command goes on. So what must not
-be cut short is `deferred`, and long work calls `check` at its every step.
+Python raises KeyboardInterrupt anywhere. Inside a database transaction that leaves the database locked, and the run
+RUNNING; inside a destructor the exception is swallowed, and the command goes on. So work that must not be cut short is
+`deferred`, and long work calls `check` at every step.
 
-Ctrl-C twice means now. SIGTERM and SIGHUP come more than once by themselves: to the whole process group and again from
-the parent, or together when a session is closed. So a repetition says nothing new, and a run that is being closed
-(`closing`) is closed.
+Ctrl-C pressed twice ends the process at once. SIGTERM and SIGHUP may come more than once without anybody's intention:
+to the whole process group and again from the parent, or both when a session is closed. So their repetition is ignored,
+and a run that is being closed (`closing`) is closed.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
-# A signal that has led to nothing for so long is sent again, and then not deferred: a step may take hours, and an
-# exception may have been swallowed.
+# A signal without an effect for so long is sent again, and then not deferred: a step may take hours, and an exception
+# may have been swallowed.
 PATIENCE_SECONDS = 5.0
 
 
 class TerminatedError(KeyboardInterrupt):
-    """SIGTERM: ends a run the way Ctrl-C does, so that its MLflow run is closed as killed."""
+    """SIGTERM, which ends a run the way Ctrl-C does, so that its MLflow run is closed as killed."""
 
 
 class HungUpError(TerminatedError):
-    """SIGHUP: the terminal was closed, or the connection to it was lost."""
+    """SIGHUP, which comes when the terminal is closed, or the connection to it is lost."""
 
 
 ENDS: dict[int, type[KeyboardInterrupt]] = {
@@ -50,7 +50,7 @@ _taken = float("-inf")
 
 
 def install() -> None:
-    """Takes over SIGINT, SIGTERM and SIGHUP; one that is ignored (`nohup`) stays ignored."""
+    """Handles SIGINT, SIGTERM and SIGHUP from now on; a signal that is ignored (`nohup`) stays ignored."""
     global _taken
     _taken = float("-inf")
     for number in ENDS:
@@ -60,7 +60,7 @@ def install() -> None:
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """In this block a signal raises where `check` is called; at the latest, when the block has ended well."""
+    """Defers signals in this block: they raise where `check` is called, or after the block if it ends well."""
     global _depth
     check()
     _depth += 1
@@ -73,9 +73,9 @@ def deferred() -> Iterator[None]:
 
 @contextmanager
 def closing() -> Iterator[None]:
-    """In this block, which must come to an end, only Ctrl-C pressed twice raises: what was open is being closed.
+    """Lets only Ctrl-C pressed twice raise in this block, which closes what is open and must come to its end.
 
-    Another signal that comes in it raises after the block, if the block has ended well.
+    Another signal raises after the block, if the block ends well.
     """
     global _closing
     forget()
@@ -88,7 +88,7 @@ def closing() -> Iterator[None]:
 
 
 def check() -> None:
-    """Raises the exception of a signal that has come; in a `closing` block never."""
+    """Raises the exception of a signal that has come, except in a `closing` block."""
     global _pending
     if _pending is not None and not _closing:
         error, _pending = _pending, None
@@ -97,7 +97,7 @@ def check() -> None:
 
 
 def forget() -> None:
-    """Sends no signal again."""
+    """Cancels the signal that was to be sent again."""
     if _reminder is not None:
         _reminder.cancel()
 
@@ -105,7 +105,7 @@ def forget() -> None:
 def _receive(number: int, frame: FrameType | None) -> None:
     global _pending, _taken
     if number != signal.SIGINT:
-        # Later ones count: the reminder is one.
+        # A repetition within `PATIENCE_SECONDS` is ignored; the reminder comes later, and counts.
         if time.monotonic() - _taken < PATIENCE_SECONDS:
             return
         _taken = time.monotonic()

@@ -1,13 +1,12 @@
 """Hides secrets in what is written and shown: passwords, tokens, and the credentials in URIs.
 
-A net, and no promise: a secret that looks like any other word, under a key that doesn't tell, passes through it.
+This catches much, but promises nothing: a secret that looks like any other word, under a harmless key, isn't found.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-import uuid
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -16,21 +15,21 @@ if TYPE_CHECKING:
 
 MASK = "***"
 
-# Of a key in lower case. "pass", "key" and "token" within a word mean harmless things ("n_passes", "monkey",
-# "tokenizer"), and so count only where they can mean nothing else.
+# Searched for in a key in lower case. "pass", "key" and "token" also occur in harmless words ("n_passes", "monkey",
+# "tokenizer"), so they count only where they can mean nothing else.
 _SECRET_KEY = re.compile(
     r"password|passwd|passphrase|secret|credential|(api|access|account|private|encryption|signing)[_.-]?key"
     r"|token$|(^|[_.-])(pwd|auth|authorization|bearer|cookie|sig)$|amz-signature$"
     r"|(user|db|database|pg|postgres|postgresql|mysql|redis|smtp|proxy|http)_?pass$"
 )
 
-# A word of a text, as far as a URI can reach: a quote is its end, unless it stands between letters.
+# A word of a text, which may hold a URI; a quote ends it, unless it stands between letters.
 _WORD = re.compile(r"(?:[^\s'\"]|(?<=\w)['\"](?=\w))++")
-# What stands before a password. As SQLAlchemy reads it, that goes up to the last "@" and may hold slashes which others
-# would quote; but digits up to a slash are a port where the scheme is a web server's, and so is an address in brackets.
-# One slash is what a path library leaves of two.
+# The part of a URI before its password. SQLAlchemy reads a password up to the last "@", slashes included. But in a web
+# address, digits up to a slash are a port, and a host may be an address in brackets. A scheme may be followed by one
+# slash, since path libraries turn two into one.
 _USER = re.compile(r"\b(?:https?(?=://?[^:/@\s\[]*+:(?!\d*+[/?#]))|(?!https?:)[a-zA-Z][\w+.\-]{0,40}+)://?[^:/@\s]*+:")
-# A name alone before the host of a web address is a token as a rule ("https://ghp_...@github.com").
+# A name without a password before the host of a web address is usually a token ("https://ghp_...@github.com").
 _BARE_USER = re.compile(r"\b(https?://?)[^:/@\s?#]++@")
 
 _SHAPES = re.compile(
@@ -42,36 +41,36 @@ _SHAPES = re.compile(
     re.DOTALL,
 )
 
-# A key, and what parts it from its value; atomic, so that a long word costs one look at it.
+# A key, and what separates it from its value. The groups are atomic, so that a long word is looked at once.
 _KEY = re.compile(r"(?<![\w.\-])(?P<key>[\w.\-]++)(?P<part>\\?[\"']?[ \t]*[:=][ \t]*)")
 _VALUE = re.compile(
     r"\\\"(?:(?!\\\")[^\n])*+(?:\\\")?|\"(?:\\.|[^\"\\\n])*+\"?|'[^'\n]*+'?|\$\{[^\s}]*\}"
     r"|(?:(?:Bearer|Basic|Token)\s+)?(?:[^\s,;&\"'}\])]|[}\])](?=\w)|,(?=\S)(?![\w.]+=))++"
 )
 _BRACKETS = {"{": "}", "[": "]"}
-# How far a value in brackets is followed, in characters.
+# The most characters of a value in brackets.
 MAX_NESTED = 4000
-# More words than this after a key and a colon are a message, no pass phrase.
+# After a key and a colon, more words than this are a message and no pass phrase.
 MAX_PHRASE = 3
 
-# What stands for no value, or names the place of one.
+# Values that hide nothing: no value, a mask, or the name of an environment variable.
 _HARMLESS = re.compile(r"(null|none|true|false|~|\*\*\*|\?\?\?|\$\{[^,{}]*\}|)", re.IGNORECASE)
 
 
 def masked(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A nested copy in which the value of each key that looks like a secret is "***", as is what `masked_text` finds.
+    """Returns a copy with "***" for the value of each key that looks like a secret, and for what `masked_text` finds.
 
     Booleans and None stay; so does a value that only names an environment variable ("${oc.env:TOKEN}"). Keys may be
-    flat ("loss.token") or nested; below a key that looks like a secret every value is one.
+    flat ("loss.token") or nested. Below a key that looks like a secret every value is masked.
     """
     return {key: _masked_value(value, is_secret(str(key))) for key, value in config.items()}
 
 
 def masked_text(text: str) -> str:
-    """The text without the credentials in its URIs, the values of secret-like keys, and tokens of well-known shape.
+    """Returns a text without the credentials in its URIs, the values of secret-like keys, and tokens of known shape.
 
-    Keys with their values are found as `key=value`, `key: value` and `"key": "value"`. "postgresql://me:x@host/runs"
-    becomes "postgresql://me:***@host/runs".
+    Keys and values are found as `key=value`, `key: value` and `"key": "value"`. "postgresql://me:x@host/runs" becomes
+    "postgresql://me:***@host/runs".
     """
     if ":/" in text and "@" in text:
         text = _WORD.sub(_without_password, text)
@@ -80,39 +79,45 @@ def masked_text(text: str) -> str:
 
 
 def mask_files(folder: Path) -> None:
-    """Masks the YAML files that Hydra wrote into a run's output folder or a multirun's (and into its `.hydra`).
+    """Masks the YAML files that Hydra wrote into the output folder of a run or a multirun, and into its `.hydra`.
 
-    A file that holds nothing to hide is left as it is; the others are replaced as a whole. Several processes may do so
-    at once.
+    A file that holds nothing to hide stays as it is; another is replaced as a whole. Several processes may do so at
+    once.
     """
+    from kdsweep.system.files import atomic_path  # late: `kdsweep --help` masks no file
+
     for path in sorted([*folder.glob("*.yaml"), *folder.glob(".hydra/*.yaml")]):
         text = path.read_text(encoding="utf-8")
-        shown = _masked_yaml(text)
-        if shown != text:
-            temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-            temporary.write_text(shown, encoding="utf-8")
-            temporary.replace(path)
+        clean = _masked_yaml(text)
+        if clean != text:
+            with atomic_path(path) as temporary:
+                temporary.write_text(clean, encoding="utf-8")
 
 
 def is_secret(key: str) -> bool:
-    """Whether a key's name says that its value is a secret ("hf_token", "data.password", "AWS_SECRET_ACCESS_KEY")."""
-    # "accessToken" is written like "access_token".
+    """Returns whether a key names a secret ("hf_token", "data.password", "AWS_SECRET_ACCESS_KEY")."""
+    # "accessToken" is read as "access_token".
     return _SECRET_KEY.search(re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key).lower()) is not None
 
 
 class MaskedFormatter(logging.Formatter):
-    """Writes log lines, their stack traces included, as another formatter does, by `masked_text`."""
+    """Formats log records as another formatter does, and masks the lines, stack traces included.
+
+    Args:
+        inner: The other formatter; None stands for Python's default.
+    """
 
     def __init__(self, inner: logging.Formatter | None = None) -> None:
         super().__init__()
         self._inner = inner or logging.Formatter()
 
     def format(self, record: logging.LogRecord) -> str:
+        """Returns the masked text of a record."""
         return masked_text(self._inner.format(record))
 
 
 def mask_logs() -> None:
-    """Lets every handler of the root logger write through a `MaskedFormatter`; once, however often it is called."""
+    """Gives every handler of the root logger a `MaskedFormatter`, unless it has one already."""
     for handler in logging.getLogger().handlers:
         if not isinstance(handler.formatter, MaskedFormatter):
             handler.setFormatter(MaskedFormatter(handler.formatter))
@@ -129,7 +134,7 @@ def _masked_value(value: Any, secret: bool) -> Any:
 
 
 def _masked_yaml(text: str) -> str:
-    # Reading YAML takes longer than a short run's first step; most files have no such key and no such text.
+    # Most files hold nothing to mask, and reading YAML takes longer than a short run's first step.
     if masked_text(text) == text and not any(is_secret(found["key"]) for found in _KEY.finditer(text)):
         return text
     import yaml
@@ -143,14 +148,14 @@ def _masked_yaml(text: str) -> str:
 
 
 def _without_password(word: re.Match[str]) -> str:
-    """A word with "***" in the place of the password, if it holds a URI with one."""
+    """Returns a word with "***" in place of the password of a URI in it."""
     text = word[0]
     user, end = _USER.search(text), text.rfind("@")
     return text if user is None or user.end() > end else f"{text[: user.end()]}{MASK}{text[end:]}"
 
 
 def _without_values(text: str) -> str:
-    """The text with "***" for each value whose key looks like a secret."""
+    """Returns a text with "***" for each value whose key looks like a secret."""
     pieces, end = [], 0
     while found := _KEY.search(text, end):
         start = found.end()
@@ -163,7 +168,7 @@ def _without_values(text: str) -> str:
 
 
 def _end_of_value(text: str, found: re.Match[str]) -> int:
-    """Where the value that follows a key ends."""
+    """Returns the position at which the value that follows a key ends."""
     start = found.end()
     line = text.find("\n", start)
     line = len(text) if line < 0 else line
@@ -174,8 +179,8 @@ def _end_of_value(text: str, found: re.Match[str]) -> int:
             if depth == 0:
                 return place + 1
         return line
-    # At the start of a line: in a YAML document a value without quotes goes on to the end of the line; where the text
-    # is that line alone, it may as well be a message about the key.
+    # After a key at the start of a line: in a YAML document, a value without quotes goes on to the end of the line. But
+    # if the text is a single line, it may be a message about the key.
     before = text[text.rfind("\n", 0, found.start()) + 1 : found.start()]
     if found["part"].startswith(":") and text[start : start + 1] not in ("'", '"') and not before.strip(" -"):
         sentence = "\n" not in text.strip("\n") and len(text[start:line].split()) > MAX_PHRASE
@@ -189,7 +194,7 @@ def _end_of_word(text: str, start: int) -> int:
 
 
 def _masked_word(word: str) -> str:
-    """The mask, in the quotes that the word has."""
+    """Returns the mask in the word's own quotes; the word itself if it is harmless."""
     quote = next((mark for mark in ('\\"', '"', "'") if word.startswith(mark)), "")
     inner = word.removeprefix(quote).removesuffix(quote) if quote else word
     return word if _HARMLESS.fullmatch(inner) else f"{quote}{MASK}{quote}"

@@ -1,4 +1,4 @@
-"""Which process something belongs to, and whether it still lives."""
+"""Identifies processes, and tells whether they still live."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import psutil
 
 @dataclass(frozen=True)
 class ProcessId:
-    """A process, told from every other one that had or will have its number.
+    """A process, distinguished from others that had or will have its number.
 
     Attributes:
         host: Name of its machine.
         pid: Its number there.
-        started: When it started, in seconds since 1970, by the clock as it then was; for people, and so no part of
-            what makes two equal.
-        birth: When it started, by what no setting of the clock moves: the machine's boot and the ticks since then.
-            Empty for one of which only `started` is known.
+        started: The time of its start in seconds since 1970, by the clock as it then was. It is for people to read, and
+            isn't compared.
+        birth: The time of its start as the machine's boot and the ticks since then, which don't change when the clock
+            is set. Empty if only `started` is known.
     """
 
     host: str
@@ -35,14 +35,14 @@ class ProcessId:
 
     @property
     def is_here(self) -> bool:
-        """Whether it ran, or runs, on this machine."""
+        """Whether it runs or ran on this machine."""
         return self.host == socket.gethostname()
 
     def lives(self) -> bool:
-        """Whether it still runs; only for processes of this machine."""
+        """Returns whether it still runs; ask only about processes of this machine."""
         try:
             process = psutil.Process(self.pid)
-            # A zombie has ended; only its parent hasn't asked yet.
+            # A zombie has ended, and waits for its parent to ask how.
             if process.status() == psutil.STATUS_ZOMBIE:
                 return False
             return _birth(process) == self.birth if self.birth else abs(process.create_time() - self.started) < 1
@@ -51,13 +51,13 @@ class ProcessId:
 
 
 def this_process() -> ProcessId:
-    """The process that asks."""
+    """Returns the process that asks."""
     process = psutil.Process()
     return ProcessId(socket.gethostname(), os.getpid(), process.create_time(), _birth(process))
 
 
 def parse_process(text: str) -> ProcessId:
-    """The process that `str` made `text` of."""
+    """Returns the process whose `str` is `text`."""
     front, _, birth = text.rpartition(":")
     if not re.fullmatch(r"[0-9a-f]{8}-\d+|t\d+", birth):
         front, birth = text, ""
@@ -66,17 +66,17 @@ def parse_process(text: str) -> ProcessId:
 
 
 def _birth(process: psutil.Process) -> str:
-    """When a process started: "<8 digits of the boot's id>-<ticks since it>".
+    """Returns when a process started: "<8 digits of the boot's id>-<ticks since the boot>".
 
-    psutil's time of the start is the machine's clock less the time since then: it moves when the clock is set. Where
-    there is no /proc (macOS), the system keeps the time at which a process started, and that is "t<seconds>".
+    psutil computes the time of the start from the clock, so it changes when the clock is set. Without /proc (macOS) the
+    system itself keeps the time at which a process started; the result is then "t<seconds>".
 
     Raises:
-        psutil.NoSuchProcess: It is gone.
+        psutil.NoSuchProcess: The process is gone.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
-        # The command's name, in brackets, may hold anything.
+        # The command's name, in brackets before the other fields, may hold anything.
         fields = Path(f"/proc/{process.pid}/stat").read_bytes().rpartition(b")")[2].split()
         return f"{boot[:8]}-{int(fields[19])}"  # field 22 of proc_pid_stat(5)
     except OSError:

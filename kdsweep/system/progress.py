@@ -1,4 +1,4 @@
-"""Progress on the terminal: a bar with the time left; plain lines where the output goes to a file."""
+"""Shows progress: as a bar with the time left on a terminal, and as plain lines if the output goes to a file."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ log = logging.getLogger(__name__)
 
 
 class _Terminal(io.TextIOBase):
-    """Whatever sys.stderr is now, without its errors: a terminal that was closed, a `tee` that was killed, a full disk.
+    """The present sys.stderr, but without its errors: a closed terminal, a `tee` that was killed, a full disk.
 
-    That nobody hears a run is no reason for it to end. Its own log file has what it says.
+    A run goes on though nobody sees what it prints. Its own log file has the lines.
     """
 
     def write(self, text: str) -> int:
@@ -43,12 +43,12 @@ class _Terminal(io.TextIOBase):
 
     @staticmethod
     def _stream() -> TextIO:
-        # While it shows a bar, rich puts a stream that leads back here in the place of sys.stderr.
+        # While rich shows a bar, it replaces sys.stderr by a stream that leads back here.
         stream: TextIO = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
         return stream
 
 
-# Where bars and lines go; made when it is first asked for, since `kdsweep --help` shows neither.
+# Prints bars and lines; made when it is first used, since `kdsweep --help` prints neither.
 console: Console
 
 
@@ -61,23 +61,24 @@ def __getattr__(name: str) -> object:
 
 
 def _console() -> Console:
-    # A name of the module itself isn't looked up by its `__getattr__`.
-    return sys.modules[__name__].console
+    # Within the module, the bare name wouldn't go through `__getattr__`.
+    return cast("Console", sys.modules[__name__].console)
 
 
-# In a log file: a line this often, and none for a job that ends sooner than QUIET_SECONDS.
+# In a log file: the time between two lines, and the longest job without any line.
 LINE_SECONDS = 30.0
 QUIET_SECONDS = 2.0
 
 
 @contextmanager
 def progress(description: str, total: int) -> Iterator[Callable[..., None]]:
-    """Shows how far a job of `total` units is; yields `advance(units, description=None)`.
+    """Shows the progress of a job of `total` units; yields `advance(units, description=None)`.
 
-    On a terminal: a bar with elapsed and remaining time, removed at the end. Elsewhere: a line every `LINE_SECONDS`,
-    and one at the end of a job that took more than `QUIET_SECONDS`. Ctrl-C and SIGTERM end the job in `advance`.
+    A terminal shows a bar with elapsed and remaining time, which is removed at the end. Other outputs get a line every
+    `LINE_SECONDS`, and one at the end of a job that took more than `QUIET_SECONDS`. Ctrl-C and SIGTERM end the job in
+    `advance`.
     """
-    # Bars of several processes would overwrite one another: workers set KDSWEEP_PLAIN.
+    # Bars of several processes would overwrite one another, so workers set KDSWEEP_PLAIN.
     show = _bar if _console().is_terminal and "KDSWEEP_PLAIN" not in os.environ else _lines
     with show(description, total) as advance:
 

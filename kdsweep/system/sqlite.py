@@ -1,4 +1,4 @@
-"""SQLite files as databases: their URI, and the mode in which readers and a writer don't wait for each other."""
+"""SQLite files: their URI, and the mode in which readers and a writer don't wait for each other."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ SQLITE = "sqlite:///"
 
 
 def sqlite_uri(path: Path) -> str:
-    """The URI of an SQLite file."""
-    # SQLAlchemy unquotes the path; quoting more than it needs would make MLflow create a folder of the quoted name too.
+    """Returns the URI of an SQLite file."""
+    # SQLAlchemy unquotes the path. Only what must be quoted is: MLflow would also create a folder of the quoted name.
     return SQLITE + str(path.absolute()).replace("%", "%25").replace("?", "%3F")
 
 
 def sqlite_path(uri: str) -> Path | None:
-    """The file of an SQLite store; None for any other URI."""
+    """Returns the file that an SQLite URI names; None for any other URI."""
     return Path(unquote(uri.removeprefix(SQLITE).partition("?")[0])) if uri.startswith(SQLITE) else None
 
 
 def write_ahead(path: Path) -> None:
-    """Makes an SQLite file one in which readers and a writer do not wait for each other; a missing file is made.
+    """Sets an SQLite file to the mode in which readers and a writer don't wait for each other; makes a missing file.
 
-    The mode stays with the file. MLflow itself lets a writer wait 20 s for another.
+    The file keeps the mode. MLflow itself lets a writer wait 20 s for another.
     """
     with closing(sqlite3.connect(path)) as database:
         database.execute("PRAGMA journal_mode = WAL")

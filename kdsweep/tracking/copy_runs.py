@@ -1,7 +1,8 @@
-"""Runs of one MLflow store as runs of another: parents first, each once, however often the copying is interrupted.
+"""Copies the runs of one MLflow store to another: parents first, and each once, however often it is interrupted.
 
-Both sides are marked: the copy by `kdsweep.sent_from`, the id of the original; when all of it is there, the original by
-`kdsweep.sent`, the id of the copy, and `kdsweep.sent_end`, the time at which it had ended (a run may go on later).
+Both sides are marked. The copy has the tag `kdsweep.sent_from`, the id of the original. When all of a run has been
+copied, the original gets the tags `kdsweep.sent`, the id of the copy, and `kdsweep.sent_end`, the time at which the
+original had ended (a run may go on later).
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from kdsweep.system.processes import parse_process
 from kdsweep.tracking.location import file_path
+from kdsweep.tracking.run_records import PARENT
 from kdsweep.tracking.run_writer import milliseconds
-from kdsweep.tracking.store import PARENT, Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from kdsweep.tracking.journal import Entry
     from kdsweep.tracking.run_records import RunRecord
+    from kdsweep.tracking.store import Store
 
 SENT, SENT_END, SENT_FROM = "kdsweep.sent", "kdsweep.sent_end", "kdsweep.sent_from"
 
@@ -30,8 +32,8 @@ class Copier:
     """Copies the runs of one experiment.
 
     Args:
-        source: Where they are.
-        target: Where they shall be too.
+        source: The store that has them, in an SQLite file.
+        target: The store to copy them to.
         patience: Seconds for which a target that doesn't answer is waited for.
     """
 
@@ -41,9 +43,9 @@ class Copier:
         self._copies = {run.tags[SENT_FROM]: run.id for run in target.having(SENT_FROM)}
 
     def left(self) -> list[RunRecord]:
-        """The runs that aren't on the other side as they are here, parents first; those that still go on are left out.
+        """Returns the runs that are still to be copied, parents first.
 
-        A run whose parent goes on is left out too.
+        Runs that go on are left out, and so are runs whose parent goes on.
         """
         going_on = {run.id for run in self._runs.values() if is_going_on(run)}
         left = [run for run in self._runs.values() if not self._is_there(run) and run.id not in going_on]
@@ -51,11 +53,11 @@ class Copier:
         return sorted(ready, key=lambda run: (len(list(self._above(run))), run.start))
 
     def going_on(self) -> list[RunRecord]:
-        """The runs whose process lives."""
+        """Returns the runs whose process lives."""
         return [run for run in self._runs.values() if is_going_on(run)]
 
     def copy(self, run: RunRecord) -> str:
-        """Copies a run, whose parent is there already, and returns its id there."""
+        """Copies a run, whose parent has been copied already, and returns the id of the copy."""
         original = self._source.ask("get_run", run.id)
         tags = {key: value for key, value in original.data.tags.items() if key not in (SENT, SENT_END)}
         references = {key: self._copies.get(tags[key], tags[key]) for key in REFERENCES if key in tags}
@@ -69,18 +71,18 @@ class Copier:
         return there
 
     def _is_there(self, run: RunRecord) -> bool:
-        """Whether all of it was copied, and nothing has come since."""
+        """Returns whether all of a run was copied, and nothing was added since."""
         end = None if run.duration_s is None else round(1000 * (run.start.timestamp() + run.duration_s))
         return run.tags.get(SENT) in self._copies.values() and run.tags.get(SENT_END) == str(end)
 
     def _above(self, run: RunRecord) -> Iterator[RunRecord]:
-        """The parent of a run, the parent's parent, and so on."""
+        """Yields the parent of a run, the parent's parent, and so on."""
         while run.parent is not None and run.parent in self._runs:
             run = self._runs[run.parent]
             yield run
 
     def _entries(self, run: Any, tags: dict[str, str]) -> Iterator[Entry]:
-        """All that a run holds, with these tags in the place of its own."""
+        """Yields all that a run holds as entries, with these tags in place of its own."""
         if run.data.params:
             yield {"kind": "params", "params": dict(run.data.params)}
         for name in run.data.metrics:
@@ -98,8 +100,10 @@ class Copier:
         folder = file_path(run.info.artifact_uri)
         assert folder is not None, "the source is an SQLite store"
         for path in sorted(folder.rglob("*")):
-            if path.is_file() and not path.name.startswith("."):  # hidden: half-written by a process that was killed
-                yield {"kind": "artifact", "name": path.relative_to(folder).as_posix(), "file": str(path)}
+            name = path.relative_to(folder)
+            # A hidden file, or a hidden folder, holds what a process that was killed had half written.
+            if path.is_file() and not any(part.startswith(".") for part in name.parts):
+                yield {"kind": "artifact", "name": name.as_posix(), "file": str(path)}
         lost = run.info.status in ("RUNNING", "SCHEDULED")
         yield {"kind": "tags", "tags": {**tags, **({"kdsweep.error": "its process was killed"} if lost else {})}}
         end = run.info.end_time if run.info.end_time is not None else milliseconds()
@@ -107,7 +111,7 @@ class Copier:
 
 
 def is_going_on(run: RunRecord) -> bool:
-    """Whether a run's process lives, or may live on another machine."""
+    """Returns whether a run's process lives, or may live on another machine."""
     process = run.tags.get("kdsweep.process")
     if run.status != "RUNNING" or process is None:
         return False

@@ -1,7 +1,7 @@
-"""What a run couldn't hand to its MLflow store yet, as files: `<unsent>/<run id>/journal.jsonl` and `artifacts/`.
+"""Files with what a run couldn't send to its MLflow store yet: `<unsent>/<run id>/journal.jsonl` and `artifacts/`.
 
-Each line is an entry, in the order in which they are to be sent; the first line says whose they are. An entry may be
-sent twice without harm, so a journal is kept until all of it has been sent.
+Each line of the journal is an entry, in the order in which they are to be sent; the first line says which run they
+belong to. An entry may be sent twice without harm, so a journal is kept until all of it has been sent.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# JSON-able; "kind" says what else it holds: see run.py.
+# JSON-able; "kind" says what else it holds: see run_writer.py.
 Entry: TypeAlias = dict[str, Any]
 
 LINES, ARTIFACTS, LOCK = "journal.jsonl", "artifacts", "lock"
 
-# How long a run that goes on waits for a `kdsweep-sync` which sends its journal.
+# Seconds for which a run that goes on waits for a `kdsweep-sync` that is sending its journal.
 LOCK_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
 class Owner:
-    """Whose entries a journal holds.
+    """The run that a journal's entries belong to.
 
     Attributes:
         run: Id of the MLflow run.
-        uri: Of its store, without credentials.
-        name: The run's.
+        uri: URI of its store, without credentials.
+        name: The run's name.
     """
 
     run: str
@@ -49,11 +49,11 @@ class Owner:
 class Journal:
     """The folder of one run's unsent entries; it is made when there is something to keep.
 
-    Only one process at a time has it; another one that asks waits.
+    Only one process at a time has it; others wait for it.
 
     Args:
         folder: `<unsent>/<run id>`.
-        owner: Written into its first line.
+        owner: The run, which the first line names.
     """
 
     def __init__(self, folder: Path, owner: Owner) -> None:
@@ -64,7 +64,7 @@ class Journal:
 
     @property
     def exists(self) -> bool:
-        """Whether entries are kept there."""
+        """Whether the folder holds entries."""
         return (self.folder / LINES).exists()
 
     def acquire(self, timeout: float = LOCK_SECONDS) -> None:
@@ -74,13 +74,13 @@ class Journal:
             Timeout: Another process still has it after `timeout` seconds.
         """
         while self._lock is None:
-            # Whoever had it before may have removed the folder, or remove it now.
+            # The process that had it before may have removed the folder, or be about to.
             with suppress(FileNotFoundError):
                 self._try_acquire(timeout)
 
     def _try_acquire(self, timeout: float) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        # The thread of an outbox may acquire it, and the run's own release it.
+        # The thread of an `Outbox` may acquire the lock, and the run's own thread release it.
         lock = FileLock(self.folder / LOCK, thread_local=False)
         lock.acquire(timeout=timeout)
         if (self.folder / LOCK).exists():
@@ -89,14 +89,18 @@ class Journal:
             lock.release()
 
     def keep(self, content: bytes | Path | Callable[[Path], None], name: str) -> str:
-        """Copies a file, or writes bytes, or has a file written, into the folder; returns its path there, for an entry.
+        """Puts a file into the folder, and returns its path there, for an entry.
+
+        Args:
+            content: The file's bytes, a file to copy, or a function that writes the file to the path that it gets.
+            name: The file's name; folders in it are left out.
 
         Raises:
-            OSError: For lack of space, and the like; nothing is left then.
+            OSError: The disk is full, for example; nothing is left of the file then.
         """
         self.acquire()
         self._files += 1
-        # A number of this process, since a run that goes on may have files of an earlier one there.
+        # The process is part of the name, because the folder of a run that goes on may hold an earlier process's files.
         place = self.folder / ARTIFACTS / f"{os.getpid()}-{self._files}" / Path(name).name
         try:
             place.parent.mkdir(parents=True)
@@ -129,7 +133,7 @@ class Journal:
             os.fsync(file.fileno())
 
     def resume(self) -> list[Entry]:
-        """The entries that are still there, to go on with; a last line that isn't whole is cut off."""
+        """Returns the entries that an earlier process left; cuts off a last line that isn't whole."""
         if not self.exists:
             return []
         self.acquire()
@@ -144,26 +148,26 @@ class Journal:
         return [] if found is None else found[1]
 
     def clear(self) -> None:
-        """Removes what is kept: all of it has been sent."""
+        """Removes the entries and their files, which have all been sent."""
         (self.folder / LINES).unlink(missing_ok=True)
         shutil.rmtree(self.folder / ARTIFACTS, ignore_errors=True)
 
     def release(self) -> None:
-        """Gives the folder up, and removes it if nothing is kept in it."""
+        """Lets other processes have the folder, and removes it if it holds no entries."""
         if self._lock is None:
             return
         if not self.exists:
             shutil.rmtree(self.folder, ignore_errors=True)
-            with suppress(OSError):  # other runs' are there
+            with suppress(OSError):  # other runs' journals are there
                 self.folder.parent.rmdir()
         self._lock.release()
         self._lock = None
 
 
 def read(folder: Path) -> tuple[Owner, list[Entry]] | None:
-    """Whose journal lies in a folder, and its entries; None where there is none, or one without a whole first line.
+    """Returns the owner and the entries of the journal in a folder.
 
-    A line that was cut short by a crash ends the list.
+    None stands for no journal, or one without a whole first line. A line that a crash cut short ends the list.
     """
     path = folder / LINES
     if not path.exists():
@@ -181,7 +185,7 @@ def read(folder: Path) -> tuple[Owner, list[Entry]] | None:
 
 
 def try_acquire(folder: Path) -> Journal | None:
-    """The journal in a folder, for this process alone; None while the run that writes it goes on."""
+    """Returns the journal in a folder, acquired; None while another process has it, such as the run that writes it."""
     known = read(folder)
     found = Journal(folder, Owner(folder.name, "", "") if known is None else known[0])
     try:

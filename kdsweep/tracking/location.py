@@ -1,35 +1,29 @@
-"""Where an MLflow store is: its URI, an SQLite store's file and artifact folder, the lock of its first start.
+"""Where an MLflow store is: its URI, and an SQLite store's file, artifact folder and lock.
 
-An SQLite store records artifacts by absolute folders; where it was moved or copied, they are corrected.
+An SQLite store records artifacts by absolute folders; if it was moved or copied, they are corrected.
 """
 
 from __future__ import annotations
 
 import getpass
-import hashlib
 import os
-import shutil
 import sqlite3
 import tempfile
-import uuid
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 from kdsweep.system.errors import UserError
-from kdsweep.system.masking import masked_text
+from kdsweep.system.files import hash_text
 from kdsweep.system.sqlite import SQLITE, sqlite_path, sqlite_uri
 
 SERVERS = ("http", "https", "databricks")
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 
-SERVERS = ("http", "https", "databricks")
-DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
-
-# Beside an SQLite store's file.
+# Folders beside an SQLite store's file.
 ARTIFACTS, UNSENT = "mlartifacts", "unsent"
 
-# What records absolute folders, besides the experiments.
+# Tables and columns that hold absolute folders, besides the experiments'.
 LOCATIONS = (
     ("runs", "artifact_uri"),
     ("logged_models", "artifact_location"),
@@ -39,12 +33,12 @@ LOCATIONS = (
 
 
 def store_uri(uri: str | None, root: Path) -> str:
-    """The URI of the store to use: `uri`, else `$MLFLOW_TRACKING_URI`, else `mlflow.db` in the folder `root`.
+    """Returns the URI of the store to use: `uri`, else `$MLFLOW_TRACKING_URI`, else `mlflow.db` in the folder `root`.
 
-    A relative SQLite path is made absolute (from the working directory), so that the answer means the same everywhere.
+    A relative SQLite path is made absolute (from the working directory), so that the result means the same everywhere.
 
     Raises:
-        UserError: the URI is neither a database nor a server.
+        UserError: The URI names neither a database nor a server.
     """
     if uri is None:
         uri = os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(root / "mlflow.db")
@@ -60,72 +54,33 @@ def store_uri(uri: str | None, root: Path) -> str:
 
 
 def artifact_folder(database: Path) -> Path:
-    """Where the artifacts of an SQLite store lie: beside its file."""
+    """Returns the folder of an SQLite store's artifacts, which is beside its file."""
     return database.absolute().parent / ARTIFACTS
 
 
 def offline_uri(root: Path) -> str:
-    """The store of runs that are kept on this machine until `kdsweep-sync` sends them."""
+    """Returns the URI of the store for runs that are kept on this machine until `kdsweep-sync` sends them."""
     return sqlite_uri(root / "offline" / "mlflow.db")
 
 
 def unsent_folder(uri: str) -> Path:
-    """Where runs keep what their store doesn't take, unless they are told: beside an SQLite file, else in the root."""
+    """Returns the default folder for what a store doesn't take: beside an SQLite store's file, else in the root."""
     path = sqlite_path(uri)
     return (Path(os.environ.get("KDSWEEP_HOME", ".")).absolute() if path is None else path.parent) / UNSENT
 
 
 def file_path(uri: str) -> Path | None:
-    """The folder that a "file:" URI or a plain absolute path names; None for any other URI."""
+    """Returns the folder that a "file:" URI or a plain absolute path names; None for any other URI."""
     if uri.startswith("file:"):
         return Path(unquote(urlparse(uri).path))
     return Path(uri) if uri.startswith("/") else None
 
 
-def place_file(source: Path, folder: Path, name: Path, *, own: bool = False) -> None:
-    """Copies a file to `folder`/`name`, whole or not at all.
-
-    Args:
-        source: What is copied; it stays.
-        folder: The target's.
-        name: A path in the folder.
-        own: Nobody will change the source, which may then be the same file by another name, where the disk can do that.
-
-    Raises:
-        ValueError: The name leads out of the folder.
-        OSError: For lack of space, and the like; it names the target.
-    """
-    if name.is_absolute() or ".." in name.parts:
-        raise ValueError(f"an artifact's name is a path inside the run, but got {str(name)!r}")
-    target = folder / name
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if not (own and _linked(source, temporary)):
-            shutil.copyfile(source, temporary)
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.replace(target)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(target)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _linked(source: Path, target: Path) -> bool:
-    """Gives a file a second name; False where that can't be: on another disk, or one that knows no second names."""
-    try:
-        target.hardlink_to(source)
-    except OSError:
-        return False
-    return True
-
-
 def correct_locations(database: Path) -> None:
-    """Makes an SQLite store record the artifacts that lie beside it, though it was moved or copied here.
+    """Corrects the artifact folders that an SQLite store records, in case it was moved or copied here.
 
-    New runs are never written to the folder that it came from. A run that was there is looked for here, unless its
-    artifacts still lie there and not here. Locations that other programs chose stay.
+    New runs are then written beside the store, and never to the folder that it came from. The artifacts of an old run
+    are looked for here, unless they still lie in the old place and not here. Locations that other programs chose stay.
     """
     own = artifact_folder(database)
     with closing(sqlite3.connect(database, timeout=20)) as store:
@@ -133,14 +88,14 @@ def correct_locations(database: Path) -> None:
         others = {location for _, location in found if location and _is_elsewhere(location, own)}
         for location in others:
             query = "UPDATE experiments SET artifact_location = ? WHERE artifact_location = ?"
-            with store:  # all of it or nothing
+            with store:  # one transaction
                 for table, column in LOCATIONS:
                     _move_rows(store, table, column, location, own)
                 store.execute(query, (own.as_uri(), location))
 
 
 def _is_elsewhere(location: str, own: Path) -> bool:
-    """Whether an experiment's artifacts are where kdsweep keeps those of another store."""
+    """Returns whether a location is a folder that kdsweep chose for artifacts, but another store's."""
     folder = file_path(location)
     if folder is None or folder.name != ARTIFACTS or folder == own:
         return False
@@ -162,17 +117,21 @@ def _move_rows(store: sqlite3.Connection, table: str, column: str, old: str, own
 
 
 def require_store(uri: str) -> None:
-    """Raises `UserError` if `uri` names an SQLite file in which there is no MLflow store (a server is not asked)."""
+    """Raises `UserError` if `uri` names an SQLite file without an MLflow store in it; asks no server."""
     path = sqlite_path(uri)
     if path is not None and not holds_store(path):
         raise UserError(f"There is no MLflow store at {path}. Make one with `kdsweep`, or name another.", "uri")
 
 
 def holds_store(path: Path) -> bool:
-    """Whether an SQLite file is there and not empty; `UserError` if it is something other than an MLflow store."""
+    """Returns whether an SQLite file is there and not empty.
+
+    Raises:
+        UserError: Something other than an MLflow store is there.
+    """
     if not path.exists():
         return False
-    if not path.is_file():  # a device, a folder: it would be replaced
+    if not path.is_file():  # a device or a folder, which would be replaced
         raise UserError(f"`the store is a file` must hold, but {path} is none. Name another.", "uri")
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
@@ -185,13 +144,14 @@ def holds_store(path: Path) -> bool:
 
 
 def experiments(path: Path) -> list[str]:
-    """The names of an SQLite store's experiments in which there are runs."""
+    """Returns the names of those experiments of an SQLite store that have runs."""
     query = "SELECT name FROM experiments WHERE experiment_id IN (SELECT experiment_id FROM runs) ORDER BY name"
     with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
         return [name for (name,) in database.execute(query)]
 
 
 def user_name() -> str:
+    """Returns the user's name; "unknown" if the system has none for this user."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container may run under a number that has no name
@@ -199,13 +159,10 @@ def user_name() -> str:
 
 
 def lock_path(uri: str, database: Path | None) -> Path:
-    """Beside an SQLite file; for a server, one lock a user and machine (other machines are not kept out)."""
+    """Returns the lock of a store: beside an SQLite file; for a server, one per user of this machine.
+
+    A server's lock keeps no other machine out.
+    """
     if database is not None:
         return database.with_name(f"{database.name}.lock")
-    name = hashlib.sha256(uri.encode()).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"kdsweep-{user_name()}-{name}.lock"
-
-
-def shown(uri: str) -> str:
-    """The URI without the password that it may hold."""
-    return masked_text(uri)
+    return Path(tempfile.gettempdir()) / f"kdsweep-{user_name()}-{hash_text(uri)}.lock"

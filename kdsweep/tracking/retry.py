@@ -1,6 +1,6 @@
-"""Which failures of a store pass by themselves, and waiting for them.
+"""Tells the failures of a store that pass by themselves, and waits for them.
 
-MLflow's own patience (seven retries, minutes, without a word) is switched off, so that this is all there is.
+MLflow's own retries (seven, which take minutes without a word) are switched off, so nothing else retries.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING, TypeVar
 
 from kdsweep.system import interrupts
-from kdsweep.system.errors import RunError, UserError
+from kdsweep.system.errors import RunError, UserError, one_line
 from kdsweep.system.masking import masked_text
 from kdsweep.system.progress import note
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# A server's restart, or its host's; an SQLite database that another program keeps locked.
+# Long enough for a server or its host to restart, and for another program to unlock an SQLite database.
 PATIENCE_SECONDS = 240.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0
 POLL_SECONDS = 0.1
 
 MAX_CHARACTERS = 500
 
-# What MLflow says where a request got no answer, or one that asks to come again (408, 429, 5xx).
+# What MLflow says if a request got no answer, or one that asks to try again (408, 429, 5xx).
 NO_ANSWER = ("failed with exception", "failed with timeout exception")
-# HTTP: request timeout, too early, too many requests.
+# HTTP statuses: request timeout, too early, too many requests.
 COME_AGAIN = (408, 425, 429)
-# What urllib3 says in the middle of a long chain of what was tried.
+# The reason that urllib3 gives, in the middle of a long list of what it tried.
 REASON = re.compile(
     r"failed with .*?(?:\[Errno -?\d+\] ([^\"')\]]+)|(Read timed out|connect timeout|too many \d+ error responses)"
     r"|(Connection reset|Connection aborted|Remote end closed connection))",
@@ -41,24 +41,27 @@ LOCKED = ("database is locked", "database table is locked", "database schema is 
 
 
 class AwayError(UserError):
-    """A store that doesn't answer, though nothing says that its name is wrong."""
+    """A store that doesn't answer as it is opened; its name may be right."""
 
 
 class StoreAwayError(RunError):
-    """A store that hasn't answered for as long as it was waited for."""
+    """A store that didn't answer, for as long as it was waited for."""
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same call may succeed later: no answer, an overloaded or restarting server, a locked database."""
+    """Returns whether the same call may succeed later.
+
+    It may if there was no answer, if the server is overloaded or restarting, or if the database is locked.
+    """
     text = str(error)
     if "sqlite3." in text:
         return any(words in text for words in LOCKED)
-    if hasattr(error, "error_code"):  # MLflow's
+    if hasattr(error, "error_code"):  # an error of MLflow's
         answered = hasattr(error, "json") or "failed with error code" in text
         status = error.get_http_status_code() if answered and hasattr(error, "get_http_status_code") else 0
         unavailable = error.error_code == "TEMPORARILY_UNAVAILABLE"
         return unavailable or status in COME_AGAIN or status >= 500 or any(words in text for words in NO_ANSWER)
-    # requests': a refused artifact has a response with its status, a lost connection has none.
+    # Errors of requests: for a refused artifact there is a response with its status, for a lost connection there isn't.
     response = getattr(error, "response", None)
     if response is not None:
         return response.status_code in COME_AGAIN or response.status_code >= 500
@@ -68,7 +71,7 @@ def is_transient(error: BaseException) -> bool:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether a disk of this machine had no room left (or no room for this user)."""
+    """Returns whether the cause is a disk of this machine that has no room left (or none for this user)."""
     chain: BaseException | None = error
     while chain is not None:
         if isinstance(chain, OSError) and chain.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -79,17 +82,16 @@ def is_disk_full(error: BaseException) -> bool:
     return False
 
 
-def first_line(error: BaseException) -> str:
-    """What an error says, in one line and without credentials."""
+def reason(error: BaseException) -> str:
+    """Returns why a call failed, in a few words of the error's and without credentials."""
     found = REASON.search(str(error))
     if found is not None:
-        return next(filter(None, found.groups())).strip()
-    lines = [line.strip() for line in str(error).strip().splitlines()]
-    return masked_text(lines[0] if lines else type(error).__name__)[:MAX_CHARACTERS]
+        return next(group for group in found.groups() if group).strip()
+    return masked_text(one_line(error, whole=False))[:MAX_CHARACTERS]
 
 
 def pauses() -> Iterator[float]:
-    """Seconds to wait between attempts: longer and longer, up to `LONGEST_PAUSE`."""
+    """Yields the seconds to wait between attempts: more and more, up to `LONGEST_PAUSE`."""
     pause = FIRST_PAUSE
     while True:
         yield pause
@@ -97,16 +99,17 @@ def pauses() -> Iterator[float]:
 
 
 def patiently(call: Callable[[], T], where: str, patience: float, *, quietly: bool = False) -> T:
-    """What `call` returns, as soon as it succeeds; `where` names the store ("http://127.0.0.1:5000").
-
-    Ctrl-C and SIGTERM end the wait.
+    """Calls `call` until it succeeds, and returns its result; Ctrl-C and SIGTERM end the wait.
 
     Args:
-        quietly: Says nothing while it waits.
+        call: Asks the store.
+        where: The store's name for messages ("http://127.0.0.1:5000").
+        patience: Seconds for which failures that may pass are waited for.
+        quietly: Whether to print nothing while waiting.
 
     Raises:
-        StoreAwayError (a RunError): It kept failing for `patience` seconds in ways that might have passed.
-        Exception: What `call` raised, at once, where waiting wouldn't help.
+        StoreAwayError: A `RunError`: `call` kept failing, for `patience` seconds, in ways that might have passed.
+        Exception: The error of `call`, at once, if waiting doesn't help.
     """
     end = time.monotonic() + patience
     said = quietly
@@ -117,8 +120,8 @@ def patiently(call: Callable[[], T], where: str, patience: float, *, quietly: bo
             if not is_transient(error):
                 raise
             if time.monotonic() + pause > end:
-                reason = f"for {patience:.0f} s the MLflow store {where} didn't answer ({first_line(error)})."
-                raise StoreAwayError(f"{reason} Start it again; the same command goes on.") from error
+                silence = f"for {patience:.0f} s the MLflow store {where} didn't answer ({reason(error)})."
+                raise StoreAwayError(f"{silence} Start it again; the same command goes on.") from error
         if not said:
             said = True
             note(f"The MLflow store {where} doesn't answer. Waiting for up to {patience / 60:.0f} minutes.")
@@ -127,7 +130,7 @@ def patiently(call: Callable[[], T], where: str, patience: float, *, quietly: bo
 
 
 def sleep(seconds: float) -> None:
-    """Waits; Ctrl-C and SIGTERM end the wait."""
+    """Waits `seconds`; Ctrl-C and SIGTERM end the wait."""
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
         interrupts.check()

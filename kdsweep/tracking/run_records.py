@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime
+from typing import Any
 
-if TYPE_CHECKING:
-    from datetime import datetime
+# The tag that holds the id of the run above a run.
+PARENT = "mlflow.parentRunId"
 
 # The tag that says which arm a run belongs to; its name is older than that word. Runs above others, which belong to no
 # arm, have "study" or "group" there.
 ARM_TAG = "kdsweep.role"
 
-# The arms in the order of the tables. The students are trained in a study, and confirmed with fresh seeds.
+# The arms in the order of the tables. A study trains the students, and confirms them with fresh seeds.
 ARMS = ("teacher", "scratch", "label_smoothing", "distill")
 STUDENTS = ARMS[1:]
 
@@ -27,23 +28,23 @@ class RunRecord:
     start: datetime  # UTC
     duration_s: float | None  # None while the run goes on
     params: dict[str, str]
-    metrics: dict[str, float]  # the last value of each
+    metrics: dict[str, float]  # name -> its last value
     tags: dict[str, str]  # without MLflow's own
     parent: str | None = None  # id of the run above it
 
     @property
     def arm(self) -> str | None:
-        """One of `ARMS`, or "study" or "group" for a run above others; None for a run that kdsweep did not make."""
+        """One of `ARMS`, or "study" or "group" for a run above others; None if kdsweep didn't make the run."""
         return self.tags.get(ARM_TAG)
 
     @property
     def stage(self) -> str | None:
-        """single, baseline, search or confirmation."""
+        """The stage of the study: baseline, search or confirmation; or single, for a run without a study."""
         return self.tags.get("kdsweep.stage")
 
     @property
     def seed(self) -> int | None:
-        """The run's seed; None for runs without one (a study)."""
+        """The run's seed; None for a run without one (a study)."""
         seed = self.params.get("seed", "None")
         return None if seed == "None" else int(seed)
 
@@ -58,7 +59,7 @@ class StudyRecord:
     def runs(
         self, arm: str | None = None, stage: str | None = None, status: str | None = "FINISHED"
     ) -> list[RunRecord]:
-        """The children of this arm, stage and status; None takes all of them."""
+        """Returns the children of this arm, stage and status; None stands for any."""
         return [
             child
             for child in self.children
@@ -66,3 +67,19 @@ class StudyRecord:
             and (stage is None or child.stage == stage)
             and (status is None or child.status == status)
         ]
+
+
+def read_back(run: Any) -> RunRecord:
+    """Returns the record of a run of MLflow's."""
+    info, data = run.info, run.data
+    return RunRecord(
+        id=info.run_id,
+        name=info.run_name,
+        status=info.status,
+        start=datetime.fromtimestamp(info.start_time / 1000, UTC),
+        duration_s=None if info.end_time is None else (info.end_time - info.start_time) / 1000,
+        params=dict(data.params),
+        metrics=dict(data.metrics),
+        tags={key: value for key, value in data.tags.items() if not key.startswith("mlflow.")},
+        parent=data.tags.get(PARENT),
+    )

@@ -1,6 +1,6 @@
-"""A run that is being written: every call makes an entry, which an `Outbox` hands to the store.
+"""A run that is being written: every call makes an entry, which an `Outbox` (sender.py) hands to the store.
 
-What entries hold, by "kind":
+What an entry holds depends on its "kind":
 
     params, tags    {name: text}
     metrics         [[name, value, time in ms since 1970, step], ...]
@@ -16,6 +16,7 @@ import io
 import json
 import re
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,18 +25,19 @@ from kdsweep.system.masking import masked_text
 from kdsweep.tracking.retry import is_disk_full
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from matplotlib.figure import Figure
 
     from kdsweep.tracking.journal import Journal
     from kdsweep.tracking.sender import Outbox
 
-# A trial of a few seconds is seen while it runs, and its epochs still share their transactions (5 to 60 ms each).
+# Short enough to show a trial of a few seconds while it runs; long enough for epochs to share a transaction (5 to 60 ms
+# each).
 FLUSH_SECONDS = 2.0
-MAX_METRICS = 1000  # a call to log_batch takes no more
+MAX_METRICS = 1000  # the most that a call to log_batch takes
 
-# MLflow's limits; it cuts longer values with a warning for each, or refuses them.
+# MLflow's limits: it refuses longer values, or cuts them with a warning for each.
 MAX_PARAM_CHARACTERS = 6000
 MAX_DIGEST_CHARACTERS = 36
 MAX_ERROR_CHARACTERS = 500
@@ -44,7 +46,12 @@ MAX_ERROR_CHARACTERS = 500
 class Run:
     """A run that is being written; `Store.run` makes it and ends it.
 
-    No call waits for a server. What the store refuses for good is raised by the call itself or by a later one.
+    No call waits for a server. If the store refuses something for good, the call or a later one raises the error.
+
+    Args:
+        run_id: MLflow's id of the run.
+        outbox: Sends the run's entries.
+        journal: Keeps the files of artifacts until they have been sent.
     """
 
     def __init__(self, run_id: str, outbox: Outbox, journal: Journal) -> None:
@@ -57,7 +64,7 @@ class Run:
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Records metrics of one step (an epoch, from 1). They reach the store within seconds, in batches.
 
-        NaN and infinities are passed on: MLflow keeps NaN, and the largest float for an infinity.
+        MLflow keeps NaN as it is, and the largest float in place of an infinity.
         """
         now = milliseconds()
         self._pending += [[admitted(name), float(value), now, step] for name, value in metrics.items()]
@@ -70,7 +77,7 @@ class Run:
         self.flush()
 
     def flush(self) -> None:
-        """Hands on what `log` has gathered."""
+        """Sends the metrics that `log` has gathered."""
         pending, self._pending = self._pending, []
         self._flushed = time.monotonic()
         if pending:
@@ -89,20 +96,20 @@ class Run:
         self._outbox.put({"kind": "tags", "tags": dict(tags)})
 
     def datasets(self, name: str, source: str, digest: str, profiles: Mapping[str, Mapping[str, object]]) -> None:
-        """Records data that the run read, as MLflow data set inputs.
+        """Records the data set that the run read, as MLflow data set inputs.
 
         Args:
-            name: "cifar10".
-            source: Where it comes from: a folder or an address.
-            digest: Hash of its contents; any length.
-            profiles: Of each context ("training", "validation" or "test") what is worth seeing at a glance, JSON-able:
+            name: The data set's ("cifar10").
+            source: The folder or address that it comes from.
+            digest: Hash of its contents, of any length.
+            profiles: Context ("training", "validation" or "test") -> what the UI shows of it, JSON-able:
                 {"pictures": 45000, "classes": 10}.
         """
         inputs = []
         for context, profile in profiles.items():
             text = json.dumps({"digest": digest, **profile})
-            # MLflow knows a data set by name and digest: under one digest a run would lose its second context, and the
-            # experiment would keep the profile that was logged first.
+            # MLflow identifies a data set by name and digest. If the contexts shared one digest, a run would lose its
+            # second context, and the experiment would keep the profile that was logged first.
             part = hashlib.sha256(f"{context}:{text}".encode()).hexdigest()[:8]
             identity = f"{digest[: MAX_DIGEST_CHARACTERS - 9]}-{part}"
             entry = {"name": name, "digest": identity, "source": json.dumps({"uri": source}), "profile": text}
@@ -118,7 +125,7 @@ class Run:
         self._artifact(name or path.name, path)
 
     def made_file(self, name: str, make: Callable[[Path], None]) -> None:
-        """Has `make` write the artifact `name`, at the path that it is given."""
+        """Adds the artifact `name`, which `make` writes to the path that it is called with."""
         self._artifact(name, make)
 
     def figure(self, name: str, figure: Figure) -> None:
@@ -137,28 +144,32 @@ class Run:
         self._outbox.put({"kind": "artifact", "name": name, "file": file})
 
     def catch_up(self) -> None:
-        """Waits, within limits, until what an earlier process couldn't send has been sent."""
+        """Waits (for a limited time) until what an earlier process couldn't send has been sent."""
         self._outbox.drain(self._outbox.waiting.end_s)
 
-    # Its end, which `Store` brings about
+    # The end of the run: see `ended`
 
     def finish(self) -> None:
-        """FINISHED, unless something was refused, which is raised. Waits, within limits, until all has been sent."""
+        """Ends the run as FINISHED, and waits (for a limited time) until all has been sent.
+
+        Raises:
+            Exception: The store refused something for good; the run isn't FINISHED then.
+        """
         end = milliseconds()
         self.flush()
         drained = False
         try:
             drained = self._outbox.drain(self._outbox.waiting.end_s)
-        except KeyboardInterrupt:  # the work is done: only the waiting ends
+        except KeyboardInterrupt:  # the work is done, so only the waiting ends
             self._end("FINISHED", end, 0.0)
             raise
         self._outbox.check()
-        # A store that hasn't come back by now doesn't in the next minute either.
+        # A store that hasn't come back by now won't in the next minute either.
         self._end("FINISHED", end, self._outbox.waiting.end_s if drained else 0.0)
 
     def fail(self, error: BaseException) -> None:
-        """KILLED by what ends a run on request, FAILED by any other error, which a tag then names."""
-        if self._over:  # it failed, or was interrupted, while it was being closed
+        """Ends the run as KILLED if `error` is a request to end it, else as FAILED with a tag that names the error."""
+        if self._over:  # the error came while the run was being closed
             return
         end = milliseconds()
         killed = isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit)
@@ -167,6 +178,7 @@ class Run:
             if isinstance(error, PrunedError):
                 self.tag({"kdsweep.pruned": str(error.epoch)})
             elif not killed:
+                # `kdsweep-reproduce` compares this text with that of earlier versions, which made it so.
                 line = " ".join(f"{type(error).__name__}: {error}".split())
                 self.tag({"kdsweep.error": masked_text(line)[:MAX_ERROR_CHARACTERS]})
             self.flush()
@@ -175,7 +187,7 @@ class Run:
             self._end("KILLED" if killed or pruned else "FAILED", end, patience)
 
     def _end(self, status: str, end: int, patience: float) -> None:
-        """Sends how the run ended, and closes it."""
+        """Sends the status with which the run ended, and closes it."""
         self._over = True
         try:
             self._outbox.put({"kind": "status", "status": status, "end": end})
@@ -187,16 +199,30 @@ class Run:
         self._outbox.check()
 
 
+@contextmanager
+def ended(run: Run) -> Iterator[None]:
+    """Ends a run with the block, whichever way the block ends."""
+    try:
+        yield
+        run.finish()
+    except BaseException as error:
+        try:
+            run.fail(error)
+        except Exception as second:  # the first error is the one to show
+            error.add_note(f"The MLflow run {run.id} could not be closed either: {second}")
+        raise
+
+
 def disk_full(place: Path) -> RunError:
-    """The error for a disk on which nothing more can be written."""
+    """Returns the error for a full disk: `place` is a path on it."""
     return RunError(f"no space is left on the disk of {place}. Free some, and start the same command again.")
 
 
 def milliseconds() -> int:
-    """The time, as MLflow writes it: milliseconds since 1970."""
+    """Returns the time in MLflow's unit: milliseconds since 1970."""
     return int(time.time() * 1000)
 
 
 def admitted(name: str) -> str:
-    """The name with an underscore for each character that MLflow does not admit in names: ( ) + = and the like."""
+    """Returns a name with an underscore for each character that MLflow doesn't admit in names: ( ) + = and others."""
     return re.sub(r"[^/\w.\- :]", "_", name)

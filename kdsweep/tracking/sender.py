@@ -1,6 +1,6 @@
-"""The way of a run's entries to its MLflow store: in order, by one thread, so that an outage doesn't stop the training.
+"""Sends a run's entries to its MLflow store, in order, from a thread, so that an outage doesn't stop the training.
 
-From the first failure on, what hasn't been sent is in a journal on the disk too. It is removed when all has been sent.
+From the first failure on, unsent entries are also kept in a journal on the disk, until all have been sent.
 """
 
 from __future__ import annotations
@@ -13,28 +13,28 @@ from typing import TYPE_CHECKING
 
 from kdsweep.system import interrupts
 from kdsweep.system.progress import note
-from kdsweep.tracking.retry import first_line, is_transient, pauses
+from kdsweep.tracking.retry import is_transient, pauses, reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kdsweep.tracking.journal import Entry, Journal
 
-# An entry that has been under way for so long counts as failed: a process that is killed should lose nothing.
+# If sending an entry takes longer, the journal is begun: a process that is killed should lose nothing.
 SLOW_SECONDS = 3.0
 POLL_SECONDS = 0.1
-HURRIED_SECONDS = 1.0  # the pause between attempts at the end of a run
+HURRIED_SECONDS = 1.0  # the longest pause between attempts at the end of a run, for which somebody waits
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """How long calls wait for the store.
+    """Seconds for which a run waits for its store.
 
     Attributes:
-        call_s: Each call that writes, as long as there is no outage: errors come from the call that causes them, or, of
-            an artifact, from a later one.
-        end_s: The end of a run.
-        killed_s: The end of a run that a signal ends.
+        call_s: In each call that writes, while there is no outage. So an error is raised by the call that causes it;
+            one of an artifact by a later call.
+        end_s: At the end of a run.
+        killed_s: At the end of a run that a signal ends.
     """
 
     call_s: float
@@ -44,18 +44,19 @@ class Waiting:
 
 # A database of this machine answers in milliseconds, and a writer that locks it comes to an end.
 LOCAL = Waiting(call_s=1.0, end_s=120.0, killed_s=6.0)
-# A worker that was told to end has ten seconds (workers.GRACE_SECONDS).
+# A worker that was told to end has ten seconds for it (workers.GRACE_SECONDS).
 REMOTE = Waiting(call_s=0.0, end_s=60.0, killed_s=6.0)
 
 
 class Outbox:
-    """Entries of one run on their way.
+    """The queue of one run's entries, and the thread that sends them.
 
     Args:
-        send: Writes one entry to the store; called in the thread. It may be called again for the same entry.
-        journal: Keeps what can't be sent. Entries that it still holds are sent first, except how that run ended.
+        send: Writes one entry to the store; the thread calls it, and may call it again for the same entry.
+        journal: Keeps what can't be sent. The entries that it holds already are sent first, except for the status with
+            which the run ended then.
         where: The store's name, for messages.
-        waiting: How long calls wait.
+        waiting: Seconds for which calls wait.
     """
 
     def __init__(self, send: Callable[[Entry], None], journal: Journal, where: str, waiting: Waiting) -> None:
@@ -71,9 +72,9 @@ class Outbox:
         threading.Thread(target=self._work, name="kdsweep-outbox", daemon=True).start()
 
     def put(self, entry: Entry) -> None:
-        """Takes an entry. While there is no outage it waits a moment for it to be written (`waiting.call_s`).
+        """Adds an entry to the queue. While there is no outage it waits until it is written, at most `waiting.call_s`.
 
-        It doesn't wait for an artifact: that is in a file already, and to be sure of a file on a disk takes a while.
+        It doesn't wait for an artifact, which is in a file already and takes longer to write.
 
         Raises:
             Exception: An earlier entry, or this one, was refused for good.
@@ -97,7 +98,7 @@ class Outbox:
             raise failure
 
     def drain(self, patience: float) -> bool:
-        """Waits until all has been sent, at most `patience` seconds; returns whether it has. Signals end the wait."""
+        """Waits until all has been sent, at most `patience` seconds; returns whether all was. Signals end the wait."""
         with self._changed:
             self._hurried = True
             self._changed.notify_all()
@@ -119,7 +120,7 @@ class Outbox:
                 note(f"Waiting for the MLflow store {self._where}, for up to {end - now:.0f} s.")
 
     def close(self) -> None:
-        """Ends the thread; what hasn't been sent stays in the journal, and a line says where."""
+        """Ends the thread. What hasn't been sent stays in the journal; a line for the user says where that is."""
         with self._changed:
             left = bool(self._queue)
             if left and not self._journaling:
@@ -144,12 +145,12 @@ class Outbox:
     def _keep(self, entries: list[Entry]) -> None:
         try:
             self._journal.write(entries)
-        except OSError as error:  # entries are in memory still, and the store may come back
+        except OSError as error:  # entries are still in memory, and the store may come back
             if self._unwritten is None:
                 note(f"What the MLflow store {self._where} hasn't taken yet can't be kept on disk: {error}")
             self._unwritten = error
 
-    # In the thread
+    # The methods below run in the thread
 
     def _work(self) -> None:
         waits = pauses()
@@ -167,7 +168,7 @@ class Outbox:
             self._sent(entry)
 
     def _next(self) -> Entry | None:
-        """Waits for an entry to send; None when there will be none."""
+        """Waits for an entry to send, and returns it; None if there won't be any more."""
         with self._changed:
             self._changed.wait_for(lambda: self._queue or self._closed)
             if self._closed:
@@ -185,20 +186,20 @@ class Outbox:
                 self._start_journal()
             self._changed.notify_all()
         note(
-            f"The MLflow store {self._where} doesn't answer ({first_line(error)}). The run goes on; its results are "
+            f"The MLflow store {self._where} doesn't answer ({reason(error)}). The run goes on; its results are "
             f"kept in {self._journal.folder} until they can be sent."
         )
 
     def _pause(self, seconds: float) -> None:
         with self._changed:
-            # At the end of a run somebody waits.
+            # The end of a run makes the pause shorter.
             if not self._changed.wait_for(lambda: self._closed or self._hurried, seconds):
                 return
             self._changed.wait_for(lambda: self._closed, min(seconds, HURRIED_SECONDS))
 
     def _sent(self, entry: Entry) -> None:
         with self._changed:
-            if self._closed:  # its journal isn't ours any more
+            if self._closed:  # the journal was released
                 return
             self._queue.popleft()
             self._since = None

@@ -1,4 +1,4 @@
-"""Sends what runs couldn't hand to their MLflow store: the journals in a folder, each once."""
+"""Sends what runs couldn't send to their MLflow store: the journals in a folder, each once."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kdsweep.system.errors import RunError, UserError
+from kdsweep.system.masking import masked_text
 from kdsweep.system.progress import note, progress
 from kdsweep.tracking import journal
-from kdsweep.tracking.location import shown
 from kdsweep.tracking.retry import StoreAwayError
 
 if TYPE_CHECKING:
@@ -16,31 +16,39 @@ if TYPE_CHECKING:
 
     from kdsweep.tracking.store import Store
 
-# Someone waits at the terminal, and may call again.
+# Short, since somebody waits at the terminal, and can give the command again.
 PATIENCE_SECONDS = 30.0
 
 
 @dataclass
 class Sent:
-    """What became of the runs that were to be sent."""
+    """The runs that were sent, and those that weren't.
+
+    Attributes:
+        runs: Number of the runs that were sent.
+        going_on: Names of the runs that are left for the next call, since they go on.
+        failed: A line for each run that the store refused, with the reason.
+    """
 
     runs: int = 0
-    going_on: list[str] = field(default_factory=list)  # names; they are left for the next call
-    failed: list[str] = field(default_factory=list)  # why, in a line each
+    going_on: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
 
 
 def send_unsent(store: Store, folder: Path, *, anywhere: bool = False, patience: float = PATIENCE_SECONDS) -> Sent:
-    """Sends the journals in `folder` to the store that they were meant for, and removes them.
+    """Sends the journals in `folder` that are meant for a store, and removes them.
 
     Args:
-        anywhere: Those too that were meant for a store with another URI (the same one, at a new address).
+        store: Gets them.
+        folder: Holds the journals.
+        anywhere: Whether to send those too that are meant for another URI (the same store may have a new address).
         patience: Seconds for which a store that doesn't answer is waited for.
 
     Raises:
-        StoreAwayError: It doesn't answer; what wasn't sent stays.
+        StoreAwayError: The store doesn't answer; what wasn't sent stays.
     """
     sent = Sent()
-    waiting = [path for path in journals(folder) if anywhere or meant_for(path) == shown(store.uri)]
+    waiting = [path for path in journals(folder) if anywhere or meant_for(path) == masked_text(store.uri)]
     with progress("sending unsent results", len(waiting)) as advance:
         for path in waiting:
             _send_journal(store, path, patience, sent)
@@ -49,7 +57,7 @@ def send_unsent(store: Store, folder: Path, *, anywhere: bool = False, patience:
 
 
 def journals(folder: Path) -> list[Path]:
-    """The folders of the journals in `folder`. What a killed run left that holds none is removed."""
+    """Returns the folders of the journals in `folder`; removes folders without a journal, which killed runs left."""
     found = []
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if not path.is_dir():
@@ -62,13 +70,13 @@ def journals(folder: Path) -> list[Path]:
 
 
 def meant_for(path: Path) -> str:
-    """The URI of the store that a journal is meant for, without credentials; "" where no journal is."""
+    """Returns the URI of the store that a journal is meant for, without credentials; "" if there is no journal."""
     found = journal.read(path)
     return "" if found is None else found[0].uri
 
 
 def _send_journal(store: Store, path: Path, patience: float, sent: Sent) -> None:
-    """Sends one journal, and removes it; unless its run goes on, or the store refuses it."""
+    """Sends one journal and removes it, unless its run goes on or the store refuses it."""
     held = journal.try_acquire(path)
     found = journal.read(path)
     if held is None or found is None:
@@ -80,7 +88,7 @@ def _send_journal(store: Store, path: Path, patience: float, sent: Sent) -> None
         if len(whole) < len(entries):
             note(f"{len(entries) - len(whole)} artifacts of {owner.name} (run {owner.run}) are missing in {path}.")
         store.deliver(owner.run, whole, path, patience)
-        # Its process was killed, and couldn't say so.
+        # A run without a final status was killed, and couldn't record that.
         if not any(entry["kind"] == "status" for entry in entries) and store.find(owner.run).status == "RUNNING":
             store.close_lost(owner.run, "its process was killed")
         held.clear()

@@ -1,7 +1,7 @@
-"""The table in which MLflow's UI compares our runs: its columns, and its order.
+"""The table in which MLflow's UI compares the runs of kdsweep: its columns and its order.
 
-Of itself the UI shows a study as one line, without a metric, and first of all a page for language models. It has shared
-views, which it keeps in tags of an experiment; a `Store` sets ours, and `kdsweep-ui` opens it.
+By default the UI opens a page for language models, and shows a study as one line without a metric. It keeps shared
+views in tags of an experiment; a `Store` sets kdsweep's, and `kdsweep-ui` opens it.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ COLUMNS = (
     *("tags.`kdsweep.stage`", "tags.`kdsweep.study`"),
 )
 
-# The best on validation first.
+# The runs with the highest validation accuracy come first.
 STATE = {"orderByKey": COLUMNS[0], "orderByAsc": False, "selectedColumns": [*COLUMNS]}
 TEXT = json.dumps(STATE)
 
 
 def address(server: str, experiment_id: str) -> str:
-    """Where a server shows it, for an experiment that has the tag.
+    """Returns the address of the table of an experiment that has the tag.
 
     Args:
-        server: "http://127.0.0.1:5000".
-        experiment_id: The experiment.
+        server: The server's address ("http://127.0.0.1:5000").
+        experiment_id: The experiment's.
     """
-    shown = urlencode({"workflowType": "machine_learning", "viewStateShareKey": KEY})
-    return f"{server}/#/experiments/{experiment_id}/runs?{shown}"
+    view = urlencode({"workflowType": "machine_learning", "viewStateShareKey": KEY})
+    return f"{server}/#/experiments/{experiment_id}/runs?{view}"

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import parts
 from benchmarks.measuring import Figure, Finding, take_turns, timed
-from kdsweep.system.files import read_tensors, write_tensors
+from kdsweep.system.tensor_files import read_tensors, write_tensors
 
 GOAL = 1.03
 # Numbers of trials that share a table, which the first of them makes.

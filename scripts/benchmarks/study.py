@@ -23,6 +23,7 @@ from rich.table import Table
 
 from benchmarks.measuring import Clock, Figure, Finding, Seconds, bar, in_milliseconds, positive, shown_number
 from kdsweep.config.folder import CONFIG_FOLDER
+from kdsweep.config.keys import flatten
 from kdsweep.config.overrides import parsed
 from kdsweep.execution.jobs import Job, Outcome
 from kdsweep.execution.trial_link import TrialLink, build_pruner
@@ -32,7 +33,7 @@ from kdsweep.system import progress
 from kdsweep.system.errors import PrunedError, RunError
 from kdsweep.system.sqlite import sqlite_uri
 from kdsweep.tracking.run_records import ARM_TAG
-from kdsweep.tracking.store import Store, flatten
+from kdsweep.tracking.store import Store
 
 if TYPE_CHECKING:
     from kdsweep.data import Dataset
@@ -440,9 +441,9 @@ def verdict(series: Series) -> str:
 
 def measure(arguments: argparse.Namespace) -> Finding:
     """Time per trial outside training, over a study of empty trials"""
-    from kdsweep.tracking import store
+    from kdsweep.tracking.opening import import_mlflow
 
-    store._import_mlflow()  # takes seconds, which no trial should be charged
+    import_mlflow()  # takes seconds, which no trial should be charged
     chosen = [arguments.sampler] if arguments.sampler else ["random", "gp"]
     found = []
     with ExitStack() as stack:

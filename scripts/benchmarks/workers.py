@@ -40,7 +40,7 @@ def train_together(cfg: DictConfig, folder: str, others: int, epochs: int) -> di
     from threadpoolctl import threadpool_info
 
     from kdsweep.numerics import hardware
-    from kdsweep.system.files import hash_tensors
+    from kdsweep.system.tensor_files import hash_tensors
 
     hardware.set_threads(cfg.threads)
     training = parts.Training(cfg)

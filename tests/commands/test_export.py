@@ -20,8 +20,8 @@ from kdsweep.commands import export
 from kdsweep.config import build
 from kdsweep.config.saved_config import SavedConfig, parse
 from kdsweep.system.errors import RunError, UserError
-from kdsweep.system.files import hash_tensors, write_tensors
 from kdsweep.system.sqlite import sqlite_uri
+from kdsweep.system.tensor_files import hash_tensors, write_tensors
 from kdsweep.tracking.store import Store
 
 
@@ -259,9 +259,12 @@ def test_paths_move_with_the_project_folder(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     old, new = tmp_path / "old", tmp_path / "new"
     (old / "kept").mkdir(parents=True)
-    config = [f"{old}/data/x", str(old), f"{old}er/data", "plain", 3, {"a": f"{old}/kept"}]
-    assert export._moved(config, str(old), new) == [f"{new}/data/x", str(old), f"{old}er/data", "plain", 3, config[5]]
-    assert export._moved("./data", ".", new) == f"{new}/data"
+    paths = {"root": str(old), "data": f"{old}/data"}
+    values = [f"{old}/data/x", f"{old}/w.pth", f"{old}er/data", "plain", 3, f"{old}/kept"]
+    cfg = export._config({"data": {"root": values}, "model": {}, "paths": paths}, new)
+    assert cfg.data.root == [f"{new}/data/x", f"{new}/w.pth", *values[2:]]
+    relative = {"data": {"root": "./data"}, "model": {}, "paths": {"root": ".", "data": "./data"}}
+    assert export._config(relative, new).data.root == f"{new}/data"
 
 
 DATA = {"_target_": "kdsweep.data.digits", "image_size": 8, "n_test": 9, "val_size": 9, "train_fraction": 1.0}

@@ -19,8 +19,9 @@ from kdsweep.system.errors import RunError, UserError
 from kdsweep.system.processes import this_process
 from kdsweep.tracking import sender, sending
 from kdsweep.tracking.location import offline_uri, store_uri
+from kdsweep.tracking.run_writer import Run
 from kdsweep.tracking.sender import Waiting
-from kdsweep.tracking.store import Run, Store
+from kdsweep.tracking.store import Store
 
 pytestmark = pytest.mark.slow
 
@@ -32,7 +33,7 @@ DISTILL = {"kdsweep.role": "distill"}
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    """One for all tests, since it takes seconds to start; each leaves it as it was."""
+    """Starts one server for all tests, since that takes seconds; each test leaves it as it was."""
     with mlflow_server(tmp_path_factory.mktemp("server")) as started:
         yield started
 
@@ -52,14 +53,14 @@ def client(uri: str) -> Any:
 
 
 def artifacts(uri: str, run_id: str, folder: str | None = None) -> set[str]:
-    """The paths of all artifacts of a run."""
+    """Returns the paths of all artifacts of a run."""
     found = client(uri).list_artifacts(run_id, folder)
     inside = [artifacts(uri, run_id, item.path) for item in found if item.is_dir]
     return {item.path for item in found if not item.is_dir}.union(*inside)
 
 
 def write(run: Run, source: Path) -> None:
-    """One of everything but metrics."""
+    """Writes one of everything but metrics."""
     run.datasets("digits", "/data/digits", "ab" * 32, {"training": {"pictures": 3}})
     run.tag({"kdsweep.weights": "abc"})
     run.text("config.yaml", "seed: 0\n")
@@ -91,7 +92,7 @@ def weights(tmp_path: Path) -> Path:
 def test_an_outage_in_the_middle_costs_nothing(
     server: MlflowServer, tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A server that hangs, and one that is killed and started again: no call waits, and no metric is lost."""
+    """The server hangs, or is killed and started again: no call waits, and no metric is lost."""
     monkeypatch.setattr("kdsweep.tracking.store.REMOTE", Waiting(call_s=0.0, end_s=60.0, killed_s=1.0))
     store = Store(server.uri, unsent=tmp_path / "unsent")
     slowest = 0.0
@@ -116,7 +117,7 @@ def test_an_outage_in_the_middle_costs_nothing(
 def test_a_server_that_is_gone_for_good_costs_no_result(
     server: MlflowServer, tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The run ends well, a line says where its rest is; `kdsweep-sync` fails in a line, and later completes the run."""
+    """The run ends well; a line says where its rest is. `kdsweep-sync` fails in a line, later completes the run."""
     store = Store(server.uri, unsent=tmp_path / "unsent")
     with store.run("gone", tags=DISTILL, params={"seed": 0}) as run:
         server.hang()
@@ -139,7 +140,7 @@ def test_a_server_that_is_gone_for_good_costs_no_result(
 
 
 def synced(root: Path, *words: str) -> int:
-    """The exit status of `kdsweep-sync`."""
+    """Returns the exit status of `kdsweep-sync`."""
     try:
         sync.main(["--root", str(root), *words])
     except SystemExit as error:
@@ -148,7 +149,7 @@ def synced(root: Path, *words: str) -> int:
 
 
 def interrupted(store: Store, server: MlflowServer, runs: list[Run]) -> None:
-    """A run whose server hangs when Ctrl-C comes."""
+    """Interrupts a run by Ctrl-C while its server hangs."""
     with store.run("killed", tags=DISTILL, params={}) as run:
         runs.append(run)
         run.summary({"before": 1.0})
@@ -158,7 +159,7 @@ def interrupted(store: Store, server: MlflowServer, runs: list[Run]) -> None:
 
 
 def test_a_run_that_a_signal_ends_does_not_wait_for_the_server(server: MlflowServer, tmp_path: Path) -> None:
-    """A process that is told to end has seconds. What it had goes with the run, when that goes on."""
+    """A process that is told to end has seconds. What it couldn't send is sent when the run goes on."""
     store = Store(server.uri, unsent=tmp_path / "unsent")
     runs: list[Run] = []
     start = time.monotonic()
@@ -207,7 +208,7 @@ def test_the_run_of_a_killed_process_is_closed(server: MlflowServer, tmp_path: P
 def test_a_question_waits_for_the_answer(
     server: MlflowServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Reading outlasts an outage, and ends in one line where that doesn't end."""
+    """Reading outlasts an outage; if the outage doesn't end, it fails in one line."""
     store = Store(server.uri)
     server.hang()
     resumed = subprocess.Popen(["sh", "-c", f"sleep 3; kill -CONT -{server.group}"])
@@ -222,7 +223,7 @@ def test_a_question_waits_for_the_answer(
 
 
 def test_a_server_that_is_away_at_the_start_is_a_clear_error(server: MlflowServer, tmp_path: Path) -> None:
-    """In seconds, with the remedy, and no run is made."""
+    """The error comes within seconds and has the remedy; no run is made."""
     server.hang()
     start = time.monotonic()
     with pytest.raises(UserError, match=r"^uri: .* cannot be opened: Read timed out\. .*tracking\.offline=true"):
@@ -235,7 +236,7 @@ def test_a_server_that_is_away_at_the_start_is_a_clear_error(server: MlflowServe
 
 
 def impatient_command(*arguments: Any) -> None:
-    """A `kdsweep` command as `commands.Command` runs it, that waits for its server at the end for a second."""
+    """Starts `kdsweep` as `commands.Command` does, but its end waits for the server for one second."""
     from kdsweep.tracking import store
 
     store.REMOTE = Waiting(call_s=0.0, end_s=1.0, killed_s=1.0)  # type: ignore[misc]
@@ -267,7 +268,7 @@ def test_a_command_outlives_its_server(server: MlflowServer, tmp_path: Path, mon
 
 @pytest.fixture(scope="module")
 def offline(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
-    """A folder with an offline study: its parent, two finished runs, and one that a killed process left."""
+    """Makes a folder with an offline study: its parent, two finished runs, and one that a killed process left."""
     root = tmp_path_factory.mktemp("offline")
     source = root / "weights.bin"
     source.write_bytes(b"12")
@@ -281,13 +282,16 @@ def offline(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, s
                     run.log({"val/accuracy": step / 100}, step)
                 write(run, source)
             ids[f"seed {seed}"] = run.id
+    half_written = root / "offline" / "mlartifacts" / ids["seed 1"] / "artifacts" / ".log.txt.0123" / "log.txt"
+    half_written.parent.mkdir()
+    half_written.touch()
     mlflow = client(store.uri)
     ids["lost"] = mlflow.create_run(mlflow.get_experiment_by_name("away").experiment_id, run_name="lost").info.run_id
     return root, ids
 
 
 def copies(uri: str, originals: dict[str, str]) -> dict[str, Any]:
-    """What stands at the server for each run: by name."""
+    """Returns the runs at the server by their names."""
     store = Store(uri, "away")
     found = {run.tags["kdsweep.sent_from"]: run for run in store.runs()}
     assert len(found) == len(store.runs()), "a run was sent twice"
@@ -297,7 +301,7 @@ def copies(uri: str, originals: dict[str, str]) -> dict[str, Any]:
 def test_offline_runs_are_copied_whole_and_once(
     server: MlflowServer, offline: tuple[Path, dict[str, str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Everything, times and parents included; a run that is interrupted in between is completed by the next call."""
+    """Everything is copied, times and parents too; the next call completes a run whose copying was interrupted."""
     root, ids = offline
     assert synced(root, "--uri", server.uri) == 0
     assert capsys.readouterr().out == "Sent 4 runs.\n"
@@ -320,7 +324,7 @@ def test_offline_runs_are_copied_whole_and_once(
 def test_a_run_that_goes_on_is_left_for_the_next_call(
     server: MlflowServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its process lives; the runs under it need it first."""
+    """Its process lives, and the runs under it need it first."""
     store = Store(offline_uri(tmp_path), "living")
     with store.run("study", tags={"kdsweep.process": str(this_process())}, params={}) as study:
         with store.run("child", tags=DISTILL, params={}, parent=study.id):
@@ -338,7 +342,7 @@ def test_a_run_that_goes_on_is_left_for_the_next_call(
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Rather than to say that it holds nothing."""
+    """The command doesn't say that the folder holds nothing."""
     assert synced(tmp_path / "misspelt") == 2
     printed = capsys.readouterr()
     assert (printed.out, printed.err.count("\n")) == ("", 1)

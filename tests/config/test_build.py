@@ -17,7 +17,7 @@ from kdsweep.config import build, rules
 from kdsweep.config.checks import check
 from kdsweep.models import FORMATS, Classifier
 from kdsweep.system.errors import UserError
-from kdsweep.system.files import hash_tensors
+from kdsweep.system.tensor_files import hash_tensors
 
 
 @pytest.fixture(autouse=True)

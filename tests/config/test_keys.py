@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from kdsweep.config import keys
 from kdsweep.config.folder import CONFIG_FOLDER
-from kdsweep.tracking.store import flatten
+from kdsweep.config.keys import flatten
 
 OPTIONS = [
     f"{path.parent.name}={path.stem}"
@@ -65,3 +65,16 @@ def test_the_run_of_a_teacher_has_no_key_of_its_students() -> None:
     """Its identity depends on its network, its data and the training of its head."""
     assert {"model", "loss", "optimizer", "epochs", "batch_size", "compiled", "seed"} <= set(keys.STUDENT_KEYS)
     assert not {"data", "teacher", "view_seed", "device", "threads"} & set(keys.STUDENT_KEYS)
+
+
+def test_flatten_joins_keys_with_dots() -> None:
+    """Lists of values stay whole; items of lists of mappings are numbered; empty mappings and None are kept."""
+    config = {"loss": {"alpha": 0.5, "deep": {"er": 1}}, "mean": [1, 2], "stages": [{"lr": 1}], "none": None, "e": {}}
+    assert flatten(config) == {
+        "loss.alpha": 0.5,
+        "loss.deep.er": 1,
+        "mean": [1, 2],
+        "stages.0.lr": 1,
+        "none": None,
+        "e": {},
+    }

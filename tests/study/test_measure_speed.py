@@ -17,7 +17,7 @@ from kdsweep.study import measure_speed
 from kdsweep.study.measure_speed import measure, missing_passes, student_speed
 from kdsweep.system.environment import cores
 from kdsweep.system.errors import UserError
-from kdsweep.system.files import write_tensors
+from kdsweep.system.tensor_files import write_tensors
 
 
 def config(root: Path, *words: str) -> Any:

@@ -23,8 +23,8 @@ from kdsweep.system.errors import PrunedError, RunError
 from kdsweep.system.processes import ProcessId, this_process
 from kdsweep.system.sqlite import sqlite_uri
 from kdsweep.tracking.location import store_uri
-from kdsweep.tracking.run_records import RunRecord
-from kdsweep.tracking.store import PARENT, Store
+from kdsweep.tracking.run_records import PARENT, RunRecord
+from kdsweep.tracking.store import Store
 
 ALPHA = {"loss.alpha": FloatDistribution(0, 1)}
 COMMAND = parsed(["loss.alpha=interval(0.0,1.0)", "optimizer.lr=0.03", "seed=5", "loss.tau=3"])

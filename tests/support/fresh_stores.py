@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,17 +17,18 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
+from kdsweep.system.files import atomic_path
+from kdsweep.system.sqlite import write_ahead
 from kdsweep.tracking import store as product
+from kdsweep.tracking.opening import make_store
 
 # Names the file that is copied, for the processes of tests and for the commands that they start.
 KEY = "KDSWEEP_TESTS_EMPTY_STORE"
 
-_build = product._make_store
-
 
 def copy_stores() -> None:
     """From now on this process makes fresh stores by copying the session's, if the session has one."""
-    product._make_store = _copy
+    product.make_store = _copy
 
 
 def passed_on() -> dict[str, str]:
@@ -43,7 +43,7 @@ def empty_store() -> Path:
         if not path.exists():
             import mlflow
 
-            _build(mlflow, path)
+            make_store(mlflow, path)
     return path
 
 
@@ -51,20 +51,15 @@ def empty_store() -> Path:
 def built_by_mlflow() -> Iterator[None]:
     """In this block, and in the commands that it starts, MLflow builds fresh stores itself."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(product, "_make_store", _build)
+        patch.setattr(product, "make_store", make_store)
         patch.delenv(KEY)
         yield
 
 
 def _copy(mlflow: Any, path: Path) -> None:
     if not os.environ.get(KEY):
-        _build(mlflow, path)
+        make_store(mlflow, path)
         return
-    # Whole under its name, or not there: as the product does it.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
+    with atomic_path(path) as temporary:
         shutil.copyfile(empty_store(), temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    product.write_ahead(path)
+    write_ahead(path)

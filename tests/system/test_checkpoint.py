@@ -25,7 +25,7 @@ from kdsweep.schedules import constant, cosine, one_cycle
 from kdsweep.system import checkpoint, interrupts
 from kdsweep.system.checkpoint import Checkpoints, expire, kept, packed, unpacked
 from kdsweep.system.errors import PrunedError, RunError
-from kdsweep.system.files import hash_tensors
+from kdsweep.system.tensor_files import hash_tensors
 from kdsweep.training import Fit, Metrics
 from kdsweep.views import Views
 
@@ -53,7 +53,7 @@ def offered(checkpoints: Checkpoints, *epochs: int) -> None:
 
 
 def test_a_state_comes_back_as_it_was() -> None:
-    """Keys that are numbers, tuples, None, the bits of floats, tensors without a dimension."""
+    """Keys that are numbers, tuples, None, the bits of floats and tensors without a dimension come back."""
     given = {
         "param_groups": [{"betas": (0.9, 0.999), "lr": 0.1 + 0.2, "foreach": None, "params": [0, 1]}],
         "state": {0: {"step": torch.tensor(3.0)}, 1: {}},
@@ -65,7 +65,7 @@ def test_a_state_comes_back_as_it_was() -> None:
 
 
 def test_what_has_no_place_in_a_checkpoint_is_refused() -> None:
-    """Rather than to be lost: a function in a scheduler's state, say."""
+    """A function in a scheduler's state, say, raises an error and isn't silently left out."""
     with pytest.raises(TypeError, match="JSON"):
         packed({"scheduler": {"lr_lambda": max}})
 
@@ -74,7 +74,7 @@ def test_what_has_no_place_in_a_checkpoint_is_refused() -> None:
 
 
 def test_the_last_two_are_kept(tmp_path: Path) -> None:
-    """And the later one is taken."""
+    """Older ones are removed, and the later of the two is loaded."""
     checkpoints = Checkpoints(tmp_path / "run", share=1)
     checkpoints.claim()
     offered(checkpoints, 1, 2, 3)
@@ -89,7 +89,7 @@ def test_the_last_two_are_kept(tmp_path: Path) -> None:
 def test_a_damaged_one_falls_back_to_the_one_before(
     position: int, how: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Wherever the damage is; and it is said."""
+    """That holds wherever the damage is, and a line says so."""
     checkpoints = Checkpoints(tmp_path / "run", share=1)
     checkpoints.claim()
     offered(checkpoints, 1, 2)
@@ -104,7 +104,7 @@ def test_a_damaged_one_falls_back_to_the_one_before(
 
 
 def test_no_more_than_their_share_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tenth: after a second of saving come nine of training; of a fresh run the size of the state tells."""
+    """A share of a tenth leaves nine seconds of training for one of saving; a fresh run estimates by size."""
     clock = [100.0]
     monkeypatch.setattr(checkpoint.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(checkpoint, "BYTES_PER_SECOND", sum(t.nbytes for t in packed(state(0)).values()))
@@ -124,7 +124,7 @@ def test_no_more_than_their_share_of_the_time(tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize(("share", "n"), [(0.0, 0), (1.0, 5)])
 def test_none_or_every_one(share: float, n: int, tmp_path: Path) -> None:
-    """The limits of the share."""
+    """A share of 0 saves nothing, a share of 1 saves at every occasion."""
     checkpoints = Checkpoints(tmp_path / "run", share)
     checkpoints.claim()
     for epoch in range(5):
@@ -154,13 +154,13 @@ def test_an_interrupted_run_goes_on_and_a_finished_one_does_not(tmp_path: Path) 
 
 @pytest.mark.parametrize("error", [RunError("the loss was nan"), PrunedError(3)])
 def test_what_would_only_come_again_is_forgotten(error: Exception, tmp_path: Path) -> None:
-    """A run that diverged, or was pruned."""
+    """A run that diverged or was pruned leaves no checkpoint."""
     ended_by(error, tmp_path / "key", 1)
     assert list((tmp_path / "key").iterdir()) == []
 
 
 def test_two_of_a_kind_do_not_share(tmp_path: Path) -> None:
-    """The same command twice at a time: the second begins a run of its own."""
+    """If the same command runs twice at a time, the second begins a run of its own."""
     with kept(tmp_path / "key", 1, everything) as (first, _):
         offered(first, 1)
         with kept(tmp_path / "key", 1, everything) as (second, found):
@@ -172,7 +172,7 @@ def test_two_of_a_kind_do_not_share(tmp_path: Path) -> None:
 
 
 def test_a_state_that_is_not_wanted_is_forgotten(tmp_path: Path) -> None:
-    """Its run was deleted, or resume=false."""
+    """That is so if its run was deleted, or with resume=false."""
     ended_by(KeyboardInterrupt(), tmp_path / "key", 1)
     with kept(tmp_path / "key", 1, lambda state: state["epoch"] > 1) as (_, found):
         assert found is None
@@ -251,7 +251,7 @@ def trained(fit: Fit, stop: int | None = None) -> list[Metrics]:
 
 
 def press_ctrl_c() -> None:
-    """As it reaches a training: at the end of the step."""
+    """Interrupts as Ctrl-C does in a training: at the end of the step."""
     interrupts._pending = KeyboardInterrupt
 
 
@@ -260,7 +260,7 @@ def press_ctrl_c() -> None:
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("stop", [1, 3, 5])
 def test_a_training_goes_on_bit_for_bit(optimizer: str, schedule: str, stop: int) -> None:
-    """In the middle of an epoch and at its end: weights and the metrics of the epochs left."""
+    """Interrupted within an epoch or at its end, it has the same weights, and the same metrics in the epochs left."""
     whole, network = fitting(optimizer, schedule)
     expected = trained(whole)
     first, _ = fitting(optimizer, schedule)
@@ -315,14 +315,14 @@ PLACES = [
 
 
 def resumed_after(root: Path) -> list[int]:
-    """The epochs after which the one run of a folder went on."""
+    """Returns the epochs after which the one run of a folder went on."""
     (run,) = runs(root, "distill")
     return [int(epoch) for epoch in run.data.tags["kdsweep.resumed_after"].split(", ")]
 
 
 @pytest.mark.slow
 def test_kills_leave_no_trace(undisturbed: tuple[str, dict[str, float], list[float]], tmp_path: Path) -> None:
-    """Wherever it commits something, the same run goes on; same weights, same metrics, each logged once."""
+    """Killed wherever it commits something, the same run goes on: same weights, same metrics, each logged once."""
     teacher = partial(kill_at, "kdsweep.tracking.run_writer:Run._end", "after")
     assert Command(*LONG, root=tmp_path, prepare=teacher).outcome().status == -signal.SIGKILL
     for place in PLACES:
@@ -340,7 +340,7 @@ def test_kills_leave_no_trace(undisturbed: tuple[str, dict[str, float], list[flo
 def test_a_run_killed_when_it_had_finished_is_not_repeated_into(
     undisturbed: tuple[str, dict[str, float], list[float]], tmp_path: Path
 ) -> None:
-    """FINISHED in MLflow, its checkpoints still there: the same command makes a run of its own and removes them."""
+    """Its checkpoints are still there; the same command makes a run of its own and removes them."""
     last = partial(kill_at, "kdsweep.system.checkpoint:Checkpoints.discard", "before")
     assert Command(*LONG, root=tmp_path, prepare=last).outcome().status == -signal.SIGKILL
     assert result(tmp_path) == undisturbed
@@ -373,7 +373,7 @@ def test_an_interruption_at_a_random_moment_leaves_no_trace(
 def test_a_damaged_checkpoint_costs_an_epoch(
     undisturbed: tuple[str, dict[str, float], list[float]], tmp_path: Path
 ) -> None:
-    """The one before it is taken, which is said, and the end is the same."""
+    """The one before it is taken, a line says so, and the end is the same."""
     second = partial(kill_at, WRITTEN, "after", call=2)
     assert Command(*LONG, root=tmp_path, prepare=second).outcome().status == -signal.SIGKILL
     latest = max(checkpoints(tmp_path))
@@ -387,7 +387,7 @@ def test_a_damaged_checkpoint_costs_an_epoch(
 
 @pytest.mark.slow
 def test_what_resume_says(tmp_path: Path) -> None:
-    """True refuses where there is nothing to go on from, false begins anew, auto does what is possible."""
+    """resume=true refuses if there is nothing to go on from, false begins anew, and auto does what is possible."""
     refused = kdsweep(*LONG, "resume=true", root=tmp_path)
     assert (refused.status, refused.error[:16]) == (2, "kdsweep: resume:")
     command = Command(*LONG, root=tmp_path)

@@ -23,7 +23,7 @@ def test_the_surroundings_are_plain_values() -> None:
 
 
 def test_what_a_result_depends_on_is_there() -> None:
-    """Versions, hardware, and the number of threads, on which the last bits depend."""
+    """The description has versions, hardware, and the number of threads, on which the last bits depend."""
     found = environment.describe()
     assert found["kdsweep"] == kdsweep.__version__
     assert found["threads"] == torch.get_num_threads()
@@ -33,7 +33,7 @@ def test_what_a_result_depends_on_is_there() -> None:
 
 
 def test_versions_are_those_of_the_requirements() -> None:
-    """Libraries that numbers depend on, with those of extras; neither kdsweep itself nor tools for working on it."""
+    """They are libraries that numbers depend on, those of extras too; neither kdsweep nor tools for working on it."""
     found = environment.versions()
     assert found["torch"] == torch.__version__.partition("+")[0]
     assert {"torchvision", "hydra-core", "optuna", "mlflow", "numpy", "timm"} <= found.keys()
@@ -48,7 +48,7 @@ def test_the_source_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_processors_features_are_those_that_change_sums() -> None:
-    """First the set for which torch chose its kernels; nothing that only encrypts or counts."""
+    """The first is the set for which torch chose its kernels; none only encrypts or counts."""
     kernels, *features = environment.cpu_features()
     assert kernels == torch.backends.cpu.get_cpu_capability()
     assert features == sorted(set(features))
@@ -63,7 +63,7 @@ def test_what_computes_below_torch_is_named() -> None:
 
 
 def test_variables_that_change_sums_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The number of threads has its own place, and nothing else of the environment is told."""
+    """The number of threads is recorded elsewhere, and no other variable is recorded."""
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     monkeypatch.setenv("MKL_NUM_THREADS", "1")
     monkeypatch.setenv("MY_TOKEN", "secret")
@@ -92,7 +92,7 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def test_changes_are_a_patch_that_can_be_applied(checkout: Path) -> None:
-    """What was changed, what is new in package and configuration; nothing else of the checkout."""
+    """It holds changed and new files of package and configuration, and nothing else of the checkout."""
     assert environment.source_changes(checkout / "package") is None
     (checkout / "notes.txt").write_text("two\n")
     assert environment.source_changes(checkout / "package") is None
@@ -107,7 +107,7 @@ def test_changes_are_a_patch_that_can_be_applied(checkout: Path) -> None:
 
 
 def test_the_patch_is_the_same_whatever_git_is_told(checkout: Path) -> None:
-    """Its hash tells two states apart, not two users."""
+    """Its hash distinguishes two states of the code, and not two users."""
     (checkout / "package" / "a.py").write_text("two\n" + "one\n" * 4)
     before = environment.source_changes(checkout / "package")
     for key, value in (("diff.noprefix", "true"), ("color.diff", "always"), ("diff.context", "0")):
@@ -117,7 +117,7 @@ def test_the_patch_is_the_same_whatever_git_is_told(checkout: Path) -> None:
 
 @pytest.fixture
 def changed(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """That checkout as the home of kdsweep; what is remembered of the real one comes back."""
+    """Makes that checkout kdsweep's home, for one test."""
     monkeypatch.setattr(kdsweep, "__file__", str(checkout / "package" / "__init__.py"))
     environment._own_source.cache_clear()
     yield checkout
@@ -125,7 +125,7 @@ def changed(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_the_changes_have_a_hash(changed: Path) -> None:
-    """None where the code is that of the commit, though notes may differ."""
+    """It is None if the code is the commit's, though notes may differ."""
     (changed / "notes.txt").write_text("two\n")
     found = environment.describe()
     assert (found["git_dirty"], found["git_diff"], environment.uncommitted_changes()) == (True, None, None)
@@ -136,7 +136,7 @@ def test_the_changes_have_a_hash(changed: Path) -> None:
 
 
 def test_a_large_patch_is_cut(changed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And says so."""
+    """Its last line says so."""
     monkeypatch.setattr(environment, "MAX_CHANGES_BYTES", 100)
     (changed / "package" / "a.py").write_text("two\n" * 100)
     found = str(environment.uncommitted_changes())
@@ -153,3 +153,24 @@ def test_a_run_keeps_its_surroundings(home: Path) -> None:
         key: ours[key] for key in ("python", "cpu", "packages")
     }
     assert found["threads"] == 1
+
+
+def test_the_source_state_tells_commit_and_changes(tmp_path: Path) -> None:
+    """Clean after a commit; dirty by a new file; unknown outside of a checkout and in an ignored folder of one."""
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    unknown = {"git_commit": None, "git_dirty": None}
+    assert environment.source_state(package) == unknown
+    for words in (["init", "-q"], ["add", "package"], ["commit", "-q", "-m", "first"]):
+        subprocess.run([*git, *words], check=True)
+    clean = environment.source_state(package)
+    assert len(str(clean["git_commit"])) == 40
+    assert clean["git_dirty"] is False
+    (package / "new.py").touch()
+    assert environment.source_state(package) == {**clean, "git_dirty": True}
+    installed = tmp_path / ".venv" / "package"
+    installed.mkdir(parents=True)
+    (installed / "__init__.py").touch()
+    assert environment.source_state(installed) == unknown

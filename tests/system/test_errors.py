@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 
-from kdsweep.system.errors import RunError, UserError, require, require_kinds, require_number
+from kdsweep.system.errors import RunError, UserError, one_line, require, require_kinds, require_number
 
 
 def test_a_user_error_starts_with_its_key() -> None:
@@ -17,7 +17,7 @@ def test_a_user_error_starts_with_its_key() -> None:
 
 
 def test_within_completes_the_key() -> None:
-    """A group goes in front of the key, or is the key where there was none; the message stays."""
+    """A group goes in front of the key, or is the key if there was none; the message stays."""
     assert str(UserError("too large.", "tau").within("loss").within("study")) == "study.loss.tau: too large."
     assert str(UserError("too large.").within("loss")) == "loss: too large."
 
@@ -44,6 +44,21 @@ def test_numbers_pass_whatever_their_range(value: float) -> None:
     require_number(value, "tau > 0", "tau")
 
 
+@pytest.mark.parametrize(
+    ("error", "line", "first"),
+    [
+        ("  one\n  two\r\nthree\n", "one two three", "one"),
+        (OSError("\n\nno disk\nat all"), "no disk at all", "no disk"),
+        (ValueError(), "ValueError", "ValueError"),
+        ("", "", ""),
+    ],
+)
+def test_what_an_error_says_fits_in_one_line(error: Exception | str, line: str, first: str) -> None:
+    """The lines of a text or an error are joined, or only the first is taken; a silent error is named by its type."""
+    assert one_line(error) == line
+    assert one_line(error, whole=False) == first
+
+
 def test_errors_cross_process_borders() -> None:
     """A worker process can hand a user error to its parent, key and all."""
     copy = pickle.loads(pickle.dumps(UserError("too large.", "tau")))
@@ -51,7 +66,7 @@ def test_errors_cross_process_borders() -> None:
 
 
 def test_a_failed_run_is_no_wrong_value() -> None:
-    """What a run dies of is told apart from what the user wrote."""
+    """A failed run and a wrong value are different types of error."""
     assert not issubclass(RunError, ValueError)
     assert issubclass(UserError, ValueError)
 
@@ -76,12 +91,12 @@ def _optimizer(
 
 @pytest.mark.parametrize(("name", "value", "message"), KINDS)
 def test_an_argument_of_another_kind_than_its_default_is_refused(name: str, value: object, message: str) -> None:
-    """What torch's optimizers would take, and fail with later."""
+    """Torch's optimizers would take it, and fail later."""
     with pytest.raises(UserError, match=message) as refused:
         require_kinds(_optimizer, {name: value})
     assert refused.value.key == name
 
 
 def test_arguments_of_the_right_kind_are_left_alone() -> None:
-    """Whole numbers for fractions, lists for tuples, anything where there is no default, and unknown names."""
+    """Whole numbers pass for fractions, lists for tuples, anything without a default, and unknown names."""
     require_kinds(_optimizer, {"params": "abc", "lr": 1, "betas": [0, 0.5], "nesterov": True, "other": "abc"})

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def handlers() -> Iterator[None]:
-    """The signal handlers of the test process, put back."""
+    """Puts the signal handlers of the test process back."""
     before = {number: signal.getsignal(number) for number in ENDS}
     yield
     for number, handler in before.items():
@@ -59,7 +59,7 @@ def test_the_reader_may_leave_early(tmp_path: Path) -> None:
 
 
 def test_the_installed_command_refuses_in_one_line(tmp_path: Path) -> None:
-    """What users type, in a process that has imported nothing before."""
+    """The process has imported nothing before, as when a user types the command."""
     done = console_script("loss.alpha=[", root=tmp_path)
     assert done.status == 2
     assert done.err == done.error + "\n"
@@ -93,7 +93,7 @@ def test_the_installed_command_refuses_in_one_line(tmp_path: Path) -> None:
 def test_each_end_has_its_exit_status(
     error: BaseException, status: int, line: str, handlers: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """2 for what the user can mend, 1 for a run that failed, 128 + n for signals; one line each."""
+    """It is 2 for what the user can mend, 1 for a run that failed, 128 + n for signals, with one line each."""
     with pytest.raises(SystemExit) as left:
         exit_status.command("command", lambda: _raise(error))
     assert left.value.code == status
@@ -103,7 +103,7 @@ def test_each_end_has_its_exit_status(
 
 
 def test_a_mistake_of_ours_keeps_its_trace(handlers: None) -> None:
-    """An exception that no user can mend is not dressed up."""
+    """An exception that no user can mend shows its stack trace."""
     with pytest.raises(ZeroDivisionError):
         exit_status.command("command", lambda: _raise(ZeroDivisionError()))
     assert exit_status.explained(ValueError("from our own code")) is None
@@ -111,7 +111,7 @@ def test_a_mistake_of_ours_keeps_its_trace(handlers: None) -> None:
 
 
 def test_argparse_refuses_in_one_line(handlers: None, capfd: pytest.CaptureFixture[str]) -> None:
-    """Inside a command without the usage, whose parser it may be; outside as ever."""
+    """That holds inside a command for any parser; outside, argparse prints the usage as always."""
     parser = argparse.ArgumentParser("tool")
     with pytest.raises(SystemExit):
         exit_status.command("tool", lambda: parser.parse_args(["--nothing"]))

@@ -1,12 +1,12 @@
-"""Files: whole or absent, and hashes that tell what they hold."""
+"""Files are whole or absent, and locks let one process in."""
 
 from __future__ import annotations
 
 import dataclasses
 import errno
 import hashlib
-import logging
 import os
+import shutil
 import stat
 import time
 from collections.abc import Iterator
@@ -14,12 +14,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
 
 from kdsweep.system import files, interrupts
-from kdsweep.system.files import atomic_path, hash_identity, hash_tensors, locked, read_tensors, write_tensors
+from kdsweep.system.files import atomic_path, hash_identity, locked
 from kdsweep.system.processes import ProcessId, this_process
+from kdsweep.system.tensor_files import write_tensors
 
 
 @pytest.fixture(params=[0o022, 0o027, 0o002])
@@ -27,11 +26,6 @@ def umask(request: pytest.FixtureRequest) -> Iterator[int]:
     before = os.umask(request.param)
     yield request.param
     os.umask(before)
-
-
-def tensors() -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return {"weight": torch.randn(3, 2, generator=generator), "steps": torch.tensor(7)}
 
 
 def names(folder: Path) -> list[str]:
@@ -66,7 +60,7 @@ def test_an_error_leaves_the_old_file_alone(tmp_path: Path) -> None:
 
 
 def workplace(folder: Path, process: ProcessId, name: str = "notes.txt") -> Path:
-    """What a process that writes `name` into `folder` has there, with half of the file."""
+    """Makes what a process that writes `name` into `folder` has there, with half of the file."""
     made = folder / f".{name}.{files._owner(process)}.0123abcd"
     made.mkdir()
     (made / name).write_text("half")
@@ -74,7 +68,7 @@ def workplace(folder: Path, process: ProcessId, name: str = "notes.txt") -> Path
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
-    """By the next one that writes there, whatever it writes; what a living one has begun stays."""
+    """The next process that writes there removes it, whatever it writes; what a living one has begun stays."""
     dead = dataclasses.replace(this_process(), birth="0123abcd-77")
     killed = [workplace(tmp_path, dead), workplace(tmp_path, dead, "another.file")]
     living = workplace(tmp_path, this_process())
@@ -91,19 +85,26 @@ def test_what_another_machine_left_is_removed_a_day_later(tmp_path: Path) -> Non
     old, new, coming = (workplace(tmp_path, foreign, name) for name in ("old", "new", "coming"))
     for path, days in ((old, -2), (coming, 2)):
         os.utime(path, times=(time.time() + days * 86400,) * 2)
-    write_tensors(tmp_path / "x", tensors())
+    with atomic_path(tmp_path / "x") as temporary:
+        temporary.write_text("whole")
     assert sorted(names(tmp_path)) == sorted([new.name, coming.name, "x"])
 
 
 def test_an_error_names_the_file_that_was_to_be_written(tmp_path: Path) -> None:
-    """Not the temporary one, and also where the system's error names none."""
+    """It doesn't name the temporary one, and it names the file though the system's error names none."""
     (tmp_path / "folder").mkdir()
-    with pytest.raises(IsADirectoryError) as directory:
-        write_tensors(tmp_path / "folder", tensors())
+    with pytest.raises(IsADirectoryError) as directory, atomic_path(tmp_path / "folder"):
+        pass
     assert directory.value.filename == str(tmp_path / "folder")
     with pytest.raises(OSError, match="No space left") as full, atomic_path(tmp_path / "notes.txt"):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert (full.value.errno, full.value.filename) == (errno.ENOSPC, str(tmp_path / "notes.txt"))
+    with pytest.raises(OSError, match="No space left") as copying, atomic_path(tmp_path / "notes.txt") as temporary:
+        raise OSError(errno.ENOSPC, "No space left on device", "source.txt", None, str(temporary))
+    assert copying.value.filename == str(tmp_path / "notes.txt")
+    with pytest.raises(FileNotFoundError) as missing, atomic_path(tmp_path / "notes.txt") as temporary:
+        shutil.copyfile(tmp_path / "absent", temporary)
+    assert missing.value.filename == str(tmp_path / "absent")
     assert names(tmp_path) == ["folder"]
 
 
@@ -127,95 +128,9 @@ def test_files_have_the_permissions_that_the_umask_leaves(tmp_path: Path, umask:
     """Text and tensors alike are as readable as any file of this user: a cache may be shared."""
     with atomic_path(tmp_path / "text") as temporary:
         temporary.write_text("x")
-    write_tensors(tmp_path / "tensors", tensors())
+    write_tensors(tmp_path / "tensors", {"steps": torch.tensor(7)})
     for name in ("text", "tensors"):
         assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o666 & ~umask
-
-
-def test_tensors_come_back_bit_for_bit(tmp_path: Path) -> None:
-    """What is written is read, whatever its dtype, memory layout or gradient."""
-    written = {
-        **tensors(),
-        "channels_last": torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last),
-        "half": torch.tensor([1.5, float("nan")], dtype=torch.bfloat16),
-        "parameter": torch.nn.Parameter(torch.ones(2)),
-        "view": torch.arange(10)[::2],
-        "empty": torch.zeros(0, 3),
-    }
-    write_tensors(tmp_path / "x", written, {"run": "abc"})
-    read = read_tensors(tmp_path / "x")
-    assert read is not None
-    assert read.keys() == written.keys()
-    assert all(torch.equal(read[name].nan_to_num(), written[name].nan_to_num()) for name in read)
-
-
-def test_an_absent_file_is_none_without_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Nothing there is no damage."""
-    assert read_tensors(tmp_path / "x") is None
-    assert caplog.text == ""
-
-
-def test_every_flipped_byte_is_noticed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Wherever one byte of a file changes, header or numbers, it is not believed, and the log says so."""
-    path = tmp_path / "x"
-    write_tensors(path, tensors())
-    good = path.read_bytes()
-    for position in range(len(good)):
-        bad = bytearray(good)
-        bad[position] ^= 0x10
-        path.write_bytes(bad)
-        caplog.clear()
-        with caplog.at_level(logging.WARNING):
-            assert read_tensors(path) is None, f"byte {position} of {len(good)}"
-        assert "it is made again" in caplog.text
-    path.write_bytes(good)
-    assert read_tensors(path) is not None
-
-
-def test_every_truncation_is_noticed(tmp_path: Path) -> None:
-    """A file that ends early, or runs on, is not believed."""
-    path = tmp_path / "x"
-    write_tensors(path, tensors())
-    good = path.read_bytes()
-    for bad in (*(good[:length] for length in range(len(good))), good + b"\0"):
-        path.write_bytes(bad)
-        assert read_tensors(path) is None
-
-
-def test_a_file_without_checksum_is_not_believed(tmp_path: Path) -> None:
-    """A safetensors file by others is no file of ours."""
-    save_file(tensors(), tmp_path / "x")
-    assert read_tensors(tmp_path / "x") is None
-
-
-def test_hash_is_sha256_of_names_dtypes_shapes_and_bytes() -> None:
-    """The hash is what its docstring says, so that it can be computed elsewhere."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors().items()):
-        shape = ", ".join(str(side) for side in tensor.shape) + ("," if tensor.ndim == 1 else "")
-        digest.update(f"{name}:{tensor.dtype}:({shape});".encode() + tensor.numpy().tobytes())
-    assert hash_tensors(tensors()) == digest.hexdigest()
-
-
-def test_hash_ignores_order_and_memory_layout() -> None:
-    """The same numbers under the same names have the same hash."""
-    weight = torch.randn(2, 3, 4, 4)
-    plain = {"a": weight, "b": torch.ones(1)}
-    shuffled = {"b": torch.ones(1), "a": weight.to(memory_format=torch.channels_last).requires_grad_()}
-    assert hash_tensors(plain) == hash_tensors(shuffled)
-
-
-def test_hash_tells_names_dtypes_shapes_and_bits_apart() -> None:
-    """A change of anything else changes it, down to the sign of a zero."""
-    variants = [
-        {"a": torch.zeros(4)},
-        {"b": torch.zeros(4)},
-        {"a": torch.zeros(2, 2)},
-        {"a": torch.zeros(4, dtype=torch.int32)},
-        {"a": torch.tensor([0.0, 0.0, 0.0, -0.0])},
-        {"a": torch.zeros(2), "b": torch.zeros(2)},
-    ]
-    assert len({hash_tensors(variant) for variant in variants}) == len(variants)
 
 
 def test_identity_does_not_depend_on_the_order_of_keys() -> None:

@@ -37,7 +37,7 @@ def send(number: int = signal.SIGTERM) -> None:
 
 @pytest.mark.parametrize(("number", "error"), list(interrupts.ENDS.items()))
 def test_a_signal_raises_at_once_where_nothing_is_open(number: int, error: type[KeyboardInterrupt]) -> None:
-    """Ctrl-C as ever, SIGTERM and SIGHUP as its subclasses."""
+    """Ctrl-C raises KeyboardInterrupt as always, SIGTERM and SIGHUP raise subclasses of it."""
     with pytest.raises(KeyboardInterrupt) as raised:
         send(number)
     assert raised.type is error
@@ -75,7 +75,7 @@ def test_no_block_begins_after_a_signal() -> None:
 
 
 def test_the_second_signal_does_not_wait() -> None:
-    """Who presses Ctrl-C twice means now."""
+    """A user who presses Ctrl-C twice wants the process to end at once."""
     with pytest.raises(KeyboardInterrupt), deferred():
         send(signal.SIGINT)
         send(signal.SIGINT)
@@ -101,7 +101,7 @@ def test_a_repetition_of_sigterm_says_nothing_new(first: int, second: int) -> No
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_nothing_cuts_a_closing_short(number: int) -> None:
-    """However long it takes, and however late the signal comes: it raises afterwards."""
+    """However long it takes and however late the signal comes, the signal raises afterwards."""
     done = []
     with pytest.raises(interrupts.ENDS[number]), deferred():
         with closing():
@@ -137,7 +137,7 @@ def test_the_error_of_a_closing_is_not_hidden_by_a_signal() -> None:
 
 
 def test_ctrl_c_twice_cuts_a_closing_short() -> None:
-    """A server that is away can make it long; once does not."""
+    """A server that doesn't answer can make closing long; Ctrl-C pressed once doesn't cut it short."""
     done = []
     with pytest.raises(KeyboardInterrupt), closing():
         send(signal.SIGTERM)
@@ -183,7 +183,7 @@ def test_every_step_with_a_bar_is_such_a_step() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_an_ignored_signal_stays_ignored(number: int) -> None:
-    """A shell's background jobs and `nohup` mean it."""
+    """A shell's background jobs and `nohup` ignore signals on purpose."""
     signal.signal(number, signal.SIG_IGN)
     interrupts.install()
     assert signal.getsignal(number) is signal.SIG_IGN

@@ -85,13 +85,13 @@ def test_what_is_no_secret_stays(text: str) -> None:
 
 @pytest.mark.parametrize("token", SHAPES)
 def test_well_known_tokens_are_found_anywhere(token: str) -> None:
-    """A token is hidden by its shape, without a key that tells."""
+    """A token is hidden because of its shape, whatever its key."""
     assert masked_text(f"[x={token}, y=1]") == f"[x={MASK}, y=1]"
 
 
 @pytest.mark.parametrize("text", [*HIDDEN, *SHAPES])
 def test_what_is_masked_stays_as_it_is(text: str) -> None:
-    """Masking twice is masking once: whoever isn't sure may mask again."""
+    """Masking twice gives the same as masking once."""
     assert masked_text(masked_text(text)) == masked_text(text)
 
 
@@ -136,7 +136,7 @@ def test_harmless_keys(key: str) -> None:
 
 
 def test_hydras_files_are_masked(tmp_path: Path) -> None:
-    """In a run's folder and in .hydra, a value folded over several lines included; what is clean isn't touched."""
+    """That holds in a run's folder and in .hydra, and for a value over several lines; a clean file isn't touched."""
     (tmp_path / ".hydra").mkdir()
     secret, clean = tmp_path / ".hydra" / "overrides.yaml", tmp_path / "multirun.yaml"
     secret.write_text(yaml.safe_dump(["+x.token=geheim", "seed=0", {"password": "geheim " * 30, "rate": 1e-5}]))

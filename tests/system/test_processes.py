@@ -28,14 +28,14 @@ def test_a_process_is_found_again_by_its_text() -> None:
 
 
 def test_this_process_lives() -> None:
-    """It is here, and has our number."""
+    """It runs on this machine, and has the number of the test process."""
     assert this_process().is_here
     assert this_process().lives()
     assert this_process().pid == os.getpid()
 
 
 def test_a_number_that_was_given_away_again_is_another_process() -> None:
-    """Process numbers are reused; the time of the start tells them apart, and so does the machine's boot."""
+    """Process numbers are reused; the time of the start and the machine's boot distinguish the processes."""
     boot, _, ticks = this_process().birth.partition("-")
     for birth in (f"{boot}-{int(ticks) - 1}", f"{boot[::-1]}-{ticks}"):
         other = dataclasses.replace(this_process(), birth=birth)
@@ -45,7 +45,7 @@ def test_a_number_that_was_given_away_again_is_another_process() -> None:
 
 @pytest.mark.parametrize("hours", [-1, 1])
 def test_setting_the_clock_makes_nobody_another(hours: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Psutil takes the start from the machine's clock, and says another time when that was set."""
+    """Psutil computes the start from the machine's clock, so its answer changes when the clock is set."""
     before = this_process()
     start = psutil.Process.create_time
     monkeypatch.setattr(psutil.Process, "create_time", lambda process: start(process) + hours * 3600)

@@ -1,4 +1,4 @@
-"""Claims about the way of a run's entries to a store that fails, and about the journal that keeps them meanwhile."""
+"""Claims about sending a run's entries to a store that fails, and about the journal that keeps them meanwhile."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WAITING = Waiting(call_s=0.0, end_s=1.0, killed_s=0.2)
 
 
 class Shop:
-    """Takes entries; or fails, as long as `error` is set; or hangs, as long as `open` isn't."""
+    """Takes entries, or fails as long as `error` is set, or hangs as long as `open` isn't set."""
 
     def __init__(self) -> None:
         self.got: list[Entry] = []
@@ -72,7 +72,7 @@ def test_entries_arrive_in_order_and_leave_no_file(shop: Shop, tmp_path: Path) -
 def test_an_outage_costs_neither_time_nor_entries(
     shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Calls return at once; what is kept on disk meanwhile goes when the store is back, in order; two lines tell."""
+    """Calls return at once. The disk keeps the entries until the store is back, in order; two lines tell of it."""
     shop.error = ConnectionError("refused")
     box = opened(shop, tmp_path / "unsent" / "run1")
     start = time.monotonic()
@@ -92,7 +92,7 @@ def test_an_outage_costs_neither_time_nor_entries(
 
 
 def test_a_store_that_hangs_is_an_outage(shop: Shop, tmp_path: Path) -> None:
-    """What has been under way for seconds is on disk, should the process be killed."""
+    """An entry that isn't sent after seconds is on disk, in case the process is killed."""
     shop.open.clear()
     box = opened(shop, tmp_path / "unsent" / "run1")
     box.put(entries(2)[0])
@@ -108,7 +108,7 @@ def test_a_store_that_hangs_is_an_outage(shop: Shop, tmp_path: Path) -> None:
 def test_what_a_store_never_takes_stays_and_goes_with_the_next_process(
     shop: Shop, tmp_path: Path, hangs: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The end isn't waited for longer than agreed; a line says where the rest is; the run that goes on sends it."""
+    """The run's end waits no longer than agreed, a line says where the rest is, and the run sends it if it goes on."""
     if hangs:
         shop.open.clear()
     else:
@@ -130,7 +130,7 @@ def test_what_a_store_never_takes_stays_and_goes_with_the_next_process(
 
 
 def test_a_refused_entry_is_raised_once_and_the_others_are_sent(shop: Shop, tmp_path: Path) -> None:
-    """Waiting wouldn't help; the end of the run must reach the store all the same."""
+    """Waiting wouldn't help, but the end of the run must still reach the store."""
     shop.error = RunError("no such metric")
     box = opened(shop, tmp_path / "unsent" / "run1", Waiting(call_s=5.0, end_s=5.0, killed_s=1.0))
     with pytest.raises(RunError, match="no such metric"):
@@ -142,7 +142,7 @@ def test_a_refused_entry_is_raised_once_and_the_others_are_sent(shop: Shop, tmp_
 
 
 def test_an_artifact_is_not_waited_for(shop: Shop, tmp_path: Path) -> None:
-    """What comes after it is; and so an artifact that the store refuses is an error of a later call."""
+    """Later entries are sent, and so the error of an artifact that the store refuses comes from a later call."""
     shop.open.clear()
     box = opened(shop, tmp_path / "unsent" / "run1", Waiting(call_s=5.0, end_s=5.0, killed_s=1.0))
     artifact = {"kind": "artifact", "name": "a.txt", "file": str(tmp_path / "a.txt")}
@@ -161,7 +161,7 @@ def test_an_artifact_is_not_waited_for(shop: Shop, tmp_path: Path) -> None:
 
 
 def test_a_journal_that_was_cut_short_is_read_up_to_there(tmp_path: Path) -> None:
-    """Whatever a crash or a full disk has left of the last line: at every byte, whole entries and no other."""
+    """A crash or a full disk may cut the last line at any byte: whole entries are read, and no others."""
     kept = Journal(tmp_path / "unsent" / "run1", OWNER)
     kept.write(entries(3))
     kept.release()
@@ -193,7 +193,7 @@ def test_a_journal_belongs_to_one_process_at_a_time(tmp_path: Path) -> None:
 
 
 def test_files_are_kept_until_they_are_sent(shop: Shop, tmp_path: Path) -> None:
-    """A copy, since the caller may remove its own; without an outage it is removed as soon as it has been sent."""
+    """The journal has a copy, since the caller may remove the file; it is removed as soon as it has been sent."""
     source = tmp_path / "weights.bin"
     source.write_bytes(b"12")
     kept = Journal(tmp_path / "unsent" / "run1", OWNER)
@@ -211,7 +211,7 @@ def test_files_are_kept_until_they_are_sent(shop: Shop, tmp_path: Path) -> None:
 
 
 def test_failures_that_pass_are_waited_for_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    """The answer comes in the end; what no waiting mends is raised at once."""
+    """The answer comes in the end; an error that waiting doesn't help is raised at once."""
     answers = iter([ConnectionError("refused"), TimeoutError("late"), 5])
 
     def ask() -> int:
@@ -227,7 +227,7 @@ def test_failures_that_pass_are_waited_for_with_one_line(capsys: pytest.CaptureF
 
 
 def test_waiting_ends_in_one_line() -> None:
-    """It says for how long, why, and what to do."""
+    """The line says how long it waited, why, and what to do."""
 
     def ask() -> None:
         raise ConnectionError("refused")
@@ -237,7 +237,7 @@ def test_waiting_ends_in_one_line() -> None:
 
 
 def test_what_passes_by_itself() -> None:
-    """No answer and a locked database; not a full disk, a missing file, or a refusal."""
+    """No answer and a locked database may pass; a full disk, a missing file and a refusal don't."""
     assert is_transient(ConnectionResetError("reset"))
     assert is_transient(RuntimeError("(sqlite3.OperationalError) database is locked"))
     for error in (

@@ -22,12 +22,13 @@ import pytest
 from matplotlib.figure import Figure
 from needs import lacking
 
-from kdsweep.system import environment
 from kdsweep.system.errors import PrunedError, RunError, UserError
 from kdsweep.system.sqlite import sqlite_path
-from kdsweep.tracking.location import artifact_folder, place_file, require_store, store_uri
+from kdsweep.tracking.location import artifact_folder, require_store, store_uri
+from kdsweep.tracking.mlflow_calls import place_file
+from kdsweep.tracking.run_writer import Run
 from kdsweep.tracking.sender import Waiting
-from kdsweep.tracking.store import Run, Store, flatten
+from kdsweep.tracking.store import Store
 
 pytestmark = pytest.mark.filterwarnings(
     # MLflow 3.17 with SQLAlchemy 2.1, once a process, where a run is first read.
@@ -47,13 +48,13 @@ def no_other_store() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """A store in a folder whose name needs quoting; made once, since a fresh SQLite store takes seconds."""
+    """Makes a store in a folder whose name needs quoting; once, since a fresh SQLite store takes seconds."""
     return Store(store_uri(None, tmp_path_factory.mktemp("root") / "a folder, 50%"))
 
 
 @pytest.fixture(scope="session")
 def recorded(store: Store, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The id of a run with one of everything."""
+    """Records a run with one of everything, and returns its id."""
     weights = tmp_path_factory.mktemp("made") / "weights.bin"
     weights.write_bytes(b"\x00\x01")
     params = {"loss.alpha": 0.5, "loss.tau": 4, "seed": 0, "teacher": None, "model.mean": [0.1, 0.2]}
@@ -71,7 +72,7 @@ def recorded(store: Store, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def read(store: Store, run_id: str) -> Any:
-    """The run as MLflow's own client gives it to anybody."""
+    """Returns the run as MLflow's own client reads it."""
     from mlflow import MlflowClient
 
     return MlflowClient(store.uri).get_run(run_id)
@@ -114,7 +115,7 @@ def test_tags_name_role_user_and_source(store: Store, recorded: str) -> None:
 
 
 def test_each_split_is_a_data_set_input(store: Store, recorded: str) -> None:
-    """Three splits of one data set stay three inputs, though MLflow keeps one a name and digest."""
+    """Three splits of one data set stay three inputs, though MLflow keeps one input per name and digest."""
     inputs = read(store, recorded).inputs.dataset_inputs
     assert {tag.value for given in inputs for tag in given.tags} == {"training", "validation", "test"}
     assert all(given.dataset.name == "digits" and given.dataset.digest.startswith("abab") for given in inputs)
@@ -133,7 +134,7 @@ def test_artifacts_lie_beside_the_store(store: Store, recorded: str) -> None:
 
 
 def test_more_parameters_and_metrics_than_one_call_takes(store: Store) -> None:
-    """MLflow takes 100 parameters and 1,000 metrics a call; a run takes any number."""
+    """A call to MLflow takes 100 parameters and 1,000 metrics; a run takes any number."""
     params = {f"key.{index}": index for index in range(250)}
     with store.run("many", tags=DISTILL, params=params) as run:
         for step in range(1250):
@@ -143,7 +144,7 @@ def test_more_parameters_and_metrics_than_one_call_takes(store: Store) -> None:
 
 
 def test_a_long_parameter_is_cut(store: Store) -> None:
-    """A value beyond MLflow's 6,000 characters is kept up to there."""
+    """The first 6,000 characters are kept, MLflow's limit."""
     with store.run("long", tags=DISTILL, params={"list": "x" * 7000}) as run:
         pass
     assert read(store, run.id).data.params == {"list": "x" * 6000}
@@ -159,7 +160,7 @@ def test_names_that_mlflow_does_not_admit_get_underscores(store: Store) -> None:
 
 
 def test_non_finite_metrics_pass(store: Store) -> None:
-    """NaN stays NaN, and an infinity is the largest float: what MLflow makes of them."""
+    """MLflow keeps NaN, and turns an infinity into the largest float."""
     with store.run("nan", tags=DISTILL, params={}) as run:
         run.summary({"nan": float("nan"), "inf": float("inf")})
     metrics = read(store, run.id).data.metrics
@@ -168,7 +169,7 @@ def test_non_finite_metrics_pass(store: Store) -> None:
 
 
 def test_metrics_are_seen_while_the_run_goes_on(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Metrics wait for company, and no longer than a moment."""
+    """Metrics are gathered into batches, but for no longer than a moment."""
     with store.run("going on", tags=DISTILL, params={}) as run:
         run.log({"first": 1.0}, step=1)
         assert metric_names(run, store) == set()
@@ -209,7 +210,7 @@ def ended_by(error: BaseException, store: Store, metrics: dict[str, float]) -> R
 def test_an_error_ends_the_run_and_keeps_its_metrics(
     store: Store, error: BaseException, status: str, tag: str | None
 ) -> None:
-    """FAILED with the error's line, KILLED when asked to stop; what was logged is written, the error goes on."""
+    """It is FAILED with the error's line, or KILLED if asked to stop; its metrics are written, the error passes on."""
     run = ended_by(error, store, {"train/loss": 2.0})
     found = read(store, run.id)
     assert found.info.status == status
@@ -218,7 +219,7 @@ def test_an_error_ends_the_run_and_keeps_its_metrics(
 
 
 def test_a_pruned_run_says_after_which_epoch(store: Store) -> None:
-    """Its tag tells it from runs that were killed by accident, which have none."""
+    """Its tag distinguishes it from runs that were killed by accident, which have none."""
     pruned = ended_by(PrunedError(4), store, {"val/accuracy": 0.25})
     killed = ended_by(KeyboardInterrupt(), store, {"val/accuracy": 0.25})
     assert [read(store, run.id).data.tags.get("kdsweep.pruned") for run in (pruned, killed)] == ["4", None]
@@ -238,7 +239,7 @@ def test_a_run_can_go_on(store: Store) -> None:
 
 
 def test_a_run_that_goes_on_can_fail(store: Store) -> None:
-    """FAILED, with the error's line, though it had finished before."""
+    """It is FAILED with the error's line, though it had finished before."""
     with store.run("first", tags=DISTILL, params={}) as run:
         pass
     with pytest.raises(OSError, match="full"), store.reopened(run.id):
@@ -248,7 +249,7 @@ def test_a_run_that_goes_on_can_fail(store: Store) -> None:
 
 
 def test_a_lost_run_is_closed_by_another_process(store: Store) -> None:
-    """Killed, with the cause; what it had logged stays."""
+    """It is KILLED, with the cause; what it had logged stays."""
     from mlflow import MlflowClient
 
     client = MlflowClient(store.uri)
@@ -270,7 +271,7 @@ def test_a_run_that_cannot_be_written_is_not_left_running(store: Store) -> None:
 
 
 def test_the_environment_diverts_nothing(store: Store, recorded: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """MLFLOW_RUN_ID, which overrides the fluent interface's run, has no say here."""
+    """MLFLOW_RUN_ID, which overrides the run of the fluent interface, has no effect here."""
     monkeypatch.setenv("MLFLOW_RUN_ID", recorded)
     with store.run("own", tags=DISTILL, params={"own": 1}) as run:
         pass
@@ -300,7 +301,7 @@ def test_a_study_reads_back_with_its_children(store: Store) -> None:
 
 
 def test_runs_are_found_by_their_tags(store: Store) -> None:
-    """All of the tags that are asked for, and in the order of their start."""
+    """They have all of the tags that are asked for, and come in the order of their start."""
     for name, job, study in (("a", "trial-0000", "x"), ("b", "trial-0001", "x"), ("c", "trial-0000", "y")):
         with store.run(name, tags={**DISTILL, "kdsweep.job": job, "kdsweep.study": study}, params={}):
             pass
@@ -311,7 +312,7 @@ def test_runs_are_found_by_their_tags(store: Store) -> None:
 
 
 def test_a_text_is_read_back(store: Store, recorded: str, tmp_path: Path) -> None:
-    """At the top and in a folder; None where there is none of that name."""
+    """It may lie at the top or in a folder; None stands for no artifact of that name."""
     (tmp_path / "notes.txt").write_text("ä, ö, ü", encoding="utf-8")
     store.attach(recorded, tmp_path / "notes.txt", "notes")
     assert store.text(recorded, "config.yaml") == "loss:\n  alpha: 0.5\n"
@@ -335,7 +336,7 @@ def test_a_record_holds_the_run(store: Store) -> None:
 
 
 def test_the_latest_study_is_the_default(store: Store) -> None:
-    """Without a name the study is the one that started last; of two with one name it is the later."""
+    """Without a name it is the study that started last; if two have the same name, it is the later one."""
     with store.run("twice", tags={"kdsweep.role": "study"}, params={}):
         pass
     time.sleep(0.002)  # MLflow's clock has milliseconds
@@ -371,7 +372,7 @@ def test_a_finished_run_takes_attachments(store: Store, recorded: str, tmp_path:
 
 
 def start_together(target: Any, count: int, *arguments: object) -> list[int | None]:
-    """Exit codes of processes that call target(barrier, *arguments) at the same time.
+    """Returns the exit codes of processes that call target(barrier, *arguments) at the same time.
 
     They are forked from a process that has imported MLflow and what this module imports: nothing keeps them apart.
     """
@@ -390,7 +391,7 @@ def start_together(target: Any, count: int, *arguments: object) -> list[int | No
 
 
 def log_a_run(barrier: Any, uri: str) -> None:
-    """What a parallel job does: opens the store, and logs the same data set as the others."""
+    """Does what a parallel job does: opens the store, and logs the same data set as the others."""
     barrier.wait()
     with Store(uri).run("parallel", tags=DISTILL, params={"process": os.getpid()}) as run:
         for step in range(50):
@@ -401,7 +402,7 @@ def log_a_run(barrier: Any, uri: str) -> None:
 
 
 def ask_for_a_group(barrier: Any, uri: str, answers: str) -> None:
-    """What a job of a plain multirun does first."""
+    """Does what a job of a plain multirun does first."""
     opened = Store(uri)
     barrier.wait()
     Path(answers, str(os.getpid())).write_text(opened.group('it\'s/a "folder"', "multirun"))
@@ -460,7 +461,7 @@ def test_a_relative_store_is_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_
 
 @pytest.mark.parametrize("uri", ["./mlruns", "file:///tmp/mlruns", "sqlite:///:memory:", "sqlite:///", ""])
 def test_a_uri_without_a_database_or_server_is_refused(uri: str, tmp_path: Path) -> None:
-    """MLflow's old file store too, which MLflow itself refuses."""
+    """MLflow's old file store is refused too, as MLflow itself does."""
     with pytest.raises(UserError, match=r"^uri: uri must name an SQLite file, a database or a server, but got"):
         store_uri(uri, tmp_path)
 
@@ -473,7 +474,7 @@ def test_a_store_that_is_not_there_is_asked_for_in_vain(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_not_a_store_is_refused_at_once(tmp_path: Path) -> None:
-    """Text, another program's database, a folder below a file: one line that names the file, and nothing written."""
+    """Text, another program's database, a folder below a file: one line names the file, and nothing is written."""
     text, other = tmp_path / "text.db", tmp_path / "other.db"
     text.write_text("not a database, whatever its name says" * 100)
     with sqlite3.connect(other) as database:
@@ -488,7 +489,7 @@ def test_a_file_that_is_not_a_store_is_refused_at_once(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_first_start_does_no_harm(tmp_path: Path) -> None:
-    """A file without tables, which a start leaves that was killed early, is not yet a store, and can become one."""
+    """A start that was killed early leaves a file without tables, which isn't a store yet and can become one."""
     (tmp_path / "mlflow.db").touch()
     with pytest.raises(UserError, match="There is no MLflow store"):
         require_store(store_uri(None, tmp_path))
@@ -521,7 +522,7 @@ def test_a_deleted_experiment_is_reported(store: Store) -> None:
 
 
 def test_a_run_is_found_by_its_id(store: Store, recorded: str) -> None:
-    """Whatever experiment it is in; an id that nobody has is refused, whether it looks like one or not."""
+    """It may be in any experiment; an unknown id is refused, whether it looks like one or not."""
     found = Store(store.uri, "another").find(recorded)
     assert (found.name, found.params["loss.alpha"], found.metrics["test/accuracy"]) == ("one", "0.5", 0.25)
     for wrong in ("0" * 32, "../etc", "nobody's run"):
@@ -530,7 +531,7 @@ def test_a_run_is_found_by_its_id(store: Store, recorded: str) -> None:
 
 
 def test_a_record_names_the_run_above_it(store: Store) -> None:
-    """None for a run that stands alone."""
+    """A run that stands alone has None."""
     with store.run("above", tags=DISTILL, params={}) as parent, store.run("b", tags={}, params={}, parent=parent.id):
         pass
     (child,) = store.children(parent.id)
@@ -538,7 +539,7 @@ def test_a_record_names_the_run_above_it(store: Store) -> None:
 
 
 def test_an_artifact_is_fetched_as_a_file(store: Store, recorded: str, tmp_path: Path) -> None:
-    """Its bytes, below the folder that was named; None where the run has none of that name."""
+    """It has the artifact's bytes and lies below the given folder; None stands for no artifact of that name."""
     found = store.fetch(recorded, "kept/model.bin", tmp_path)
     assert found is not None
     assert found.is_relative_to(tmp_path)
@@ -548,7 +549,7 @@ def test_an_artifact_is_fetched_as_a_file(store: Store, recorded: str, tmp_path:
 
 
 def test_a_run_is_registered_as_a_model(store: Store, recorded: str) -> None:
-    """The second time as the second version; the artifacts are those of the run."""
+    """The second time it is the second version; the artifacts are those of the run."""
     assert [store.register(recorded, "student", "kept") for _ in range(2)] == ["1", "2"]
     from mlflow import MlflowClient
 
@@ -559,7 +560,7 @@ def test_a_run_is_registered_as_a_model(store: Store, recorded: str) -> None:
 
 @pytest.mark.parametrize("own", [False, True])
 def test_a_file_that_nobody_changes_is_not_copied(tmp_path: Path, own: bool) -> None:
-    """It gets a second name, which stays when the first goes; permissions are as of any new file. Others are copied."""
+    """It gets a second name, which stays when the first goes, with the permissions of a new file. Others are copied."""
     source, folder = tmp_path / "model.safetensors", tmp_path / "artifacts"
     source.write_bytes(b"weights")
     place_file(source, folder, Path("student/model.safetensors"), own=own)
@@ -571,7 +572,7 @@ def test_a_file_that_nobody_changes_is_not_copied(tmp_path: Path, own: bool) -> 
 
 
 def test_a_file_is_copied_where_the_disk_knows_no_second_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on another disk than the artifacts'."""
+    """The source may be on another disk than the artifacts."""
 
     def refuse(*_: object) -> None:
         raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
@@ -596,7 +597,7 @@ def test_an_artifact_stays_inside_its_run(store: Store) -> None:
 
 
 def copied(store: Store, folder: Path, artifacts: bool = True) -> Store:
-    """The same store in another folder, with or without its artifacts; quicker than a fresh one."""
+    """Copies a store to another folder, with or without its artifacts, which is quicker than making a fresh one."""
     path = sqlite_path(store.uri)
     assert path is not None
     folder.mkdir(parents=True, exist_ok=True)
@@ -609,7 +610,7 @@ def copied(store: Store, folder: Path, artifacts: bool = True) -> Store:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of four megabytes."""
+    """Mounts a disk of four megabytes."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
@@ -620,7 +621,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(disk: Path, leave: int) -> None:
-    """Takes all space but `leave` bytes."""
+    """Fills a disk but for `leave` bytes."""
     free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
     (disk / "filler").write_bytes(bytes(max(0, free - leave)))
 
@@ -649,7 +650,7 @@ def test_a_full_disk_at_the_artifacts_is_one_line(store: Store, small_disk: Path
 
 
 def test_a_full_disk_at_the_database_is_one_line(store: Store, small_disk: Path, tmp_path: Path) -> None:
-    """What was written before can still be read; and the run goes on when there is room again."""
+    """What was written before can still be read, and the run goes on when there is room again."""
     own = Store(copied(store, small_disk).uri, unsent=tmp_path / "unsent")
     runs: list[Run] = []
 
@@ -672,7 +673,7 @@ def test_a_full_disk_at_the_database_is_one_line(store: Store, small_disk: Path,
 
 
 def test_a_locked_database_is_waited_for(store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Another writer's long transaction: the training goes on meanwhile, and nothing is lost."""
+    """During another writer's long transaction the training goes on, and nothing is lost."""
     monkeypatch.setattr("kdsweep.tracking.sender.SLOW_SECONDS", 0.2)
     monkeypatch.setattr("kdsweep.tracking.store.LOCAL", Waiting(call_s=0.1, end_s=60.0, killed_s=1.0))
     # MLflow itself waits twenty seconds before it says that the database is locked.
@@ -699,7 +700,7 @@ def test_a_locked_database_is_waited_for(store: Store, monkeypatch: pytest.Monke
 
 
 def locations(root: Path) -> set[str]:
-    """Every folder of artifacts that a store records, without the runs' own part."""
+    """Returns every folder of artifacts that a store records, without the runs' own part."""
     with closing(sqlite3.connect(root / "mlflow.db")) as database:
         found = [uri for (uri,) in database.execute("SELECT artifact_uri FROM runs")]
         found += [
@@ -725,7 +726,7 @@ def test_a_moved_folder_works_where_it_is(store: Store, recorded: str, tmp_path:
 
 
 def test_a_copy_does_not_write_into_the_original(store: Store, recorded: str, tmp_path: Path) -> None:
-    """Neither new runs nor additions to old ones; the original stays as it was."""
+    """Neither new runs nor additions to old ones go there; the original stays as it was."""
     original = copied(store, tmp_path / "original")
     before = {path for path in (tmp_path / "original").rglob("*") if "mlartifacts" in path.parts}
     own = copied(original, tmp_path / "copy")
@@ -748,7 +749,7 @@ def test_a_database_without_its_artifacts_still_finds_them(store: Store, recorde
 
 
 def test_a_location_that_another_program_chose_stays(store: Store, tmp_path: Path) -> None:
-    """A folder of any other name, and a bucket."""
+    """It may be a folder of another name, or a bucket."""
     from mlflow import MlflowClient
 
     own = copied(store, tmp_path / "root")
@@ -757,49 +758,3 @@ def test_a_location_that_another_program_chose_stays(store: Store, tmp_path: Pat
     ids = [client.create_experiment(f"chosen {index}", artifact_location=uri) for index, uri in enumerate(chosen)]
     Store(own.uri)
     assert [client.get_experiment(known).artifact_location for known in ids] == chosen
-
-
-# What is recorded
-
-
-def test_flatten_joins_keys_with_dots() -> None:
-    """Lists of values stay whole; lists of mappings are numbered; empty mappings and None are kept."""
-    config = {"loss": {"alpha": 0.5, "deep": {"er": 1}}, "mean": [1, 2], "stages": [{"lr": 1}], "none": None, "e": {}}
-    assert flatten(config) == {
-        "loss.alpha": 0.5,
-        "loss.deep.er": 1,
-        "mean": [1, 2],
-        "stages.0.lr": 1,
-        "none": None,
-        "e": {},
-    }
-
-
-def test_the_environment_is_described() -> None:
-    """Versions, hardware and source, as JSON."""
-    found = json.loads(json.dumps(environment.describe()))
-    assert found["python"].startswith("3.")
-    assert found["cores"] >= 1
-    assert {"torch", "mlflow", "hydra-core"} <= found["packages"].keys()
-    assert "ruff" not in found["packages"]
-
-
-def test_the_source_state_tells_commit_and_changes(tmp_path: Path) -> None:
-    """Clean after a commit; dirty by a new file; unknown outside of a checkout and in an ignored folder of one."""
-    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
-    package = tmp_path / "package"
-    package.mkdir()
-    (package / "__init__.py").touch()
-    unknown = {"git_commit": None, "git_dirty": None}
-    assert environment.source_state(package) == unknown
-    for words in (["init", "-q"], ["add", "package"], ["commit", "-q", "-m", "first"]):
-        subprocess.run([*git, *words], check=True)
-    clean = environment.source_state(package)
-    assert len(str(clean["git_commit"])) == 40
-    assert clean["git_dirty"] is False
-    (package / "new.py").touch()
-    assert environment.source_state(package) == {**clean, "git_dirty": True}
-    installed = tmp_path / ".venv" / "package"
-    installed.mkdir(parents=True)
-    (installed / "__init__.py").touch()
-    assert environment.source_state(installed) == unknown

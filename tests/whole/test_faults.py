@@ -27,8 +27,8 @@ from needs import lacking
 from optuna.trial import TrialState
 from torch import Tensor
 
-from kdsweep.system.files import read_tensors
 from kdsweep.system.sqlite import sqlite_uri
+from kdsweep.system.tensor_files import read_tensors
 
 pytestmark = pytest.mark.slow
 

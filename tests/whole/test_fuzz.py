@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from kdsweep.config import build, checks, rules
 from kdsweep.config.folder import CONFIG_FOLDER
 from kdsweep.system import exit_status
-from kdsweep.system.errors import UserError
+from kdsweep.system.errors import UserError, one_line
 
 pytestmark = pytest.mark.slow
 
@@ -114,7 +114,7 @@ def refused(cfg: DictConfig) -> str | None:
         if known is None:
             raise
         assert isinstance(known, UserError), known
-        return exit_status.line_of(known)
+        return one_line(known)
     return None
 
 
@@ -184,6 +184,6 @@ def test_any_word_is_read_or_refused_in_one_line(configs: list[DictConfig], text
         known = exit_status.explained(error)
         if known is None:
             raise
-        line = exit_status.line_of(known)
+        line = one_line(known)
         assert "\n" not in line
         assert line.strip()

@@ -20,9 +20,9 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from servers import PostgreSQL
 
-from kdsweep.system.files import read_tensors
 from kdsweep.system.processes import ProcessId, parse_process
 from kdsweep.system.sqlite import sqlite_uri
+from kdsweep.system.tensor_files import read_tensors
 
 pytestmark = pytest.mark.slow
 
@@ -115,8 +115,8 @@ IN_A_STUDY = [
 IN_A_RUN = [
     ("kdsweep.tables:write_tensors", "before"),  # a pass of the teacher is computed, and not on the disk
     ("kdsweep.tables:write_tensors", "after"),
-    ("kdsweep.system.files:write_tensors", "before"),  # the teacher's head is trained, and not on the disk
-    ("kdsweep.system.files:write_tensors", "after"),
+    ("kdsweep.system.tensor_files:write_tensors", "before"),  # the teacher's head is trained, and not on the disk
+    ("kdsweep.system.tensor_files:write_tensors", "after"),
     ("kdsweep.tracking.journal:Journal.keep", "after"),  # an artifact is in the journal, and not in MLflow
     ("kdsweep.tracking.run_writer:Run._end", "after"),  # a run is FINISHED in MLflow, and its command isn't told
 ]

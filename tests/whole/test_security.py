@@ -36,7 +36,7 @@ from kdsweep.report import writing
 from kdsweep.report.figures import all_figures
 from kdsweep.report.html import render
 from kdsweep.system.errors import UserError
-from kdsweep.system.files import read_tensors
+from kdsweep.system.tensor_files import read_tensors
 from kdsweep.tracking.run_records import StudyRecord
 
 SECRET = "geheim4711"
@@ -142,7 +142,11 @@ def test_a_saved_configuration_runs_no_code(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "target",
-    ["kdsweep.commands.ui.serve", "kdsweep.system.files.write_tensors", "kdsweep.execution.serialization.packed_task"],
+    [
+        "kdsweep.commands.ui.serve",
+        "kdsweep.system.tensor_files.write_tensors",
+        "kdsweep.execution.serialization.packed_task",
+    ],
 )
 def test_a_configuration_calls_components_alone(target: str) -> None:
     """Of kdsweep's functions only those that are made for it can be named."""
