@@ -145,7 +145,8 @@ def cpu_model() -> str:
 @functools.cache
 def cpu_features() -> tuple[str, ...]:
     """What the processor offers that changes the last bits, after the set that torch's own kernels use ("AVX512")."""
-    offered = {name for name, there in torch.cpu.get_capabilities().items() if there is True}
+    tell = getattr(torch.cpu, "get_capabilities", dict)  # torch 2.11 and newer
+    offered = {name for name, there in tell().items() if there is True}
     information = Path("/proc/cpuinfo")
     if information.exists():
         lines = re.findall(r"^(?:flags|Features)\s*:\s*(.+)$", information.read_text(), re.MULTILINE)
