@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from kdsweep.system.environment import cpu_features
 from kdsweep.system.errors import UserError, require
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ PRECISIONS = ("auto", "bf16", "fp32")
 MAX_THREADS = 1024
 
 # Features of processors that multiply bf16: x86, x86, ARM.
-CPU_BF16 = ("avx512_bf16", "amx_bf16", "bf16")
+CPU_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}
 
 
 def resolve_device(name: str) -> torch.device:
@@ -50,7 +51,7 @@ def resolve_precision(name: str, device: torch.device) -> str:
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        native = any(torch.cpu.get_capabilities().get(feature, False) for feature in CPU_BF16)
+        native = not CPU_BF16.isdisjoint(cpu_features())
     return "bf16" if native else "fp32"
 
 

@@ -73,7 +73,10 @@ def convolved(inputs: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Te
     size = [_output_side(inputs, weight, stride, padding, axis) for axis in (0, 1)]
     result = x.new_zeros(len(x), *size, len(kernels))  # (B, h, w, O)
     for row, column, outputs, seen in _taps(kernels.shape[1:3], x.shape[1:3], result.shape[1:3], stride, padding):
-        result[:, *outputs] += x[:, *seen] @ kernels[:, row, column].T
+        pixels = x[:, *seen]
+        # One product of two matrices: by itself torch chooses one by whether the weights are trained.
+        product = pixels.reshape(-1, pixels.shape[3]) @ kernels[:, row, column].T
+        result[:, *outputs] += product.view(*pixels.shape[:3], -1)
     return result.permute(0, 3, 1, 2)
 
 

@@ -146,7 +146,8 @@ def cpu_model() -> str:
 @functools.cache
 def cpu_features() -> tuple[str, ...]:
     """Returns the instruction sets that change the last bits; first the one that torch's kernels use ("AVX512")."""
-    offered = {name for name, there in torch.cpu.get_capabilities().items() if there is True}
+    tell = getattr(torch.cpu, "get_capabilities", dict)  # torch 2.11 and newer
+    offered = {name for name, there in tell().items() if there is True}
     information = Path("/proc/cpuinfo")
     if information.exists():
         lines = re.findall(r"^(?:flags|Features)\s*:\s*(.+)$", information.read_text(), re.MULTILINE)

@@ -77,7 +77,7 @@ def test_a_network_learns_the_same() -> None:
 
 def test_an_evaluation_computes_what_training_does() -> None:
     """The same bits with and without gradients, of frozen weights too."""
-    layer, x = nn.Conv2d(4, 4, 3, padding=1, bias=False), torch.randn(2, 4, 2, 2)
+    layer, x = nn.Conv2d(64, 64, 3, padding=1, bias=False), torch.randn(2, 64, 2, 2)
     with small_maps("fp32", CPU):
         trained = layer(x).detach()
         with torch.inference_mode():
