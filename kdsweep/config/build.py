@@ -6,6 +6,7 @@ Hydra and OmegaConf are known here and in the entry points only. Everything belo
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import os
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kdsweep.config.keys import NOT_IDENTIFYING, STUDENT_KEYS
 from kdsweep.config.rules import attempt
+from kdsweep.loss_rules import rule_of
 from kdsweep.numerics.hardware import resolve_device, resolve_precision
 from kdsweep.system import environment
 from kdsweep.system.errors import UserError, require_kinds
@@ -83,10 +85,17 @@ def component(cfg: DictConfig, group: str) -> Any:
     """Builds the component that a configuration group describes, or a function that waits for its last arguments."""
     trusted = (*COMPONENTS, *os.environ.get("KDSWEEP_TRUST", "").split())
     built = attempt(group, lambda: instantiate(_alone(cfg, group), _execution_whitelist_=trusted, _convert_="all"))
-    if isinstance(built, functools.partial):
-        attempt(group, lambda: require_kinds(built.func, built.keywords))
+    if not isinstance(built, functools.partial):
+        return built
+    function, settings = built.func, built.keywords
+    attempt(group, lambda: require_kinds(function, settings))
+    rule = rule_of(f"{function.__module__}.{getattr(function, '__name__', '')}")
+    if rule is not None:
+        # Checked here, once, and so not in every training step.
+        attempt(group, lambda: rule(**settings))
+        function = inspect.unwrap(function)
     # Hydra's own partial would check its arguments at every call, which means at every training step.
-    return functools.partial(built.func, **built.keywords) if isinstance(built, functools.partial) else built
+    return functools.partial(function, **settings)
 
 
 def _alone(cfg: DictConfig, group: str) -> Any:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from kdsweep import loss_rules
 from kdsweep.analysis.metrics import OBJECTIVES
 from kdsweep.config.keys import GROUPS
+from kdsweep.loss_rules import rule_of
 from kdsweep.system.errors import UserError, require
 from kdsweep.tracking.location import store_uri
 from kdsweep.tracking.run_records import ARMS
@@ -134,9 +134,8 @@ def _check_choices(cfg: DictConfig) -> None:
 
 def _check_loss(cfg: DictConfig) -> None:
     """Refuses wrong arguments of our own losses. The loss itself reports missing and unknown arguments."""
-    module, _, name = str(cfg.loss._target_).rpartition(".")
-    rule = getattr(loss_rules, name, None) if module == "kdsweep.losses" else None
-    if inspect.isfunction(rule) and rule.__module__ == loss_rules.__name__:
+    rule = rule_of(str(cfg.loss._target_))
+    if rule is not None:
         names = inspect.signature(rule).parameters
         if all(name in cfg.loss for name in names):
             attempt("loss", lambda: rule(**{name: cfg.loss[name] for name in names}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from commands import SHORT
 from configurations import composed
 from omegaconf import DictConfig, OmegaConf
 
+from kdsweep import losses
 from kdsweep.config import build, rules
 from kdsweep.config.checks import check
 from kdsweep.models import FORMATS, Classifier
@@ -110,6 +112,13 @@ def test_a_partial_component_waits_for_its_arguments() -> None:
     labels = torch.tensor([0, 1])
     assert loss.func.__module__ == "kdsweep.losses"
     assert float(loss(torch.zeros(2, 2), torch.zeros(2, 2), labels)) == pytest.approx(0.6931, abs=1e-4)
+
+
+def test_a_loss_is_checked_once_when_it_is_built() -> None:
+    """A wrong alpha is refused by its key, and the function that every training step calls checks nothing."""
+    with pytest.raises(UserError, match=r"^loss\.alpha: `0 <= alpha <= 1` must hold, but got alpha=2"):
+        build.component(config("loss.alpha=2"), "loss")
+    assert build.component(config(), "loss").func is inspect.unwrap(losses.kd) is not losses.kd
 
 
 @pytest.mark.parametrize("target", ["os.system", "builtins.eval", "subprocess.run", "torch.load", "shutil.rmtree"])
