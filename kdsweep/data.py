@@ -30,17 +30,24 @@ from kdsweep.system.tensor_files import hash_tensors
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-# Pictures of scikit-learn's digits.
+# The number of pictures in scikit-learn's digits.
 N_DIGITS = 1797
 
-# While a data set is made its pictures are there as float32, or as several copies of uint8.
+# While a data set is made, memory holds its pictures as float32, or several copies of them as uint8.
 BYTES_PER_VALUE = 4
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    images: Tensor  # (N, H, W, 3) uint8
-    labels: Tensor  # (N,) int64
+    """Pictures and their labels. `len(split)` is their number, and `split[indices]` is a split of some of them.
+
+    Attributes:
+        images: (N, H, W, 3) uint8, RGB.
+        labels: (N,) int64, each the index of a class.
+    """
+
+    images: Tensor
+    labels: Tensor
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -51,33 +58,44 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Three splits of one data set, and how its views may be made."""
+    """Three splits of one data set, and how views of its pictures may be made.
+
+    Attributes:
+        name: Its name.
+        classes: The names of the classes, in the order of the labels.
+        train: The pictures to train on.
+        validation: The pictures to select settings on, cut from the official training split.
+        test: The official test split, for the final numbers only.
+        padding: The number of pixels added on each side of a picture before a random crop.
+        flip: Whether a mirrored picture has the same label.
+    """
 
     name: str
     classes: tuple[str, ...]
     train: Split
     validation: Split
     test: Split
-    padding: int  # pixels around a picture before a random crop
-    flip: bool  # whether the mirror image has the same label
+    padding: int
+    flip: bool
 
     @property
     def n_classes(self) -> int:
+        """The number of classes."""
         return len(self.classes)
 
     @property
     def mean(self) -> tuple[float, float, float]:
-        """Mean of each colour over the training pictures, in [0, 1]."""
+        """The mean of each colour over the training pictures, in [0, 1]."""
         return self._moments[0]
 
     @property
     def std(self) -> tuple[float, float, float]:
-        """Standard deviation of each colour over the training pictures, in units of [0, 1]; 1 where it is constant."""
+        """The standard deviation of each colour over the training pictures, on the scale of `mean`; 1 if it is 0."""
         return self._moments[1]
 
     @cached_property
     def _moments(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-        # From histograms: exact, and without a float copy of all pictures.
+        # Histograms give the exact numbers, without a float copy of all pictures.
         counts = torch.stack([self.train.images[..., c].flatten().bincount(minlength=256) for c in range(3)]).double()
         share = counts / counts.sum(1, keepdim=True)  # (3, 256)
         value = torch.arange(256, dtype=torch.float64) / 255
@@ -89,16 +107,24 @@ class Dataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) over the pictures and labels of all splits."""
+        """The SHA-256 (hex) of the pictures and labels of all splits."""
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
         return hash_tensors({f"{name}.{part}": t for name, split in splits.items() for part, t in vars(split).items()})
 
 
 class SplitOptions(TypedDict):
-    """What every data set takes besides its own arguments."""
+    """What every data set takes besides its own arguments.
 
-    val_size: int | float  # a count (int >= 1), or a share of the training split (0 < float < 1)
-    train_fraction: float  # of what the validation split leaves, in (0, 1]
+    Attributes:
+        val_size: The validation split's size: a count (int >= 1), or a share of the training split (0 < float < 1).
+        train_fraction: The share of the remaining training pictures to train on, in (0, 1].
+        split_seed: Decides which pictures are validation pictures, and which are in a fraction.
+        padding: As in `Dataset`.
+        flip: As in `Dataset`.
+    """
+
+    val_size: int | float
+    train_fraction: float
     split_seed: int
     padding: int
     flip: bool
@@ -108,10 +134,14 @@ class SplitOptions(TypedDict):
 
 
 def cifar10(root: str, **options: Unpack[SplitOptions]) -> Dataset:
-    """CIFAR-10 by torchvision's reader: 50,000 and 10,000 pictures of 32x32, 10 classes (Krizhevsky 2009).
+    """Reads CIFAR-10 by torchvision: 50,000 and 10,000 pictures of 32x32, 10 classes (Krizhevsky 2009).
 
     Args:
-        root: Folder of the archive; it is downloaded to it where it is missing.
+        root: The archive's folder. A missing archive is downloaded to it.
+        **options: As in `SplitOptions`.
+
+    Raises:
+        UserError: An option is out of range, or the archive can neither be read nor downloaded.
     """
     _check(options)
     from torchvision.datasets import CIFAR10
@@ -120,7 +150,7 @@ def cifar10(root: str, **options: Unpack[SplitOptions]) -> Dataset:
 
 
 def cifar100(root: str, **options: Unpack[SplitOptions]) -> Dataset:
-    """CIFAR-100 by torchvision's reader, with its 100 fine classes; as `cifar10` otherwise."""
+    """Reads CIFAR-100, with its 100 fine classes, as `cifar10` reads CIFAR-10."""
     _check(options)
     from torchvision.datasets import CIFAR100
 
@@ -128,11 +158,15 @@ def cifar100(root: str, **options: Unpack[SplitOptions]) -> Dataset:
 
 
 def digits(image_size: int, n_test: int, **options: Unpack[SplitOptions]) -> Dataset:
-    """scikit-learn's 1,797 scans of handwritten digits, 8x8 grey, up-sampled to `image_size` RGB. No download.
+    """Makes pictures of scikit-learn's 1,797 scans of handwritten digits: 8x8 grey, up-sampled, RGB. No download.
 
     Args:
-        image_size: Side of the pictures, in pixels.
-        n_test: Pictures of the test split: stratified, and the same whatever the other options are.
+        image_size: The side of the pictures, in pixels.
+        n_test: The number of pictures in the test split, which is stratified. Other options don't change them.
+        **options: As in `SplitOptions`.
+
+    Raises:
+        UserError: An argument is out of range.
     """
     _check(options)
     _require_side(image_size)
@@ -141,7 +175,7 @@ def digits(image_size: int, n_test: int, **options: Unpack[SplitOptions]) -> Dat
     from sklearn.datasets import load_digits
 
     scans = load_digits()
-    grey = torch.from_numpy(scans.images).float()[:, None] * (255 / 16)  # (N, 1, 8, 8), pixels of 0 to 16
+    grey = torch.from_numpy(scans.images).float()[:, None] * (255 / 16)  # (N, 1, 8, 8), from values of 0 to 16
     grey = interpolate(grey, (image_size, image_size), mode="bilinear", antialias=True).round().to(torch.uint8)
     images = grey.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).contiguous()
     whole = Split(images, torch.from_numpy(scans.target).long())
@@ -155,14 +189,18 @@ def digits(image_size: int, n_test: int, **options: Unpack[SplitOptions]) -> Dat
 def synthetic(
     n_train: int, n_test: int, n_classes: int, image_size: int, seed: int, **options: Unpack[SplitOptions]
 ) -> Dataset:
-    """Noisy copies of one coarse random pattern a class: learnt in a few steps, made in milliseconds.
+    """Makes noisy copies of one coarse random pattern for each class: learnt in a few steps, made in milliseconds.
 
     Args:
-        n_train: Pictures of the training split before validation is cut from it, the same number of each class (+-1).
-        n_test: Pictures of the test split.
-        n_classes: At least 2.
-        image_size: Side of the pictures, in pixels.
-        seed: Of patterns and noise.
+        n_train: The number of pictures before the validation split is cut off; classes differ by one at most.
+        n_test: The number of pictures in the test split.
+        n_classes: The number of classes, at least 2.
+        image_size: The side of the pictures, in pixels.
+        seed: Decides the patterns and the noise.
+        **options: As in `SplitOptions`.
+
+    Raises:
+        UserError: An argument is out of range.
     """
     _check(options)
     _require_int(n_classes, "n_classes", 2)
@@ -185,16 +223,20 @@ def synthetic(
 
 
 def image_folder(root: str, cache: str, image_size: int, **options: Unpack[SplitOptions]) -> Dataset:
-    """The user's own pictures, `<root>/train/<class>/*` and `<root>/test/<class>/*`, as square RGB.
+    """Reads the user's own pictures, `<root>/train/<class>/*` and `<root>/test/<class>/*`, as square RGB.
 
-    Every file that isn't hidden is a picture, in sub-folders of a class too. A picture is turned as its EXIF
-    orientation says and resized to a square (bilinear, antialiased), whatever its shape. All are decoded once; later
-    runs read one file in `cache`, until a name, size or modification time changes.
+    Every file that isn't hidden has to be a picture; a class may have sub-folders. A picture is turned as its EXIF
+    orientation says, and resized to a square (bilinear, antialiased), whatever its shape. The pictures are decoded
+    once: later runs read one file in `cache`, until a name, a size or a modification time changes.
 
     Args:
-        root: Folder with `train` and `test`, which hold the same class folders.
-        cache: Folder of the decoded pictures.
-        image_size: Side of the pictures, in pixels.
+        root: The folder with `train` and `test`, which hold folders for the same classes.
+        cache: The folder of the decoded pictures.
+        image_size: The side of the pictures, in pixels.
+        **options: As in `SplitOptions`.
+
+    Raises:
+        UserError: An argument is out of range, a folder is missing, or pictures can't be read.
     """
     _check(options)
     _require_side(image_size)
@@ -205,7 +247,7 @@ def image_folder(root: str, cache: str, image_size: int, **options: Unpack[Split
     images = picture_files.load(folder, names, image_size, _folder(cache, "cache"))
     labels = torch.tensor([c for classes in (train, test) for c, files in enumerate(classes.values()) for _ in files])
     n_train = sum(map(len, train.values()))
-    # clone: a view would keep all pictures in memory besides the copies that the splits are.
+    # clone: a view would keep all pictures in memory, and the splits are copies.
     test_split = Split(images[n_train:].clone(), labels[n_train:])
     return _dataset(folder.name, list(train), Split(images[:n_train], labels[:n_train]), test_split, **options)
 
@@ -214,14 +256,14 @@ def image_folder(root: str, cache: str, image_size: int, **options: Unpack[Split
 
 
 def stratified_order(labels: Tensor, seed: int) -> Tensor:
-    """An order of the pictures of which every prefix holds the classes in their proportions.
+    """Orders the pictures such that every prefix holds the classes in their proportions.
 
-    The prefix of length n is Webster's apportionment of n seats to the classes, but for one seat each that comes
-    first: n >= C pictures have every class. Within a class the order is random.
+    Each class first gets one picture, so n pictures have every class if n >= C. Apart from that, a prefix of length n
+    is Webster's apportionment of n seats to the classes. Within a class the order is random.
 
     Args:
         labels: (N,) int64.
-        seed: Of the order within the classes.
+        seed: Decides the order within the classes.
 
     Returns:
         (N,) int64, indices into `labels`.
@@ -246,10 +288,10 @@ def _dataset(
     padding: int,
     flip: bool,
 ) -> Dataset:
-    """Cuts validation off the end of the stratified order, and takes the training pictures from its front."""
+    """Takes the validation pictures from the end of the stratified order, and the training pictures from its front."""
     n, n_classes = len(train), len(classes)
     n_validation = val_size if isinstance(val_size, int) else round(val_size * n)
-    remedy = f"Of {n} pictures in the training split each of the {n_classes} classes keeps at least one for training."
+    remedy = f"The training split has {n} pictures, and each of the {n_classes} classes keeps one for training."
     rule = f"1 <= validation pictures <= {n - n_classes}"
     require(1 <= n_validation <= n - n_classes, rule, val_size, "val_size", remedy)
     _require_room(n, max(train.images.shape[1:3]) + 2 * padding, "padding")
@@ -260,9 +302,9 @@ def _dataset(
 
 
 def _check(options: SplitOptions) -> None:
-    """Refuses what can be refused before anything is downloaded or decoded."""
+    """Refuses wrong options before anything is downloaded or decoded."""
     val_size, fraction = options["val_size"], options["train_fraction"]
-    # type(...) is int: True and False are integers to isinstance.
+    # isinstance(True, int) is true, so the type is compared.
     is_count = type(val_size) is int and val_size >= 1
     is_fraction = type(val_size) is float and 0 < val_size < 1
     require(is_count or is_fraction, "val_size is int >= 1 (a count) or 0 < float < 1 (a share)", val_size, "val_size")
@@ -283,7 +325,7 @@ def _require_side(image_size: object) -> None:
 
 
 def _require_room(n: int, image_size: int, key: str) -> None:
-    """Refuses pictures that the machine's memory can't hold."""
+    """Refuses pictures that don't fit into the machine's memory; `key` is the argument to lower."""
     needed, there = n * image_size**2 * 3 * BYTES_PER_VALUE / 2**30, virtual_memory().total / 2**30
     if needed > there:
         size = f"{n} pictures of {image_size} x {image_size} take {needed:.3g} GiB, and the machine has {there:.3g}"
@@ -305,7 +347,7 @@ def _folder(value: str, key: str) -> Path:
 
 
 def _torchvision(name: str, reader: Any, root: Path, options: SplitOptions) -> Dataset:
-    """Reads torchvision's `reader` class (its `data` and `targets`), after a download where files are missing."""
+    """Reads the data set of a torchvision class, and downloads missing files first."""
 
     def read(download: bool) -> tuple[Any, Any]:
         return reader(root, train=True, download=download), reader(root, train=False)
@@ -319,7 +361,7 @@ def _torchvision(name: str, reader: Any, root: Path, options: SplitOptions) -> D
         train, test = read(download=False)
     except RuntimeError:  # a file is missing, or its MD5 differs
         try:
-            # Processes that start at once download once.
+            # Processes that start at the same time download once.
             with locked(root / f".{name}.lock"), _network_timeout(seconds=60):
                 note(f"{name}: reading {root / reader.filename}, after a download from {reader.url} if it is missing")
                 train, test = read(download=True)
@@ -340,7 +382,7 @@ def _torchvision(name: str, reader: Any, root: Path, options: SplitOptions) -> D
 
 @contextmanager
 def _network_timeout(seconds: float) -> Iterator[None]:
-    """Ends a stalled connection: torchvision sets no limit of its own."""
+    """Ends connections that stall for so long in this block; torchvision sets no limit of its own."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:

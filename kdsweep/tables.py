@@ -1,8 +1,9 @@
 """Tables: outputs of a frozen network, computed once for all runs and kept on disk.
 
-A table folder is named by the hash of everything that its numbers depend on, and holds one file for each pass. A file
-is whole or absent (written aside and renamed) and carries a checksum; it is read as a memory map. A long pass is
-computed in parts, which all processes that wait for it share among them: a process that is killed costs its part.
+A folder of tables is named by the hash of everything that their numbers depend on, and holds one file for each pass. A
+file is either whole or absent, because it is written aside and renamed; it has a checksum, and is read as a memory map.
+A long pass is computed in parts. All processes that wait for the pass compute some of them, and a process that is
+killed loses only the part that it was computing.
 """
 
 from __future__ import annotations
@@ -23,36 +24,40 @@ from kdsweep.system.files import atomic_path, hash_identity, if_free, locked
 from kdsweep.system.progress import progress
 from kdsweep.system.tensor_files import read_tensors, write_tensors
 
-# How many rows are computed anew before a table from disk is believed.
+# The number of rows that are computed again before a table from disk is used.
 ROWS_CHECKED = 4
 
-# Batches in a part of a pass.
+# The number of batches in a part of a pass.
 PART_BATCHES = 16
 
-# How often one who waits for others' parts looks for them.
+# The time between two looks for the parts that other processes compute.
 WAIT_SECONDS = 0.2
 
-Compute = Callable[[Tensor], Tensor]
-Advance = Callable[[int], None]
+Compute = Callable[[Tensor], Tensor]  # row indices (B,) int64 -> outputs (B, n_outputs)
+Advance = Callable[[int], None]  # takes the number of rows that are done
 
 
 class _StoppedError(Exception):
-    """Nobody needs the part any more."""
+    """The part is given up, because nobody needs it any more."""
 
 
 class TableMismatchError(RunError):
-    """A table's rows are not what the network answers now."""
+    """The rows of a table differ from what the network computes now."""
 
 
 class Tables:
     """The outputs of one frozen network.
 
     Args:
-        root: Folder in which the folders of all networks' tables stand.
-        identity: Everything that the numbers depend on (weights, preprocessing, precision, data, views), JSON-able.
-        batch_size: Rows computed at a time.
-        tolerance: Largest difference, relative to the largest output, allowed between a row on disk and the same row
-            computed now; batches of other sizes may be summed in another order.
+        root: The folder that holds the table folders of all networks.
+        identity: Everything that the numbers depend on (weights, preprocessing, precision, data, views), fit for JSON.
+        batch_size: The number of rows computed at a time.
+        tolerance: The largest allowed difference between a row on disk and the same row computed now, relative to the
+            largest output. Batches of other sizes may be summed in another order.
+
+    Attributes:
+        key: The hash of the identity.
+        folder: The folder of these tables.
     """
 
     def __init__(self, root: Path, identity: dict[str, Any], batch_size: int, tolerance: float) -> None:
@@ -62,17 +67,20 @@ class Tables:
         self._verified: set[str] = set()
 
     def rows(self, name: str, n: int, compute: Compute, check: Compute | None = None) -> Tensor:
-        """The outputs for rows 0 .. n-1 of the pass called `name`: (n, outputs) float32, from disk if they are there.
+        """Returns the outputs of a pass, from disk if they are there; else computes and keeps them.
 
         Args:
-            name: File name of the pass, such as "pass-0007".
-            n: Number of rows.
-            compute: Row indices (B,) int64 -> outputs (B, outputs).
-            check: The same, by which a few rows are compared; None: `compute`.
+            name: The pass's file name, such as "pass-0007".
+            n: The number of rows.
+            compute: Row indices (B,) int64 -> outputs (B, n_outputs).
+            check: Another way to compute the same, used to check a few rows; None uses `compute`.
+
+        Returns:
+            (n, n_outputs) float32.
 
         Raises:
-            TableMismatchError: The file is whole, but the network now answers something else.
-            OSError: It can't be written: `errno` ENOSPC where no space is left.
+            TableMismatchError: The file is whole, but the network now computes something else.
+            OSError: The file can't be written (`errno` is ENOSPC if the disk is full).
         """
         path = self._path(name)
         version = _version(path)
@@ -85,15 +93,20 @@ class Tables:
         return table
 
     def has(self, name: str) -> bool:
-        """Whether the pass called `name` has a file; that it is whole only `rows` finds out."""
+        """Returns whether the pass called `name` has a file. Only `rows` finds out whether the file is whole."""
         return self._path(name).exists()
 
     def fill_part(self, name: str, n: int, compute: Compute, stop: Callable[[], bool]) -> bool:
-        """Computes one part of a pass that nobody else computes now; whether there was one, and it was not stopped.
+        """Computes one part of a pass that no other process is computing.
 
         Args:
-            name, n, compute: As for `rows`.
-            stop: Asked after each batch; on True what has been computed of the part is dropped.
+            name: As in `rows`.
+            n: As in `rows`.
+            compute: As in `rows`.
+            stop: Called after each batch; if it returns True, what has been computed of the part is dropped.
+
+        Returns:
+            Whether a part was computed.
         """
 
         def advance(rows: int) -> None:
@@ -112,10 +125,13 @@ class Tables:
         return self.folder / f"{name}.safetensors"
 
     def _filled(self, path: Path, n: int, version: tuple[int, int] | None, compute: Compute) -> Tensor:
-        """The table of a pass without a good file, computed here as far as others don't.
+        """Makes the table of a pass whose file is absent or damaged, together with all processes that wait for it.
 
         Args:
-            version: Of the file, before it was found to be absent or damaged; another one means that it was made.
+            path: The file.
+            n: The number of rows.
+            version: The file's version before it was read. If it has changed, another process has made the table.
+            compute: As in `rows`.
         """
 
         def made() -> bool:
@@ -126,29 +142,29 @@ class Tables:
             if len(parts) > 1:
                 self._fill_all(parts, made, compute, advance)
             with locked(Path(f"{path}.lock")):
-                # Another process may have made it meanwhile; a damaged one is read, and complained of, once.
+                # Another process may have made it meanwhile. A damaged file isn't read again: it warns at each read.
                 table = _read(path, n) if made() else None
                 if table is None:
-                    # Of a part that is damaged, or of a pass of one part, the rows may still be to be computed.
+                    # Compute missing rows: a damaged part, or a pass with a single part.
                     found = [_read(part, len(_rows_of(part))) for part in parts]
                     pairs = zip(parts, found, strict=True)
                     table = torch.cat(
                         [self._computed(part, compute, advance) if rows is None else rows for part, rows in pairs]
                     )
                     self._write(path, table)
-                    if not any(rows is not None for rows in found):  # all of it was computed here and now
+                    if not any(rows is not None for rows in found):  # this process has just computed all of it
                         self._verified.add(path.stem)
         shutil.rmtree(parts[0].parent, ignore_errors=True)
         return table
 
     def _parts(self, path: Path, n: int) -> list[Path]:
-        """The files of a pass's parts, named for their rows: `pass-0007.parts/00001024-00002048.safetensors`."""
+        """Returns the files of a pass's parts, named by their rows: pass-0007.parts/00001024-00002048.safetensors."""
         size = PART_BATCHES * self._batch_size
         bounds = [(start, min(start + size, n)) for start in range(0, n, size)]
         return [path.with_suffix(".parts") / f"{start:08d}-{end:08d}.safetensors" for start, end in bounds]
 
     def _fill_all(self, parts: list[Path], made: Callable[[], bool], compute: Compute, advance: Advance) -> None:
-        """Computes parts that nobody else computes, until all are there or the whole pass is `made`."""
+        """Computes parts that no other process computes, until all are there or the whole pass is `made`."""
         missing = parts
         while missing and not made():
             own = [part for part in missing if self._fill(part, made, compute, advance)]
@@ -159,11 +175,15 @@ class Tables:
                 time.sleep(WAIT_SECONDS)
 
     def _fill(self, part: Path, made: Callable[[], bool], compute: Compute, advance: Advance) -> bool:
-        """Computes a part, unless it is there, or somebody else is at it, or the whole pass is `made`."""
+        """Computes a part, unless it is there, another process computes it, or the whole pass is `made`.
+
+        Returns:
+            Whether this process has computed it.
+        """
         if made() or part.exists():
             return False
         with if_free(part.with_suffix(".lock")) as free:
-            # Whoever has the last part writes the whole, and then removes the parts.
+            # The process that has all parts writes the whole pass, and then removes the parts.
             if not free or part.exists() or made():
                 return False
             write_tensors(part, {"outputs": self._computed(part, compute, advance)})
@@ -182,26 +202,27 @@ class Tables:
         write_tensors(path, {"outputs": table})
 
     def _verify(self, path: Path, table: Tensor, compute: Compute) -> None:
+        """Raises `TableMismatchError` if some rows of the table differ from what `compute` returns now."""
         indices = torch.linspace(0, len(table) - 1, min(ROWS_CHECKED, len(table))).long()
         found, expected = table[indices], compute(indices).cpu()
         difference, largest = float((found - expected).abs().max()), float(expected.abs().max())
-        # A NaN compares false, and must not pass.
+        # NaN must not pass, and every comparison with it is false.
         if not difference <= self._tolerance * largest:
             raise TableMismatchError(
-                f"the network's answers differ from the table {path} by {difference:.2g}, and the largest is "
-                f"{largest:.2g} (tolerance {self._tolerance:g} of it): it was computed by another network or library. "
+                f"the network's outputs differ from the table {path} by {difference:.2g}, which is more than "
+                f"{self._tolerance:g} of the largest output, {largest:.2g}: another network or library computed it. "
                 "Delete its folder."
             )
 
 
 def _rows_of(part: Path) -> Tensor:
-    """The rows that a part holds, from its name."""
+    """Returns the indices of a part's rows, which its name tells."""
     start, _, end = part.stem.partition("-")
     return torch.arange(int(start), int(end))
 
 
 def _read(path: Path, n: int) -> Tensor | None:
-    """The table in a file, or None where it is absent, damaged or of another length."""
+    """Returns the table in a file; None if the file is absent, damaged, or of another length."""
     tensors = read_tensors(path)
     if tensors is None or len(tensors.get("outputs", ())) != n:
         return None
@@ -209,7 +230,7 @@ def _read(path: Path, n: int) -> Tensor | None:
 
 
 def _version(path: Path) -> tuple[int, int] | None:
-    """What changes when a file is written anew; None for one that is absent."""
+    """Returns what changes when a file is written again; None if the file is absent."""
     try:
         found = path.stat()
     except FileNotFoundError:

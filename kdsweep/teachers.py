@@ -1,4 +1,4 @@
-"""The teacher's answers: cached passes of a frozen network, or the network itself."""
+"""The teacher's logits: from cached passes of a frozen network, or from the network itself."""
 
 from __future__ import annotations
 
@@ -27,26 +27,34 @@ if TYPE_CHECKING:
 MODES = ("table", "online")
 SPLITS = ("train", "validation", "test")
 
-# Relative difference allowed between a table's row and the same row computed again in a batch of another size.
+# The allowed difference between a row of a table and the same row computed again, relative to the largest logit.
 TOLERANCE = {"bf16": 2e-2, "fp32": 1e-4}
 
 
 class Teacher:
-    """A frozen network, what it answers to every view of the training pictures, and its features of plain pictures.
+    """A frozen network, its logits for every view of the training pictures, and its features of plain pictures.
+
+    A pass shows one view of each training picture. Its logits are computed once, and kept on disk for all runs: the
+    rows of a table are the logits of the pictures, in the order of the data set.
 
     Args:
-        network: The teacher, on its device; it is put into evaluation mode and gets no gradients.
-        data: The data set whose pictures it answers for.
+        network: The teacher, on its device. It is put into evaluation mode, and gets no gradients.
+        data: The data set that it is asked about.
         views: The views of the training pictures.
-        tables: Folder of the cached passes.
+        tables: The folder of the cached passes.
         mode: "table" computes each pass once and keeps it; "online" runs the network for every batch.
-        batch_size: Pictures in a forward pass when a table is filled.
+        batch_size: The number of pictures in a forward pass when a table is filled.
         precision: bf16 or fp32.
-        compiled: Whether passes are computed by a compiled network; None: where they are long enough to earn that.
+        compiled: Whether a compiled network computes the passes; None decides by the length of a pass.
 
     Attributes:
-        features_key: Stands for all that the features depend on.
-        seconds: Time spent so far on filling and reading tables.
+        network: The network.
+        mode: As above.
+        features_key: A hash of everything that the features depend on.
+        seconds: The time spent so far on filling and reading tables.
+
+    Raises:
+        UserError: mode, compiled or batch_size has a wrong value.
     """
 
     def __init__(
@@ -71,16 +79,23 @@ class Teacher:
         self._batch_size = batch_size
         self._root = tables
         self._compiled = worth_compiling(self.network, data.train.images) if compiled is None else compiled
-        # The features depend on the backbone alone, and so outlive a change of the head.
+        # The features depend on the backbone alone, so they stay valid when the head changes.
         self._features = self._tables({"outputs": "features", "backbone": network.backbone_hash()})
         self._logits: Tables | None = None
         self.features_key = self._features.key
         self.seconds = 0.0
 
     def answers(self, pass_index: int) -> Callable[[Tensor, Tensor], Tensor]:
-        """The teacher for one pass: (picture indices (B,), their views (B, H, W, 3) uint8) -> logits (B, C)."""
+        """Returns a function that gives the teacher's logits for the views of one pass; reads or makes their table.
+
+        Returns:
+            (picture indices (B,), their views (B, H, W, 3) uint8) -> logits (B, C) float32.
+
+        Raises:
+            TableMismatchError: The table on disk holds other logits than the network computes now.
+        """
         if self.mode == "online":
-            # clone: a loss may keep the answer for its gradient, which autograd refuses for inference tensors.
+            # clone: a loss may keep the logits for its gradient, and autograd refuses inference tensors.
             return lambda _, pictures: self.ask(pictures).clone()
         table = self._rows(
             self._logits_tables(),
@@ -92,14 +107,18 @@ class Teacher:
         return lambda indices, _: table[indices]
 
     def ask(self, pictures: Tensor) -> Tensor:
-        """Logits (B, C) of pictures (B, H, W, 3) uint8 on the device, now."""
+        """Computes the logits (B, C) of pictures (B, H, W, 3) uint8, which are on the network's device."""
         return self._forward(self.network, pictures)
 
     def compute_part(self, pass_index: int, stop: Callable[[], bool]) -> bool:
-        """Computes a part of a pass that nobody else is at; whether there was one, and it was not stopped.
+        """Computes a part of a pass that no other process is computing.
 
         Args:
-            stop: Asked after each batch.
+            pass_index: The pass.
+            stop: Called after each batch; if it returns True, the part is given up.
+
+        Returns:
+            Whether a part was computed.
         """
         if self.mode == "online":
             return False
@@ -107,7 +126,7 @@ class Teacher:
         return tables.fill_part(_pass_name(pass_index), len(self._views), self._pass(pass_index), stop)
 
     def features(self, split: str) -> Tensor:
-        """Inputs of the head for the un-augmented pictures of a split: (N, F) float32."""
+        """Returns the head's inputs (N, F) float32 for the un-augmented pictures of a split."""
         pictures = getattr(self._data, split).images
         return self._rows(
             self._features,
@@ -118,19 +137,19 @@ class Teacher:
         )
 
     def logits(self, split: str) -> Tensor:
-        """Logits of the un-augmented pictures of a split: (N, C) float32."""
+        """Returns the logits (N, C) float32 of the un-augmented pictures of a split: "train", "validation", "test"."""
         return self._head(self.features(split))
 
     def missing_passes(self, n_passes: int) -> list[int]:
-        """Which of the passes 0 .. n_passes - 1 have still to be computed, with the head as it is now; none online."""
+        """Returns those of the passes 0 .. n_passes - 1 that have no table yet; none if the mode is online."""
         if self.mode == "online":
             return []
-        # Not kept: whoever asks what a training would cost may still train the head.
+        # These tables are for the head as it is now. They aren't kept, since the caller may still train the head.
         tables = self._new_logits_tables() if self._logits is None else self._logits
         return [pass_index for pass_index in range(n_passes) if not tables.has(_pass_name(pass_index))]
 
     def missing_features(self) -> list[str]:
-        """The splits whose features have still to be computed."""
+        """Returns the splits whose features have no table yet."""
         return [split for split in SPLITS if not self._features.has(split)]
 
     def _rows(self, tables: Tables, name: str, n: int, compute: Compute, check: Compute) -> Tensor:
@@ -147,14 +166,14 @@ class Teacher:
             return function(pictures)
 
     def _pass(self, pass_index: int) -> Compute:
-        """Picture indices -> logits, as passes are computed."""
+        """Returns the function of picture indices (B,) that computes the logits of a pass for its table."""
         return lambda rows: self._head(self._passing(self._view(rows, pass_index)))
 
     @functools.cached_property
     def _passing(self) -> Compute:
-        """The features of a batch of pictures, as passes are computed: a few rows of them are checked in the plain way.
+        """The function that computes features for tables; a few of their rows are checked by the plain network.
 
-        Made when first asked for: most runs find their passes on the disk.
+        It is made when it is first needed, because compiling takes long, and most runs find their passes on disk.
         """
         if self._compiled:
             return compiled_features(self.network, self._precision, self._batch_size)
@@ -162,10 +181,11 @@ class Teacher:
 
     def _head(self, features: Tensor) -> Tensor:
         with torch.inference_mode():
-            return self.network.head(features)
+            logits: Tensor = self.network.head(features)
+        return logits
 
     def _logits_tables(self) -> Tables:
-        # Made when first asked for: until then the head may still be trained.
+        # They are made when they are first needed, because the head may be trained until then.
         if self._logits is None:
             self._logits = self._new_logits_tables()
         return self._logits

@@ -21,7 +21,10 @@ START, END = "<!-- import-graph:start -->", "<!-- import-graph:end -->"
 
 # The floors from top to bottom, and the modules of each from top to bottom: a module imports only what stands below it.
 FLOORS: Mapping[str, tuple[str, ...]] = {
-    "commands": ("reproduce", "export", "source_run", "report", "ui", "sync"),
+    "commands": (
+        *("reproduce", "export", "export_description", "network_files", "trained_student", "source_run"),
+        *("report", "ui", "sync"),
+    ),
     "study": ("plugin", "controller", "stages", "forecast", "measure_speed", "search"),
     "train": ("train",),
     "execution": (

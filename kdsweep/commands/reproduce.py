@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from kdsweep.config.keys import GROUPS, KEYS, STUDENT_KEYS, Purpose
 from kdsweep.system import exit_status
 from kdsweep.system.errors import RunError, UserError
+from kdsweep.system.masking import MASK
 from kdsweep.tracking.location import store_uri
 
 # Modules that train and compute take seconds to import, so they are imported where they are needed.
@@ -26,10 +27,6 @@ if TYPE_CHECKING:
 DIFFERS = 3  # exit status
 CONFIG = "config.yaml"
 WIDTH = 110  # characters a line, where the output is no terminal
-
-# Masking writes this in place of a secret.
-MASK = "***"
-
 
 # A reproduction belongs to no study, whatever the run belonged to.
 OWN = {"parent": None, "study": None, "job": None, "trial": None, "stage": "reproduction"}

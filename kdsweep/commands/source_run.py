@@ -1,4 +1,4 @@
-"""A run that is to be made again, found in an MLflow store or in a file: its configuration, and what came of it."""
+"""The run that is to be made again, found in an MLflow store or in a file: its configuration and its results."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ CONFIG = "config.yaml"
 
 @dataclass(frozen=True)
 class Original:
-    """The run that is to be made again, as far as it is known.
+    """What is known of the run that is to be made again.
 
     Attributes:
-        id: Its MLflow run; None for a configuration that no run has written.
+        id: Its MLflow id; None for a configuration that no run has written.
         config: Its configuration.
         left: What it found.
-        surroundings: Where and with what, as `surroundings.compare` takes it.
-        noise: Metric -> standard deviation over the seeds of its study.
+        surroundings: Its machine, packages and data, as `environment_diff.compare` takes them.
+        noise: For each metric its standard deviation over the seeds of the run's study.
         error: Why it failed, if it did.
     """
 
@@ -43,14 +43,14 @@ class Original:
 
 
 def find(name: str, uri: str) -> Original:
-    """What is known of a run.
+    """Finds a run, and returns what is known of it.
 
     Args:
         name: Its MLflow id, its config.yaml, or a folder that holds one.
-        uri: The store in which it is looked for.
+        uri: The store to look in.
 
     Raises:
-        UserError: There is none, or it isn't one of kdsweep's.
+        UserError: There is no such run, or kdsweep didn't make it.
     """
     path = _file(name)
     if path is None:
@@ -66,7 +66,7 @@ def find(name: str, uri: str) -> Original:
     saved = _read(path)
     if not _is_sound(saved.record):
         raise UserError(
-            f"the last line of {path}, which says what came of the run, is damaged. Remove it to go without."
+            f"the last line of {path}, which says what came of the run, is damaged. Remove it to do without."
         )
     known = _known(uri, saved)
     if known is not None:
@@ -75,7 +75,7 @@ def find(name: str, uri: str) -> Original:
 
 
 def run_named(name: str) -> str:
-    """The MLflow id of a run that is named by it, by its config.yaml, or by a folder that holds one.
+    """Returns the MLflow id of a run that is named by its id, by its config.yaml, or by a folder that holds one.
 
     Raises:
         UserError: There is no such file, or no run has written it.
@@ -88,7 +88,7 @@ def run_named(name: str) -> str:
 
 
 def _file(name: str) -> Path | None:
-    """The configuration's file; None for the name of a run."""
+    """Returns the file of a configuration; None if `name` is the id of a run."""
     if not name.strip():
         raise UserError(f"`RUN names a run` must hold, but got {name!r}. Give its id, its {CONFIG}, or its folder.")
     path = Path(name)
@@ -116,19 +116,22 @@ def _read(path: Path) -> SavedConfig:
 
 
 def _known(uri: str, saved: SavedConfig) -> tuple[Store, RunRecord] | None:
-    """The run that wrote a file, where the store knows it."""
+    """Returns the store and the run that wrote a file; None if the store doesn't know it."""
     if "run" not in saved.record:
         return None
     try:
         require_store(uri)
         store = Store(uri, saved.config["tracking"]["experiment"])
         return store, store.find(saved.record["run"])
-    except UserError:  # the file is all that there is
+    except UserError:  # there is no store or no such run, so the file is all that is known
         return None
 
 
 def _from_store(store: Store, run: RunRecord, saved: SavedConfig) -> Original:
-    """A run that the store knows; what a run of an older version, or one that was cut short, didn't write is read."""
+    """Returns a run that the store knows.
+
+    If the run was made by an older version or was cut short, its file lacks a part, which is read from the store.
+    """
     surroundings = _surroundings(saved.record)
     if "runtime" not in saved.record:
         text = store.text(run.id, "environment.json")
@@ -145,7 +148,7 @@ def _from_store(store: Store, run: RunRecord, saved: SavedConfig) -> Original:
 
 
 def what_is_left(store: Store, run: RunRecord, record: Mapping[str, Any]) -> Left:
-    """What a run left: as its file says, or else as MLflow has it."""
+    """Returns what a run found: from its file, or else from MLflow."""
     if "metrics" in record:
         return of_record(record)
     points = {name: store.history(run.id, name) for name in run.metrics}
@@ -154,7 +157,7 @@ def what_is_left(store: Store, run: RunRecord, record: Mapping[str, Any]) -> Lef
 
 
 def of_record(record: Mapping[str, Any]) -> Left:
-    """What a run left, as its saved configuration says."""
+    """Returns what a run found, from the record in its saved configuration."""
     history = {name: [(epoch, value) for epoch, value in found] for name, found in record.get("history", {}).items()}
     return Left(record.get("weights"), record.get("metrics", {}), history)
 
@@ -165,7 +168,7 @@ def _is_of_a_run(config: Mapping[str, Any]) -> bool:
 
 
 def _is_sound(record: Mapping[str, Any]) -> bool:
-    """Whether a record, which anybody may have edited, has the shape of one."""
+    """Returns whether a record, which anybody may have edited, has the shape of one."""
     parts = ("runtime", "environment", "metrics", "history")
     if not all(isinstance(record.get(part, {}), dict) for part in parts):
         return False
@@ -175,7 +178,7 @@ def _is_sound(record: Mapping[str, Any]) -> bool:
 
 
 def _numbers(values: object) -> int | None:
-    """How many numbers a list holds; None for anything else."""
+    """Returns how many numbers a list holds; None if it isn't a list of numbers."""
     plain = isinstance(values, list) and all(isinstance(value, int | float) for value in values)
     return len(values) if plain else None  # type: ignore[arg-type]
 
@@ -186,9 +189,9 @@ def _surroundings(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _noise(store: Store, run: RunRecord) -> dict[str, float]:
-    """The noise over seeds among the runs beside this one; empty for a run that stands alone."""
+    """Returns the noise over seeds among the runs of the same study or multirun; empty for a single run."""
     named = run.params.get("tracking.parent", "None")
-    # A plain multirun's runs don't know their group: the group knows them.
+    # The runs of a plain multirun don't know their group, but the group knows them.
     parents = [named] if named != "None" else [group.id for group in store.tagged(arm="group")]
     for parent in parents:
         siblings = tuple(store.children(parent))

@@ -1,4 +1,4 @@
-"""Where and how numbers are computed: device, precision, threads, determinism."""
+"""Where and how numbers are computed: device, precision, threads, determinism, random state."""
 
 from __future__ import annotations
 
@@ -16,20 +16,24 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("auto", "bf16", "fp32")
 
-# More threads than any machine has cores for; thousands would stop it.
+# No machine has more cores than this, and thousands of threads would bring it to a halt.
 MAX_THREADS = 1024
 
-# Features of processors that multiply bf16: x86, x86, ARM.
+# The features of processors that multiply bf16: x86, x86 and ARM.
 CPU_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device called `name`; "auto" is the first GPU, or the CPU where there is none."""
+    """Returns the device called `name`; "auto" is the first GPU, or the CPU if there is none.
+
+    Raises:
+        UserError: There is no such device.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         if not isinstance(name, str):
-            raise TypeError  # torch takes 0 for the first GPU
+            raise TypeError  # torch would take 0 as the first GPU
         device = torch.device(name)
     except (RuntimeError, TypeError) as error:
         raise UserError(f"no device is called {name!r}. Use auto, cpu, cuda or cuda:<n>.", "device") from error
@@ -43,11 +47,11 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_precision(name: str, device: torch.device) -> str:
-    """bf16 or fp32; "auto" is bf16 where the hardware multiplies bf16 itself, and so is faster."""
+    """Returns bf16 or fp32; "auto" is bf16 if the hardware multiplies bf16 itself, which makes it faster than fp32."""
     require(name in PRECISIONS, f"precision in {PRECISIONS}", name, "precision")
     if name != "auto":
         return name
-    # torch's own answers include emulation, which is slower than fp32.
+    # By default torch counts emulation too, which is slower than fp32.
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
@@ -56,14 +60,14 @@ def resolve_precision(name: str, device: torch.device) -> str:
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """The context in which networks run forward: mixed bf16, or plain fp32."""
+    """Returns the context in which networks run forward: mixed bf16, or plain fp32."""
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16)
 
 
 def set_threads(threads: int | None) -> int:
-    """Sets the number of CPU threads (None: leaves torch's choice) and returns the number in force."""
+    """Sets the number of CPU threads, and returns the number in force; None leaves torch's choice."""
     if threads is not None:
         require(type(threads) is int and threads >= 1, "threads >= 1", threads, "threads", "It is a whole number.")
         require(threads <= MAX_THREADS, f"threads <= {MAX_THREADS}", threads, "threads", "null takes all cores.")
@@ -72,8 +76,9 @@ def set_threads(threads: int | None) -> int:
 
 
 def set_determinism(deterministic: bool, device: torch.device) -> None:
-    """Makes CUDA kernels deterministic, or warn where they have no such version; CPU kernels are, for a given number of
-    threads.
+    """Makes CUDA kernels deterministic; those without a deterministic version warn.
+
+    CPU kernels are deterministic anyway, for a given number of threads.
     """
     require(isinstance(deterministic, bool), "deterministic is true or false", deterministic, "deterministic")
     if device.type == "cuda" and deterministic:
@@ -83,20 +88,20 @@ def set_determinism(deterministic: bool, device: torch.device) -> None:
 
 
 def random_state() -> dict[str, object]:
-    """Where torch's random numbers are, on the CPU and on each GPU in use."""
+    """Returns the state of torch's random generators, on the CPU and on each GPU in use."""
     gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
     return {"cpu": torch.get_rng_state(), "cuda": gpus}
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
-    """Goes on with torch's random numbers from where `random_state` found them."""
+    """Sets torch's random generators to what `random_state` returned."""
     torch.set_rng_state(state["cpu"])
     if state["cuda"]:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation has failed, on the CPU or on a GPU."""
+    """Returns whether an error says that an allocation has failed, on the CPU or on a GPU."""
     words = ("can't allocate memory", "out of memory", "not enough memory")
     own = isinstance(error, MemoryError | torch.OutOfMemoryError)
     return own or (isinstance(error, RuntimeError) and any(word in str(error) for word in words))

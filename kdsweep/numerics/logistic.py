@@ -1,4 +1,4 @@
-"""Multinomial logistic regression on many pictures: exact minima for a falling sequence of weight decays."""
+"""Multinomial logistic regression on many pictures: exact minima for a decreasing sequence of weight decays."""
 
 from __future__ import annotations
 
@@ -12,48 +12,52 @@ from torch import Tensor
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# The objective may end this far above its minimum, in nats: validation NLLs of neighbouring weight decays are a hundred
-# times as far apart. On few pictures, where iterations cost nothing, the weights are exact too.
+# The objective may end this far above its minimum, in nats. The validation NLLs of neighbouring weight decays differ by
+# a hundred times as much. With few pictures iterations cost nothing, so there the tolerance is smaller.
 TOLERANCE = 1e-5
 TOLERANCE_PER_PICTURE = 2.5e-10
-# Weaker decays are solved as if for this one: gradients in float32 can't show what lies beyond.
+# The stopping rule takes weaker decays for this one, because float32 gradients can't resolve a smaller distance.
 WEAKEST_DECAY = 1e-5
 
-# Pairs of steps and changes of the gradient that L-BFGS remembers.
+# The number of (step, change of the gradient) pairs that L-BFGS remembers.
 MEMORY = 20
-# Pictures on which the curvature is estimated. It decides how fast the minimum is found, not where it is.
+# The number of pictures on which the curvature is estimated. It decides how fast the minimum is found, not where it is.
 CURVATURE_SAMPLE = 4096
-# The estimate is renewed when the mean curvature has fallen to this share: pictures that are told apart have none.
+# The estimate is renewed when the mean curvature has fallen to this share. Pictures that are classified with certainty
+# have no curvature.
 RENEWED_BELOW = 0.4
 SMALLEST_STEP = 1e-4
-# Pictures in one product of those that the cores share: BLAS computes one so slender on a single core, however long.
+# The number of pictures in each of the matrix products that run in parallel. BLAS would compute a single product so
+# long and narrow on one core.
 BLOCK = 900
 
 
 class LogisticRegression:
     """Minimises mean cross-entropy + weight_decay / 2 * |weights|^2 for one weight decay after the other.
 
-    L-BFGS in the metric of an estimated Hessian: the features' second moments, each picture weighted by its softmax's
-    mean curvature, (1 - sum of p^2) / (C - 1), plus the weight decay (a sharper relative of Boehning's bound, 1992,
-    doi 10.1007/BF00048682). A sequence from strong to weak is fast: each minimum starts where the two before it point
-    to, and inherits what L-BFGS has learnt: a new decay changes gradients by a multiple of the weights.
+    The method is L-BFGS in the metric of an estimated Hessian: the second moments of the features, with each picture
+    weighted by the mean curvature of its softmax, (1 - sum of p^2) / (C - 1), plus the weight decay. This is a tighter
+    relative of Boehning's bound (1992, doi 10.1007/BF00048682).
+
+    A sequence from strong to weak decays is fast. The search for each minimum starts at the point that the two minima
+    before it extrapolate to, and it keeps L-BFGS's memory, since a new decay changes gradients only by a multiple of
+    the weights.
 
     Args:
         features: (N, F) floating point, centred and of comparable scales.
         labels: (N,) int64, below `n_classes`.
+        n_classes: The number of classes, C.
 
     Attributes:
-        weight: (C, F), of the minimum found last; at first zeros.
-        bias: (C,), not penalised.
-        cross_entropy: The mean over the pictures there, without the penalty.
-        n_evaluations: How often all features were gone through, forwards and back.
+        cross_entropy: The mean over the pictures at the minimum found last, without the penalty, in nats.
+        n_evaluations: The number of times that the objective and its gradient were computed on all features.
     """
 
     def __init__(self, features: Tensor, labels: Tensor, n_classes: int) -> None:
         self._features, self._n_classes = features, n_classes
         self._tolerance = min(TOLERANCE, TOLERANCE_PER_PICTURE * len(features))
         self._targets = F.one_hot(labels, n_classes).to(features.dtype)  # (N, C)
-        self._point = features.new_zeros(n_classes, features.shape[1] + 1)  # weights and, last, the bias
+        self._point = features.new_zeros(n_classes, features.shape[1] + 1)  # weights, then the bias
         self._earlier: tuple[float, Tensor] | None = None
         self._decay = math.nan
         self._pairs: list[tuple[Tensor, Tensor]] = []
@@ -64,23 +68,26 @@ class LogisticRegression:
 
     @property
     def weight(self) -> Tensor:
+        """The weights (C, F) of the minimum found last; zeros at first."""
         return self._point[:, :-1]
 
     @property
     def bias(self) -> Tensor:
+        """The bias (C,) of the minimum found last, which isn't penalised; zeros at first."""
         return self._point[:, -1]
 
     def solve(self, weight_decay: float, max_iterations: int) -> None:
-        """Moves to the minimum, to within `TOLERANCE` of the objective, or as far as `max_iterations` of L-BFGS lead.
+        """Moves to the minimum, until the objective is within the tolerance, or for `max_iterations` of L-BFGS.
 
-        Where features or weights are not finite it returns at once, and `cross_entropy` is not finite either.
+        If features or weights are not finite, it returns at once, and `cross_entropy` is not finite.
         """
         point = self._start(weight_decay)
         value, gradient = self._evaluate(point, weight_decay)
         if math.isfinite(value):
             metric = self._metric(weight_decay)
             for _ in range(max_iterations):
-                # |gradient|^2 / (2 * weight_decay) bounds the distance to the minimum of a function so convex.
+                # The penalty makes the objective strongly convex: |gradient|^2 / (2 * weight_decay) bounds its
+                # distance to the minimum.
                 if float(gradient.square().sum()) <= 2 * max(weight_decay, WEAKEST_DECAY) * self._tolerance:
                     break
                 direction = self._direction(gradient, metric)
@@ -93,7 +100,7 @@ class LogisticRegression:
                     parabola = -slope * step / (2 * (new_value - value - slope * step))
                     step *= min(max(parabola, 0.1), 0.5) if math.isfinite(parabola) else 0.1
                 if not new_value < value:
-                    # No longer distinguishable from rounding.
+                    # What could still be gained is no more than rounding.
                     value, gradient = self._evaluate(point, weight_decay)
                     break
                 self._remember(new_point - point, new_gradient - gradient)
@@ -101,10 +108,10 @@ class LogisticRegression:
         self._point = point
 
     def _start(self, weight_decay: float) -> Tensor:
-        """Where to begin: the minimum before, moved on as the one before it has moved, per factor of the decay."""
+        """Returns the point to start from: the last two minima, extrapolated in the logarithm of the decay."""
         start = self._point
         if math.isfinite(self._decay):
-            # The remembered changes of the gradient become those of the new objective.
+            # Turn the remembered changes of the gradient into those of the new objective.
             change = weight_decay - self._decay
             self._pairs = [(step, _plus_decay(changed, step, change)) for step, changed in self._pairs]
         if self._earlier is not None and weight_decay > 0:
@@ -117,11 +124,11 @@ class LogisticRegression:
         return start
 
     def _evaluate(self, point: Tensor, weight_decay: float) -> tuple[float, Tensor]:
-        """The objective and its gradient (C, F + 1)."""
+        """Computes the objective and its gradient (C, F + 1)."""
         self.n_evaluations += 1
         weight = point[:, :-1]
         logs = torch.addmm(point[:, -1], self._features, weight.T).log_softmax(dim=1)  # (N, C)
-        # Summed in float64: near the minimum the line search compares numbers that hardly differ.
+        # The sum is in float64, because near the minimum the line search compares numbers that hardly differ.
         self.cross_entropy = -float((logs * self._targets).sum(dim=1).double().mean())
         self._probabilities = logs.exp_()
         errors = (self._probabilities - self._targets) / len(logs)
@@ -136,7 +143,7 @@ class LogisticRegression:
         return self.cross_entropy + weight_decay / 2 * float(weight.double().square().sum()), gradient
 
     def _metric(self, weight_decay: float) -> Callable[[Tensor], Tensor]:
-        """Divides a gradient (C, F + 1) by the estimated curvature."""
+        """Returns a function that divides a gradient (C, F + 1) by the estimated Hessian."""
         spread = 1 - self._probabilities.double().square().sum(dim=1).cpu()
         curvature = (spread / (self._n_classes - 1)).clamp(min=1e-6)  # (N,)
         mean = float(curvature.mean())
@@ -162,7 +169,7 @@ class LogisticRegression:
         return divide
 
     def _direction(self, gradient: Tensor, metric: Callable[[Tensor], Tensor]) -> Tensor:
-        """L-BFGS's two loops (Nocedal and Wright, Numerical Optimization, algorithm 7.4) around the metric."""
+        """Returns L-BFGS's direction: the two loops of Nocedal and Wright, Numerical Optimization, algorithm 7.4."""
         rest, shares = gradient, []
         for step, changed in reversed(self._pairs):
             shares.append(_dot(step, rest) / _dot(step, changed))
@@ -176,7 +183,7 @@ class LogisticRegression:
         return -direction
 
     def _remember(self, step: Tensor, changed: Tensor) -> None:
-        # Rounding can hide that the objective is convex.
+        # By rounding, a pair can contradict the convexity of the objective; it is dropped.
         if _dot(step, changed) > 0:
             self._pairs = [*self._pairs, (step, changed)][-MEMORY:]
 
@@ -186,22 +193,22 @@ def _dot(one: Tensor, other: Tensor) -> float:
 
 
 def _plus_decay(changed: Tensor, step: Tensor, change: float) -> Tensor:
-    """A change of the gradient (C, F + 1) along `step`, with a weight decay that is larger by `change`."""
+    """Returns the change of the gradient (C, F + 1) along `step` under a weight decay that is larger by `change`."""
     moved = changed.clone()
     moved[:, :-1] += change * step[:, :-1]
     return moved
 
 
 def _proportional(curvature: Tensor) -> Tensor:
-    """Indices of `CURVATURE_SAMPLE` pictures, spread evenly in proportion to their curvature."""
-    sums = curvature.cumsum(dim=0)  # on the CPU: elsewhere its order of summation isn't fixed
+    """Returns the indices of `CURVATURE_SAMPLE` pictures, spread evenly in proportion to their curvature."""
+    sums = curvature.cumsum(dim=0)  # on the CPU, since a GPU has no fixed order of summation
     n = min(CURVATURE_SAMPLE, len(sums))
     marks = (torch.arange(n, dtype=sums.dtype) + 0.5) / n * sums[-1]
     return torch.searchsorted(sums, marks).clamp(max=len(sums) - 1)
 
 
 def _second_moments(features: Tensor, n_blocks: int = 8) -> Tensor:
-    """The lower triangle of features' * features / N; above it there may be anything finite."""
+    """Computes the lower triangle of features^T features / N; above it there may be anything finite."""
     moments = features.new_zeros(features.shape[1], features.shape[1])
     for columns in torch.arange(features.shape[1]).chunk(n_blocks):
         first, end = int(columns[0]), int(columns[-1]) + 1

@@ -1,4 +1,4 @@
-"""Picture files: class folders, decoding in threads, and a cache from which they are decoded once."""
+"""Picture files: class folders, decoding in threads, and a cache of the decoded pictures."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-# Part of the key of decoded pictures: raise it when `_decode_one` returns other pixels.
+# A part of the key of decoded pictures. Increase it when `_decode_one` comes to return other pixels.
 DECODER_VERSION = 1
 
-# Sides of pictures, in pixels: what is larger is a slip of the keyboard, and would fill the memory.
+# The largest side of a picture, in pixels. A larger one is a typing error, and would fill the memory.
 MAX_SIDE = 8192
 
-# Of every list in a message, this many are named.
+# A message names this many items of a list.
 N_NAMED = 5
 
 
 def class_files(root: Path) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """The pictures of `<root>/train/<class>/*` and of `<root>/test/<class>/*`.
+    """Lists the pictures of `<root>/train/<class>/*` and of `<root>/test/<class>/*`.
 
-    Every file that isn't hidden is a picture, in sub-folders of a class too.
+    Every file that isn't hidden has to be a picture; a class may have sub-folders.
 
     Returns:
-        For train and for test: class -> its pictures, as paths relative to `root`; classes and paths are sorted.
+        For train and for test: class -> its pictures, as paths relative to `root`. Classes and paths are sorted.
 
     Raises:
-        UserError: A folder is missing, a class is empty, or train and test have other classes.
+        UserError: A folder is missing, a class is empty, or train and test have different classes.
     """
     if not root.is_dir():
         raise _bad_folder(f"{root} is a file" if root.exists() else f"the folder {root} does not exist")
@@ -55,29 +55,30 @@ def class_files(root: Path) -> tuple[dict[str, list[str]], dict[str, list[str]]]
 
 
 def load(root: Path, names: Sequence[str], image_size: int, cache: Path) -> Tensor:
-    """Pictures as square RGB, from the cache or decoded into it.
+    """Returns pictures as square RGB, from the cache; decodes them into the cache if they aren't there.
 
-    A picture is turned as its EXIF orientation says and resized to a square (bilinear, antialiased), whatever its
-    shape. All are decoded anew when a name, size or modification time has changed.
+    A picture is turned as its EXIF orientation says, and resized to a square (bilinear, antialiased), whatever its
+    shape. All pictures are decoded again when a name, a size or a modification time has changed.
 
     Args:
-        root: Folder of the pictures, absolute.
+        root: The absolute folder of the pictures.
         names: Their paths relative to `root`.
-        image_size: Side of the pictures, in pixels.
-        cache: Folder of the decoded pictures.
+        image_size: The side of the pictures, in pixels.
+        cache: The folder of the decoded pictures.
 
     Returns:
         (N, S, S, 3) uint8, in the order of `names`.
 
     Raises:
-        UserError: Pictures cannot be read (key "root"), or the cache cannot be written (key "cache").
+        UserError: Pictures can't be read (key "root"), or the cache can't be written (key "cache").
+        OSError: The disk is full.
     """
     stamps = [_stamp(root, name) for name in names]
     identity = {"root": str(root), "files": stamps, "image_size": image_size, "decoder": DECODER_VERSION}
     path = cache / f"{root.name}-{image_size}px-{hash_identity(identity)}.safetensors"
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        # Processes that start at once decode once: the others wait here, and then read.
+        # Processes that start at the same time decode once: the others wait here, and then read.
         with locked(path.with_suffix(".lock")):
             stored = read_tensors(path)
             if stored is not None:
@@ -87,13 +88,13 @@ def load(root: Path, names: Sequence[str], image_size: int, cache: Path) -> Tens
             return pictures
     except (OSError, SafetensorError) as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise  # another folder may help; that the disk is full must be said
+            raise  # the message has to say that the disk is full
         reason = " ".join(str(error).split())
         raise UserError(f"{cache} cannot keep decoded pictures ({reason}). Choose another folder.", "cache") from error
 
 
 def _decode(root: Path, names: Sequence[str], image_size: int) -> Tensor:
-    """Decodes in as many threads as this process may use cores (Pillow releases the GIL)."""
+    """Decodes pictures in one thread for each core that this process may use (Pillow releases the GIL)."""
     pictures = torch.empty(len(names), image_size, image_size, 3, dtype=torch.uint8)
     rows = pictures.numpy()
 
@@ -101,7 +102,7 @@ def _decode(root: Path, names: Sequence[str], image_size: int) -> Tensor:
         return [(names[i], _decode_one(root / names[i], rows[i])) for i in chunk]
 
     unreadable = []
-    # Chunks: handing over small pictures one by one takes as long as decoding them.
+    # Handing over small pictures one by one takes as long as decoding them, so a thread gets 32 at a time.
     chunks = [range(len(names))[start : start + 32] for start in range(0, len(names), 32)]
     pool = ThreadPoolExecutor(cores())
     try:
@@ -110,7 +111,7 @@ def _decode(root: Path, names: Sequence[str], image_size: int) -> Tensor:
                 advance(len(done))
                 unreadable += [(name, fault) for name, fault in done if fault is not None]
     finally:
-        pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for all the rest
+        pool.shutdown(cancel_futures=True)  # so that Ctrl-C doesn't wait for all pictures
     if unreadable:
         listed = _named([name for name, _ in unreadable])
         message = f"{len(unreadable)} of {len(names)} pictures in {root} cannot be read: {listed}"
@@ -119,10 +120,10 @@ def _decode(root: Path, names: Sequence[str], image_size: int) -> Tensor:
 
 
 def _decode_one(path: Path, row: np.ndarray) -> str | None:
-    """Writes the picture at `path` to `row`, (S, S, 3) uint8; returns what is wrong with it, or None."""
+    """Decodes the picture at `path` into `row`, (S, S, 3) uint8; returns what is wrong with the picture, or None."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
-    # Opening a pipe waits for its writer, for ever.
+    # Opening a pipe would wait for a writer, possibly for ever.
     if not path.is_file():
         return "a link to nothing" if not path.exists() else "neither a file nor a link to one"
     try:
@@ -130,21 +131,21 @@ def _decode_one(path: Path, row: np.ndarray) -> str | None:
             picture: Image.Image = ImageOps.exif_transpose(file)
             if picture.mode in ("I", "F"):
                 return f"mode {picture.mode}, 32 bits a pixel without a known range"
-            if picture.mode.startswith("I;16"):  # Pillow would clip to 255, which leaves white
+            if picture.mode.startswith("I;16"):  # Pillow would clip its values to 255, which makes it white
                 picture = Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
-            if "transparency" in picture.info:  # Pillow warns unless a palette with transparency goes by RGBA
+            if "transparency" in picture.info:  # Pillow warns if a palette with transparency becomes RGB directly
                 picture = picture.convert("RGBA")
             row[:] = np.asarray(picture.convert("RGB").resize(row.shape[:2], Image.Resampling.BILINEAR))
     except UnidentifiedImageError:
         return "not a picture"
-    # Damaged files make Pillow raise OSError, SyntaxError, ValueError, struct.error, EOFError and others.
+    # For damaged files Pillow raises OSError, SyntaxError, ValueError, struct.error, EOFError and others.
     except Exception as error:
         return " ".join(str(error).split()) or type(error).__name__
     return None
 
 
 def _split_files(root: Path, split: str) -> dict[str, list[str]]:
-    """Class -> its pictures, as sorted paths relative to `root`."""
+    """Returns the classes of a split, each with its pictures as sorted paths relative to `root`."""
     folder = root / split
     if not folder.is_dir():
         raise _bad_folder(f"{root} has no folder {split}/")
@@ -166,15 +167,15 @@ def _files(root: Path, folder: Path) -> list[str]:
 
 
 def _ignored(name: str) -> bool:
-    """What desktops leave behind: .DS_Store, ._picture.jpg, Thumbs.db."""
+    """Returns whether a file is hidden, or one that desktops leave behind: .DS_Store, ._picture.jpg, Thumbs.db."""
     return name.startswith(".") or name in ("Thumbs.db", "desktop.ini", "__MACOSX")
 
 
 def _stamp(root: Path, name: str) -> tuple[str, int, int]:
-    """Name, size in bytes and modification time in ns."""
+    """Returns a file's name, size in bytes and modification time in nanoseconds."""
     try:
         stat = (root / name).stat()
-    except OSError:  # a dangling link: `_decode` names it among the unreadable
+    except OSError:  # a link to nothing: `_decode` reports it as unreadable
         return name, -1, -1
     return name, stat.st_size, stat.st_mtime_ns
 
@@ -185,7 +186,7 @@ def _bad_folder(message: str) -> UserError:
 
 
 def _named(items: Sequence[str]) -> str:
-    """The first few of `items` as they stand in a message, and how many more there are."""
+    """Returns the first few items as text for a message, and how many more there are."""
     more = len(items) - N_NAMED
-    # repr, so that no name can break the line.
+    # repr: a name may hold a line break.
     return ", ".join(map(repr, items[:N_NAMED])) + (f" and {more} more" if more > 0 else "")

@@ -1,8 +1,8 @@
-"""Convolutions with outputs of a few pixels, on which oneDNN on some CPUs spends most of a training step.
+"""Convolutions with outputs of a few pixels, which take oneDNN most of a training step on some CPUs.
 
-Where pictures have 32 pixels, the last block of a ResNet works on maps of one: of a 3 x 3 kernel only the centre meets
-anything but padding. The convolution is then one matrix product, of which oneDNN computes nine, and slowly. Here it is
-computed tap by tap, without the taps that meet only padding, and so are both of its gradients.
+With pictures of 32 x 32 pixels, the last block of a ResNet works on maps of 1 x 1. There only the centre of a 3 x 3
+kernel meets anything but padding, so the convolution is one matrix product; oneDNN computes nine of them, and slowly.
+This module computes such a convolution and both of its gradients tap by tap, without the taps that meet only padding.
 """
 
 from __future__ import annotations
@@ -18,20 +18,24 @@ from torch.overrides import TorchFunctionMode
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-# Pixels of a convolution's output up to which it counts as small.
+# A convolution is small if its output has this many pixels or fewer.
 SMALL = 4
 
 Pair = tuple[int, int]
 
 
 def small_maps(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """The context in which students run forward, to be trained or evaluated: on a CPU in fp32, convolutions with small
-    outputs are computed tap by tap, and so are their gradients; all else is left as it is.
+    """Returns the context in which students run forward, for training and for evaluation.
+
+    On a CPU in fp32, convolutions with small outputs and their gradients are computed tap by tap. Everything else is
+    left as it is.
     """
     return _SmallMaps() if precision == "fp32" and device.type == "cpu" else nullcontext()
 
 
 class _SmallMaps(TorchFunctionMode):
+    """Replaces the call of torch.conv2d by `_Convolution` if the convolution is small."""
+
     def __torch_function__(
         self,
         function: Callable[..., Any],
@@ -47,6 +51,8 @@ class _SmallMaps(TorchFunctionMode):
 
 
 class _Convolution(torch.autograd.Function):
+    """`convolved`, with its two gradients."""
+
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
         ctx.save_for_backward(inputs, weight)
@@ -68,7 +74,7 @@ class _Convolution(torch.autograd.Function):
 
 
 def convolved(inputs: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
-    """The outputs (B, O, h, w), channels_last, of inputs (B, C, H, W) and weights (O, C, *kernel)."""
+    """Computes the outputs (B, O, h, w), channels_last, for inputs (B, C, H, W) and weights (O, C, *kernel)."""
     x, kernels = inputs.permute(0, 2, 3, 1), weight.permute(0, 2, 3, 1)  # (B, H, W, C), (O, *kernel, C)
     size = [_output_side(inputs, weight, stride, padding, axis) for axis in (0, 1)]
     result = x.new_zeros(len(x), *size, len(kernels))  # (B, h, w, O)
@@ -81,11 +87,14 @@ def convolved(inputs: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Te
 
 
 def input_gradient(weight: Tensor, gradient: Tensor, size: Pair, stride: Pair, padding: Pair) -> Tensor:
-    """The gradient of a convolution's inputs (B, C, *size), channels_last.
+    """Computes the gradient with respect to the inputs: (B, C, *size), channels_last.
 
     Args:
-        weight: (O, C, *kernel).
-        gradient: Of the outputs (B, O, h, w).
+        weight: The weights (O, C, *kernel).
+        gradient: The gradient with respect to the outputs, (B, O, h, w).
+        size: Height and width of the inputs.
+        stride: The convolution's, for rows and columns.
+        padding: The convolution's, for rows and columns.
     """
     g, kernels = gradient.permute(0, 2, 3, 1), weight.permute(0, 2, 3, 1)  # (B, h, w, O), (O, *kernel, C)
     result = g.new_zeros(len(g), *size, kernels.shape[3])  # (B, H, W, C)
@@ -95,11 +104,14 @@ def input_gradient(weight: Tensor, gradient: Tensor, size: Pair, stride: Pair, p
 
 
 def weight_gradient(inputs: Tensor, gradient: Tensor, kernel: Pair, stride: Pair, padding: Pair) -> Tensor:
-    """The gradient of a convolution's weights (O, C, *kernel), channels_last.
+    """Computes the gradient with respect to the weights: (O, C, *kernel), channels_last.
 
     Args:
-        inputs: (B, C, H, W).
-        gradient: Of the outputs (B, O, h, w).
+        inputs: The inputs (B, C, H, W).
+        gradient: The gradient with respect to the outputs, (B, O, h, w).
+        kernel: Height and width of the kernel.
+        stride: The convolution's, for rows and columns.
+        padding: The convolution's, for rows and columns.
     """
     x, g = inputs.permute(0, 2, 3, 1), gradient.permute(0, 2, 3, 1)  # (B, H, W, C), (B, h, w, O)
     result = x.new_zeros(g.shape[3], *kernel, x.shape[3])  # (O, *kernel, C)
@@ -113,7 +125,19 @@ def weight_gradient(inputs: Tensor, gradient: Tensor, kernel: Pair, stride: Pair
 def _taps(
     kernel: Sequence[int], inputs: Sequence[int], outputs: Sequence[int], stride: Pair, padding: Pair
 ) -> Iterator[tuple[int, int, tuple[slice, slice], tuple[slice, slice]]]:
-    """Each tap of a kernel, by row and column, that meets more than padding: for which outputs, and which inputs."""
+    """Yields each tap of a kernel that meets more than padding.
+
+    Args:
+        kernel: Height and width of the kernel.
+        inputs: Height and width of the inputs.
+        outputs: Height and width of the outputs.
+        stride: The convolution's, for rows and columns.
+        padding: The convolution's, for rows and columns.
+
+    Yields:
+        The tap's row and column, the slices of the outputs that it has a part in, and the slices of the inputs that it
+        meets for them.
+    """
     for row in range(kernel[0]):
         for column in range(kernel[1]):
             rows = _meeting(row, inputs[0], outputs[0], stride[0], padding[0])
@@ -123,7 +147,7 @@ def _taps(
 
 
 def _meeting(tap: int, inputs: int, outputs: int, stride: int, padding: int) -> tuple[slice, slice] | None:
-    """Along one axis: the outputs for which a tap of the kernel meets an input, and these inputs; None for none."""
+    """Returns, along one axis, the outputs for which a tap meets an input, and these inputs; None if it meets none."""
     first = max(0, -((tap - padding) // stride))
     last = min(outputs - 1, (inputs - 1 - tap + padding) // stride)
     n = last - first + 1
@@ -134,6 +158,7 @@ def _meeting(tap: int, inputs: int, outputs: int, stride: int, padding: int) -> 
 
 
 def _is_small(inputs: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any) -> bool:
+    """Returns whether a convolution is one that this module computes: fp32, small, and with a kernel beyond 1 x 1."""
     if isinstance(padding, str) or tuple(dilation) != (1, 1) or inputs.dim() != 4:
         return False
     if weight.shape[2] * weight.shape[3] == 1 or inputs.dtype != torch.float32 or weight.dtype != torch.float32:
@@ -143,5 +168,5 @@ def _is_small(inputs: Tensor, weight: Tensor, stride: Any, padding: Any, dilatio
 
 
 def _output_side(inputs: Tensor, weight: Tensor, stride: Pair, padding: Pair, axis: int) -> int:
-    """The height (axis 0) or the width (axis 1) of a convolution's outputs."""
+    """Returns the height (axis 0) or the width (axis 1) of a convolution's outputs."""
     return (inputs.shape[2 + axis] + 2 * padding[axis] - weight.shape[2 + axis]) // stride[axis] + 1

@@ -1,7 +1,7 @@
 """Weights of a network: where they are, how they are read, and whether they fit.
 
-`weights` is a member of torchvision's weights enum, a state dict's path, or pkg://<package>/<path in the installed
-package>; see `kdsweep.models.Architecture`.
+`weights` is a member of torchvision's weights enum, the path of a state dict, or
+pkg://<package>/<path in the installed package>. See `kdsweep.models.Architecture`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,11 @@ WEIGHT_FILES = (".safetensors", ".pth", ".pt")
 
 
 def locate(weights: str, library: str, name: str) -> Path | None:
-    """The file that `weights` names, checked to be there; None for a member of torchvision's enum."""
+    """Returns the file that `weights` names; None for a member of torchvision's enum.
+
+    Raises:
+        UserError: There is no such package, file or member.
+    """
     text = str(weights)
     if text.startswith("pkg://"):
         package, _, inside = text.removeprefix("pkg://").partition("/")
@@ -53,13 +57,13 @@ def locate(weights: str, library: str, name: str) -> Path | None:
 
 
 def load_state(weights: str, library: str, name: str) -> dict[str, Tensor]:
-    """The state dict that `weights` stands for, on the CPU.
+    """Returns the state dict that `weights` stands for, on the CPU.
 
-    Pickles are read with `weights_only=True`: code in them is refused. A member of torchvision's enum is downloaded to
-    `$TORCH_HOME/hub/checkpoints`, or found there.
+    Pickles are read with `weights_only=True`, so code in them is refused. A member of torchvision's enum is read from
+    `$TORCH_HOME/hub/checkpoints`, after a download if it is missing.
 
     Raises:
-        UserError: No such weights, unreadable, or no download; the message names the file.
+        UserError: There are no such weights, or they can't be read or downloaded. The message names the file.
     """
     path = locate(weights, library, name)
     if path is None:
@@ -72,7 +76,7 @@ def load_state(weights: str, library: str, name: str) -> dict[str, Tensor]:
                 state = load_file(path)
             else:
                 with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # of a pickle that it doesn't know, which it then refuses
+                    warnings.simplefilter("ignore")  # torch.load warns of unknown pickles before it refuses them
                     state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged file can raise anything
             raise _unreadable(path, error) from error
@@ -84,7 +88,7 @@ def load_state(weights: str, library: str, name: str) -> dict[str, Tensor]:
     if broken := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
         rule = "`weights are finite numbers` must hold"
         raise UserError(f"{rule}, but {weights} has NaN or inf in {_first(broken)}. Get it again.", "weights")
-    # The files of torchvision's DenseNets have an older version's names (norm.1 for norm1).
+    # The files of torchvision's DenseNets have the names of an older version (norm.1 for norm1).
     return {re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", key): state[key] for key in state}
 
 
@@ -94,16 +98,19 @@ def load_weights(net: nn.Module, head_name: str, weights: str, library: str, nam
     Args:
         net: The library's network, with any number of classes.
         head_name: The name of its final layer.
-        weights, library, name: As in `Architecture`.
-        by: name | order (where the file's names differ, tensors are matched by position).
+        weights: As in `Architecture`.
+        library: As in `Architecture`.
+        name: As in `Architecture`.
+        by: name | order (tensors are matched by position if the file's names differ from the network's).
         head: new (the file's final layer is dropped) | keep (it is taken).
 
     Raises:
-        UserError: The weights cannot be read or don't fit; the message names the first tensors at fault.
+        UserError: The weights can't be read or don't fit. The message names the first tensors that don't fit.
     """
     state = load_state(weights, library, name)
-    # The network's own state dict as the base: it carries the versions that some modules ask for, a new head keeps
-    # its values, and old files may lack batch-norm's counters, which nothing computes with.
+    # The file's tensors are put into the network's own state dict. That one has the versions that some modules ask for,
+    # it keeps the values of a new head, and it has batch-norm's counters, which old files lack and nothing computes
+    # with.
     target = net.state_dict()
     rule = f"`weights fit {name}` must hold, but got weights={weights!r}"
     if by == "order" and state.keys() != target.keys():
@@ -128,18 +135,18 @@ def load_weights(net: nn.Module, head_name: str, weights: str, library: str, nam
 
 
 def _order_fault(theirs: Sequence[str], ours: Sequence[str]) -> str | None:
-    """Why the file's tensors are not the network's in this order; their kinds (weight, bias, ...) must agree."""
+    """Returns why tensors can't be matched by order, or None: their kinds (weight, bias, ...) have to agree."""
     if len(theirs) != len(ours):
         return f"the file has {len(theirs)} tensors and the network {len(ours)}"
     for position, (their, our) in enumerate(zip(theirs, ours, strict=True)):
-        # Batch-norm's four vectors have one shape: only the last part of the name tells them apart.
+        # The four vectors of a batch-norm have the same shape, and only the last parts of their names differ.
         if their.rpartition(".")[2] != our.rpartition(".")[2]:
             return f"tensor {position} differs: {their!r} of the file meets {our!r} of the network"
     return None
 
 
 def _faults(state: Mapping[str, Tensor], target: Mapping[str, Tensor], optional: frozenset[str]) -> str:
-    """The first tensors of `state` that don't fit `target`; "" if all do."""
+    """Returns a list of the first tensors of `state` that don't fit `target`; "" if all fit."""
     missing = [n for n in target if n not in state and n not in optional and not n.endswith("num_batches_tracked")]
     unexpected = [name for name in state if name not in target]
     shapes = [
@@ -157,7 +164,7 @@ def _faults(state: Mapping[str, Tensor], target: Mapping[str, Tensor], optional:
 
 
 def head_tensors(head_name: str) -> frozenset[str]:
-    """The names of the head's tensors in the network's state dict."""
+    """Returns the names of the head's tensors in the network's state dict."""
     return frozenset((f"{head_name}.weight", f"{head_name}.bias"))
 
 
@@ -169,7 +176,7 @@ def _load_torchvision(weights: str, name: str) -> dict[str, Tensor]:
     present = path.exists()
     try:
         state = member.get_state_dict(progress=True, check_hash=True, weights_only=True, map_location="cpu")
-    except Exception as error:  # the network's errors, the disk's, a damaged file's
+    except Exception as error:  # errors of the network, of the disk, or of a damaged file
         if present:
             raise _unreadable(path, error) from error
         fault = one_line(f"{type(error).__name__}: {error}", whole=False)
@@ -191,7 +198,7 @@ def _unreadable(path: Path, error: Exception) -> UserError:
     if path.suffix == ".safetensors":
         reason = f"cannot be read ({fault})"
     elif isinstance(error, RuntimeError | OSError):
-        # The rest is advice for the authors of programs.
+        # The further sentences are advice for programmers.
         reason = f"cannot be read ({fault.partition('. ')[0]})"
     else:
         reason = f"cannot be read (torch.save didn't write it: {type(error).__name__})"

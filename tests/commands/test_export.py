@@ -16,7 +16,7 @@ from commands import SHORT, artifacts, client, kdsweep, runs
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from kdsweep.commands import export
+from kdsweep.commands import export, network_files, trained_student
 from kdsweep.config import build
 from kdsweep.config.saved_config import SavedConfig, parse
 from kdsweep.system.errors import RunError, UserError
@@ -151,17 +151,15 @@ def test_what_is_there_is_kept(root: Path, store: Store, student: Any, tmp_path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", [0.5, float("nan")])
-def test_a_file_that_answers_otherwise_leaves_nothing(
+def test_a_file_that_gives_other_answers_leaves_nothing(
     root: Path, store: Store, student: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: float
 ) -> None:
     """The comparison fails: an error, no folder, and an earlier export as it was."""
-    load = export._load_pt2
-    monkeypatch.setattr(export, "_write_pt2", lambda network, pictures, path: path.touch())
-    monkeypatch.setattr(export, "_load_pt2", lambda path: lambda pictures: torch.full((len(pictures), 10), fault))
-    with pytest.raises(RunError, match=r"model.pt2 answers otherwise than the network"):
+    monkeypatch.setattr(network_files, "_write_pt2", lambda network, pictures, path: path.touch())
+    monkeypatch.setattr(network_files, "_load_pt2", lambda path: lambda batch: torch.full((len(batch), 10), fault))
+    with pytest.raises(RunError, match=r"model.pt2 gives other answers than the network"):
         export.export(store, student.info.run_id, root, tmp_path / "x")
     assert list(tmp_path.iterdir()) == []
-    assert load is not export._load_pt2
 
 
 def test_a_network_that_cannot_be_converted_is_one_line(
@@ -219,7 +217,7 @@ def test_wrong_arguments_are_one_line_and_status_2(
     run_id, here = student.info.run_id, ("--root", root, "--out", tmp_path / "x")
     bare = tmp_path_factory.mktemp("bare") / "bare.yaml"
     bare.write_text(OmegaConf.to_yaml(OmegaConf.load(artifacts(student) / "config.yaml")))
-    monkeypatch.setattr(export, "ONNX", ("onnx", "no_such_package"))
+    monkeypatch.setattr(network_files, "ONNX", ("onnx", "no_such_package"))
     cases = [
         (("no-such-run", *here), "There is no run 'no-such-run'"),
         (
@@ -261,10 +259,10 @@ def test_paths_move_with_the_project_folder(tmp_path: Path, monkeypatch: pytest.
     (old / "kept").mkdir(parents=True)
     paths = {"root": str(old), "data": f"{old}/data"}
     values = [f"{old}/data/x", f"{old}/w.pth", f"{old}er/data", "plain", 3, f"{old}/kept"]
-    cfg = export._config({"data": {"root": values}, "model": {}, "paths": paths}, new)
+    cfg = trained_student.config_below(new, {"data": {"root": values}, "model": {}, "paths": paths})
     assert cfg.data.root == [f"{new}/data/x", f"{new}/w.pth", *values[2:]]
     relative = {"data": {"root": "./data"}, "model": {}, "paths": {"root": ".", "data": "./data"}}
-    assert export._config(relative, new).data.root == f"{new}/data"
+    assert trained_student.config_below(new, relative).data.root == f"{new}/data"
 
 
 DATA = {"_target_": "kdsweep.data.digits", "image_size": 8, "n_test": 9, "val_size": 9, "train_fraction": 1.0}
@@ -275,10 +273,10 @@ RECORDED = {"name": "x", "classes": ["a", "b"], "mean": [0.1] * 3, "std": [0.2] 
 def test_other_pictures_are_refused(tmp_path: Path) -> None:
     """Another data set would be another normalisation, unless the run recorded its own."""
     cfg = OmegaConf.create({"data": DATA})
-    assert export._inputs(cfg, SavedConfig({})).name == "digits"
+    assert trained_student.inputs(cfg, SavedConfig({})).name == "digits"
     with pytest.raises(UserError, match=r"^data: these aren't the pictures"):
-        export._inputs(cfg, SavedConfig({}, {"data": "another hash"}))
-    inputs = export._inputs(cfg, SavedConfig({}, {"data": "another hash", "inputs": RECORDED}))
+        trained_student.inputs(cfg, SavedConfig({}, {"data": "another hash"}))
+    inputs = trained_student.inputs(cfg, SavedConfig({}, {"data": "another hash", "inputs": RECORDED}))
     assert (inputs.classes, inputs.pictures.shape[1:], inputs.kind) == (("a", "b"), (8, 8, 3), "random pictures")
 
 
@@ -286,12 +284,12 @@ def test_missing_pictures_are_done_without_where_the_run_recorded_what_they_told
     """On a machine that has the store alone."""
     cfg = OmegaConf.create({"data": {**DATA, "n_test": 0}})
     with pytest.raises(UserError, match=r"^data.n_test"):
-        export._inputs(cfg, SavedConfig({}))
-    assert export._inputs(cfg, SavedConfig({}, {"inputs": RECORDED})).name == "x"
+        trained_student.inputs(cfg, SavedConfig({}))
+    assert trained_student.inputs(cfg, SavedConfig({}, {"inputs": RECORDED})).name == "x"
 
 
 def test_a_masked_secret_is_no_value(tmp_path: Path) -> None:
     """*** is never given to a data set as its password."""
     config = {"data": {**DATA, "token": "***"}, "model": {}, "paths": {"root": "."}}
     with pytest.raises(UserError, match=r"^data: a secret of this group wasn't recorded"):
-        export._config(config, tmp_path)
+        trained_student.config_below(tmp_path, config)

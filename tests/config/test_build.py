@@ -115,6 +115,13 @@ def test_a_partial_component_waits_for_its_arguments() -> None:
     assert float(loss(torch.zeros(2, 2), torch.zeros(2, 2), labels)) == pytest.approx(0.6931, abs=1e-4)
 
 
+def test_a_loss_is_checked_once_when_it_is_built() -> None:
+    """A wrong alpha is refused by its key, and the function that every training step calls checks nothing."""
+    with pytest.raises(UserError, match=r"^loss\.alpha: `0 <= alpha <= 1` must hold, but got alpha=2"):
+        build.component(config("loss.alpha=2"), "loss")
+    assert build.component(config(), "loss").func is inspect.unwrap(losses.kd) is not losses.kd
+
+
 @pytest.mark.parametrize("target", ["os.system", "builtins.eval", "subprocess.run", "torch.load", "shutil.rmtree"])
 def test_a_configuration_runs_no_foreign_code(target: str) -> None:
     """A `_target_` outside of kdsweep and torch.optim is refused before anything of it runs."""
