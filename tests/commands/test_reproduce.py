@@ -18,7 +18,8 @@ import pytest
 from commands import PRELOADED, SECONDS, SHORT, Command, Outcome, artifacts, client, kdsweep, runs, statuses
 from omegaconf import OmegaConf
 
-from kdsweep.analysis.deviation import OF_THE_CLOCK, Left
+from kdsweep.analysis.deviation import Left
+from kdsweep.analysis.metrics import is_of_the_clock
 from kdsweep.commands import reproduce
 from kdsweep.commands.source_run import Original
 from kdsweep.config import rules, saved_config
@@ -71,7 +72,7 @@ def newest(root: Path) -> Run:
 
 def numbers(root: Path, run: Run) -> dict[str, list[tuple[int, float]]]:
     """(step, value) of every metric that isn't of the clock, read by MLflow's own client."""
-    names = [name for name in run.data.metrics if not OF_THE_CLOCK.match(name)]
+    names = [name for name in run.data.metrics if not is_of_the_clock(name)]
     store = client(root)
     return {name: [(p.step, p.value) for p in store.get_metric_history(run.info.run_id, name)] for name in names}
 

@@ -104,6 +104,7 @@ def test_a_compiled_teacher_answers_alike(tmp_path: Path, precision: str) -> Non
     assert not NETWORK.head.bypass
 
 
+@pytest.mark.all
 @pytest.mark.usefixtures("compiler")
 @pytest.mark.slow
 def test_a_batch_may_be_shorter() -> None:

@@ -42,7 +42,7 @@ from kdsweep.tracking.run_records import StudyRecord
 SECRET = "geheim4711"
 
 # Messages between a command and processes that it has started itself.
-PICKLES = {"shipping"}
+PICKLES = {"serialization"}
 
 
 class Evil:
