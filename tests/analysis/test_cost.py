@@ -26,10 +26,10 @@ def test_savings_are_counted_in_epochs() -> None:
 
 def test_a_score_that_foretells_is_told_so() -> None:
     """The scores after epoch 1 rank the full runs as their final scores do."""
-    economy = account(search(RISING))
-    assert economy.savings is not None
-    assert economy.savings.ranks[1].rho == pytest.approx(1)
-    assert "has a rank correlation of 1.00" in " ".join(words(economy))
+    cost = account(search(RISING))
+    assert cost.savings is not None
+    assert cost.savings.ranks[1].rho == pytest.approx(1)
+    assert "has a rank correlation of 1.00" in " ".join(words(cost))
 
 
 def test_a_score_that_misleads_is_warned_of() -> None:
@@ -47,9 +47,9 @@ def test_few_full_runs_tell_nothing_about_pruning() -> None:
 
 def test_without_pruning_nothing_is_saved() -> None:
     """There is no sentence about it either."""
-    economy = account(compared(trial(0, 0.5, 4)))
-    assert economy.savings is None
-    assert "Pruning" not in " ".join(words(economy))
+    cost = account(compared(trial(0, 0.5, 4)))
+    assert cost.savings is None
+    assert "Pruning" not in " ".join(words(cost))
 
 
 def test_costs_stand_beside_each_other() -> None:
@@ -60,9 +60,9 @@ def test_costs_stand_beside_each_other() -> None:
         record("distill", status="FAILED", metrics={"teacher_seconds": 5}),
         *fresh("scratch", [0.9]),
     ]
-    economy = account(compared(*runs))
-    assert (economy.teacher_seconds, economy.total_seconds, economy.seconds["scratch"].n) == (35, 40, 2)
-    (told,) = words(economy)
+    cost = account(compared(*runs))
+    assert (cost.teacher_seconds, cost.total_seconds, cost.seconds["scratch"].n) == (35, 40, 2)
+    (told,) = words(cost)
     assert "A distilled run takes 12 s, 1.20 times a scratch run (10 s)" in told
 
 
