@@ -36,7 +36,7 @@ STUDY = (
 
 
 def assert_whole(root: Path, storage: str, n_trials: int = N_TRIALS) -> None:
-    """The study is as if nobody had disturbed it."""
+    """Asserts that the study is as if nobody had disturbed it."""
     record = RDBStorage(storage)
     trials = optuna.load_study(study_name="alpha_tau", storage=record).trials
     record.remove_session()
@@ -59,7 +59,7 @@ def assert_whole(root: Path, storage: str, n_trials: int = N_TRIALS) -> None:
 
 
 def interruptions(root: Path) -> int:
-    """How often a run was cut short: for good, or until it went on from a checkpoint."""
+    """Returns how often a run was cut short, for good or until it went on from a checkpoint."""
     found = runs(root)
     resumed = [run.data.tags.get("kdsweep.resumed_after") for run in found]
     went_on = sum(len(epochs.split(", ")) for epochs in resumed if epochs is not None)
@@ -67,7 +67,7 @@ def interruptions(root: Path) -> int:
 
 
 def working(root: Path) -> list[ProcessId]:
-    """The living processes in which runs, other than the study's own, are open; read past MLflow while it writes."""
+    """Returns the living processes with open runs, except the study's own; reads the database while MLflow writes."""
     query = """
         SELECT process.value FROM runs
         JOIN tags AS process ON process.run_uuid = runs.run_uuid AND process.key = 'kdsweep.process'
@@ -84,12 +84,12 @@ def working(root: Path) -> list[ProcessId]:
 
 
 def two_at_work(command: Command, root: Path) -> list[ProcessId]:
-    """The processes of two runs, as soon as two are open at once."""
+    """Waits until two runs are open at once, and returns their processes."""
     return command.wait_for(lambda: found if len(found := working(root)) == 2 else [])
 
 
 def wait_for_end(processes: list[ProcessId]) -> None:
-    """Waits until they are gone: a process lives for a while after SIGKILL, until its memory is given back."""
+    """Waits until processes are gone; after SIGKILL a process lives until its memory is given back."""
     end = time.monotonic() + 60
     while any(process.lives() for process in processes):
         assert time.monotonic() < end
@@ -124,14 +124,14 @@ AT_THE_END = [
 
 
 def killed_at(words: tuple[str, ...], root: Path, places: list[tuple[str, Any]]) -> None:
-    """A study whose controller is killed at each of these places, and started again each time."""
+    """Runs a study whose controller is killed at each of these places, and started again each time."""
     for place, when in places:
         done = Command(*words, root=root, prepare=partial(kill_at, place, when)).outcome()
         assert done.status == -signal.SIGKILL, (place, when, done)
 
 
 def killed_at_random(words: tuple[str, ...], root: Path, dice: random.Random) -> None:
-    """A study whose controller is killed some time after it has begun a run."""
+    """Runs a study whose controller is killed some time after it has begun a run."""
     command = Command(*words, root=root)
     command.wait_for(lambda: working(root))
     time.sleep(dice.uniform(0, 0.3))
@@ -140,7 +140,7 @@ def killed_at_random(words: tuple[str, ...], root: Path, dice: random.Random) ->
 
 
 def test_a_controller_killed_wherever_it_commits_something_loses_nothing(tmp_path: Path) -> None:
-    """SIGKILL once at each place, and once at a random moment, the same command each time."""
+    """The same command gets SIGKILL once at each place, and once at a random moment."""
     words = (*STUDY, "epochs=2", "n_passes=1", "checkpoint_share=1")
     killed_at(words, tmp_path, [*AT_THE_START, *IN_A_RUN])
     killed_at_random(words, tmp_path, random.Random(0))
@@ -198,7 +198,7 @@ def test_a_study_on_postgresql_survives_the_same(tmp_path: Path, postgresql: Pos
 
 @pytest.mark.all
 def test_a_study_on_ray_survives_a_killed_worker(tmp_path: Path) -> None:
-    """Eight trials, two at a time; one of them costs a retry."""
+    """Eight trials run two at a time, and one of them costs a retry."""
     words = (*STUDY, "sweep.n_trials=8", "sweep.executor=ray", "sweep.n_jobs=2", "epochs=12", "n_passes=1")
     command = Command(*words, root=tmp_path)
     worker, _ = two_at_work(command, tmp_path)
@@ -211,7 +211,7 @@ def test_a_study_on_ray_survives_a_killed_worker(tmp_path: Path) -> None:
 
 
 def test_a_second_controller_is_told_who_works(tmp_path: Path) -> None:
-    """On the same study at the same time: one line, exit status 2, and the first goes on undisturbed."""
+    """The second gets one line and exit status 2, and the first goes on undisturbed."""
     words = (*STUDY, "sweep.n_trials=2")
     go = tmp_path / "go"
     first = Command(*words, root=tmp_path, prepare=partial(wait_at, "kdsweep.study.search:Search.next", go))
