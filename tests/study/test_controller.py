@@ -27,24 +27,24 @@ pytestmark = pytest.mark.slow
 # One step an epoch.
 QUICK = (*SHORT, "epochs=1", "batch_size=64")
 STUDY = ("sweep=alpha_tau", *QUICK, "sweep.n_trials=6", "sweep.baseline_seeds=2", "sweep.confirm_seeds=2")
-# Two settings, of which one diverges, and no controls.
+# Two settings, one of which diverges, and no controls.
 SMALL = (
     *("sweep=alpha_tau", *QUICK, "sweep.baseline_seeds=0", "sweep.confirm_seeds=0"),
     *("hydra/sweeper/sampler=grid", "optimizer.lr=choice(0.01,1e30)", "loss.alpha=0.5", "loss.tau=4"),
 )
-# What a user may add, and what a baseline must not take over.
+# Overrides that a user may add, some of which a baseline must not take over.
 OF_THE_USER = ("loss.alpha=interval(0,1)", "loss.tau=3", "optimizer.lr=0.03", "seed=5")
 
 
 @pytest.fixture(scope="session")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the studies are made: they share the store and the teacher."""
+    """The folder of all studies, which share the store and the teacher."""
     return tmp_path_factory.mktemp("studies")
 
 
 @pytest.fixture(scope="session")
 def finished(place: Path) -> Outcome:
-    """How the shared study ended; the search space's tau is fixed, and alpha written with whole bounds."""
+    """The outcome of the shared study, in which tau is fixed and alpha is written with whole bounds."""
     done = kdsweep(*STUDY, *OF_THE_USER, root=place)
     assert done.status == 0, done.err
     return done
@@ -65,7 +65,7 @@ def children(parent: Run, place: Path) -> list[Run]:
 
 @pytest.fixture(scope="session")
 def partly(finished: Outcome, place: Path) -> Outcome:
-    """How a study ended of which one trial of two must fail."""
+    """The outcome of a study in which one of two trials must fail."""
     done = kdsweep(*SMALL, "sweep.name=partly", root=place)
     assert done.status == 0, done.err
     return done
@@ -101,7 +101,7 @@ def test_trials_are_numbered(children: list[Run], parent: Run) -> None:
 
 
 def test_each_job_has_a_name_of_its_own(children: list[Run], parent: Run) -> None:
-    """By it a repeated command knows what is done."""
+    """By these names, a repeated command knows which jobs are done."""
     chosen = f"trial-{int(parent.data.tags['kdsweep.chosen']):04d}"
     baselines = ["teacher-0", "scratch-0", "scratch-1", "label_smoothing-0", "label_smoothing-1"]
     fresh = [f"confirm-{arm}-{seed}" for seed in (1000, 1001) for arm in (chosen, "scratch", "label_smoothing")]
@@ -109,7 +109,7 @@ def test_each_job_has_a_name_of_its_own(children: list[Run], parent: Run) -> Non
 
 
 def test_only_the_teacher_and_confirmations_read_test(children: list[Run]) -> None:
-    """Theirs are the only test metrics and reliability diagrams; nothing is chosen by what they show."""
+    """Only they have test metrics and reliability diagrams, so nothing is chosen by the test split."""
     for run in children:
         reads = run.data.tags["kdsweep.job"].startswith(("teacher", "confirm"))
         assert ("test/accuracy" in run.data.metrics) == reads
@@ -118,7 +118,7 @@ def test_only_the_teacher_and_confirmations_read_test(children: list[Run]) -> No
 
 
 def test_the_chosen_setting_is_the_searchs_best(children: list[Run], parent: Run) -> None:
-    """By validation accuracy; its confirmations have its alpha and fresh seeds, as the controls'."""
+    """It has the best validation accuracy; its confirmations have its alpha, and the fresh seeds of the controls."""
     best = max(children[5:11], key=lambda run: run.data.metrics["val/accuracy"])
     assert best.data.tags["kdsweep.trial"] == parent.data.tags["kdsweep.chosen"]
     confirmed = [run.data.params for run in children[11:]]
@@ -188,7 +188,7 @@ def test_a_study_ends_with_its_report(finished: Outcome, parent: Run, place: Pat
 
 
 def test_a_study_says_what_it_does(finished: Outcome) -> None:
-    """What is coming and how long it will take, then each trial with its values."""
+    """It prints its plan and how long that will take, and then each trial with its values."""
     lines = finished.err.splitlines()
     assert lines[0] == (
         "Study alpha_tau: 1 teacher, 2 scratch, 2 label_smoothing; 6 trials; "
@@ -243,7 +243,7 @@ def test_a_studys_files_lie_in_its_folder(finished: Outcome, place: Path) -> Non
     ],
 )
 def test_a_wrong_study_is_refused_before_any_run(words: str, start: str, tmp_path: Path) -> None:
-    """One line, exit status 2, and not even the study's own run."""
+    """There is one line and exit status 2, and not even the study's own run."""
     done = run_here((*STUDY, *words.split()), tmp_path)
     assert done.status == 2
     assert done.err == done.error + "\n"
@@ -252,7 +252,7 @@ def test_a_wrong_study_is_refused_before_any_run(words: str, start: str, tmp_pat
 
 
 def test_a_study_without_a_finished_trial_says_so(finished: Outcome, place: Path) -> None:
-    """One line and exit status 1: each trial failed, and so has the study."""
+    """There is one line and exit status 1: each trial failed, and so has the study."""
     before = len(statuses(place))
     words = ("sweep.name=failing", "optimizer.lr=interval(1e29,1e30)", "sweep.n_trials=2", "sweep.baseline_seeds=1")
     done = kdsweep(*STUDY, *words, root=place)
@@ -289,7 +289,7 @@ def test_a_study_needs_its_own_configuration_to_go_on(partly: Outcome, place: Pa
 
 
 def test_the_same_command_goes_on_with_what_is_missing(partly: Outcome, place: Path) -> None:
-    """Under the same run of MLflow: what is done is not repeated, and what is asked for beyond it is made."""
+    """Under the same MLflow run, what is done is not repeated, and what more is asked for is made."""
     before = len(statuses(place))
     assert kdsweep(*SMALL, "sweep.name=partly", root=place).err == "Study partly: all 3 runs are done.\n"
     done = kdsweep(*SMALL, "sweep.name=partly", "sweep.confirm_seeds=1", root=place)
@@ -303,7 +303,7 @@ def test_the_same_command_goes_on_with_what_is_missing(partly: Outcome, place: P
 
 
 def test_a_fresh_start_forgets_what_was_done(partly: Outcome, place: Path) -> None:
-    """Another run of MLflow, with all jobs below it; the old one stays as it was, and conditions may be others."""
+    """There is another MLflow run with all jobs below it; the old one stays as it was, and conditions may differ."""
     done = kdsweep(*SMALL, "sweep.name=partly", "sweep.restart=fresh", "loss.alpha=0.4", root=place)
     assert done.status == 0, done.err
     old, new = runs(place, "study", study="partly")
@@ -314,7 +314,7 @@ def test_a_fresh_start_forgets_what_was_done(partly: Outcome, place: Path) -> No
 
 
 def test_a_study_can_have_several_objectives(finished: Outcome, place: Path) -> None:
-    """Each trial has both values, one to be high and one to be low, and the Pareto set is written down."""
+    """Each trial has both values, of which one is maximised and one minimised; the Pareto set is written down."""
     words = ("sweep.name=several", "objective=[val/accuracy,val/ece]", "optimizer.lr=choice(0.01,0.02)")
     done = kdsweep(*SMALL, *words, root=place)
     assert done.status == 0, done.err
@@ -328,7 +328,7 @@ def test_a_study_can_have_several_objectives(finished: Outcome, place: Path) -> 
 
 
 def test_a_pruner_stops_trials_that_fall_behind(finished: Outcome, place: Path) -> None:
-    """A setting that learns, then two that can't: these are killed in MLflow after their first epoch, and say so."""
+    """The first setting learns and two others can't; these are pruned after their first epoch, and killed in MLflow."""
     pruner = [f"hydra.sweeper.pruner.{key}=1" for key in ("n_startup_trials", "n_warmup_steps", "n_min_trials")]
     # The grid's seed takes the last one first.
     space = ("loss.alpha=0.5", "optimizer.lr=choice(1e-9,1e-8,0.003)")
@@ -350,7 +350,7 @@ def test_a_pruner_stops_trials_that_fall_behind(finished: Outcome, place: Path) 
 
 
 def test_one_controller_at_a_time_works_on_a_study(tmp_path: Path) -> None:
-    """The second is refused with the process of the first; after the first the folder is free."""
+    """The second is refused with the first one's process; after the first has ended, the folder is free."""
     refused = pytest.raises(UserError, match=rf"^sweep\.name: the study 's' is being run by process {os.getpid()} ")
     with only_controller(tmp_path, "s"), refused, only_controller(tmp_path, "s"):
         pass
@@ -360,7 +360,7 @@ def test_one_controller_at_a_time_works_on_a_study(tmp_path: Path) -> None:
 
 
 def test_sigterm_closes_a_study_and_its_run(finished: Outcome, place: Path) -> None:
-    """In the middle of a trial: one line, 143, and both runs are killed."""
+    """In the middle of a trial, it prints one line, exits with 143, and both runs are killed."""
     before = len(statuses(place))
     words = ("sweep.name=stopped", "sweep.baseline_seeds=0", "epochs=100000", "n_passes=1")
     command = Command(*STUDY, *words, root=place)
@@ -375,8 +375,8 @@ def test_sigterm_closes_a_study_and_its_run(finished: Outcome, place: Path) -> N
 
 
 def test_a_plain_grid_is_grouped(finished: Outcome, place: Path) -> None:
-    """`kdsweep -m loss.alpha=.3,.6 loss.tau=2,4`: four runs under one finished parent."""
-    done = kdsweep("-m", *QUICK, "loss.alpha=.3,.6", "loss.tau=2,4", root=place)
+    """`kdsweep -m loss.alpha=0.3,0.6 loss.tau=2,4` makes four runs under one finished parent."""
+    done = kdsweep("-m", *QUICK, "loss.alpha=0.3,0.6", "loss.tau=2,4", root=place)
     assert done.status == 0, done.err
     group = runs(place, "group")[-1]
     found = [run for run in runs(place) if run.data.tags.get("mlflow.parentRunId") == group.info.run_id]
@@ -386,7 +386,7 @@ def test_a_plain_grid_is_grouped(finished: Outcome, place: Path) -> None:
 
 
 def test_the_plug_in_works_by_itself(finished: Outcome, place: Path) -> None:
-    """hydra-optuna-sweeper as its own users call it, with its own meaning of interval(0,1)."""
+    """hydra-optuna-sweeper works as its own users call it, with its own meaning of interval(0,1)."""
     space = ("loss.alpha=interval(0,1)", "loss.tau=tag(log,interval(1,20))")
     sweeper = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1")
     done = kdsweep("-m", *QUICK, *sweeper, *space, "hydra.sweeper.direction=maximize", root=place)
@@ -399,5 +399,5 @@ def test_the_plug_in_works_by_itself(finished: Outcome, place: Path) -> None:
 
 
 def test_nothing_is_left_running(finished: Outcome, place: Path) -> None:
-    """After studies that finished, failed and were stopped."""
+    """No run is left open by studies that finished, failed or were stopped."""
     assert "RUNNING" not in statuses(place)

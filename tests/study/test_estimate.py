@@ -12,13 +12,13 @@ RUN = 100 + RUN_SECONDS
 
 
 def test_a_run_takes_its_steps_and_validations() -> None:
-    """Whole batches only, in each epoch, then all validation pictures; and what each run takes besides."""
+    """Each epoch has whole batches and all validation pictures, and each run takes some time besides."""
     ours = without_teacher(n_train=1099, evaluation_rate=50.0)
     assert estimate(ours, {"scratch": 1}, 1).seconds == pytest.approx(10 * (10 * 1.0 + 200 / 50) + RUN_SECONDS)
 
 
 def test_a_whole_study_is_the_sum_of_its_runs() -> None:
-    """51 students one after another, and a teacher whose head costs little."""
+    """It has 51 students, one after another, and a teacher whose head takes little time."""
     assert estimate(without_teacher(), PLANNED, 1).seconds == pytest.approx(51 * RUN + RUN_SECONDS, rel=1e-6)
 
 
@@ -30,7 +30,7 @@ def test_runs_that_are_done_cost_nothing() -> None:
 
 
 def test_confirmations_also_read_the_test_split() -> None:
-    """300 pictures at 3 pictures/s are 100 s more for each."""
+    """At 3 pictures/s, 300 pictures take each of them 100 s more."""
     ours = without_teacher(evaluation_rate=3.0, n_validation=0)
     confirmation, trial = (estimate(ours, {part: 1}, 1).seconds for part in ("confirmation", "trials"))
     assert confirmation - trial == pytest.approx(100)
@@ -38,7 +38,7 @@ def test_confirmations_also_read_the_test_split() -> None:
 
 @pytest.mark.parametrize(("n_jobs", "rounds"), [(1, 5), (2, 3), (4, 2), (8, 1)])
 def test_places_are_shared(n_jobs: int, rounds: int) -> None:
-    """Five runs on two workers take three rounds: the last worker has nothing to do."""
+    """Five runs on two workers take three rounds; in the last one, a worker has nothing to do."""
     assert estimate(without_teacher(cores=8), {"trials": 5}, n_jobs).seconds == pytest.approx(rounds * RUN, rel=1e-6)
 
 
@@ -59,14 +59,14 @@ def test_stages_wait_for_each_other() -> None:
     ],
 )
 def test_more_jobs_than_cores_or_gpus_gain_nothing(machine: dict[str, int], places: int) -> None:
-    """Eight jobs at a time share the places that there are; on machines that nobody here knows they have them all."""
+    """Eight jobs at a time share this machine's places; on other machines each counts as having its own."""
     ours = without_teacher(**machine)
     assert estimate(ours, {"trials": 8}, 8).seconds == pytest.approx(8 / places * RUN, rel=1e-6)
     assert estimate(ours, {"trials": 8}, 8, elsewhere=True).seconds == pytest.approx(RUN, rel=1e-6)
 
 
 def test_the_teacher_computes_what_is_missing_once() -> None:
-    """Each missing pass over all training pictures, and the features, at its own speed; for all runs together."""
+    """It computes each missing pass over all training pictures, and the features, once for all runs."""
     found = estimate(speed(passes_missing=(3, 7), cores=4), PLANNED, 4)
     assert found.passes == 2
     assert found.teacher_seconds == pytest.approx((2 * 1000 + 1500) / 10)
@@ -75,21 +75,21 @@ def test_the_teacher_computes_what_is_missing_once() -> None:
 
 
 def test_controls_need_no_teacher() -> None:
-    """Where only scratch runs are left, its missing passes stay missing."""
+    """If only scratch runs are left, its missing passes stay missing."""
     found = estimate(speed(), {"teacher": 0, "scratch": 2, "trials": 0, "confirmation": 0}, 1)
     assert (found.passes, found.teacher_seconds) == (0, 0)
 
 
 @pytest.mark.parametrize(("seeds", "passes"), [(0, 10), (2, 30), (20, 100)])
 def test_only_passes_that_epochs_use_are_computed(seeds: int, passes: int) -> None:
-    """With 100 passes and 10 epochs the trials, which share a seed, use ten; every fresh seed may use ten others."""
+    """With 100 passes and 10 epochs, the trials, which share a seed, use ten; each fresh seed may use ten others."""
     ours = speed(n_passes=100, passes_missing=tuple(range(100)))
     runs = {"scratch": 0, "label_smoothing": 0, "trials": 5, "confirmation": 3 * seeds}
     assert estimate(ours, runs, 1).passes == passes
 
 
 def test_a_teacher_online_answers_every_batch() -> None:
-    """100 pictures at 10 pictures/s: ten seconds a step, for distilled students only."""
+    """At 10 pictures/s, 100 pictures take ten seconds a step, for distilled students only."""
     ours = without_teacher(online=True)
     assert estimate(ours, {"scratch": 1, "trials": 0}, 1).seconds == pytest.approx(RUN, rel=1e-6)
     assert estimate(ours, {"scratch": 0, "trials": 1}, 1).seconds == pytest.approx(RUN + 100 * 10, rel=1e-6)

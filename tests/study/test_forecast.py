@@ -1,4 +1,4 @@
-"""Claims about what is said before a study starts."""
+"""Claims about what is printed before a study starts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NOTHING = dict.fromkeys(PLANNED, 0)
 
 
 def made_up(ours: Speed | None = None, left: dict[str, int] | None = None, n_jobs: int = 1, **more: Any) -> Forecast:
-    """The forecast of a default study on a machine of the given speed."""
+    """Makes the forecast of a default study on a machine of the given speed."""
     ours, left = ours or speed(), PLANNED if left is None else left
     cost = estimate(ours, left, n_jobs)
     return Forecast("digits", more.pop("planned", PLANNED), left, n_jobs, ours, cost, **more)
@@ -29,7 +29,7 @@ def made_up(ours: Speed | None = None, left: dict[str, int] | None = None, n_job
 
 
 def test_all_runs_are_announced() -> None:
-    """Stage by stage, with seeds where seeds are meant, and their sum."""
+    """They are listed stage by stage, with seeds for confirmations, and with their sum."""
     assert made_up().words()[0] == (
         "Study digits: 1 teacher, 3 scratch, 3 label_smoothing; 30 trials; "
         "then 5 fresh seeds of the best setting and of both controls: 52 runs."
@@ -47,19 +47,19 @@ def test_all_runs_are_announced() -> None:
     ],
 )
 def test_other_studies_are_announced_as_they_are(planned: dict[str, int], expected: str) -> None:
-    """Without confirmation, without controls, with one, with three."""
+    """The study has no confirmation, no controls, one control, or three."""
     assert expected in made_up(left=planned, planned=planned).words()[0]
 
 
 def test_a_study_that_goes_on_says_what_is_done() -> None:
-    """Of 52 runs 7 baselines and 4 trials; nothing is left of one that is done."""
+    """Of 52 runs, 7 baselines and 4 trials are done; of a finished study nothing is left."""
     left = NOTHING | {"trials": 26, "confirmation": 15}
     assert made_up(left=left).words()[0].endswith(": 52 runs. 11 of them are done.")
     assert made_up(left=NOTHING).words()[1:] == ["Nothing is left to run."]
 
 
 def test_the_teachers_work_is_announced() -> None:
-    """What is missing, of how much, and about how long it takes."""
+    """The line says what is missing, of how much, and about how long it takes."""
     assert made_up(speed(passes_missing=(1, 2))).words()[1] == (
         "Teacher: 2 of 10 passes over 1,000 pictures and features of 1,500 pictures still to be computed (about 6 min)."
     )
@@ -72,14 +72,14 @@ def test_the_teachers_work_is_announced() -> None:
 
 
 def test_without_a_teacher_none_is_mentioned() -> None:
-    """Neither where the study has none, nor where only controls are left."""
+    """There is no line if the study has no teacher, or if only controls are left."""
     alone = made_up(without_teacher(teacher_rate=None))
     controls_left = made_up(left=NOTHING | {"scratch": 2})
     assert not any(line.startswith("Teacher") for line in [*alone.words(), *controls_left.words()])
 
 
 def test_the_time_says_what_it_was_computed_from() -> None:
-    """Two trials of 102 s on one worker or two, and the step that was measured."""
+    """Two trials take 102 s each, on one worker or on two; the line names the measured step."""
     left = NOTHING | {"trials": 2}
     one, two = (made_up(without_teacher(step_seconds=s, cores=2), left, n).words()[2] for s, n in ((1.0, 1), (0.37, 2)))
     assert one == "About 3 min, one run at a time (one step of 100 pictures takes 1.0 s; measured now)."
@@ -104,7 +104,7 @@ def test_the_time_says_what_it_was_computed_from() -> None:
     ],
 )
 def test_times_are_as_rough_as_they_are_known(seconds: float, words: str) -> None:
-    """No seconds beside hours, no hours beside days."""
+    """There are no seconds beside hours, and no hours beside days."""
     assert roughly(seconds) == words
 
 
@@ -112,19 +112,19 @@ def test_times_are_as_rough_as_they_are_known(seconds: float, words: str) -> Non
 
 
 def found(ours: Speed) -> dict[str, Alternative]:
-    """The proposals that need no measurement, by their overrides."""
+    """Returns the proposals that need no measurement, by their overrides."""
     return {way.overrides: way for way in less_work(ours, 1, estimate(ours, PLANNED, 1))}
 
 
 def test_half_the_epochs_take_half_the_passes() -> None:
-    """Where there are as many passes as epochs; where there are fewer, they stay."""
+    """This holds if there are as many passes as epochs; if there are fewer, their number stays."""
     assert found(speed())["epochs=5"].speed == speed(epochs=5, n_passes=5, passes_missing=(0, 1, 2, 3, 4))
     assert found(speed(n_passes=3))["epochs=5"].speed.n_passes == 3
     assert not any(override.startswith("epochs") for override in found(speed(epochs=1)))
 
 
 def test_other_pictures_are_new_to_the_teacher() -> None:
-    """Half of the training pictures: the teacher's tables are of the whole, and all of them are to be made again."""
+    """For half of the training pictures all tables must be made again, because they belong to the whole."""
     half = found(without_teacher(train_fraction=0.5))["data.train_fraction=0.25"].speed
     assert half == speed(train_fraction=0.5, n_train=500, features_missing=500 + 200 + 300)
     online = found(without_teacher(online=True))["data.train_fraction=0.5"].speed
@@ -134,13 +134,13 @@ def test_other_pictures_are_new_to_the_teacher() -> None:
 
 
 def test_fewer_passes_are_proposed_where_the_teacher_is_dear() -> None:
-    """At .5 pictures/s its ten passes take most of the time; at 10 pictures/s they don't."""
+    """At 0.5 pictures/s its ten passes take most of the time; at 10 pictures/s they don't."""
     assert found(speed(teacher_rate=0.5))["n_passes=2"].speed.passes_missing == (0, 1)
     assert "n_passes=2" not in found(speed())
 
 
 def test_a_proposal_must_save_a_tenth() -> None:
-    """Shortest first, each with its time; what saves nothing is left out."""
+    """Proposals come shortest first, each with its time; what saves nothing is left out."""
     ours = without_teacher()
     cost = estimate(ours, PLANNED, 1)
     ways = [Alternative(name, without_teacher(step_seconds=s), 1) for name, s in (("a", 0.5), ("b", 0.95), ("c", 0.1))]
@@ -150,7 +150,7 @@ def test_a_proposal_must_save_a_tenth() -> None:
 
 
 def test_proposals_stand_below_a_long_forecast() -> None:
-    """With overrides to copy, times and prices; a GPU is mentioned where there is none."""
+    """They have overrides to copy, times and prices; a GPU is mentioned if there is none."""
     ways = (
         Alternative("epochs=5", speed(), 1, "less learnt", 1800.0),
         Alternative("n_passes=2", speed(), 1, "", 2400.0),
@@ -177,13 +177,13 @@ def config(root: Path, *words: str) -> Any:
 
 @pytest.fixture
 def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is measured here needn't be right."""
+    """Makes measurements short, since here they needn't be right."""
     monkeypatch.setattr("kdsweep.study.measure_speed.STEPS_SECONDS", 0.0)
     monkeypatch.setattr("kdsweep.study.measure_speed.FORWARD_SECONDS", 0.01)
 
 
 def test_what_is_done_within_the_hour_needs_no_proposals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half the epochs would save half of it; of an hour and more they are proposed."""
+    """Half the epochs would save half the time, but they are proposed only above an hour."""
     monkeypatch.setattr("kdsweep.study.forecast.measure", lambda cfg, threads: without_teacher())
     cfg = config(tmp_path)
     for n_trials, proposed in ((30, False), (40, True)):
@@ -194,7 +194,7 @@ def test_what_is_done_within_the_hour_needs_no_proposals(tmp_path: Path, monkeyp
 @pytest.mark.slow
 @pytest.mark.usefixtures("briefly")
 def test_a_short_study_has_no_proposals(tmp_path: Path) -> None:
-    """Seconds, on this machine: three lines, and nothing left behind."""
+    """A study of seconds gets three lines, and nothing is left behind."""
     found = forecast(config(tmp_path), PLANNED, NOTHING | {"trials": 1}, 1, name="short")
     assert len(found.words()) == 3
     assert 0 < found.cost.seconds < LONG_SECONDS
@@ -204,7 +204,7 @@ def test_a_short_study_has_no_proposals(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("briefly")
 def test_a_long_study_has_measured_proposals(tmp_path: Path) -> None:
-    """100,000 epochs with the dear stem: the other stem, half the epochs, and more workers where there are cores."""
+    """For 100,000 epochs with the slow stem: the other stem, half the epochs, and more workers if there are cores."""
     cfg = config(tmp_path, "model.name=resnet18", "model.stem=cifar", "epochs=100000", "n_passes=2")
     long = forecast(cfg, PLANNED, PLANNED, 1, name="long")
     ways = {way.overrides.partition("=")[0]: way for way in long.shorter}
@@ -216,7 +216,7 @@ def test_a_long_study_has_measured_proposals(tmp_path: Path) -> None:
 
 
 def test_a_long_study_that_goes_on_keeps_its_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its runs were made with them: only how the rest is shared out is free. On machines elsewhere not even that."""
+    """Its runs were made with them, so only the number of workers is free, and not even that on other machines."""
     monkeypatch.setattr(
         "kdsweep.study.forecast.measure", lambda cfg, threads: without_teacher(cores=4, step_seconds=100.0)
     )
@@ -266,6 +266,6 @@ def test_workers_are_proposed_for_every_core_or_gpu(
 @pytest.mark.slow
 @pytest.mark.usefixtures("briefly")
 def test_jobs_share_the_cores(tmp_path: Path) -> None:
-    """With two runs at a time, and no number of threads configured, a run is measured with its share."""
+    """With several runs at a time and no number of threads configured, a run is measured with its share."""
     found = forecast(config(tmp_path, "threads=null"), PLANNED, PLANNED, 10_000, name="many")
     assert found.speed.threads == 1

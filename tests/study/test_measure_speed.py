@@ -1,4 +1,4 @@
-"""Claims about the measurement before a study: what it finds, and that nothing feels it."""
+"""Claims about the measurement before a study: what it finds, and that it changes nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kdsweep.system.tensor_files import write_tensors
 
 
 def config(root: Path, *words: str) -> Any:
-    """The configuration of a short run, as a study hands it over."""
+    """Composes the configuration of a short run, as a study hands it over."""
     with initialize_config_dir(str(CONFIG_FOLDER)):
         cfg = compose("config", [*SHORT, f"paths.root={root}", *words])
     check(cfg)
@@ -30,14 +30,14 @@ def config(root: Path, *words: str) -> Any:
 
 @pytest.fixture(autouse=True)
 def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is measured here needn't be right."""
+    """Makes measurements short, since here they needn't be right."""
     monkeypatch.setattr(measure_speed, "STEPS_SECONDS", 0.0)
     monkeypatch.setattr(measure_speed, "FORWARD_SECONDS", 0.01)
 
 
 @pytest.mark.slow
 def test_a_measurement_knows_the_study(tmp_path: Path) -> None:
-    """Pictures, epochs and passes are the configuration's, cores the machine's; speeds are positive."""
+    """Pictures, epochs and passes come from the configuration, and cores from the machine; speeds are positive."""
     found = measure(config(tmp_path, "n_passes=7", "epochs=5"))
     assert (found.n_train, found.n_validation, found.n_test) == (64, 32, 32)
     assert (found.batch_size, found.epochs, found.n_passes, found.train_fraction) == (16, 5, 7, 1.0)
@@ -47,8 +47,8 @@ def test_a_measurement_knows_the_study(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_nothing_feels_a_measurement(tmp_path: Path) -> None:
-    """Random numbers go on as if it had not been, threads are as they were, and no file is written."""
+def test_a_measurement_changes_nothing(tmp_path: Path) -> None:
+    """Random numbers go on as before, threads are as they were, and no file is written."""
     before = torch.get_num_threads()
     cfg = config(tmp_path, "threads=2")
     torch.manual_seed(5)
@@ -64,8 +64,8 @@ def test_nothing_feels_a_measurement(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_student_alone_asks_no_teacher(tmp_path: Path) -> None:
-    """Where a baseline's configuration is measured there is nothing to say of a teacher."""
+def test_a_student_without_a_teacher_is_measured_alone(tmp_path: Path) -> None:
+    """For a baseline's configuration there are no values about a teacher."""
     found = measure(
         config(tmp_path, "experiment=scratch", "data=synthetic", "data.image_size=32", "model.stem=imagenet")
     )
@@ -74,7 +74,7 @@ def test_a_student_alone_asks_no_teacher(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_tables_that_are_there_are_not_missing(tmp_path: Path) -> None:
-    """Once its head is trained, the teacher lacks the passes that nobody has asked for; before that it lacks all."""
+    """Once its head is trained, the teacher lacks the passes that no run has asked for; before that it lacks all."""
     cfg = config(tmp_path, "n_passes=3")
     teacher = build.untrained_teacher(cfg)
     teacher.answers(1)  # of another head than the one that will be trained
@@ -94,7 +94,7 @@ def test_tables_that_are_there_are_not_missing(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("trained", [True, False])
 def test_a_teacher_online_has_no_passes(tmp_path: Path, trained: bool) -> None:
-    """It lacks none, whether its head is to be trained or not."""
+    """It lacks no passes, whether its head is to be trained or not."""
     cfg = config(tmp_path, "teacher.mode=online")
     if not trained:  # as where its weights bring a head
         cfg.teacher.head = None
@@ -103,12 +103,12 @@ def test_a_teacher_online_has_no_passes(tmp_path: Path, trained: bool) -> None:
 
 
 @pytest.mark.parametrize(("patience", "believed"), [(100.0, 0.25), (4.0, 0.5), (2.0, 9.0)])
-def test_a_dear_step_is_measured_on_part_of_a_batch(
+def test_a_slow_step_is_measured_on_part_of_a_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: float, believed: float
 ) -> None:
-    """Where a whole step would take too long, a smaller one is scaled: here the batch asks for 64, and 8 are tried.
+    """If a whole step would take too long, a smaller one is scaled: here 8 pictures stand for a batch of 64.
 
-    The median of the steps is believed, without the first unless that alone took more than there is time for.
+    The median of the steps without the first is believed; the first one alone, only if it took too much time.
     """
     sizes: list[int] = []
 
@@ -127,7 +127,7 @@ def test_a_dear_step_is_measured_on_part_of_a_batch(
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", ["kd", "ce", "label_smoothing"])
 def test_every_loss_can_be_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: str) -> None:
-    """Those that listen to a teacher and those that don't, also where they diverge at the second step."""
+    """Losses with and without a teacher are measured, even if they diverge at the second step."""
     monkeypatch.setattr(measure_speed, "STEPS_SECONDS", 100.0)
     cfg = config(tmp_path, f"loss={loss}", "optimizer.lr=1e30", "schedule=constant")
     assert student_speed(cfg)[0] > 0
@@ -135,6 +135,6 @@ def test_every_loss_can_be_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.slow
 def test_what_is_refused_is_refused_here_too(tmp_path: Path) -> None:
-    """A data set that can't be split is the user's to mend."""
+    """For instance a data set that can't be split."""
     with pytest.raises(UserError, match=r"^data\.val_size: "):
         measure(config(tmp_path, "data.val_size=96"))

@@ -39,7 +39,7 @@ LOST = RunError("its process was killed by signal 9")
 
 
 class Place:
-    """Where a study is made: an MLflow store, the study's own run in it, and Optuna's storage."""
+    """The place of a study: an MLflow store with the study's own run, and Optuna's storage."""
 
     def __init__(self, store: Store, folder: Path) -> None:
         self.store, self._url = store, sqlite_uri(folder / "optuna.db")
@@ -54,14 +54,14 @@ class Place:
     def stages(
         self, n_trials: int = 2, confirm_seeds: int = 2, max_failure_rate: float = 1.0, n_objectives: int = 1
     ) -> Stages:
-        """A controller that starts on the study, or goes on with it."""
+        """Makes a controller that starts the study, or goes on with it."""
         objectives = ["val/accuracy", "val/ece"][:n_objectives]
         search = self.search(n_trials, n_objectives)
         work = COMMAND, ["threads=1"], objectives, BASELINES, confirm_seeds
         return Stages(self.store, self.parent_id, search, *work, max_restarts=2, max_failure_rate=max_failure_rate)
 
     def opened(self, name: str, process: ProcessId) -> str:
-        """A job's run in MLflow, as a process opens it."""
+        """Opens a job's MLflow run as a process does, and returns its id."""
         tags = {PARENT: self.parent_id, "kdsweep.job": name, "kdsweep.process": str(process)}
         return str(self._client.create_run(self._experiment, tags=tags).info.run_id)
 
@@ -71,7 +71,7 @@ class Place:
         self._client.set_terminated(run_id, status)
 
     def runs(self, name: str) -> list[RunRecord]:
-        """The runs of a job."""
+        """Returns the runs of a job."""
         return [run for run in self.store.children(self.parent_id) if run.tags["kdsweep.job"] == name]
 
     def trials(self) -> list[Any]:
@@ -89,13 +89,13 @@ class Place:
 
 
 class AtOnce:
-    """An executor that makes a run of each job when it is waited for, the latest first.
+    """An executor that makes a run of each job when `wait` is called, the latest job first.
 
     Args:
         place: Where the runs are recorded.
-        slots: How many jobs it takes.
-        n_objectives: How many values a job returns: alpha, and 1 - alpha.
-        ends: Job -> how it ends, time after time, where it doesn't end well: an exception; LOST leaves its run open.
+        slots: The number of jobs that it takes.
+        n_objectives: The number of values that a job returns: alpha, and 1 - alpha.
+        ends: For jobs that don't end well, the exceptions of their attempts, in order; LOST leaves the run open.
     """
 
     def __init__(self, place: Place, slots: int = 1, n_objectives: int = 1, **ends: Sequence[BaseException]) -> None:
@@ -139,12 +139,12 @@ class AtOnce:
 
 
 def words(job: Job) -> dict[str, str]:
-    """A job's overrides by key."""
+    """Returns a job's overrides by key."""
     return {line.partition("=")[0]: line.partition("=")[2] for line in job.overrides}
 
 
 def carry_out(stages: Stages, executor: AtOnce) -> int:
-    """All stages, as the sweeper has them carried out; returns the number of the chosen trial."""
+    """Carries out all stages as the sweeper does, and returns the number of the chosen trial."""
     with stages.carried_out_by(executor):
         stages.run_baselines()
         stages.run_search()
@@ -153,7 +153,7 @@ def carry_out(stages: Stages, executor: AtOnce) -> int:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """Made once: a fresh one takes seconds."""
+    """One store for all tests, because making one takes seconds."""
     return Store(store_uri(None, tmp_path_factory.mktemp("stages")))
 
 
@@ -166,7 +166,7 @@ def place(store: Store, tmp_path: Path) -> Place:
 
 
 def test_stages_follow_each_other_and_pairs_each_seed(place: Place) -> None:
-    """Baselines, trials, and fresh seeds: whole pairs of the best setting and the controls, seed by seed."""
+    """Baselines and trials come first, then fresh seeds of the best setting and the controls, seed by seed."""
     executor = AtOnce(place)
     best = carry_out(place.stages(), executor)
     pairs = [f"confirm-{arm}-{s}" for s in (1000, 1001) for arm in (f"trial-{best:04d}", "scratch", "smoothing")]
@@ -175,7 +175,7 @@ def test_stages_follow_each_other_and_pairs_each_seed(place: Place) -> None:
 
 
 def test_only_the_teacher_and_confirmations_read_test(place: Place) -> None:
-    """What a search or its controls could be tuned on never sees the test split."""
+    """Runs on which a search or its controls could be tuned never read the test split."""
     executor = AtOnce(place)
     carry_out(place.stages(), executor)
     reading = {job.name for job in executor.jobs if words(job)["evaluate_test"] == "True"}
@@ -184,7 +184,7 @@ def test_only_the_teacher_and_confirmations_read_test(place: Place) -> None:
 
 
 def test_a_job_knows_its_place(place: Place) -> None:
-    """Study, parent, stage, name and trial are in its overrides, with what all jobs share."""
+    """Its overrides hold study, parent, stage, name and trial, and what all jobs share."""
     executor = AtOnce(place)
     best = carry_out(place.stages(), executor)
     found = {job.name: words(job) for job in executor.jobs}
@@ -199,7 +199,7 @@ def test_a_job_knows_its_place(place: Place) -> None:
 
 
 def test_the_command_line_holds_beside_an_arms_own_words(place: Place) -> None:
-    """Its fixed values reach all arms, unless the arm sets them or replaces their group; its sweeps reach none."""
+    """Its fixed values reach all arms unless the arm sets them or replaces their group; its sweeps reach no arm."""
     executor = AtOnce(place)
     best = carry_out(place.stages(), executor)
     found = {job.name: words(job) for job in executor.jobs}
@@ -215,7 +215,7 @@ def test_the_command_line_holds_beside_an_arms_own_words(place: Place) -> None:
 
 
 def test_a_study_without_confirmation_only_chooses(place: Place) -> None:
-    """No fresh seeds: nothing runs after the search."""
+    """Without fresh seeds, nothing runs after the search."""
     executor = AtOnce(place)
     stages = place.stages(confirm_seeds=0)
     assert stages.planned() == {"teacher": 1, "scratch": 2, "smoothing": 1, "trials": 2, "confirmation": 0}
@@ -224,7 +224,7 @@ def test_a_study_without_confirmation_only_chooses(place: Place) -> None:
 
 
 def test_all_slots_are_kept_busy_and_stages_apart(place: Place) -> None:
-    """As many jobs at a time as there are slots, and no trial before the last baseline has ended."""
+    """There are as many jobs at a time as slots, and no trial starts before the last baseline has ended."""
     executor = AtOnce(place, slots=3)
     carry_out(place.stages(n_trials=4), executor)
     assert executor.most == 3
@@ -258,7 +258,7 @@ def test_what_is_left_is_said(place: Place, capsys: pytest.CaptureFixture[str]) 
 
 @pytest.mark.parametrize("name", ["scratch-1", "confirm-scratch-1001"])
 def test_a_job_whose_process_died_is_started_again(name: str, place: Place) -> None:
-    """As often as it may, and each lost run is closed in MLflow, as killed, with the cause."""
+    """It is started again as often as it may, and MLflow shows each lost run as killed, with the cause."""
     executor = AtOnce(place, **{name.replace("-", "_"): [LOST, LOST]})
     carry_out(place.stages(), executor)
     assert executor.names.count(name) == 3
@@ -267,7 +267,7 @@ def test_a_job_whose_process_died_is_started_again(name: str, place: Place) -> N
 
 
 def test_a_baseline_that_always_dies_ends_the_study(place: Place) -> None:
-    """After its restarts it counts as failed, and is what the study ends with."""
+    """After its restarts it has failed, and its error ends the study."""
     executor = AtOnce(place, scratch_0=[LOST] * 9)
     with pytest.raises(RunError, match="signal 9"):
         carry_out(place.stages(), executor)
@@ -276,7 +276,7 @@ def test_a_baseline_that_always_dies_ends_the_study(place: Place) -> None:
 
 
 def test_a_baseline_that_fails_ends_the_study(place: Place) -> None:
-    """With the run's own error, without a second try; the executor is closed."""
+    """It ends with the run's own error, without a second try, and the executor is closed."""
     executor = AtOnce(place, scratch_0=[ValueError("no such file")])
     with pytest.raises(ValueError, match="no such file"):
         carry_out(place.stages(), executor)
@@ -285,7 +285,7 @@ def test_a_baseline_that_fails_ends_the_study(place: Place) -> None:
 
 
 def test_a_trial_that_fails_costs_one_trial(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
-    """The reason is said and kept, and another setting is chosen."""
+    """The reason is printed and stored, and another setting is chosen."""
     best = carry_out(place.stages(), AtOnce(place, trial_0001=[ValueError("alpha\n is 2")]))
     assert (best, place.trials()[1].state) == (0, TrialState.FAIL)
     assert place.trials()[1].user_attrs[CAUSE] == "alpha is 2"
@@ -294,7 +294,7 @@ def test_a_trial_that_fails_costs_one_trial(place: Place, capsys: pytest.Capture
 
 @pytest.mark.parametrize(("n_failing", "ends"), [(2, False), (3, True)])
 def test_a_study_gives_up_when_too_many_trials_fail(n_failing: int, ends: bool, place: Place) -> None:
-    """More than the allowed share of all trials, not of those so far."""
+    """The allowed share is one of all planned trials, not of those so far."""
     failing = {f"trial_{number:04d}": [ValueError("diverged")] for number in range(n_failing)}
     executor, stages = AtOnce(place, **failing), place.stages(n_trials=4, max_failure_rate=0.5)
     if not ends:
@@ -306,7 +306,7 @@ def test_a_study_gives_up_when_too_many_trials_fail(n_failing: int, ends: bool, 
 
 
 def test_without_a_finished_trial_there_is_nothing_to_confirm(place: Place) -> None:
-    """The study ends, and says that the reasons stand above."""
+    """The study ends, and its error says that the lines above give the reasons."""
     failing = AtOnce(place, trial_0000=[ValueError("a")], trial_0001=[PrunedError(1)])
     with pytest.raises(RunError, match="none of the 2 trials could be finished"):
         carry_out(place.stages(), failing)
@@ -314,7 +314,7 @@ def test_without_a_finished_trial_there_is_nothing_to_confirm(place: Place) -> N
 
 @pytest.mark.parametrize("value", [math.nan, None, "0.5"])
 def test_a_trial_without_a_number_has_failed(value: object, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Optuna isn't told what can't be compared."""
+    """A value that can't be compared is no result."""
     executor = AtOnce(place)
     monkeypatch.setattr(executor, "_run", lambda job: Outcome(value))
     stages = place.stages(n_trials=1)
@@ -325,7 +325,7 @@ def test_a_trial_without_a_number_has_failed(value: object, place: Place, monkey
 
 
 def test_a_pruned_trial_is_told_as_pruned(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
-    """With its last epoch; it is no failure, and not the best."""
+    """Optuna gets its last epoch; the trial is neither a failure nor the best."""
     best = carry_out(place.stages(max_failure_rate=0.0), AtOnce(place, trial_0000=[PrunedError(3)]))
     first = place.trials()[0]
     assert (best, first.state, first.user_attrs[PRUNED_AT]) == (1, TrialState.PRUNED, 3)
@@ -333,7 +333,7 @@ def test_a_pruned_trial_is_told_as_pruned(place: Place, capsys: pytest.CaptureFi
 
 
 def test_a_trial_that_always_dies_is_given_up(place: Place) -> None:
-    """It keeps its number and setting in each start; then it has failed, and the search goes on."""
+    """It keeps its number and setting in each start; in the end it has failed, and the search goes on."""
     executor = AtOnce(place, trial_0000=[LOST] * 9)
     carry_out(place.stages(), executor)
     starts = [words(job)["loss.alpha"] for job in executor.jobs if job.name == "trial-0000"]
@@ -343,7 +343,7 @@ def test_a_trial_that_always_dies_is_given_up(place: Place) -> None:
 
 
 def test_a_confirmation_that_fails_costs_a_pair(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
-    """The others are made; the next controller tries it again."""
+    """The other runs are made, and the next controller tries it again."""
     carry_out(place.stages(), AtOnce(place, confirm_scratch_1000=[ValueError("diverged")]))
     assert "confirm-scratch-1000 failed: diverged\n" in capsys.readouterr().err
     again = AtOnce(place)
@@ -357,7 +357,7 @@ def test_a_confirmation_that_fails_costs_a_pair(place: Place, capsys: pytest.Cap
 
 
 def test_a_finished_study_has_nothing_left(place: Place) -> None:
-    """The same command again: no job at all, and the same choice."""
+    """The same command runs no job at all, and makes the same choice."""
     stages = place.stages()
     assert stages.left() == stages.planned()
     best = carry_out(stages, AtOnce(place))
@@ -368,7 +368,7 @@ def test_a_finished_study_has_nothing_left(place: Place) -> None:
 
 
 def test_more_can_be_asked_for(place: Place) -> None:
-    """More trials and seeds than before: only those are run."""
+    """If there are to be more trials and seeds than before, only those are run."""
     best = carry_out(place.stages(n_trials=2, confirm_seeds=1), AtOnce(place))
     executor = AtOnce(place, trial_0002=[ValueError("so that the choice stays")])
     carry_out(place.stages(n_trials=3, confirm_seeds=2), executor)
@@ -377,7 +377,7 @@ def test_more_can_be_asked_for(place: Place) -> None:
 
 
 def test_an_interruption_gives_trials_back(place: Place) -> None:
-    """Ctrl-C in a trial: it is proposed again with its setting, and no restart is counted; its run is closed."""
+    """After Ctrl-C, a trial is proposed again with its setting, no restart is counted, and its run is closed."""
     executor = AtOnce(place, slots=2, trial_0001=[KeyboardInterrupt()])
     with pytest.raises(KeyboardInterrupt):
         carry_out(place.stages(), executor)
@@ -393,7 +393,7 @@ def test_an_interruption_gives_trials_back(place: Place) -> None:
 
 
 def test_runs_that_a_dead_process_left_open_are_closed(place: Place) -> None:
-    """As killed, by the next controller, and their jobs are run again."""
+    """The next controller closes them as killed, and runs their jobs again."""
     run_id = place.opened("scratch-0", NOBODY)
     place.ended(place.opened("teacher-0", NOBODY), "FINISHED")
     stages, executor = place.stages(), AtOnce(place)
@@ -406,7 +406,7 @@ def test_runs_that_a_dead_process_left_open_are_closed(place: Place) -> None:
 
 
 def test_a_result_that_nobody_was_told_is_taken_from_mlflow(place: Place) -> None:
-    """The trial's run has finished, its controller died before it told Optuna: it isn't computed again."""
+    """The trial's run had finished when its controller died, before it told Optuna; the trial isn't run again."""
     assert place.search().next() is not None
     place.ended(place.opened("trial-0000", NOBODY), "FINISHED", (0.75,))
     stages, executor = place.stages(), AtOnce(place)
@@ -416,7 +416,7 @@ def test_a_result_that_nobody_was_told_is_taken_from_mlflow(place: Place) -> Non
 
 
 def test_a_trial_that_died_with_its_controller_is_started_again(place: Place) -> None:
-    """Its run had not finished; a restart is counted."""
+    """Its run had not finished, so a restart is counted."""
     assert place.search().next() is not None
     place.opened("trial-0000", NOBODY)
     executor = AtOnce(place)
@@ -429,7 +429,7 @@ def test_a_trial_that_died_with_its_controller_is_started_again(place: Place) ->
 def test_a_run_that_still_lives_is_waited_for(
     place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A worker outlives its controller by some seconds: what it finishes in them counts."""
+    """A worker may outlive its controller by some seconds, and what it finishes in them counts."""
     with subprocess.Popen(["sleep", "60"]) as worker:
         owner = ProcessId(this_process().host, worker.pid, psutil.Process(worker.pid).create_time())
         run_id = place.opened("teacher-0", owner)
