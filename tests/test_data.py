@@ -77,7 +77,7 @@ def test_fractions_are_nested() -> None:
 
 
 def test_smallest_fraction_keeps_one_picture_of_each_class() -> None:
-    """However small the fraction, no class is lost."""
+    """Every class is kept, however small the fraction."""
     assert sorted(synthetic(train_fraction=1e-9).train.labels.tolist()) == [0, 1, 2, 3, 4]
 
 
@@ -186,7 +186,7 @@ def test_digits_without_training_pictures_are_refused(n_test: int) -> None:
 
 
 def test_synthetic_pictures_are_told_apart_by_their_nearest_class_mean() -> None:
-    """The task is easy: the simplest classifier solves the test split."""
+    """The task is easy, so that the simplest classifier solves the test split."""
     dataset = synthetic()
     train, test = dataset.train.images.float(), dataset.test.images.float()
     means = torch.stack([train[dataset.train.labels == c].mean(0) for c in range(5)])
@@ -289,7 +289,7 @@ def test_cifar_is_downloaded_once_with_progress(
 def test_cifar_is_downloaded_once_by_two_that_start_at_once(
     tmp_path: Path, served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second waits for the first, and then finds everything there."""
+    """The second process waits for the first, and then finds everything there."""
     make_archive(datasets.CIFAR10, served.folder, monkeypatch)
     monkeypatch.setattr(datasets.CIFAR10, "url", f"{served.url}/cifar-10-python.tar.gz")
     with ThreadPoolExecutor(2) as pool:
@@ -386,7 +386,7 @@ def test_another_split_needs_no_decoding(pets: Path) -> None:
 
 @pytest.mark.parametrize(("key", "value"), [("image_size", 0), ("image_size", 32.0), ("root", ""), ("cache", None)])
 def test_folder_arguments_out_of_range_are_refused(pets: Path, key: str, value: Any) -> None:
-    """Sizes are whole and positive, folders have names."""
+    """Sizes must be whole and positive, and folders must have names."""
     arguments: dict[str, Any] = {"root": str(pets), "cache": str(pets.parent), "image_size": 4, key: value}
     with pytest.raises(UserError, match=f"must hold, but got {key}={value!r}") as caught:
         data.image_folder(**arguments, **OPTIONS)

@@ -1,4 +1,4 @@
-"""Evaluation: metrics against slow transcriptions."""
+"""Evaluation: metrics compared with slow transcriptions of their formulas."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kdsweep.evaluation import evaluate, expected_calibration_error, reliability
 
 
 def answers(n: int = 500, classes: int = 7, scale: float = 2.0, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Logits (n, classes) that are right rather often, and labels (n,)."""
+    """Logits (n, classes), most of which are right, and labels (n,)."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(classes, (n,), generator=generator)
     logits = scale * torch.randn(n, classes, generator=generator)
@@ -51,7 +51,7 @@ def test_calibration_error_is_the_papers(classes: int, scale: float) -> None:
 
 
 def test_calibration_error_at_its_limits() -> None:
-    """Sure and right is 0, sure and wrong is 1, a coin that is right half the time is 0."""
+    """The error is 0 for sure and right, 1 for sure and wrong, and 0 for a coin that is right half the time."""
     sure, coin = torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([[0.5, 0.5], [0.5, 0.5]])
     assert expected_calibration_error(sure, torch.tensor([0, 0])) == 0
     assert expected_calibration_error(sure, torch.tensor([1, 1])) == 1
@@ -59,7 +59,7 @@ def test_calibration_error_at_its_limits() -> None:
 
 
 def test_over_and_underconfidence_do_not_cancel_between_bins() -> None:
-    """Ninety per cent sure and always wrong, sixty and always right: the gaps add up."""
+    """The gaps add up: here half is 90 % sure and always wrong, and half is 60 % sure and always right."""
     probabilities = torch.tensor([[0.9, 0.1], [0.6, 0.4]])
     assert expected_calibration_error(probabilities, torch.tensor([1, 0])) == pytest.approx((0.9 + 0.4) / 2)
 
@@ -73,7 +73,7 @@ def test_the_lowest_bins_are_not_merged() -> None:
 
 @pytest.mark.parametrize("scale", [0.1, 2.0, 10.0])
 def test_the_calibration_error_follows_from_the_reliability_bins(scale: float) -> None:
-    """The diagram and the number are one thing: counts times gaps, over all pictures."""
+    """The error is the sum over the diagram's bins of count times gap, divided by the number of pictures."""
     logits, labels = answers(scale=scale)
     bins = reliability(logits, labels)
     rows = [(bin["count"] or 0, bin["confidence"] or 0, bin["accuracy"] or 0) for bin in bins]
@@ -83,7 +83,7 @@ def test_the_calibration_error_follows_from_the_reliability_bins(scale: float) -
 
 
 def test_reliability_bins_are_the_means_of_their_pictures() -> None:
-    """Confidences of .5, .95 and 1, the last wrong: three pictures in two of fifteen bins, the others empty."""
+    """Confidences of 0.5, 0.95 and 1, the last one wrong, are in two of fifteen bins; the others are empty."""
     logits = torch.tensor([[0.0, 0.0], [0.0, math.log(19)], [-200.0, 0.0]])
     bins = reliability(logits, torch.tensor([0, 1, 0]))
     assert bins[7] == pytest.approx({"count": 1, "confidence": 0.5, "accuracy": 1.0})
@@ -93,13 +93,13 @@ def test_reliability_bins_are_the_means_of_their_pictures() -> None:
 
 
 def test_reliability_is_json() -> None:
-    """As a run keeps it: what is read back is what was written."""
+    """A run keeps it as JSON, and reads back what was written."""
     bins = reliability(*answers())
     assert json.loads(json.dumps(bins)) == bins
 
 
 def test_accuracy_likelihood_and_top5() -> None:
-    """Each equals its definition, counted in Python."""
+    """Each metric equals its definition, counted in Python."""
     logits, labels = answers()
     rows = list(zip(logits.tolist(), labels.tolist(), strict=True))
     ranks = [sum(value > row[label] for value in row) for row, label in rows]
@@ -114,7 +114,7 @@ def test_accuracy_likelihood_and_top5() -> None:
 
 @pytest.mark.parametrize(("classes", "reported"), [(2, False), (5, False), (6, True)])
 def test_top5_needs_more_than_five_classes(classes: int, reported: bool) -> None:
-    """With five classes or fewer it would be 1 by definition, and is left out."""
+    """Top-5 accuracy is left out for five classes or fewer, where it would be 1 by definition."""
     assert ("top5" in evaluate(*answers(classes=classes))) == reported
 
 
@@ -129,14 +129,14 @@ def test_agreement_and_divergence_from_the_teacher() -> None:
 
 
 def test_a_student_that_is_its_teacher() -> None:
-    """Agrees everywhere, and diverges nowhere."""
+    """A teacher with the same logits agrees everywhere, and diverges nowhere."""
     logits, labels = answers()
     metrics = evaluate(logits, labels, logits.clone())
     assert (metrics["agreement"], metrics["teacher_kl"]) == (1, 0)
 
 
 def test_metrics_ignore_a_constant_added_to_a_pictures_logits() -> None:
-    """Only differences between logits mean anything."""
+    """A constant added to a picture's logits changes no metric."""
     (logits, labels), (teacher, _) = answers(seed=1), answers(seed=2)
     shift = torch.linspace(-5, 5, len(labels))[:, None]
     before, after = evaluate(logits, labels, teacher), evaluate(logits + shift, labels, teacher - shift)

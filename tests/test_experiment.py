@@ -1,4 +1,4 @@
-"""Experiments: validation chooses, test is read once, and times are told apart."""
+"""Experiments: validation selects, test is read once, and the teacher's time is counted apart."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def answers(split: str, n_right: int) -> Tensor:
 
 
 class Course:
-    """A training whose outcome is known: how many validation and test pictures it gets right after each epoch."""
+    """A training with a known outcome: the numbers of right validation and test pictures after each epoch."""
 
     def __init__(self, validation: list[int], test: list[int]) -> None:
         self.right = {"validation": validation, "test": test}
@@ -56,14 +56,14 @@ def no_log(metrics: Metrics, epoch: int) -> None:
 
 
 def test_every_epoch_is_validated_and_test_is_read_once() -> None:
-    """Test pictures are looked at when all training is over, and then once."""
+    """Test pictures are looked at once, when all training is over."""
     course = Course([5, 10, 15], [1, 2, 3])
     run(course, course.predict, DATA, None, no_log, evaluate_test=True)
     assert course.asked == [("validation", 1), ("validation", 2), ("validation", 3), ("test", 3)]
 
 
 def test_a_run_that_may_not_read_test_reads_it_never() -> None:
-    """No test metric, no bins of confidence, and nobody asked for the pictures; all else is the same."""
+    """There are no test metrics and no bins, the test pictures aren't looked at, and all else is the same."""
     course = Course([5, 10, 15], [1, 2, 3])
     result = run(course, course.predict, DATA, None, no_log, evaluate_test=False)
     assert {split for split, _ in course.asked} == {"validation"}
@@ -90,14 +90,14 @@ def test_the_best_epoch_is_validations() -> None:
 
 
 def test_a_best_accuracy_of_zero_is_a_best() -> None:
-    """Zero is a value: the first epoch stays the best when none gets anything right."""
+    """An accuracy of zero is a value: the first epoch is the best if no epoch gets anything right."""
     course = Course([0, 0], [0, 0])
     metrics = run(course, course.predict, DATA, None, no_log, evaluate_test=True).metrics
     assert (metrics["best/epoch"], metrics["best/val_accuracy"]) == (1, 0)
 
 
 def test_log_and_history_have_every_epoch() -> None:
-    """Both get the training's own metrics and the validation's, epoch by epoch from 1."""
+    """Log and history get the metrics of training and of validation, for each epoch from 1."""
     course = Course([5, 10], [1, 2])
     logged: list[tuple[int, Metrics]] = []
     result = run(
@@ -156,7 +156,7 @@ def test_a_student_is_compared_with_its_teacher(tmp_path: Path) -> None:
 
 
 def test_the_time_of_the_tables_is_told_apart(tmp_path: Path) -> None:
-    """Seconds is the run's own time; what was spent on tables stands beside it, though not what others spent before."""
+    """`seconds` is the run's own time. The time for tables is counted apart, without what was spent before the run."""
 
     def slow() -> Iterator[Metrics]:
         yield {}
@@ -206,7 +206,7 @@ def test_a_distilled_run_has_all_its_metrics(tmp_path: Path) -> None:
 
 
 def test_a_network_that_diverged_in_its_last_step_is_told() -> None:
-    """The loss of a step is computed before it: what the last one broke shows on validation."""
+    """A step's loss is computed before the step, so only validation shows what the last step broke."""
 
     def broken(split: str) -> Tensor:
         return torch.full((len(getattr(DATA, split)), 6), torch.nan)

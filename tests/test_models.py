@@ -1,4 +1,4 @@
-"""Networks: stems, heads, freezing and preprocessing, each against the library's own."""
+"""Networks: stems, heads, freezing and preprocessing, each compared with the library's own."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_missing_timm_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_preprocessing_is_torchvisions() -> None:
-    """Without a resize preprocessing is bit for bit ToTensor and Normalize, in channels_last."""
+    """Without a resize, preprocessing equals ToTensor and Normalize bit for bit, in channels_last."""
     network, pictures = build(), random_pictures(height=24)
     theirs = Compose([ToTensor(), Normalize((0.4, 0.5, 0.6), (0.2, 0.3, 0.25))])
     ours = network.preprocess(pictures)
@@ -140,7 +140,7 @@ def test_resized_pictures_are_torchvisions(size: int) -> None:
 
 
 def test_pictures_in_float_are_refused() -> None:
-    """Pictures that were scaled already would be scaled twice."""
+    """Pictures that aren't uint8 are refused, because they would be scaled twice."""
     with pytest.raises(TypeError, match="uint8"):
         build()(random_pictures() / 255)
 
@@ -189,7 +189,7 @@ def test_a_frozen_backbone_does_not_move() -> None:
 
 
 def test_an_unfrozen_backbone_moves() -> None:
-    """One training step changes the backbone's hash: the frozen test can fail."""
+    """One training step changes the hash of a backbone that isn't frozen, so the test above can fail."""
     network = build()
     backbone = network.backbone_hash()
     network(random_pictures())
@@ -206,7 +206,7 @@ def test_a_saved_student_loads_into_plain_torchvision(tmp_path: Path) -> None:
 
 
 def test_a_size_that_the_network_cannot_take_is_refused() -> None:
-    """A vision transformer made for 224 pixels refuses 32 in one line; resized it works, and its mode is kept."""
+    """A vision transformer for 224 pixels refuses 32 in one line. It takes them resized, and its mode is kept."""
     vit = {"library": "timm", "name": "vit_tiny_patch16_224"}
     with pytest.raises(UserError, match=r"but got input_size=None with pictures of 32 x 32 .*input_size=224") as error:
         build(**vit).check_size(32, 32)
@@ -218,5 +218,5 @@ def test_a_size_that_the_network_cannot_take_is_refused() -> None:
 
 @pytest.mark.parametrize(("side", "found"), [(16, True), (17, False), (32, False)])
 def test_a_stride_over_one_pixel_is_found(side: int, found: bool) -> None:
-    """ResNet18's published stem leaves 16-px pictures one pixel before its last stride, and larger ones more."""
+    """Pictures of 16 px become maps of 1 x 1 before the last stride of ResNet18's published stem; larger ones don't."""
     assert build(stem="imagenet").strides_over_one_pixel(side, side) is found

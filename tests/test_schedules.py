@@ -1,4 +1,4 @@
-"""Schedules: closed forms, and the shortest runs."""
+"""Schedules: compared with closed forms, also for the shortest runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def sgd() -> Optimizer:
 
 
 def rates(schedule: Callable[[Optimizer, int], LRScheduler], total_steps: int) -> list[float]:
-    """The rate of each step, and the one after the last."""
+    """Returns the rate of each step, and the rate after the last."""
     optimizer = sgd()
     scheduler = schedule(optimizer, total_steps)
     found = [optimizer.param_groups[0]["lr"]]
@@ -35,7 +35,7 @@ def rates(schedule: Callable[[Optimizer, int], LRScheduler], total_steps: int) -
 
 
 def test_one_cycle_is_two_half_cosines() -> None:
-    """From lr/25 to lr at the end of the warm-up, then to lr/25/10^4 at the last step."""
+    """The rate goes from lr/25 to lr at the end of the warm-up, and to lr/25/10^4 at the last step."""
     found = rates(partial(one_cycle, warmup=0.25), 100)
     low, end, top = PEAK / 25, PEAK / 25 / 1e4, 24
     for step in range(100):
@@ -50,7 +50,7 @@ def test_one_cycle_is_two_half_cosines() -> None:
 
 
 def test_cosine_rises_in_a_line_and_falls_to_zero() -> None:
-    """Steps 1/11, 2/11, ... of lr, then lr at the end of the warm-up, then half a cosine that ends at zero."""
+    """The rate is 1/11, 2/11, ... of lr, then lr at the end of the warm-up, then half a cosine that ends at zero."""
     found = rates(partial(cosine, warmup=0.1), 100)
     rise = [PEAK * (step + 1) / 11 for step in range(10)]
     fall = [PEAK * (1 + math.cos(math.pi * step / 90)) / 2 for step in range(91)]
@@ -72,14 +72,14 @@ def test_constant_is_constant() -> None:
 @pytest.mark.parametrize("warmup", [0.05, 0.1, 0.25, 0.5, 0.75, 0.99])
 @pytest.mark.parametrize("schedule", [one_cycle, cosine])
 def test_short_runs_have_rates_too(schedule: Callable[..., LRScheduler], warmup: float, total_steps: int) -> None:
-    """However few steps there are, each has a rate in (0, lr]; also where warm-up times steps is exactly one."""
+    """Each step has a rate in (0, lr], however few there are, and also if warm-up times steps is exactly one."""
     found = rates(partial(schedule, warmup=warmup), total_steps)[:total_steps]
     assert len(found) == total_steps
     assert all(0 < rate <= PEAK * (1 + 1e-9) for rate in found)
 
 
 def test_short_one_cycles_start_low_and_reach_the_peak() -> None:
-    """One step is the first of a rise; with two, the second is the peak."""
+    """A single step is the first of the rise, and the second of two steps is the peak."""
     assert rates(partial(one_cycle, warmup=0.3), 1)[:1] == pytest.approx([PEAK / 25])
     assert rates(partial(one_cycle, warmup=0.3), 2)[:2] == pytest.approx([PEAK / 25, PEAK])
 

@@ -1,4 +1,4 @@
-"""Tables: computed once, whole or absent, and believed only after a look at the network."""
+"""Tables are computed once, are whole or absent, and are compared with the network before they are used."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kdsweep.tables import ROWS_CHECKED, TableMismatchError, Tables
 
 IDENTITY: dict[str, Any] = {"weights": "abc", "precision": "fp32"}
 N = 23
-LOOKED_AT = [0, 7, 14, 22]  # rows that are computed anew before a table is believed
+LOOKED_AT = [0, 7, 14, 22]  # the rows that are computed again before a table is used
 WEIGHT = torch.randn(5, generator=torch.Generator().manual_seed(0))
 
 
@@ -56,7 +56,7 @@ def damaged(path: Path) -> list[bytes]:
 
 
 def test_a_pass_is_computed_once_and_then_read(tmp_path: Path) -> None:
-    """The first asks the network for every row, once; the same object then for none, a later one for a few."""
+    """The first use computes every row, once. The same object then computes none, and a later one checks a few."""
     ours, first = tables(tmp_path), Counter()
     assert torch.equal(ours.rows("pass-0000", N, first), network(torch.arange(N)))
     assert first.rows == list(range(N))
@@ -70,7 +70,7 @@ def test_a_pass_is_computed_once_and_then_read(tmp_path: Path) -> None:
 
 
 def test_passes_have_files_of_their_own(tmp_path: Path) -> None:
-    """Two names are two tables, in one folder, which says what made them."""
+    """Two passes are two files in one folder, and the folder says what made them."""
     ours = tables(tmp_path)
     ours.rows("pass-0000", N, network)
     ours.rows("pass-0001", N, lambda rows: -network(rows))
@@ -83,14 +83,14 @@ def test_passes_have_files_of_their_own(tmp_path: Path) -> None:
 
 
 def test_another_identity_is_another_folder(tmp_path: Path) -> None:
-    """Whatever part of the description changes, the tables are others'."""
+    """A change of any part of the identity makes other tables."""
     weights, precision = {"weights": "abd"}, {"precision": "bf16"}
     changed: list[dict[str, Any]] = [{}, weights, precision, {"views": {"seed": 0}}, {"views": {"seed": 1}}]
     assert len({tables(tmp_path, **change).folder for change in changed}) == len(changed)
 
 
 def test_a_damaged_table_is_computed_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A flipped byte anywhere, or a missing end, costs a computation and gives no wrong number; the log says it."""
+    """A table with a flipped byte or a missing end is computed again, and the log says so."""
     path = tables(tmp_path).folder / "pass-0000.safetensors"
     tables(tmp_path).rows("pass-0000", N, network)
     for content in damaged(path):
@@ -114,7 +114,7 @@ def test_a_table_damaged_in_use_is_noticed(tmp_path: Path) -> None:
 
 
 def test_a_table_of_another_length_is_computed_again(tmp_path: Path) -> None:
-    """Rows that are missing, or too many, are no part of this pass."""
+    """A file with too few or too many rows is computed again."""
     for n in (N, N + 1, N - 1):
         assert len(tables(tmp_path).rows("pass-0000", n, network)) == n
 
@@ -129,7 +129,7 @@ def test_a_table_of_another_length_is_computed_again(tmp_path: Path) -> None:
     ],
 )
 def test_another_networks_answers_are_refused(tmp_path: Path, other: Callable[[Tensor], Tensor]) -> None:
-    """A file that is whole, with the right checksum, but not what the network answers now, ends the run."""
+    """A whole file with a right checksum ends the run if the network now computes something else."""
     ours = tables(tmp_path)
     ours.folder.mkdir()
     write_tensors(ours.folder / "pass-0000.safetensors", {"outputs": other(torch.arange(N))})
@@ -138,20 +138,20 @@ def test_another_networks_answers_are_refused(tmp_path: Path, other: Callable[[T
 
 
 def test_rounding_is_forgiven(tmp_path: Path) -> None:
-    """Answers that differ by less than the tolerance are the same network's; the table's are used."""
+    """The table is used if its rows differ by less than the tolerance from what the network computes."""
     tables(tmp_path).rows("pass-0000", N, network)
     slightly_other = tables(tmp_path, tolerance=1e-2).rows("pass-0000", N, lambda rows: network(rows) * 1.009)
     assert torch.equal(slightly_other, network(torch.arange(N)))
 
 
 def test_answers_may_be_all_zero(tmp_path: Path) -> None:
-    """A new head may answer nothing but zeros: they agree with themselves."""
+    """Outputs that are all zero, as a new head's may be, agree with themselves."""
     for _ in range(2):
         assert not tables(tmp_path).rows("pass-0000", N, lambda rows: torch.zeros(len(rows), 5)).any()
 
 
 def test_tables_say_what_they_have(tmp_path: Path) -> None:
-    """A pass that was computed, by whomever, is there; asking computes nothing, and makes no folder."""
+    """`has` finds a pass that any process has computed. It computes nothing, and makes no folder."""
     assert not tables(tmp_path).has("pass-0000")
     assert list(tmp_path.iterdir()) == []
     tables(tmp_path).rows("pass-0000", N, network)
@@ -161,7 +161,7 @@ def test_tables_say_what_they_have(tmp_path: Path) -> None:
 
 
 def test_a_failed_computation_leaves_nothing(tmp_path: Path) -> None:
-    """After an error half-way there is no file, no lock is held, and the next attempt computes all rows."""
+    """An error half-way leaves no file and no lock, and the next attempt computes all rows."""
 
     def fail(rows: Tensor) -> Tensor:
         if rows[0] > 10:
@@ -194,7 +194,7 @@ def short_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("short_parts")
 def test_a_long_pass_is_made_of_parts(tmp_path: Path) -> None:
-    """Part after part gives the same rows, each computed once, and a few looked at in the end; no part stays."""
+    """The parts make the same table. Each row is computed once, a few are checked, and no part is left behind."""
     ours, counter = tables(tmp_path), Counter()
     assert torch.equal(ours.rows("pass-0000", N, counter), network(torch.arange(N)))
     assert counter.rows == [*range(N), *LOOKED_AT]
@@ -205,7 +205,7 @@ def test_a_long_pass_is_made_of_parts(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("short_parts")
 def test_parts_outlive_a_failure(tmp_path: Path) -> None:
-    """What was whole when a computation failed is not computed again; a part that was damaged since is."""
+    """Parts that were whole when a computation failed are kept; a part that was damaged since is computed again."""
     ours, after = tables(tmp_path), Counter()
 
     def fail(rows: Tensor) -> Tensor:
@@ -223,7 +223,7 @@ def test_parts_outlive_a_failure(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("short_parts")
 def test_a_pass_can_be_filled_part_by_part(tmp_path: Path) -> None:
-    """Whoever has time computes the next part, until none is left; a part that is stopped is no part."""
+    """`fill_part` computes the next part until none is left; a part that is stopped doesn't count."""
     ours, counter = tables(tmp_path), Counter()
     assert not ours.fill_part("pass-0000", N, counter, stop=lambda: True)
     counter.rows.clear()
@@ -239,13 +239,13 @@ def test_a_pass_can_be_filled_part_by_part(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("short_parts")
 def test_a_pass_that_is_there_is_asked_for_no_part(tmp_path: Path) -> None:
-    """Nothing is left to be done ahead of its readers."""
+    """A pass that is whole has no part left to compute."""
     tables(tmp_path).rows("pass-0000", N, network)
     assert not tables(tmp_path).fill_part("pass-0000", N, Counter(), stop=lambda: False)
 
 
 def test_a_table_is_a_memory_map(tmp_path: Path) -> None:
-    """A table that is held takes no memory of the process: its 40 MB belong to the file."""
+    """A table in use takes none of the process's own memory, because its 40 MB are mapped from the file."""
     rows = 1_000_000
     write = Tables(tmp_path, IDENTITY, batch_size=rows, tolerance=1e-4)
     write.rows("pass-0000", rows, lambda rows: rows[:, None].float().expand(-1, 10).contiguous())
@@ -256,7 +256,7 @@ def test_a_table_is_a_memory_map(tmp_path: Path) -> None:
 
 
 def anonymous_bytes() -> int:
-    """This process's memory that belongs to no file."""
+    """The bytes of this process's memory that belong to no file."""
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
     return int(line.split()[1]) * 1024
 
@@ -322,7 +322,7 @@ def run_process(target: Callable[..., None], *arguments: Path) -> int | None:
 
 @pytest.mark.slow
 def test_processes_that_ask_at_once_compute_once(tmp_path: Path) -> None:
-    """Three processes get the same pass; one computes its rows, the others wait, look at a few, and read."""
+    """Three processes ask for the same pass: one computes its rows, and the others wait, check a few, and read."""
     computed = tmp_path / "computed"
     started = [processes.Process(target=ask, args=(tmp_path / "tables", computed, 0.05)) for _ in range(3)]
     for process in started:
@@ -337,9 +337,9 @@ def test_processes_that_ask_at_once_compute_once(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("die", [die_in_computation, die_in_writing])
 def test_a_killed_process_leaves_no_half_table(tmp_path: Path, die: Callable[..., None]) -> None:
-    """After SIGKILL in the middle no table is there, the lock is free, and the next process computes all of it.
+    """SIGKILL in the middle leaves no table and no lock, and the next process computes all of it.
 
-    It also removes what the dead one had begun to write.
+    It also removes what the killed one had begun to write.
     """
     assert run_process(die, tmp_path) == -signal.SIGKILL
     assert not list(tables(tmp_path).folder.glob("*.safetensors"))
@@ -369,7 +369,7 @@ def test_the_one_who_waits_takes_over_from_the_dead(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_processes_share_a_pass(tmp_path: Path) -> None:
-    """Two that ask for the same pass compute parts of it each, no row twice, and look at a few of the whole."""
+    """Two processes that ask for the same pass compute different parts of it, no row twice, and check a few rows."""
     noted = [tmp_path / "first", tmp_path / "second"]
     started = [processes.Process(target=ask_in_parts, args=(tmp_path / "tables", path, 0.3)) for path in noted]
     for process in started:
@@ -384,7 +384,7 @@ def test_processes_share_a_pass(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_killed_process_costs_one_part(tmp_path: Path) -> None:
-    """What it had computed before stays; the other computes the rest."""
+    """The parts that the killed process had computed are kept, and the other computes the rest."""
     first = processes.Process(target=ask_in_parts, args=(tmp_path / "tables", tmp_path / "first", 0.2))
     first.start()
     parts = tables(tmp_path / "tables").folder / "pass-0000.parts"

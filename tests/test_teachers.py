@@ -1,4 +1,4 @@
-"""Teachers: answers from tables are the network's, belong to everything that made them, and train the same student."""
+"""Teachers: logits from tables are the network's, are found by all that made them, and train the same student."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def small_data(seed: int = 0) -> Dataset:
 DATA = small_data()
 NETWORK = build(6, seed=9, freeze="backbone")
 with torch.no_grad():
-    NETWORK.head.weight.mul_(5)  # decided answers, which differ more from view to view
+    NETWORK.head.weight.mul_(5)  # larger logits, which differ more from view to view
 
 
 def views(data: Dataset = DATA, seed: int = 0, padding: int = 4, flip: bool = True) -> Views:
@@ -59,7 +59,7 @@ def teacher(
 
 
 def folder(made: Teacher, outputs: str) -> str:
-    """The name of the table folder in which the teacher's logits or features stand."""
+    """The name of the folder of the teacher's logits or features."""
     root = made._root
     before = set(root.iterdir()) if root.exists() else set()
     made.answers(0) if outputs == "logits" else made.features("test")
@@ -72,7 +72,7 @@ def folder(made: Teacher, outputs: str) -> str:
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_answers_from_a_table_are_the_networks(tmp_path: Path, precision: str) -> None:
-    """For any pictures of a pass, in any order, the table says what the network says when it sees their views."""
+    """For any pictures of a pass, in any order, the table has the logits that the network computes for their views."""
     indices, pass_index = torch.tensor([30, 2, 2, 17, 0]), 3
     pictures = views().batch(indices, pass_index)
     from_table = teacher(tmp_path, precision=precision).answers(pass_index)(indices, pictures)
@@ -80,13 +80,13 @@ def test_answers_from_a_table_are_the_networks(tmp_path: Path, precision: str) -
     assert from_table.dtype == online.dtype == torch.float32
     tolerance = TOLERANCE[precision] * float(online.abs().max())
     torch.testing.assert_close(from_table, online, rtol=0, atol=tolerance)
-    # The comparison means something: other views get other answers.
+    # The comparison means something, because other views get other logits.
     other_pass = teacher(tmp_path, precision=precision).answers(pass_index + 1)(indices, pictures)
     assert (other_pass - online).abs().max() > 3 * tolerance
 
 
 def test_a_table_is_filled_from_all_pictures_in_order(tmp_path: Path) -> None:
-    """Row i of the file is the answer to picture i's view, in float32, however many are computed at a time."""
+    """Row i of the file has the logits for picture i's view, in float32, whatever the batch size."""
     teacher(tmp_path, batch_size=5).answers(2)
     (path,) = tmp_path.glob("*/pass-0002.safetensors")
     with torch.inference_mode():
@@ -95,13 +95,13 @@ def test_a_table_is_filled_from_all_pictures_in_order(tmp_path: Path) -> None:
 
 
 def test_online_answers_keep_no_table(tmp_path: Path) -> None:
-    """Online nothing is written."""
+    """The mode online writes nothing."""
     teacher(tmp_path, mode="online").answers(0)(torch.arange(2), views().batch(torch.arange(2), 0))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_only_passes_that_are_asked_for_are_computed(tmp_path: Path) -> None:
-    """A run that stops early has cost its own passes, not all."""
+    """A run that stops early causes only the passes that it has used."""
     ours = teacher(tmp_path)
     for pass_index in (4, 1, 4):
         ours.answers(pass_index)
@@ -110,7 +110,7 @@ def test_only_passes_that_are_asked_for_are_computed(tmp_path: Path) -> None:
 
 
 def test_a_teacher_says_what_it_has_still_to_compute(tmp_path: Path) -> None:
-    """Passes and features that have no table yet; online no pass is kept, and so none is missing."""
+    """Missing are passes and features without a table; in the mode online no pass is kept, so none is missing."""
     ours = teacher(tmp_path)
     ours.answers(2)
     ours.features("validation")
@@ -122,7 +122,7 @@ def test_a_teacher_says_what_it_has_still_to_compute(tmp_path: Path) -> None:
 
 
 def test_a_question_about_passes_leaves_the_head_free(tmp_path: Path) -> None:
-    """What is missing is asked before the head is trained, and the answers are the trained one's."""
+    """Asking what is missing doesn't fix the head: the logits are those of the head that is trained later."""
     network = build(6, seed=9)
     ours = teacher(tmp_path, network)
     ours.missing_passes(1)
@@ -135,7 +135,7 @@ def test_a_question_about_passes_leaves_the_head_free(tmp_path: Path) -> None:
 
 
 def test_features_are_what_the_head_takes(tmp_path: Path) -> None:
-    """The features of the plain pictures, through the head, are the network's logits of them."""
+    """The head makes the network's logits of the features of un-augmented pictures."""
     ours = teacher(tmp_path)
     for split in ("train", "validation", "test"):
         pictures = getattr(DATA, split).images
@@ -145,7 +145,7 @@ def test_features_are_what_the_head_takes(tmp_path: Path) -> None:
 
 
 def test_a_teacher_is_frozen(tmp_path: Path) -> None:
-    """It is in evaluation mode, and none of its parameters asks for a gradient, the head's included."""
+    """The network is in evaluation mode, and none of its parameters needs a gradient, the head's included."""
     network = build(6, seed=1)
     teacher(tmp_path, network)
     assert not network.training
@@ -172,7 +172,7 @@ def test_time_spent_on_tables_is_counted(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_settings_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    """Rule, value and key are named."""
+    """The error names rule, value and key."""
     with pytest.raises(UserError, match=message):
         teacher(tmp_path, **changes)
 
@@ -182,7 +182,7 @@ def test_wrong_settings_are_refused(tmp_path: Path, changes: dict[str, Any], mes
 
 @pytest.mark.slow
 def test_logits_belong_to_all_that_made_them(tmp_path: Path) -> None:
-    """Another head, backbone, precision, input size, normalisation, data or view policy has tables of its own."""
+    """Another head, backbone, precision, input size, normalisation, data set or view policy makes other tables."""
     other_head = build(6, seed=9, freeze="backbone")
     other_statistics = build(6, seed=9, freeze="backbone")
     other_statistics.net.get_buffer("bn1.running_mean").add_(0.1)
@@ -201,12 +201,12 @@ def test_logits_belong_to_all_that_made_them(tmp_path: Path) -> None:
         teacher(tmp_path, shown=views(padding=3)),
         teacher(tmp_path, shown=views(flip=False)),
     ]
-    # `folder` fails where a teacher finds the folder of one before it.
+    # `folder` fails if a teacher finds the folder of another one.
     assert len({folder(one, "logits") for one in made}) == len(made)
 
 
 def test_features_belong_to_the_backbone(tmp_path: Path) -> None:
-    """Another head or view policy shares them; another backbone, preprocessing, precision or data does not."""
+    """Features are shared by heads and view policies, but not by backbones, preprocessings, precisions or data sets."""
     other_head = build(6, seed=9)
     key = teacher(tmp_path).features_key
     for same in (teacher(tmp_path, other_head), teacher(tmp_path, shown=views(seed=1, padding=3, flip=False))):
@@ -223,7 +223,7 @@ def test_features_belong_to_the_backbone(tmp_path: Path) -> None:
 
 
 def test_the_same_teacher_finds_its_tables(tmp_path: Path) -> None:
-    """A network built again from the same seed reads what the first wrote, with any batch size."""
+    """A network built again from the same seed reads the tables of the first, with any batch size."""
     teacher(tmp_path, build(6, seed=9)).answers(0)
     (path,) = tmp_path.glob("*/*.safetensors")
     written = path.stat().st_mtime_ns
@@ -233,7 +233,7 @@ def test_the_same_teacher_finds_its_tables(tmp_path: Path) -> None:
 
 
 def test_a_head_trained_before_the_first_answer_counts(tmp_path: Path) -> None:
-    """The logits are those of the head at the first question, not of the one that the teacher was built with."""
+    """The logits are those of the head at the first use, and not of the head that the teacher was built with."""
     network = build(6, seed=9)
     ours = teacher(tmp_path, network)
     ours.features("train")
@@ -247,7 +247,7 @@ def test_a_head_trained_before_the_first_answer_counts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_table_of_another_network_is_refused(tmp_path: Path, precision: str) -> None:
-    """A whole file with a right checksum and another network's answers ends the run: it names the file."""
+    """A whole file with a right checksum but another network's logits ends the run; the error names the file."""
     teacher(tmp_path, precision=precision).answers(0)
     (path,) = tmp_path.glob("*/*.safetensors")
     with torch.inference_mode():
@@ -283,7 +283,7 @@ def train(guide: Teacher, loss: Callable[..., Tensor], precision: str = "fp32") 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_table_and_online_train_the_same_student(tmp_path: Path, precision: str) -> None:
-    """A student follows the same losses whether its teacher answers from a table or online."""
+    """A student's losses are the same whether its teacher's logits come from a table or from the network."""
     loss = functools.partial(kd, alpha=1.0, tau=2.0)
     from_table = train(teacher(tmp_path, precision=precision), loss, precision)
     online = train(teacher(tmp_path, precision=precision, mode="online"), loss, precision)
@@ -300,7 +300,7 @@ def test_a_loss_may_keep_the_answers_for_its_gradient(tmp_path: Path, mode: str)
 
 @pytest.mark.slow
 def test_training_a_student_leaves_the_teacher_alone(tmp_path: Path) -> None:
-    """Not one bit of the teacher changes, batch-norm statistics included, and no gradient reaches it."""
+    """No bit of the teacher changes, batch-norm statistics included, and no gradient reaches it."""
     network = build(6, seed=9)
     before = hash_tensors(network.net.state_dict())
     train(teacher(tmp_path, network, mode="online"), functools.partial(kd, alpha=0.5, tau=2.0))

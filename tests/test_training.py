@@ -1,4 +1,4 @@
-"""Training: the loop's identities, its repeatability, and heads against scikit-learn."""
+"""Training: identities of the loop, repeatability, and heads compared with scikit-learn's."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from kdsweep.views import Views, pass_of_epoch
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
-# What an epoch measures of the clock is no part of a result.
+# These metrics are times, and differ from run to run.
 TIMES = ("images_per_second", "epoch_seconds")
 
-# Most processors compute bf16 by a detour: there a small network shows the same in a tenth of the time.
+# Most processors emulate bf16. On those a small network shows the same in a tenth of the time.
 NAMES = {"fp32": "resnet18", "bf16": "shufflenet_v2_x0_5"}
 
 
@@ -58,7 +58,7 @@ def views(device: str = "cpu") -> Views:
 
 
 def fitting(network: Classifier, shown: Views | None = None, **changes: Any) -> Iterator[Metrics]:
-    """A training of `network` for two epochs of three steps, or as `changes` say."""
+    """A training of `network` for two epochs of three steps, with `changes`."""
     plain: dict[str, Any] = {
         "loss": ce,
         "teacher": None,
@@ -76,7 +76,7 @@ def fitting(network: Classifier, shown: Views | None = None, **changes: Any) -> 
 
 
 def train(network: Classifier, **changes: Any) -> list[Metrics]:
-    """Trains `network` as `fitting` describes; the metrics of each epoch."""
+    """Trains `network` as `fitting` describes, and returns the metrics of each epoch."""
     return list(fitting(network, **changes))
 
 
@@ -85,7 +85,7 @@ def weights_hash(network: Classifier) -> str:
 
 
 def fingerprint(seed: int = 0, order_seed: int = 0, precision: str = "fp32", device: str = "cpu") -> str:
-    """Stands for all bits of a run: its metrics, its weights and its answers."""
+    """All that a run computes: its metrics, its weights and its logits, as bytes."""
     network = build(seed, name=NAMES[precision]).to(device)
     metrics = train(network, order_seed=order_seed, precision=precision)
     results = [{name: value.hex() for name, value in epoch.items() if name not in TIMES} for epoch in metrics]
@@ -97,8 +97,8 @@ def fingerprint(seed: int = 0, order_seed: int = 0, precision: str = "fp32", dev
 
 
 @pytest.mark.slow
-def test_what_a_network_drops_hangs_on_the_seed_of_its_order_alone() -> None:
-    """And not on what a process has drawn before, such as a teacher's new head."""
+def test_dropout_depends_on_the_order_seed_alone() -> None:
+    """It doesn't depend on random numbers drawn before, such as a teacher's new head."""
     trained = []
     for drawn, order_seed in ((0, 0), (7, 0), (0, 1)):
         network = build(1, name="mobilenet_v3_small")
@@ -112,7 +112,7 @@ def test_what_a_network_drops_hangs_on_the_seed_of_its_order_alone() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_alpha_zero_trains_the_weights_of_cross_entropy(tmp_path: Path, precision: str) -> None:
-    """A distilled student at alpha = 0 is, bit for bit, the one that never met the teacher; at 0.1 it is not."""
+    """With alpha = 0 the student is bit for bit the one that is trained without a teacher; with 0.1 it isn't."""
     teacher = Teacher(build(9), DATA, views(), tmp_path, "table", 16, precision)
     trained = {}
     for name, loss, guide in (
@@ -129,7 +129,7 @@ def test_alpha_zero_trains_the_weights_of_cross_entropy(tmp_path: Path, precisio
 
 @pytest.mark.slow
 def test_no_smoothing_trains_the_weights_of_cross_entropy() -> None:
-    """Label smoothing of 0 is the same training too."""
+    """Label smoothing of 0 is the same training as well."""
     plain, smoothed = build(1), build(1)
     train(plain)
     train(smoothed, loss=functools.partial(label_smoothing, smoothing=0.0))
@@ -138,7 +138,7 @@ def test_no_smoothing_trains_the_weights_of_cross_entropy() -> None:
 
 @pytest.mark.slow
 def test_a_few_epochs_learn_the_classes() -> None:
-    """The loop does train: the pictures it has not seen are told apart."""
+    """The loop does train: the student classifies pictures that it hasn't seen."""
     network = build()
     sgd = functools.partial(torch.optim.SGD, lr=0.01, momentum=0.9)
     metrics = train(network, epochs=6, batch_size=10, optimizer=sgd)
@@ -153,7 +153,7 @@ def test_a_few_epochs_learn_the_classes() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_same_seeds_give_the_same_bits(precision: str) -> None:
-    """Twice the same seeds, twice the same metrics, weights and answers; another seed of either kind, others.
+    """The same seeds give the same metrics, weights and logits; changing either seed gives others.
 
     For one number of threads: with another one, sums are taken in another order.
     """
@@ -165,7 +165,7 @@ def test_the_same_seeds_give_the_same_bits(precision: str) -> None:
 
 @pytest.mark.slow
 def test_another_process_gives_the_same_bits() -> None:
-    """A process of its own, with the same number of threads, repeats the run exactly, in both precisions."""
+    """Another process with the same number of threads repeats the run exactly, in both precisions."""
     code = "import test_training as t; print([t.fingerprint(precision=p) for p in ('fp32', 'bf16')])"
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": ":".join(sys.path)}
     there = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
@@ -189,7 +189,7 @@ def test_a_gpu_repeats_its_bits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Recording(Views):
-    """Views that remember what they were asked for: (picture indices, pass) of each batch."""
+    """Views that note the (picture indices, pass) of each batch."""
 
     def __init__(self) -> None:
         super().__init__(DATA.train.images, DATA.padding, DATA.flip, seed=0)
@@ -201,7 +201,7 @@ class Recording(Views):
 
 
 def recorded(**changes: Any) -> list[list[tuple[list[int], int]]]:
-    """What each epoch of a training asks its views for."""
+    """The (picture indices, pass) of the batches of each epoch."""
     shown = Recording()
     found = []
     for _ in fitting(build(freeze="backbone"), shown, schedule=constant, **changes):
@@ -211,7 +211,7 @@ def recorded(**changes: Any) -> list[list[tuple[list[int], int]]]:
 
 
 def test_an_epoch_shows_pictures_once_in_batches_of_one_size() -> None:
-    """Fifty pictures in batches of 16: three full ones, no picture twice, two left out, others each epoch."""
+    """Fifty pictures make three batches of 16, without repeats. Each epoch leaves out two others."""
     epochs = recorded(epochs=4, batch_size=16, n_passes=3)
     orders = [[index for indices, _ in epoch for index in indices] for epoch in epochs]
     assert [[len(indices) for indices, _ in epoch] for epoch in epochs] == 4 * [[16, 16, 16]]
@@ -230,7 +230,7 @@ def test_an_epoch_trains_on_one_pass() -> None:
 
 
 def test_less_data_than_a_batch_is_one_batch() -> None:
-    """A tiny fraction of the data still trains: all of it at each step."""
+    """A data set that is smaller than a batch is one batch."""
     (epoch,) = recorded(epochs=1, batch_size=128, n_passes=1)
     assert [sorted(indices) for indices, _ in epoch] == [list(range(50))]
 
@@ -250,7 +250,7 @@ def test_metrics_say_what_happened() -> None:
     metrics = train(build(), loss=loss)
     assert [epoch["train/loss"] for epoch in metrics] == pytest.approx([sum(losses[:3]) / 3, sum(losses[3:]) / 3])
     assert [epoch["train/accuracy"] for epoch in metrics] == pytest.approx([sum(hits[:3]) / 3, sum(hits[3:]) / 3])
-    # One warm-up step, then five down half a cosine: three of six done.
+    # One step of warm-up and five along half a cosine; three of these six are done.
     assert metrics[0]["lr"] == pytest.approx(0.02 * (1 + math.cos(math.pi * 2 / 5)) / 2)
     assert metrics[1]["lr"] == pytest.approx(0, abs=1e-12)
     assert all(epoch["images_per_second"] == pytest.approx(48 / epoch["epoch_seconds"]) for epoch in metrics)
@@ -258,7 +258,7 @@ def test_metrics_say_what_happened() -> None:
 
 @pytest.mark.parametrize(("bad", "message"), [(math.nan, "nan"), (math.inf, "inf"), (-math.inf, "-inf")])
 def test_a_loss_that_is_not_finite_ends_the_training(bad: float, message: str) -> None:
-    """The step at fault is named, with its epoch; the epoch before it was yielded."""
+    """The error names step and epoch, and the epochs before it are yielded."""
     calls: list[int] = []
 
     def loss(logits: Tensor, teacher_logits: Tensor | None, labels: Tensor) -> Tensor:
@@ -284,7 +284,7 @@ def test_a_rate_that_is_too_high_is_told() -> None:
 
 @pytest.mark.slow
 def test_fit_leaves_a_frozen_backbone_alone() -> None:
-    """Gradient descent on the head changes the head and not one bit of the rest, batch-norm statistics included."""
+    """Gradient descent on the head changes no bit of the rest, batch-norm statistics included."""
     network = build(freeze="backbone")
     backbone, whole = network.backbone_hash(), weights_hash(network)
     train(network)
@@ -294,7 +294,7 @@ def test_fit_leaves_a_frozen_backbone_alone() -> None:
 
 @pytest.mark.slow
 def test_fit_trains_a_backbone_that_is_not_frozen() -> None:
-    """The same training moves all parameters and statistics where nothing is frozen."""
+    """The same training changes all parameters and statistics if nothing is frozen."""
     network = build()
     before = {name: tensor.clone() for name, tensor in network.net.state_dict().items()}
     train(network)
@@ -348,7 +348,7 @@ def test_fit_head_finds_the_minimum_of_scikit_learn(weight_decay: float) -> None
 
 
 def test_fit_head_puts_back_the_best_by_validation() -> None:
-    """Of the weight decays tried, the head with the lowest validation NLL is the one that stays, and says which."""
+    """The head with the lowest validation NLL is kept, and its metrics name its weight decay."""
     network = build()
     validation_features, validation_labels = head_data(300, seed=1)
     nll: dict[float, float] = {}
@@ -367,7 +367,7 @@ def test_fit_head_puts_back_the_best_by_validation() -> None:
     best = min(nll, key=lambda weight_decay: nll[weight_decay])
     assert last == best
     assert found == pytest.approx(nll[best], rel=1e-5)
-    # Tried from strong to weak, and no further than two beyond the best.
+    # They are tried from strong to weak, and no more than two beyond the best.
     assert list(nll) == sorted(nll, reverse=True)
     assert 10.0 > best > min(nll)
     assert len([weight_decay for weight_decay in nll if weight_decay < best]) == 2
@@ -385,7 +385,7 @@ def test_fit_head_does_not_blow_up_a_constant_feature() -> None:
 
 
 def test_a_head_without_bias_is_refused() -> None:
-    """Such a head (torchvision's maxvit_t has one) cannot take the scaling of its features: one line says so."""
+    """A head without a bias, such as maxvit_t's, can't include the scaling of its features; one line says so."""
     network = build()
     network.head.register_parameter("bias", None)
     with pytest.raises(UserError, match=r"the head has a bias` must hold .*teacher\.network\.name") as raised:
@@ -394,7 +394,7 @@ def test_a_head_without_bias_is_refused() -> None:
 
 
 def test_a_head_needs_a_weight_decay() -> None:
-    """An empty list would leave the head random without a word."""
+    """An empty list, which would silently leave the head random, is refused."""
     with pytest.raises(
         UserError, match=r"weight_decays: `at least one weight decay` must hold, but got weight_decays="
     ):
@@ -402,7 +402,7 @@ def test_a_head_needs_a_weight_decay() -> None:
 
 
 def test_features_that_are_not_finite_end_the_training_of_a_head() -> None:
-    """A broken backbone shows here, not as a useless teacher later."""
+    """A broken backbone is an error here, and not a useless teacher later."""
     features, labels = head_data(60, seed=0)
     features[3, 5] = math.inf
     fitting = fit_head(build(), features, labels, features, labels, weight_decays=[0.1], max_iterations=5)
@@ -415,7 +415,7 @@ def test_features_that_are_not_finite_end_the_training_of_a_head() -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_predictions_do_not_depend_on_the_batch(precision: str) -> None:
-    """Each picture's logits are its own, in float32; the network's statistics stay as they are."""
+    """A picture's logits don't depend on its batch, and are float32; the network's statistics don't change."""
     network = build()
     before = weights_hash(network)
     whole, parts = (predict(network, DATA.test.images, size, precision) for size in (12, 5))

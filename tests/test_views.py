@@ -1,4 +1,4 @@
-"""Views: functions of (view seed, pass, picture) and of nothing else; evenly used; torchvision's pictures."""
+"""Views depend on (view seed, pass, picture) alone, are used evenly, and are torchvision's pictures."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_view_does_not_depend_on_how_many_pictures_there_are() -> None:
 @pytest.mark.parametrize("seed", [0, 1, 2**62])
 @pytest.mark.parametrize("pass_index", [0, 1, 161])
 def test_every_pass_uses_each_view_about_equally(seed: int, pass_index: int) -> None:
-    """Over 50,000 pictures the 162 views are as even as chance makes them (chi-square), no less and no more."""
+    """Over 50,000 pictures the 162 views are as even as chance makes them (chi-square): no less, and no more."""
     counts = ids(50_000, pass_index, seed).bincount(minlength=162)
     assert len(counts) == 162
     assert 1e-4 < surprise(counts) < 1 - 1e-4
@@ -79,14 +79,14 @@ def test_views_of_neighbours_and_of_passes_are_independent() -> None:
 
 
 def test_passes_and_seeds_have_views_of_their_own() -> None:
-    """Two passes, or two seeds, agree on one picture in 162; seed 1 is not seed 0 shifted by a pass."""
+    """Two passes, or two seeds, show the same view of one picture in 162; seed 1 isn't seed 0 shifted by a pass."""
     reference = ids(50_000)
     for other in (ids(50_000, 1), ids(50_000, 2), ids(50_000, 0, seed=1), ids(50_000, 1, seed=1), ids(50_000, 1, -1)):
         assert (reference == other).double().mean().item() == pytest.approx(1 / 162, abs=0.002)
 
 
 def test_views_are_those_of_the_tables_on_disk() -> None:
-    """Pinned: other numbers would make every table that exists answer for other pictures."""
+    """The ids are pinned: with others, every existing table would have the logits of other views."""
     assert ids(8).tolist() == [105, 6, 108, 140, 100, 123, 57, 10]
     assert view_ids(3, 7, torch.arange(8), 2, False).tolist() == [21, 0, 14, 8, 9, 0, 16, 6]
 
@@ -124,7 +124,7 @@ def test_views_are_torchvisions_pad_crop_and_flip(padding: int, flip: bool) -> N
 
 
 def test_every_view_number_is_a_different_picture() -> None:
-    """A picture without symmetries shows 162 pictures in the passes, and no more."""
+    """A picture without symmetries has 162 different views, and no more."""
     views = Views(random_pictures(1), 4, True, seed=0)
     seen = {views.batch(torch.tensor([0]), index).numpy().tobytes() for index in range(1500)}
     assert len(seen) == 162
@@ -154,7 +154,7 @@ def test_views_leave_the_pictures_alone() -> None:
 
 @needs_gpu
 def test_a_gpu_shows_the_same_views() -> None:
-    """Views on CUDA equal the CPU's, and so tables filled there answer here."""
+    """Views on CUDA equal the CPU's, so tables that were made on one serve the other."""
     pictures, order = random_pictures(), torch.randperm(40)
     on_gpu = Views(pictures.cuda(), 4, True, seed=0).batch(order.cuda(), 3)
     assert torch.equal(on_gpu.cpu(), Views(pictures, 4, True, seed=0).batch(order, 3))
@@ -185,7 +185,7 @@ def test_no_picture_has_a_favourite_place() -> None:
 
 
 def test_the_order_of_pictures_says_nothing_about_their_views() -> None:
-    """With one seed for both, pictures that come early have all views alike: the numbers are from another stream."""
+    """With one seed for both, the order says nothing about the views, because it has its own stream of numbers."""
     early = batch_order(0, 0, 50_000)[:10_000]
     assert 1e-4 < surprise(ids(50_000)[early].bincount(minlength=162)) < 1 - 1e-4
 
@@ -200,7 +200,7 @@ def test_each_cycle_of_epochs_uses_every_pass_once(n_passes: int) -> None:
 
 
 def test_a_run_comes_to_its_passes_in_this_order() -> None:
-    """Each once: what a short run doesn't come to is not among them, and a long one comes to all."""
+    """Each pass is listed once. A short run lists only the passes that it reaches, and a long run lists all."""
     assert passes_of_run(5, 3, 10) == [pass_of_epoch(5, epoch, 10) for epoch in range(3)]
     assert passes_of_run(5, 25, 10) == [pass_of_epoch(5, epoch, 10) for epoch in range(10)]
 
