@@ -1,4 +1,4 @@
-"""Claims about kdsweep-export: what a real run leaves is written whole, checked, and answers as the network did."""
+"""Claims about kdsweep-export: the student of a real run is written whole, checked, and gives the same logits."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def student(root: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def exported(root: Path, store: Store, student: Any) -> Path:
-    """The student as pt2, where kdsweep-export writes it by itself."""
+    """The student as pt2, in the default folder."""
     return export.export(store, student.info.run_id, root)[0]
 
 
@@ -76,7 +76,7 @@ def command(capfd: pytest.CaptureFixture[str], *words: object) -> tuple[object, 
 def test_the_card_loads_the_network_twice_the_same(
     root: Path, exported: Path, student: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The code in the card, run beside the files: the pt2 file and the weights in torchvision's class agree."""
+    """The card's code runs beside the files: the pt2 file and the weights in torchvision's class agree."""
     monkeypatch.chdir(exported)
     answers = []
     for code in blocks(exported):
@@ -90,7 +90,7 @@ def test_the_card_loads_the_network_twice_the_same(
 
 @pytest.mark.slow
 def test_an_export_is_whole(exported: Path, root: Path, student: Any) -> None:
-    """Weights as the run stored them, a description that a program can read, a card, and nothing else."""
+    """The folder has the weights that the run stored, a description for programs, a card, and nothing else."""
     assert exported.parent == root / "exports"
     assert sorted(path.name for path in exported.iterdir()) == [
         "README.md",
@@ -124,7 +124,7 @@ def test_onnx_answers_the_same(root: Path, store: Store, student: Any, tmp_path:
 def test_the_weights_alone_can_be_registered(
     root: Path, student: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """--register logs the files to the run, and makes a version of a model of them; again, and it is the next one."""
+    """--register logs the files to the run, and registers them as the next version of a model."""
     words = (student.info.run_id, "--root", root, "--format", "none", "--register", "my students")
     for version in ("1", "2"):
         status, out, err = command(capfd, *words, "--out", tmp_path / version)
@@ -154,7 +154,7 @@ def test_what_is_there_is_kept(root: Path, store: Store, student: Any, tmp_path:
 def test_a_file_that_gives_other_answers_leaves_nothing(
     root: Path, store: Store, student: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: float
 ) -> None:
-    """The comparison fails: an error, no folder, and an earlier export as it was."""
+    """If the comparison fails, there is an error and no folder."""
     monkeypatch.setattr(network_files, "_write_pt2", lambda network, pictures, path: path.touch())
     monkeypatch.setattr(network_files, "_load_pt2", lambda path: lambda batch: torch.full((len(batch), 10), fault))
     with pytest.raises(RunError, match=r"model.pt2 gives other answers than the network"):
@@ -165,7 +165,7 @@ def test_a_file_that_gives_other_answers_leaves_nothing(
 def test_a_network_that_cannot_be_converted_is_one_line(
     root: Path, store: Store, student: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a converter raises is a RunError that says what else can be done."""
+    """A converter's error becomes a RunError that says what else can be done."""
     monkeypatch.setattr(torch.export, "export", lambda *_, **__: 1 / 0)
     with pytest.raises(RunError, match=r"can't be written as pt2 \(ZeroDivisionError.*Try another --format"):
         export.export(store, student.info.run_id, root, tmp_path / "x")
@@ -194,7 +194,7 @@ def test_damaged_weights_are_refused(root: Path, store: Store, student: Any, tmp
 def test_a_file_or_a_folder_names_its_run(
     root: Path, student: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The run's output folder, its artifacts, and a config.yaml, wherever it was copied to."""
+    """A run is named by its output folder, by its artifacts, or by its config.yaml, wherever that was copied to."""
     (output,) = (root / "outputs").glob("*/*")
     copy = shutil.copy(output / "config.yaml", tmp_path / "mine.yaml")
     for place in (output, artifacts(student), copy):
@@ -271,7 +271,7 @@ RECORDED = {"name": "x", "classes": ["a", "b"], "mean": [0.1] * 3, "std": [0.2] 
 
 
 def test_other_pictures_are_refused(tmp_path: Path) -> None:
-    """Another data set would be another normalisation, unless the run recorded its own."""
+    """Another data set would mean another normalisation, so it is refused unless the run recorded its own."""
     cfg = OmegaConf.create({"data": DATA})
     assert trained_student.inputs(cfg, SavedConfig({})).name == "digits"
     with pytest.raises(UserError, match=r"^data: these aren't the pictures"):
@@ -281,7 +281,7 @@ def test_other_pictures_are_refused(tmp_path: Path) -> None:
 
 
 def test_missing_pictures_are_done_without_where_the_run_recorded_what_they_told() -> None:
-    """On a machine that has the store alone."""
+    """This serves a machine that has nothing but the store."""
     cfg = OmegaConf.create({"data": {**DATA, "n_test": 0}})
     with pytest.raises(UserError, match=r"^data.n_test"):
         trained_student.inputs(cfg, SavedConfig({}))

@@ -1,4 +1,4 @@
-"""Claims about compiled passes: the same answers, for passes that are long enough, and tables of their own."""
+"""Claims about compiled passes: they give the same logits, are for long passes only, and have tables of their own."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def small_network(frozen: bool = True) -> Classifier:
             if isinstance(module, nn.BatchNorm2d):
                 module.running_mean.normal_(0, 0.1)  # type: ignore[union-attr]
                 module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
-        net[-1].weight.mul_(20)  # type: ignore[operator] # decided answers
+        net[-1].weight.mul_(20)  # type: ignore[operator] # larger logits
     made = Classifier(net, "8", frozen=frozen, input_size=None, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
     return made.to(memory_format=torch.channels_last).eval()
 
@@ -55,12 +55,12 @@ def compiler() -> None:
 
 
 def test_operations_are_counted() -> None:
-    """ResNet18 at 224 px takes 1.81 G multiplications with additions (He et al. 2016, table 1: 1.8), each two."""
+    """ResNet18 at 224 px takes 1.81 G multiply-adds (He et al. 2016, table 1: 1.8), and each counts as two."""
     assert flops(build(1000, input_size=224).eval(), 32, 32) == pytest.approx(2 * 1.814e9, rel=0.01)
 
 
 def test_long_passes_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By their arithmetic, not by the clock; never without a compiler."""
+    """The number of operations decides, not the clock; nothing is compiled without a compiler."""
     pictures = random_pictures(8)
     pass_flops = 8 * flops(NETWORK, 32, 32)
     monkeypatch.setattr(compiling, "has_compiler", lambda: True)
@@ -72,7 +72,7 @@ def test_long_passes_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_compiler_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the path, or as $CXX says."""
+    """The compiler is found in the path, or by $CXX."""
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert not has_compiler()
     monkeypatch.delenv("CXX")
@@ -108,7 +108,7 @@ def test_a_compiled_teacher_answers_alike(tmp_path: Path, precision: str) -> Non
 @pytest.mark.usefixtures("compiler")
 @pytest.mark.slow
 def test_a_batch_may_be_shorter() -> None:
-    """It is filled up, which changes nothing in its rows."""
+    """A batch that is too small is filled up, and its rows don't change."""
     features = compiled_features(NETWORK, "fp32", batch_size=4)
     pictures = random_pictures(4)
     whole: Tensor = features(pictures)
@@ -120,7 +120,7 @@ def test_a_batch_may_be_shorter() -> None:
 @pytest.mark.usefixtures("compiler")
 @pytest.mark.slow
 def test_a_table_that_is_there_compiles_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its few rows are checked in the plain way: a run that finds all passes starts at once."""
+    """A few rows are checked by the plain network, so a run that finds all passes starts at once."""
     teacher(tmp_path, NETWORK, compiled=True).answers(0)
     monkeypatch.setattr(torch, "compile", None)
     teacher(tmp_path, NETWORK, compiled=True).answers(0)
@@ -155,7 +155,7 @@ def train(compiled: bool, device: str = "cpu", alpha: float = 0.0, steps: int = 
 @pytest.mark.usefixtures("compiler")
 @pytest.mark.slow
 def test_a_compiled_student_learns_the_same_and_is_compiled_once() -> None:
-    """Step for step the same losses; another network and another alpha are trained by what is there."""
+    """The losses are the same at each step, and another network and another alpha need no new compiling."""
     assert train(compiled=True) == pytest.approx(train(compiled=False), rel=1e-4)
     compiled = counters["stats"]["unique_graphs"]
     assert train(compiled=True, alpha=0.5) == pytest.approx(train(compiled=False, alpha=0.5), rel=1e-4)
@@ -165,7 +165,7 @@ def test_a_compiled_student_learns_the_same_and_is_compiled_once() -> None:
 @needs_gpu
 @pytest.mark.parametrize("compiled", [False, True])
 def test_an_epoch_on_a_gpu_waits_for_nothing(compiled: bool) -> None:
-    """No step asks the GPU for a number; CUDA graphs give the losses that plain kernels give."""
+    """No step waits for the GPU, and CUDA graphs give the same losses as plain kernels."""
     fit = train(compiled, "cuda")
     before = Fit._train_step
 
@@ -183,6 +183,6 @@ def test_an_epoch_on_a_gpu_waits_for_nothing(compiled: bool) -> None:
 
 
 def test_a_wrong_setting_is_refused(tmp_path: Path) -> None:
-    """Rule, value and key."""
+    """The error names rule, value and key."""
     with pytest.raises(UserError, match="compiled: `compiled is true, false or null` must hold, but got compiled='no'"):
         teacher(tmp_path, compiled="no")

@@ -55,7 +55,7 @@ def test_a_device_that_is_not_there_is_refused(name: str, message: str) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_cuda_without_a_gpu_is_refused() -> None:
-    """Asking for a GPU on a machine without says so."""
+    """Asking for a GPU on a machine without one says so."""
     with pytest.raises(UserError, match=r"device='cuda' isn't there: this machine has 0 GPUs\."):
         resolve_device("cuda")
 
@@ -91,7 +91,7 @@ def test_other_precisions_are_refused(name: str) -> None:
 
 
 def test_autocast_computes_in_the_precision() -> None:
-    """Products are bf16 inside its context and float32 in fp32's."""
+    """Products are bf16 in the context of bf16, and float32 in that of fp32."""
     a = torch.ones(2, 2)
     for precision, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
         with autocast(precision, CPU):
@@ -100,7 +100,7 @@ def test_autocast_computes_in_the_precision() -> None:
 
 @pytest.mark.usefixtures("torch_settings")
 def test_the_number_of_threads_is_set_and_told() -> None:
-    """A number is put in force; None leaves torch's own choice; both return what holds."""
+    """A number is set, and None leaves torch's choice; both return the number in force."""
     assert set_threads(1) == torch.get_num_threads() == 1
     assert set_threads(2) == torch.get_num_threads() == 2
     assert set_threads(None) == torch.get_num_threads() == 2
@@ -108,14 +108,14 @@ def test_the_number_of_threads_is_set_and_told() -> None:
 
 @pytest.mark.parametrize("threads", [0, -1, 1.0, "2", True])
 def test_wrong_numbers_of_threads_are_refused(threads: int) -> None:
-    """Threads are a whole number from 1."""
+    """The number of threads must be whole and at least 1."""
     with pytest.raises(UserError, match=r"threads: `threads >= 1` must hold, but got threads="):
         set_threads(threads)
 
 
 @pytest.mark.usefixtures("torch_settings")
 def test_determinism_is_asked_of_cuda_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On CUDA deterministic kernels are asked for; the CPU's need no asking; a user's own workspace setting stays."""
+    """On CUDA deterministic kernels are switched on; on CPUs nothing has to be. A user's workspace setting is kept."""
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     torch.use_deterministic_algorithms(False)
     set_determinism(True, CPU)

@@ -1,4 +1,4 @@
-"""Claims about logistic regression: it finds the minima, against float64, wherever it comes from."""
+"""Claims about logistic regression: from any start it finds the minima that float64 arithmetic finds."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def least(features: Tensor, labels: Tensor, weight_decay: float, n_classes: int 
 
 
 def path(features: Tensor, labels: Tensor, decays: Sequence[float], n_classes: int = 4) -> list[tuple[Tensor, Tensor]]:
-    """The solutions of one regression, decay after decay."""
+    """The solutions of one regression for one decay after the other."""
     regression = LogisticRegression(features, labels, n_classes)
     found = []
     for decay in decays:
@@ -103,7 +103,7 @@ def test_a_sample_for_the_curvature_changes_the_way_and_not_the_end(monkeypatch:
 
 
 def test_the_metric_saves_most_of_the_work() -> None:
-    """Badly conditioned features are gone through a few times for each decay, not hundreds."""
+    """Badly conditioned features take a few evaluations for each decay, and not hundreds."""
     features, labels = problem(*PROBLEMS["ill-conditioned"])
     regression = LogisticRegression(features, labels, 4)
     for decay in DECAYS:
@@ -112,7 +112,7 @@ def test_the_metric_saves_most_of_the_work() -> None:
 
 
 def test_iterations_are_limited() -> None:
-    """One iteration is one step: further from the minimum than many, nearer than none."""
+    """One iteration ends further from the minimum than many, and nearer than none."""
     features, labels = problem(*PROBLEMS["many pictures"])
     values = []
     for n in (1, 2, 100):
@@ -123,7 +123,7 @@ def test_iterations_are_limited() -> None:
 
 
 def test_no_decay_ends() -> None:
-    """Without a penalty told-apart classes have no minimum: it stops at a low, finite loss."""
+    """Without a penalty, separable classes have no minimum, and it stops at a low, finite loss."""
     features, labels = problem(*PROBLEMS["more features than pictures"])
     regression = LogisticRegression(features, labels, 4)
     for decay in (0.1, 0.0):
@@ -134,7 +134,7 @@ def test_no_decay_ends() -> None:
 
 @pytest.mark.parametrize("kind", ["constant", "all zero", "twice the same"])
 def test_features_that_say_nothing_do_no_harm(kind: str) -> None:
-    """The metric has an inverse where the features' own moments have none."""
+    """The metric can be inverted even if the features' second moments can't."""
     features, labels = problem(200, 10)
     features[:, 3] = {"constant": torch.zeros(200), "all zero": torch.zeros(200), "twice the same": features[:, 4]}[
         kind
@@ -147,7 +147,7 @@ def test_features_that_say_nothing_do_no_harm(kind: str) -> None:
 
 
 def test_cross_entropy_is_that_of_the_solution() -> None:
-    """What it says of its solution is the loss there, without the penalty."""
+    """`cross_entropy` is the loss at the solution, without the penalty."""
     features, labels = problem(*PROBLEMS["many pictures"])
     regression = LogisticRegression(features, labels, 4)
     for decay in DECAYS:

@@ -60,7 +60,7 @@ def refused(root: Path, match: str) -> None:
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many pictures each call of the decoder was given, from here on."""
+    """The number of pictures in each call of the decoder from here on."""
     calls: list[int] = []
     decode = picture_files._decode
 
@@ -119,7 +119,7 @@ def test_pictures_stand_as_their_camera_says(folder: Path) -> None:
 
 
 def test_hidden_files_are_no_pictures_and_sub_folders_count(folder: Path) -> None:
-    """What desktops leave behind is passed over; pictures deeper in a class folder, or linked, are the class's too."""
+    """Files that desktops leave behind are ignored. Pictures in sub-folders, and linked ones, belong to the class."""
     paint(folder / "train" / "cat" / ".thumbnails" / "0.png", (200, 0, 0))
     (folder / "train" / "cat" / "linked").symlink_to(folder / "test" / "cat")
     for name in (".DS_Store", "Thumbs.db", "._0.png"):
@@ -140,7 +140,7 @@ def test_pictures_are_decoded_once(folder: Path, decoded: list[int]) -> None:
 
 
 def test_changed_pictures_are_decoded_again(folder: Path, decoded: list[int]) -> None:
-    """Another size asked for, another time, another length and another name are other pictures."""
+    """Another image size, modification time, file size or name makes the pictures be decoded again."""
     read(folder)
     read(folder, image_size=5)
     first = folder / "train" / "cat" / "0.png"
@@ -162,7 +162,7 @@ def cache_file(folder: Path) -> Path:
 def test_truncated_cache_is_rebuilt(
     folder: Path, decoded: list[int], length: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A cache cut off anywhere is noticed, said, and made again."""
+    """A cache that is cut off anywhere is noticed, reported, and made again."""
     whole = read(folder)
     content = cache_file(folder).read_bytes()
     cache_file(folder).write_bytes(content[:length])
@@ -173,7 +173,7 @@ def test_truncated_cache_is_rebuilt(
 
 
 def test_cache_with_a_flipped_bit_is_rebuilt(folder: Path, decoded: list[int]) -> None:
-    """Whichever byte is hit, in header, checksum or pixels, the pictures come out right."""
+    """The pictures are right whichever byte is flipped, in header, checksum or pixels."""
     whole = read(folder, image_size=1)
     content = cache_file(folder).read_bytes()
     positions = range(0, len(content), 7)
@@ -192,7 +192,7 @@ from kdsweep import pictures
 decode = pictures._decode
 def slow(*arguments):
     print("decoding", flush=True)
-    time.sleep(0.5)  # so that the other process asks while this one is at it
+    time.sleep(0.5)  # so that the other process asks while this one decodes
     return decode(*arguments)
 pictures._decode = slow
 root, cache, *names = sys.argv[1:]
@@ -227,7 +227,7 @@ def test_missing_split_is_named(folder: Path, split: str) -> None:
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_split_without_classes_is_refused(folder: Path, split: str) -> None:
-    """Pictures that lie beside class folders are not enough."""
+    """Pictures beside the class folders don't count."""
     shutil.rmtree(folder / split)
     paint(folder / split / "0.png", (0, 0, 0))
     refused(folder, f"pets/{split} has no class folders")
@@ -263,7 +263,7 @@ def test_unreadable_pictures_are_named_and_counted(folder: Path) -> None:
 
 
 def test_many_unreadable_pictures_are_counted(folder: Path) -> None:
-    """The first five are named, the others counted; a range that is unknown cannot be read either."""
+    """The first five are named, and the others counted. A picture whose range is unknown can't be read either."""
     for i in range(8):
         (folder / "train" / "dog" / f"{i}.png").unlink()
         Image.fromarray(np.zeros((6, 6), dtype=np.float32)).save(folder / "train" / "dog" / f"{i}.tif")
@@ -271,7 +271,7 @@ def test_many_unreadable_pictures_are_counted(folder: Path) -> None:
 
 
 def test_cache_that_cannot_be_written_is_refused(folder: Path) -> None:
-    """A file where the cache folder should be: the key at fault is the cache."""
+    """If a file stands where the cache folder should be, the error's key is the cache."""
     (folder.parent / "cache").write_text("in the way")
     with pytest.raises(UserError, match="cannot keep decoded pictures") as caught:
         read(folder)

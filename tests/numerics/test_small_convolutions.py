@@ -1,4 +1,4 @@
-"""Convolutions on small maps: they and their gradients are the library's but for rounding; others are left alone."""
+"""Convolutions on small maps: they and their gradients equal the library's but for rounding; others are left alone."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_outputs_and_gradients_are_the_librarys_in_double_precision(
     padding: tuple[int, int],
     layout: torch.memory_format,
 ) -> None:
-    """For odd and even sizes, kernels, strides and paddings, in both layouts."""
+    """It equals the library's for odd and even sizes, kernels, strides and paddings, in both layouts."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3, 5, *size, generator=generator).contiguous(memory_format=layout)
     w = torch.randn(4, 5, *kernel, generator=generator).contiguous(memory_format=layout)
@@ -55,7 +55,7 @@ def test_outputs_and_gradients_are_the_librarys_in_double_precision(
 
 
 def gradients(training: bool, precision: str = "fp32", **changes: object) -> tuple[Tensor, dict[str, Tensor]]:
-    """Logits of a ResNet18 for pictures of 32 px, and the gradients of its parameters, inside the context or not."""
+    """The logits of a ResNet18 for pictures of 32 px and its parameters' gradients, inside the context or not."""
     network = networks.build(10, **changes).to(memory_format=torch.channels_last)
     context = small_maps(precision, CPU) if training else torch.enable_grad()
     with context, torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
@@ -66,7 +66,7 @@ def gradients(training: bool, precision: str = "fp32", **changes: object) -> tup
 
 @pytest.mark.slow
 def test_a_network_learns_the_same() -> None:
-    """Its answers and its whole gradient are as near the library's as float32 comes, and not all the same bits."""
+    """Its logits and gradients equal the library's to the precision of float32, though not in every bit."""
     (ours, fast), (theirs, slow) = gradients(True), gradients(False)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     assert fast.keys() == slow.keys()
@@ -76,7 +76,7 @@ def test_a_network_learns_the_same() -> None:
 
 
 def test_an_evaluation_computes_what_training_does() -> None:
-    """The same bits with and without gradients, of frozen weights too."""
+    """The outputs have the same bits with and without gradients, and for frozen weights."""
     layer, x = nn.Conv2d(64, 64, 3, padding=1, bias=False), torch.randn(2, 64, 2, 2)
     with small_maps("fp32", CPU):
         trained = layer(x).detach()
@@ -89,7 +89,7 @@ def test_an_evaluation_computes_what_training_does() -> None:
 
 @pytest.mark.parametrize("case", ["bf16", "cuda", "large", "groups", "dilation", "words"])
 def test_all_else_is_left_alone(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other precisions, devices, sizes and kinds of convolution go the library's way."""
+    """The library computes all other precisions, devices, sizes and kinds of convolution."""
 
     def fail(*_: object) -> None:
         raise AssertionError("this convolution is not small")
@@ -104,7 +104,7 @@ def test_all_else_is_left_alone(case: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_small_convolution_goes_our_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the tests above would let through is there."""
+    """A small convolution is computed by this module, so the test above can fail."""
     monkeypatch.setattr(small_convolutions._Convolution, "apply", lambda *_: "ours")
     with small_maps("fp32", CPU):
         assert nn.Conv2d(4, 4, 3, padding=1, bias=False)(torch.randn(2, 4, 1, 1)) == "ours"

