@@ -69,9 +69,6 @@ class Classifier(nn.Module):
 
     Attributes:
         net: The library's module with its parameter names; `net.state_dict()` fits the library's own class.
-        head_name: As above.
-        frozen: As above.
-        input_size: As above.
         mean: (3,) float32; not in the state dict.
         std: (3,) float32; not in the state dict.
     """

@@ -48,8 +48,6 @@ class Teacher:
         compiled: Whether a compiled network computes the passes; None decides by the length of a pass.
 
     Attributes:
-        network: The network.
-        mode: As above.
         features_key: A hash of everything that the features depend on.
         seconds: The time spent so far on filling and reading tables.
 
