@@ -283,10 +283,14 @@ def train(guide: Teacher, loss: Callable[..., Tensor], precision: str = "fp32") 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_table_and_online_train_the_same_student(tmp_path: Path, precision: str) -> None:
-    """A student's losses are the same whether its teacher's logits come from a table or from the network."""
+    """A student's losses are the same whether its teacher's logits come from a table or from the network.
+
+    Both ask the teacher about 16 pictures at a time. Some processors round differently for other batch sizes, and even
+    this short training amplifies a difference in the last bit of a logit to 1 % of the loss.
+    """
     loss = functools.partial(kd, alpha=1.0, tau=2.0)
-    from_table = train(teacher(tmp_path, precision=precision), loss, precision)
-    online = train(teacher(tmp_path, precision=precision, mode="online"), loss, precision)
+    from_table = train(teacher(tmp_path, batch_size=16, precision=precision), loss, precision)
+    online = train(teacher(tmp_path, batch_size=16, precision=precision, mode="online"), loss, precision)
     assert from_table == pytest.approx(online, rel=TOLERANCE[precision])
 
 
