@@ -307,9 +307,9 @@ def die_in_writing(root: Path) -> None:
         path.write_bytes(b"half of a table")
         os.kill(os.getpid(), signal.SIGKILL)
 
-    from kdsweep.system import files
+    from kdsweep.system import tensor_files
 
-    files.save_file = half  # type: ignore[assignment]
+    tensor_files.save_file = half  # type: ignore[assignment]
     tables(root).rows("pass-0000", N, network)
 
 

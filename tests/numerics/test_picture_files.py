@@ -188,7 +188,7 @@ def test_cache_with_a_flipped_bit_is_rebuilt(folder: Path, decoded: list[int]) -
 CHILD = """
 import sys, time
 from pathlib import Path
-from kdsweep import pictures
+from kdsweep.numerics import picture_files as pictures
 decode = pictures._decode
 def slow(*arguments):
     print("decoding", flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -49,7 +50,8 @@ def test_the_documentation_shows_the_graph_as_it_is() -> None:
 def test_what_workers_preload_can_be_imported() -> None:
     """The fork server swallows the ImportError of a misspelt module, and every worker would then import it itself."""
     code = f"import importlib\nfor name in {[*workers.PRELOADED, *commands.PRELOADED]!r}: importlib.import_module(name)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    there = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], env=there, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
