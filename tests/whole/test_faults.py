@@ -397,8 +397,9 @@ def test_a_storm_of_signals_cuts_no_closing_short(tmp_path: Path) -> None:
             command.signal(number)
             time.sleep(0.01)
     done = command.outcome()
-    assert done.status == 143, done.err
-    assert done.error == "kdsweep: terminated"
+    # Where both wait when Python looks, it handles the lower number first.
+    first = {143: "kdsweep: terminated", 129: "kdsweep: the terminal was closed"}
+    assert done.error == first.get(done.status), done.err
     assert "RUNNING" not in statuses(tmp_path)
 
 
