@@ -9,10 +9,12 @@ killed loses only the part that it was computing.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,9 @@ from kdsweep.system.errors import RunError
 from kdsweep.system.files import atomic_path, hash_identity, if_free, locked
 from kdsweep.system.progress import progress
 from kdsweep.system.tensor_files import read_tensors, write_tensors
+from kdsweep.table_check import Asked, Comparison, compare, control_rows, distances
 
-# The number of rows that are computed again before a table from disk is used.
-ROWS_CHECKED = 4
+log = logging.getLogger(__name__)
 
 # The number of batches in a part of a pass.
 PART_BATCHES = 16
@@ -41,6 +43,19 @@ class _StoppedError(Exception):
     """The part is given up, because nobody needs it any more."""
 
 
+@dataclass(frozen=True)
+class _Table:
+    """What a file holds.
+
+    Attributes:
+        outputs: (n, n_outputs).
+        control: The network's plain answers to a few rows when the table was made; None in files of before, and parts.
+    """
+
+    outputs: Tensor
+    control: Tensor | None
+
+
 class TableMismatchError(RunError):
     """The rows of a table differ from what the network computes now."""
 
@@ -52,28 +67,26 @@ class Tables:
         root: The folder that holds the table folders of all networks.
         identity: Everything that the numbers depend on (weights, preprocessing, precision, data, views), fit for JSON.
         batch_size: The number of rows computed at a time.
-        tolerance: The largest allowed difference between a row on disk and the same row computed now, relative to the
-            largest output. Batches of other sizes may be summed in another order.
 
     Attributes:
         key: The hash of the identity.
         folder: The folder of these tables.
     """
 
-    def __init__(self, root: Path, identity: dict[str, Any], batch_size: int, tolerance: float) -> None:
+    def __init__(self, root: Path, identity: dict[str, Any], batch_size: int) -> None:
         self.key = hash_identity(identity)
         self.folder = root / self.key
-        self._identity, self._batch_size, self._tolerance = identity, batch_size, tolerance
+        self._identity, self._batch_size = identity, batch_size
         self._verified: set[str] = set()
 
-    def rows(self, name: str, n: int, compute: Compute, check: Compute | None = None) -> Tensor:
+    def rows(self, name: str, n: int, compute: Compute, network: Asked) -> Tensor:
         """Returns the outputs of a pass, from disk if they are there; else computes and keeps them.
 
         Args:
             name: The pass's file name, such as "pass-0007".
             n: The number of rows.
             compute: Row indices (B,) int64 -> outputs (B, n_outputs).
-            check: Another way to compute the same, used to check a few rows; None uses `compute`.
+            network: Asked for a few rows before the table is believed.
 
         Returns:
             (n, n_outputs) float32.
@@ -84,13 +97,20 @@ class Tables:
         """
         path = self._path(name)
         version = _version(path)
-        table = _read(path, n)
-        if table is None:
-            table = self._filled(path, n, version, compute)
+        found = _read(path, n)
+        if found is None:
+            found = self._filled(path, n, version, compute, network)
         if name not in self._verified:
-            self._verify(path, table, compute if check is None else check)
+            comparison = compare(found.outputs, found.control, network)
+            if comparison is not None:
+                _refuse_other(path, comparison)
+                if not comparison.tells:
+                    log.warning(
+                        "%s was computed by other arithmetic, and noise hides its rows: it is made again.", path
+                    )
+                    found = self._filled(path, n, _version(path), compute, network)
             self._verified.add(name)
-        return table
+        return found.outputs
 
     def has(self, name: str) -> bool:
         """Returns whether the pass called `name` has a file. Only `rows` finds out whether the file is whole."""
@@ -124,7 +144,7 @@ class Tables:
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
 
-    def _filled(self, path: Path, n: int, version: tuple[int, int] | None, compute: Compute) -> Tensor:
+    def _filled(self, path: Path, n: int, version: tuple[int, int] | None, compute: Compute, network: Asked) -> _Table:
         """Makes the table of a pass whose file is absent or damaged, together with all processes that wait for it.
 
         Args:
@@ -132,6 +152,7 @@ class Tables:
             n: The number of rows.
             version: The file's version before it was read. If it has changed, another process has made the table.
             compute: As in `rows`.
+            network: As in `rows`.
         """
 
         def made() -> bool:
@@ -146,14 +167,17 @@ class Tables:
                 table = _read(path, n) if made() else None
                 if table is None:
                     # Compute missing rows: a damaged part, or a pass with a single part.
-                    found = [_read(part, len(_rows_of(part))) for part in parts]
-                    pairs = zip(parts, found, strict=True)
-                    table = torch.cat(
-                        [self._computed(part, compute, advance) if rows is None else rows for part, rows in pairs]
+                    found = [(part, _read(part, len(_rows_of(part)))) for part in parts]
+                    outputs = torch.cat(
+                        [
+                            self._computed(part, compute, advance) if rows is None else rows.outputs
+                            for part, rows in found
+                        ]
                     )
+                    table = _Table(outputs, network.plain(control_rows(n)).cpu())
+                    self._check_new(path, table, network)
                     self._write(path, table)
-                    if not any(rows is not None for rows in found):  # this process has just computed all of it
-                        self._verified.add(path.stem)
+                    self._verified.add(path.stem)
         shutil.rmtree(parts[0].parent, ignore_errors=True)
         return table
 
@@ -196,23 +220,35 @@ class Tables:
             advance(len(indices))
         return torch.cat(batches)
 
-    def _write(self, path: Path, table: Tensor) -> None:
+    def _check_new(self, path: Path, table: _Table, network: Asked) -> None:
+        """Compares a table with the network before it is written."""
+        if table.control is None or torch.equal(table.outputs[control_rows(len(table.outputs))], table.control):
+            return
+        comparison = distances(table.outputs, network)
+        _refuse_other(path, comparison)
+        if not comparison.tells:
+            log.warning(
+                "In this precision, rounding moves the network's outputs by %.2g and another picture by %.2g, so that "
+                "they say little about a picture. Take a better one, such as teacher.precision=fp32.",
+                comparison.noise,
+                comparison.spread,
+            )
+
+    def _write(self, path: Path, table: _Table) -> None:
         with atomic_path(self.folder / "identity.json") as description:
             description.write_text(json.dumps(self._identity, indent=2, sort_keys=True))
-        write_tensors(path, {"outputs": table})
+        tensors = {"outputs": table.outputs} | ({} if table.control is None else {"control": table.control})
+        write_tensors(path, tensors)
 
-    def _verify(self, path: Path, table: Tensor, compute: Compute) -> None:
-        """Raises `TableMismatchError` if some rows of the table differ from what `compute` returns now."""
-        indices = torch.linspace(0, len(table) - 1, min(ROWS_CHECKED, len(table))).long()
-        found, expected = table[indices], compute(indices).cpu()
-        difference, largest = float((found - expected).abs().max()), float(expected.abs().max())
-        # NaN must not pass, and every comparison with it is false.
-        if not difference <= self._tolerance * largest:
-            raise TableMismatchError(
-                f"the network's outputs differ from the table {path} by {difference:.2g}, which is more than "
-                f"{self._tolerance:g} of the largest output, {largest:.2g}: another network or library computed it. "
-                "Delete its folder."
-            )
+
+def _refuse_other(path: Path, found: Comparison) -> None:
+    """Raises `TableMismatchError` if a table's rows are further from the network's than rounding explains."""
+    if not found.agrees:
+        raise TableMismatchError(
+            f"the network's outputs differ from the table {path} by {found.distance:.2g}, where rounding explains "
+            f"{found.noise:.2g} and pictures differ by {found.spread:.2g}: another network or library computed it. "
+            "Delete its folder."
+        )
 
 
 def _rows_of(part: Path) -> Tensor:
@@ -221,12 +257,12 @@ def _rows_of(part: Path) -> Tensor:
     return torch.arange(int(start), int(end))
 
 
-def _read(path: Path, n: int) -> Tensor | None:
+def _read(path: Path, n: int) -> _Table | None:
     """Returns the table in a file; None if the file is absent, damaged, or of another length."""
     tensors = read_tensors(path)
     if tensors is None or len(tensors.get("outputs", ())) != n:
         return None
-    return tensors["outputs"]
+    return _Table(tensors["outputs"], tensors.get("control"))
 
 
 def _version(path: Path) -> tuple[int, int] | None:

@@ -41,6 +41,7 @@ SUBCOMMANDS = (
     "scale",
     "probe",
     "teacher",
+    "tables",
     "report",
 )
 

@@ -16,21 +16,29 @@ import torch
 from torch import Tensor
 
 from kdsweep.system.tensor_files import write_tensors
-from kdsweep.tables import ROWS_CHECKED, TableMismatchError, Tables
+from kdsweep.table_check import Asked
+from kdsweep.tables import TableMismatchError, Tables
 
 IDENTITY: dict[str, Any] = {"weights": "abc", "precision": "fp32"}
 N = 23
-LOOKED_AT = [0, 7, 14, 22]  # the rows that are computed again before a table is used
+LOOKED_AT = [0, 7, 14, 22]  # the rows that are computed again before a table is written or used
+NOISE = 1e-3  # what rounding changes, as a share of an output
 WEIGHT = torch.randn(5, generator=torch.Generator().manual_seed(0))
 
 
-def tables(root: Path, tolerance: float = 1e-4, **identity: Any) -> Tables:
-    return Tables(root, IDENTITY | identity, batch_size=4, tolerance=tolerance)
+def tables(root: Path, **identity: Any) -> Tables:
+    return Tables(root, IDENTITY | identity, batch_size=4)
 
 
 def network(rows: Tensor) -> Tensor:
     """Stands for a network: (B,) -> (B, 5), each row a function of its index alone."""
     return torch.sin(rows[:, None] + 1.0) * WEIGHT
+
+
+def answers(ours: Tables, compute: Callable[[Tensor], Tensor] = network, name: str = "pass-0000", n: int = N) -> Tensor:
+    """A pass of a network, whose rounding errors are `NOISE`."""
+    uncounted = compute.compute if isinstance(compute, Counter) else compute
+    return ours.rows(name, n, compute, Asked(compute, lambda rows: uncounted(rows) * (1 + NOISE)))
 
 
 class Counter:
@@ -56,25 +64,24 @@ def damaged(path: Path) -> list[bytes]:
 
 
 def test_a_pass_is_computed_once_and_then_read(tmp_path: Path) -> None:
-    """The first use computes every row, once. The same object then computes none, and a later one checks a few."""
+    """The first use computes every row once and a few again. Then the same object computes none, a later one a few."""
     ours, first = tables(tmp_path), Counter()
-    assert torch.equal(ours.rows("pass-0000", N, first), network(torch.arange(N)))
-    assert first.rows == list(range(N))
-    assert torch.equal(ours.rows("pass-0000", N, first), network(torch.arange(N)))
-    assert first.rows == list(range(N))
+    assert torch.equal(answers(ours, first), network(torch.arange(N)))
+    assert first.rows == [*range(N), *LOOKED_AT]
+    assert torch.equal(answers(ours, first), network(torch.arange(N)))
+    assert first.rows == [*range(N), *LOOKED_AT]
     later, second = tables(tmp_path), Counter()
     for _ in range(2):
-        assert torch.equal(later.rows("pass-0000", N, second), network(torch.arange(N)))
+        assert torch.equal(answers(later, second), network(torch.arange(N)))
     assert second.rows == LOOKED_AT
-    assert len(second.rows) == ROWS_CHECKED
 
 
 def test_passes_have_files_of_their_own(tmp_path: Path) -> None:
     """Two passes are two files in one folder, and the folder says what made them."""
     ours = tables(tmp_path)
-    ours.rows("pass-0000", N, network)
-    ours.rows("pass-0001", N, lambda rows: -network(rows))
-    assert torch.equal(tables(tmp_path).rows("pass-0000", N, network), network(torch.arange(N)))
+    answers(ours, network)
+    answers(ours, lambda rows: -network(rows), name="pass-0001")
+    assert torch.equal(answers(tables(tmp_path), network), network(torch.arange(N)))
     assert sorted(path.name for path in ours.folder.glob("*.safetensors")) == [
         "pass-0000.safetensors",
         "pass-0001.safetensors",
@@ -92,38 +99,38 @@ def test_another_identity_is_another_folder(tmp_path: Path) -> None:
 def test_a_damaged_table_is_computed_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A table with a flipped byte or a missing end is computed again, and the log says so."""
     path = tables(tmp_path).folder / "pass-0000.safetensors"
-    tables(tmp_path).rows("pass-0000", N, network)
+    answers(tables(tmp_path), network)
     for content in damaged(path):
         path.write_bytes(content)
         counter = Counter()
         caplog.clear()
-        assert torch.equal(tables(tmp_path).rows("pass-0000", N, counter), network(torch.arange(N)))
-        assert counter.rows == list(range(N))
+        assert torch.equal(answers(tables(tmp_path), counter), network(torch.arange(N)))
+        assert counter.rows == [*range(N), *LOOKED_AT]
         assert caplog.text.count("it is made again") == 1
-        assert torch.equal(tables(tmp_path).rows("pass-0000", N, Counter()), network(torch.arange(N)))
+        assert torch.equal(answers(tables(tmp_path), Counter()), network(torch.arange(N)))
 
 
 def test_a_table_damaged_in_use_is_noticed(tmp_path: Path) -> None:
     """The checksum is read with every pass, not only with the first."""
     ours, counter = tables(tmp_path), Counter()
-    ours.rows("pass-0000", N, counter)
+    answers(ours, counter)
     path = ours.folder / "pass-0000.safetensors"
     path.write_bytes(damaged(path)[3])
-    assert torch.equal(ours.rows("pass-0000", N, counter), network(torch.arange(N)))
-    assert counter.rows == 2 * list(range(N))
+    assert torch.equal(answers(ours, counter), network(torch.arange(N)))
+    assert counter.rows == 2 * [*range(N), *LOOKED_AT]
 
 
 def test_a_table_of_another_length_is_computed_again(tmp_path: Path) -> None:
     """A file with too few or too many rows is computed again."""
     for n in (N, N + 1, N - 1):
-        assert len(tables(tmp_path).rows("pass-0000", n, network)) == n
+        assert len(answers(tables(tmp_path), n=n)) == n
 
 
 @pytest.mark.parametrize(
     "other",
     [
         lambda rows: network(rows + 1),  # another picture's answers
-        lambda rows: network(rows) * 1.01,  # another network's
+        lambda rows: network(rows) * 1.05,  # another network's
         lambda rows: torch.where(rows[:, None] == 0, torch.nan, network(rows)),
         lambda rows: torch.full((len(rows), 5), torch.nan),
     ],
@@ -134,27 +141,61 @@ def test_another_networks_answers_are_refused(tmp_path: Path, other: Callable[[T
     ours.folder.mkdir()
     write_tensors(ours.folder / "pass-0000.safetensors", {"outputs": other(torch.arange(N))})
     with pytest.raises(TableMismatchError, match=r"differ from the table .*pass-0000\.safetensors by .* Delete its fo"):
-        ours.rows("pass-0000", N, network)
+        answers(ours, network)
 
 
 def test_rounding_is_forgiven(tmp_path: Path) -> None:
-    """The table is used if its rows differ by less than the tolerance from what the network computes."""
-    tables(tmp_path).rows("pass-0000", N, network)
-    slightly_other = tables(tmp_path, tolerance=1e-2).rows("pass-0000", N, lambda rows: network(rows) * 1.009)
+    """The table is used if the network's answers differ by no more than rounding explains; it isn't changed."""
+    answers(tables(tmp_path), network)
+    slightly_other = answers(tables(tmp_path), lambda rows: network(rows) * (1 + 1.9 * NOISE))
     assert torch.equal(slightly_other, network(torch.arange(N)))
+
+
+def test_a_table_of_a_version_without_control_rows_is_used(tmp_path: Path) -> None:
+    """Its own rows are compared with the network's answers, and the file stays as it is."""
+    path = tables(tmp_path).folder / "pass-0000.safetensors"
+    path.parent.mkdir()
+    write_tensors(path, {"outputs": network(torch.arange(N)) * (1 + NOISE)})
+    before = path.read_bytes()
+    counter = Counter()
+    assert torch.equal(answers(tables(tmp_path), counter), network(torch.arange(N)) * (1 + NOISE))
+    assert (set(counter.rows), path.read_bytes()) == (set(range(N)), before)
+
+
+def test_no_table_of_another_network_is_written(tmp_path: Path) -> None:
+    """What fills tables, compiled code for example, computes something else than the network that is then asked."""
+    ours = tables(tmp_path)
+    asked = Asked(network, lambda rows: network(rows) * (1 + NOISE))
+    with pytest.raises(TableMismatchError, match="Delete its folder"):
+        ours.rows("pass-0000", N, lambda rows: network(rows + 1), asked)
+    assert not ours.has("pass-0000")
+
+
+def test_a_table_whose_rows_noise_hides_is_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The same bits are believed all the same; other bits tell nothing, so the rows are computed here."""
+    noisy = Asked(network, lambda rows: network(rows) + 10)
+    tables(tmp_path).rows("pass-0000", N, lambda rows: network(rows) * (1 + NOISE), noisy)
+    assert "rounding moves the network's outputs by 10" in caplog.text
+    again = Counter()
+    tables(tmp_path).rows("pass-0000", N, again, noisy)
+    assert again.rows == []
+    other = Counter(lambda rows: network(rows) * (1 + NOISE))
+    tables(tmp_path).rows("pass-0000", N, other, Asked(other, noisy.shaken))
+    assert other.rows.count(1) >= 1
+    assert "it is made again" in caplog.text
 
 
 def test_answers_may_be_all_zero(tmp_path: Path) -> None:
     """Outputs that are all zero, as a new head's may be, agree with themselves."""
     for _ in range(2):
-        assert not tables(tmp_path).rows("pass-0000", N, lambda rows: torch.zeros(len(rows), 5)).any()
+        assert not answers(tables(tmp_path), lambda rows: torch.zeros(len(rows), 5)).any()
 
 
 def test_tables_say_what_they_have(tmp_path: Path) -> None:
     """`has` finds a pass that any process has computed. It computes nothing, and makes no folder."""
     assert not tables(tmp_path).has("pass-0000")
     assert list(tmp_path.iterdir()) == []
-    tables(tmp_path).rows("pass-0000", N, network)
+    answers(tables(tmp_path), network)
     assert tables(tmp_path).has("pass-0000")
     assert not tables(tmp_path).has("pass-0001")
     assert not tables(tmp_path, weights="abd").has("pass-0000")
@@ -170,9 +211,9 @@ def test_a_failed_computation_leaves_nothing(tmp_path: Path) -> None:
 
     ours = tables(tmp_path)
     with pytest.raises(RuntimeError, match="out of memory"):
-        ours.rows("pass-0000", N, fail)
+        answers(ours, fail)
     assert not list(ours.folder.glob("*.safetensors"))
-    assert torch.equal(ours.rows("pass-0000", N, network), network(torch.arange(N)))
+    assert torch.equal(answers(ours, network), network(torch.arange(N)))
 
 
 def test_a_lock_file_that_nobody_holds_is_no_obstacle(tmp_path: Path) -> None:
@@ -180,7 +221,7 @@ def test_a_lock_file_that_nobody_holds_is_no_obstacle(tmp_path: Path) -> None:
     ours = tables(tmp_path)
     ours.folder.mkdir()
     (ours.folder / "pass-0000.safetensors.lock").write_text("12345")
-    assert torch.equal(ours.rows("pass-0000", N, network), network(torch.arange(N)))
+    assert torch.equal(answers(ours, network), network(torch.arange(N)))
 
 
 # ------------------------------------------------------------------------------------------------------- parts
@@ -196,7 +237,7 @@ def short_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_long_pass_is_made_of_parts(tmp_path: Path) -> None:
     """The parts make the same table. Each row is computed once, a few are checked, and no part is left behind."""
     ours, counter = tables(tmp_path), Counter()
-    assert torch.equal(ours.rows("pass-0000", N, counter), network(torch.arange(N)))
+    assert torch.equal(answers(ours, counter), network(torch.arange(N)))
     assert counter.rows == [*range(N), *LOOKED_AT]
     assert {path.name for path in ours.folder.iterdir()} == {
         *("identity.json", "pass-0000.safetensors", "pass-0000.safetensors.lock")
@@ -214,10 +255,10 @@ def test_parts_outlive_a_failure(tmp_path: Path) -> None:
         return network(rows)
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        ours.rows("pass-0000", N, fail)
+        answers(ours, fail)
     assert not ours.has("pass-0000")
     (ours.folder / "pass-0000.parts" / "00000004-00000008.safetensors").write_bytes(b"half")
-    assert torch.equal(tables(tmp_path).rows("pass-0000", N, after), network(torch.arange(N)))
+    assert torch.equal(answers(tables(tmp_path), after), network(torch.arange(N)))
     assert sorted(after.rows) == sorted([4, 5, 6, 7, *range(12, N), *LOOKED_AT])
 
 
@@ -231,7 +272,7 @@ def test_a_pass_can_be_filled_part_by_part(tmp_path: Path) -> None:
     while ours.fill_part("pass-0000", N, counter, stop=lambda: False):
         filled += 1
     assert filled == 6
-    assert torch.equal(ours.rows("pass-0000", N, counter), network(torch.arange(N)))
+    assert torch.equal(answers(ours, counter), network(torch.arange(N)))
     assert counter.rows == [*range(N), *LOOKED_AT]
     assert not ours.fill_part("pass-0000", N, counter, stop=lambda: False)
     assert not (ours.folder / "pass-0000.parts").exists()
@@ -240,17 +281,20 @@ def test_a_pass_can_be_filled_part_by_part(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("short_parts")
 def test_a_pass_that_is_there_is_asked_for_no_part(tmp_path: Path) -> None:
     """A pass that is whole has no part left to compute."""
-    tables(tmp_path).rows("pass-0000", N, network)
+    answers(tables(tmp_path), network)
     assert not tables(tmp_path).fill_part("pass-0000", N, Counter(), stop=lambda: False)
 
 
 def test_a_table_is_a_memory_map(tmp_path: Path) -> None:
     """A table in use takes none of the process's own memory, because its 40 MB are mapped from the file."""
     rows = 1_000_000
-    write = Tables(tmp_path, IDENTITY, batch_size=rows, tolerance=1e-4)
-    write.rows("pass-0000", rows, lambda rows: rows[:, None].float().expand(-1, 10).contiguous())
+
+    def wide(rows: Tensor) -> Tensor:
+        return rows[:, None].float().expand(-1, 10).contiguous()
+
+    Tables(tmp_path, IDENTITY, batch_size=rows).rows("pass-0000", rows, wide, Asked(wide, wide))
     before = anonymous_bytes()
-    table = tables(tmp_path).rows("pass-0000", rows, lambda rows: rows[:, None].float().expand(-1, 10))
+    table = tables(tmp_path).rows("pass-0000", rows, wide, Asked(wide, wide))
     assert anonymous_bytes() - before < 10e6
     assert float(table[-1, 0]) == rows - 1
 
@@ -277,7 +321,7 @@ def ask(root: Path, computed: Path, seconds: float) -> None:
             file.writelines(f"{row}\n" for row in rows.tolist())
         return network(rows)
 
-    table = tables(root).rows("pass-0000", N, slowly)
+    table = answers(tables(root), slowly)
     assert torch.equal(table, network(torch.arange(N)))
 
 
@@ -297,7 +341,7 @@ def die_in_computation(root: Path) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return network(rows)
 
-    tables(root).rows("pass-0000", N, die)
+    answers(tables(root), die)
 
 
 def die_in_writing(root: Path) -> None:
@@ -310,7 +354,7 @@ def die_in_writing(root: Path) -> None:
     from kdsweep.system import tensor_files
 
     tensor_files.save_file = half  # type: ignore[assignment]
-    tables(root).rows("pass-0000", N, network)
+    answers(tables(root), network)
 
 
 def run_process(target: Callable[..., None], *arguments: Path) -> int | None:
@@ -331,7 +375,7 @@ def test_processes_that_ask_at_once_compute_once(tmp_path: Path) -> None:
         process.join(60)
     assert [process.exitcode for process in started] == [0, 0, 0]
     rows = [int(line) for line in computed.read_text().split()]
-    assert sorted(rows) == sorted([*range(N), *2 * LOOKED_AT])
+    assert sorted(rows) == sorted([*range(N), *3 * LOOKED_AT])
 
 
 @pytest.mark.slow
@@ -344,8 +388,8 @@ def test_a_killed_process_leaves_no_half_table(tmp_path: Path, die: Callable[...
     assert run_process(die, tmp_path) == -signal.SIGKILL
     assert not list(tables(tmp_path).folder.glob("*.safetensors"))
     counter = Counter()
-    assert torch.equal(tables(tmp_path).rows("pass-0000", N, counter), network(torch.arange(N)))
-    assert counter.rows == list(range(N))
+    assert torch.equal(answers(tables(tmp_path), counter), network(torch.arange(N)))
+    assert counter.rows == [*range(N), *LOOKED_AT]
     assert not list(tables(tmp_path).folder.glob(".*"))
 
 
@@ -364,7 +408,7 @@ def test_the_one_who_waits_takes_over_from_the_dead(tmp_path: Path) -> None:
     first.kill()
     second.join(60)
     assert second.exitcode == 0
-    assert sorted(map(int, computed.read_text().split())) == list(range(N))
+    assert sorted(map(int, computed.read_text().split())) == sorted([*range(N), *LOOKED_AT])
 
 
 @pytest.mark.slow

@@ -22,11 +22,13 @@ from kdsweep.schedules import constant
 from kdsweep.system.errors import UserError
 from kdsweep.system.tensor_files import hash_tensors, write_tensors
 from kdsweep.tables import TableMismatchError
-from kdsweep.teachers import TOLERANCE, Teacher
+from kdsweep.teachers import Teacher
 from kdsweep.training import Fit
 from kdsweep.views import Views
 
 PRECISIONS = ("fp32", "bf16")
+# How far two right ways to compute logits may be apart, relative to the largest.
+TOLERANCE = {"bf16": 2e-2, "fp32": 1e-4}
 
 
 def small_data(seed: int = 0) -> Dataset:

@@ -16,7 +16,8 @@ from kdsweep.config import build
 from kdsweep.models import Classifier
 from kdsweep.numerics.compiling import WORTH_FLOPS, compiled_features, flops, has_compiler
 from kdsweep.numerics.hardware import autocast
-from kdsweep.teachers import TOLERANCE
+from kdsweep.numerics.rounding_noise import rounding_noise
+from kdsweep.table_check import NOISE_ALLOWED
 
 GOAL = 5.0
 
@@ -84,14 +85,17 @@ def measure(arguments: argparse.Namespace) -> Finding:
         turns.ratio(f"{best}, times {other}", other, best) for other in forwards if other not in (best, "eager fp32")
     ]
     figures += [Figure(name, len(pictures) / turns.median(name), unit="pictures/s") for name in forwards]
-    reference = answers["eager fp32"]
+    spread = _distance(answers["eager fp32"], answers["eager fp32"].mean(0))
+    with rounding_noise(network.net, precision, seed=0, but=network.head):
+        noise = _distance(product(network, precision)(pictures), answers["product, short pass"])
     for name in forwards:
         if name != "eager fp32":
-            difference = float((answers[name] - reference).abs().max() / reference.abs().max())
-            tolerance = TOLERANCE[precision] if name.startswith("product") else None
-            figures.append(
-                Figure(f"largest difference of logits from eager fp32, of the largest, {name}", difference, tolerance)
-            )
+            distance = _distance(answers[name], answers["eager fp32"])
+            figures.append(Figure(f"distance of logits from eager fp32, of their spread, {name}", distance / spread))
+    if "product, long pass" in answers:
+        distance = _distance(answers["product, long pass"], answers["product, short pass"])
+        name = "distance of a long pass's logits from a short one's, in rounding noise"
+        figures.append(Figure(name, distance / noise, NOISE_ALLOWED))
     figures.append(Figure("compiling", compile_seconds, unit="s"))
     figures.append(Figure("pictures from which a pass is compiled", math.ceil(WORTH_FLOPS / pass_flops)))
     rate = flops_rate(arguments.threads)
@@ -129,3 +133,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parts.add_arguments(parser)
     parser.add_argument("--batch", type=positive, default=16, help="pictures at a time; default: 16")
     parser.add_argument("--side", type=positive, default=parts.LARGE_SIDE, metavar="PIXELS", help="default: 224")
+
+
+def _distance(found: Tensor, expected: Tensor) -> float:
+    """Returns the root mean square of the differences."""
+    return float((found - expected).square().mean().sqrt())

@@ -20,7 +20,6 @@ from kdsweep.numerics import compiling
 from kdsweep.numerics.compiling import compiled_features, flops, has_compiler, worth_compiling
 from kdsweep.schedules import constant
 from kdsweep.system.errors import UserError
-from kdsweep.teachers import TOLERANCE
 from kdsweep.training import Fit
 from kdsweep.views import Views
 
@@ -98,7 +97,9 @@ def test_a_compiled_teacher_answers_alike(tmp_path: Path, precision: str) -> Non
     )
     rows = [one.answers(1)(torch.arange(32), DATA.train.images) for one in made]
     assert torch.equal(rows[0], rows[1])
-    torch.testing.assert_close(rows[0], online, rtol=0, atol=TOLERANCE[precision] * float(online.abs().max()))
+    torch.testing.assert_close(
+        rows[0], online, rtol=0, atol={"bf16": 2e-2, "fp32": 1e-4}[precision] * float(online.abs().max())
+    )
     assert made[0].features_key != teacher(tmp_path, **options).features_key
     assert all(torch.equal(before[name], value) for name, value in NETWORK.net.state_dict().items())
     assert not NETWORK.head.bypass

@@ -1,0 +1,136 @@
+"""Whether the rows of a table are what a network computes: the same bits, or no further off than its rounding noise.
+
+A table is filled in large batches, by compiled code perhaps, or on another machine. What the network computes now may
+therefore differ in its last bits, and how far depends on network, head and precision: 1e-6 of a logit in one case, a
+tenth of it in another. No fixed tolerance holds for all of them. So the difference is compared with the rounding noise
+of the very rows, which `numerics.rounding_noise` measures.
+
+1. A few rows are computed again. If they have the bits that the same computation gave when the table was made, then
+   network, preprocessing, pictures and views are the same.
+2. Otherwise the table's distance from the network's answers is compared with the distance that rounding errors cause.
+   `NOISE_ALLOWED` times that is allowed, and more where rounding errors are far below what tells pictures apart: then
+   a twentieth of what tells them apart, but no more than `NOISE_ALLOWED_AT_MOST` times the noise.
+3. The nearer rounding noise is to what tells pictures apart, the more rows are computed for the comparison. Where it is
+   as large, no comparison can tell, and the table is neither believed nor refused.
+
+Distances are root mean squares over rows and outputs. docs/reliability.md has the error rates.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# The rows that are compared bit by bit. Distances need this many outputs of rows, and they need `MANY_ROWS` where noise
+# is within `CLEAR` times of the spread over pictures.
+CONTROL_ROWS = 4
+OUTPUTS = 128
+MANY_ROWS = 64
+CLEAR = 100.0
+
+# Two right computations differ by at most 1.3 times the measured noise; a mirrored picture, by at least 2.6 times.
+NOISE_ALLOWED = 2.0
+NOISE_ALLOWED_AT_MOST = 10.0
+SPREAD_ALLOWED = 1 / 20
+
+# Below this ratio of spread to noise, another picture's answers could pass as this one's.
+TELLS_APART = 4.0
+
+# The spread over pictures is taken from this many rows.
+SPREAD_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A network that is asked for single rows.
+
+    Attributes:
+        plain: Row indices (B,) int64 -> outputs (B, n_outputs), computed plainly: not compiled, in one batch.
+        shaken: The same with random rounding errors in each layer.
+    """
+
+    plain: Callable[[Tensor], Tensor]
+    shaken: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How far a table's rows are from what the network computes now.
+
+    Attributes:
+        distance: Between the table's rows and the network's answers now; NaN if one of them isn't finite.
+        noise: The distance that rounding errors cause.
+        spread: The distance of the table's rows from their mean: what tells pictures apart.
+    """
+
+    distance: float
+    noise: float
+    spread: float
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the distance is no more than rounding errors explain. NaN doesn't agree."""
+        room = min(SPREAD_ALLOWED * self.spread, NOISE_ALLOWED_AT_MOST * self.noise)
+        return self.distance <= max(NOISE_ALLOWED * self.noise, room)
+
+    @property
+    def tells(self) -> bool:
+        """Whether the noise is small enough for wrong rows to be noticed."""
+        return self.spread == 0 or self.spread >= TELLS_APART * self.noise
+
+
+def control_rows(n: int) -> Tensor:
+    """Returns the indices of the rows, of `n`, whose answers are kept with a table to be compared bit by bit."""
+    return _spaced(n, CONTROL_ROWS)
+
+
+def compare(table: Tensor, control: Tensor | None, network: Asked) -> Comparison | None:
+    """Compares a table with the network that is said to have computed it.
+
+    Args:
+        table: (n, n_outputs).
+        control: The network's plain answers to the control rows when the table was made; None if they weren't kept.
+        network: The network, to be asked again.
+
+    Returns:
+        None if the bits are the same, else the distances.
+    """
+    rows = control_rows(len(table))
+    if torch.equal(network.plain(rows).cpu(), table[rows] if control is None else control):
+        return None
+    return distances(table, network)
+
+
+def distances(table: Tensor, network: Asked) -> Comparison:
+    """Returns how far a table (n, n_outputs) is from what a network computes now, and how far noise would take it."""
+    few = max(CONTROL_ROWS, math.ceil(OUTPUTS / table.shape[1]))
+    found = _distances(table, few, network)
+    near = found.spread < CLEAR * found.noise and few < min(MANY_ROWS, len(table))
+    return _distances(table, MANY_ROWS, network) if near else found
+
+
+def _distances(table: Tensor, n_rows: int, network: Asked) -> Comparison:
+    """Returns the distances, taken over some of the rows."""
+    rows = _spaced(len(table), n_rows)
+    now = network.plain(rows).cpu()
+    distance, noise = _rms(table[rows] - now), _rms(network.shaken(rows).cpu() - now)
+    return Comparison(distance, noise, _spread(table[_spaced(len(table), SPREAD_ROWS)]))
+
+
+def _spaced(n: int, most: int) -> Tensor:
+    return torch.linspace(0, n - 1, min(most, n), dtype=torch.float64).long()
+
+
+def _rms(difference: Tensor) -> float:
+    return float(difference.double().square().mean().sqrt())
+
+
+def _spread(rows: Tensor) -> float:
+    return _rms(rows.double() - rows.double().mean(0))
