@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kdsweep.numerics.compiling import compiled_features, worth_compiling
-from kdsweep.numerics.hardware import autocast
+from kdsweep.numerics.hardware import arithmetic
 from kdsweep.numerics.rounding_noise import rounding_noise
 from kdsweep.system.errors import require
 from kdsweep.system.files import hash_text
@@ -46,7 +46,7 @@ class Teacher:
         tables: The folder of the cached passes.
         mode: "table" computes each pass once and keeps it; "online" runs the network for every batch.
         batch_size: The number of pictures in a forward pass when a table is filled.
-        precision: bf16 or fp32.
+        precision: fp16, bf16, tf32 or fp32.
         compiled: Whether a compiled network computes the passes; None decides by the length of a pass.
 
     Attributes:
@@ -168,7 +168,7 @@ class Teacher:
         return self._views.batch(rows.to(self._device), pass_index)
 
     def _forward(self, function: Callable[[Tensor], Tensor], pictures: Tensor) -> Tensor:
-        with torch.inference_mode(), autocast(self._precision, self._device):
+        with arithmetic(self._precision, self._device):
             return function(pictures)
 
     def _shaken(self, pictures: Tensor) -> Tensor:

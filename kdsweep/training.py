@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdsweep.numerics.compiling import compiled_forward
-from kdsweep.numerics.hardware import autocast, random_state, set_random_state
+from kdsweep.numerics.hardware import arithmetic, autocast, random_state, set_random_state, tf32
 from kdsweep.numerics.logistic import LogisticRegression
 from kdsweep.numerics.small_convolutions import small_maps
 from kdsweep.system.errors import RunError, UserError, is_number, require
@@ -63,7 +63,7 @@ class Fit:
         batch_size: The number of pictures in a batch.
         n_passes: The number of passes over the views. Each epoch uses another one, until all have been used.
         order_seed: Decides the order of the pictures and of the passes, and dropout (by torch's global generators).
-        precision: bf16 or fp32.
+        precision: bf16, tf32 or fp32.
         compiled: Whether to compile the network with torch.compile, which changes the last bits of its numbers.
 
     Attributes:
@@ -169,7 +169,8 @@ class Fit:
         while self._step < self._steps:
             indices = order[self._step * self._batch_size : (self._step + 1) * self._batch_size]
             self.between_steps = False
-            self._train_step(indices, pass_index, answers)
+            with tf32(self._precision, self._labels.device):  # the backward pass too
+                self._train_step(indices, pass_index, answers)
             self._step += 1
             self._seconds = earlier + time.perf_counter() - start
             self.between_steps = True
@@ -298,14 +299,14 @@ def predict(network: Classifier, pictures: Tensor, batch_size: int, precision: s
         network: It is left in evaluation mode.
         pictures: (N, H, W, 3) uint8, on any device.
         batch_size: The number of pictures in a forward pass.
-        precision: bf16 or fp32.
+        precision: bf16, tf32 or fp32.
 
     Returns:
         Logits (N, C) float32, on the network's device.
     """
     network.eval()
     device = network.head.weight.device
-    with torch.inference_mode(), autocast(precision, device), small_maps(precision, device):
+    with arithmetic(precision, device), small_maps(precision, device):
         return torch.cat([network(batch.to(device)).float() for batch in pictures.split(batch_size)])
 
 

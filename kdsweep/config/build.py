@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from kdsweep.config.keys import NOT_IDENTIFYING, STUDENT_KEYS
 from kdsweep.config.rules import attempt
 from kdsweep.loss_rules import rule_of
-from kdsweep.numerics.hardware import resolve_device, resolve_precision
+from kdsweep.numerics.hardware import TEACHER_PRECISIONS, resolve_device, resolve_precision
 from kdsweep.system import environment
 from kdsweep.system.errors import UserError, require_kinds
 from kdsweep.system.files import hash_identity
@@ -144,7 +144,12 @@ def inputs(data_key: str, view_seed: int, device: str) -> tuple[Dataset, Views]:
 def hardware(cfg: DictConfig) -> tuple[torch.device, str]:
     """Returns the device and the precision (bf16 or fp32) in force, which is the teacher's in a teacher's run."""
     device = resolve_device(cfg.device)
-    return device, resolve_precision(cfg.teacher.precision if cfg.arm == "teacher" else cfg.precision, device)
+    return device, teacher_precision(cfg, device) if cfg.arm == "teacher" else resolve_precision(cfg.precision, device)
+
+
+def teacher_precision(cfg: DictConfig, device: torch.device) -> str:
+    """Returns the precision of the teacher's passes."""
+    return resolve_precision(cfg.teacher.precision, device, TEACHER_PRECISIONS)
 
 
 def network(cfg: DictConfig, group: str, data: Dataset, seed: int) -> Classifier:
@@ -198,7 +203,7 @@ def in_force(cfg: DictConfig, student_precision: str | None = None) -> DictConfi
     own = cfg.copy()
     OmegaConf.set_readonly(own, False)
     if own.teacher is not None:
-        own.teacher.precision = resolve_precision(cfg.teacher.precision, resolve_device(cfg.device))
+        own.teacher.precision = teacher_precision(cfg, resolve_device(cfg.device))
     if student_precision is not None:
         own.precision, own.memory_format = student_precision, memory_format(cfg)
     return own
@@ -226,7 +231,7 @@ def untrained_teacher(cfg: DictConfig) -> Teacher:
     data, views = inputs(key_of(cfg.data), cfg.view_seed, cfg.device)
     net = network(cfg, "teacher.network", data, cfg.view_seed)
     tables = Path(cfg.paths.cache) / "tables"
-    precision = resolve_precision(cfg.teacher.precision, views.device)
+    precision = teacher_precision(cfg, views.device)
     settings = cfg.teacher.mode, cfg.teacher.batch_size, precision, cfg.teacher.compiled
     teacher: Teacher = attempt("teacher", lambda: Teacher(net, data, views, tables, *settings))
     return teacher

@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from kdsweep.numerics.hardware import AUTOCAST, tf32
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -76,7 +78,7 @@ def compiled_features(network: Network, precision: str, batch_size: int) -> Call
 
     Args:
         network: The network, in evaluation mode. It isn't changed: a copy with its present weights is compiled.
-        precision: fp32, or bf16 for all weights but the head's.
+        precision: fp32, tf32, or bf16 or fp16 for all weights but the head's.
         batch_size: The largest number of pictures in a call; smaller batches are filled up.
 
     Returns:
@@ -84,14 +86,14 @@ def compiled_features(network: Network, precision: str, batch_size: int) -> Call
     """
     own = copy.deepcopy(network).eval().requires_grad_(False)
     own.head.bypass = True
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    dtype = AUTOCAST.get(precision, torch.float32)
     net: Callable[[Tensor], Tensor] = own.net.to(dtype)
     compiled = torch.compile(net, dynamic=False, options={"freezing": True})
 
     def features(pictures: Tensor) -> Tensor:
         missing = batch_size - len(pictures)
         filled = F.pad(pictures, (0, 0, 0, 0, 0, 0, 0, missing))
-        with torch.inference_mode():
+        with torch.inference_mode(), tf32(precision, pictures.device):
             found: Tensor = compiled(own.preprocess(filled).to(dtype))
         # clone: a row that is kept must not keep the whole batch in memory.
         return found[: len(pictures)].float().clone()

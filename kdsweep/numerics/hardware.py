@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,9 +12,13 @@ from kdsweep.system.environment import cpu_features
 from kdsweep.system.errors import UserError, require
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
-PRECISIONS = ("auto", "bf16", "fp32")
+# Networks that are trained take the first four. fp16 is for a teacher: it needs no gradients, which fp16 can't hold.
+PRECISIONS = ("auto", "bf16", "tf32", "fp32")
+TEACHER_PRECISIONS = (*PRECISIONS, "fp16")
+GPU_PRECISIONS = ("tf32", "fp16")
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 # No machine has more cores than this, and thousands of threads would bring it to a halt.
 MAX_THREADS = 1024
@@ -46,9 +50,15 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def resolve_precision(name: str, device: torch.device) -> str:
-    """Returns bf16 or fp32; "auto" is bf16 if the hardware multiplies bf16 itself, which makes it faster than fp32."""
-    require(name in PRECISIONS, f"precision in {PRECISIONS}", name, "precision")
+def resolve_precision(name: str, device: torch.device, choices: Sequence[str] = PRECISIONS) -> str:
+    """Returns the precision called `name`; "auto" is bf16 if the hardware multiplies bf16 itself, and else fp32.
+
+    Raises:
+        UserError: It isn't one of the `choices`, or the device doesn't have it.
+    """
+    require(name in choices, f"precision in {choices}", name, "precision")
+    rule = f"a GPU for precision in {GPU_PRECISIONS}"
+    require(name not in GPU_PRECISIONS or device.type == "cuda", rule, name, "precision", "Take fp32 on a CPU.")
     if name != "auto":
         return name
     # By default torch counts emulation too, which is slower than fp32.
@@ -60,10 +70,35 @@ def resolve_precision(name: str, device: torch.device) -> str:
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """Returns the context in which networks run forward: mixed bf16, or plain fp32."""
-    if precision == "fp32":
-        return nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)
+    """Returns the context in which networks run forward: mixed bf16 or fp16, or plain float32."""
+    return torch.autocast(device.type, AUTOCAST[precision]) if precision in AUTOCAST else nullcontext()
+
+
+@contextmanager
+def tf32(precision: str, device: torch.device) -> Iterator[None]:
+    """Lets a GPU round the factors of float32 products to tf32 if that is the precision, and forbids it otherwise.
+
+    torch allows it for convolutions unless it is told not to.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    settings: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [setting.allow_tf32 for setting in settings]
+    for setting in settings:
+        setting.allow_tf32 = precision == "tf32"
+    try:
+        yield
+    finally:
+        for setting, value in zip(settings, before, strict=True):
+            setting.allow_tf32 = value
+
+
+@contextmanager
+def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
+    """The context in which networks run forward without gradients, in one of the precisions."""
+    with torch.inference_mode(), tf32(precision, device), autocast(precision, device):
+        yield
 
 
 def set_threads(threads: int | None) -> int:

@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdsweep.numerics.hardware import autocast, resolve_device, resolve_precision, set_determinism, set_threads
+from kdsweep.numerics.hardware import (
+    TEACHER_PRECISIONS,
+    autocast,
+    resolve_device,
+    resolve_precision,
+    set_determinism,
+    set_threads,
+    tf32,
+)
 from kdsweep.system.errors import UserError
 
 CPU = torch.device("cpu")
@@ -83,11 +91,33 @@ def test_auto_precision_is_bf16_where_the_cpu_multiplies_it() -> None:
     assert resolve_precision("auto", CPU) == ("bf16" if native else "fp32")
 
 
-@pytest.mark.parametrize("name", ["fp16", "", None, 32])
+@pytest.mark.parametrize("name", ["fp8", "fp16", "", None, 32])
 def test_other_precisions_are_refused(name: str) -> None:
     """The message lists what there is."""
-    with pytest.raises(UserError, match=r"precision: `precision in \('auto', 'bf16', 'fp32'\)` must hold, but got"):
+    with pytest.raises(
+        UserError, match=r"precision: `precision in \('auto', 'bf16', 'tf32', 'fp32'\)` must hold, but got"
+    ):
         resolve_precision(name, CPU)
+
+
+@pytest.mark.parametrize("name", ["tf32", "fp16"])
+def test_precisions_of_gpus_are_refused_elsewhere(name: str) -> None:
+    """A CPU would compute them in another way, or very slowly."""
+    with pytest.raises(UserError, match=r"a GPU for precision in .* Take fp32 on a CPU"):
+        resolve_precision(name, CPU, TEACHER_PRECISIONS)
+    assert resolve_precision(name, torch.device("cuda"), TEACHER_PRECISIONS) == name
+
+
+@pytest.mark.parametrize(("precision", "allowed"), [("fp32", False), ("bf16", False), ("tf32", True)])
+def test_fp32_is_never_tf32(precision: str, allowed: bool) -> None:
+    """Inside, a GPU rounds float32 products to tf32 only where that is the precision; afterwards all is as before."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    with tf32(precision, torch.device("cuda")):
+        assert (matmul.allow_tf32, cudnn.allow_tf32) == (allowed, allowed)
+    assert (matmul.allow_tf32, cudnn.allow_tf32) == before
+    with tf32(precision, CPU):
+        assert (matmul.allow_tf32, cudnn.allow_tf32) == before
 
 
 def test_autocast_computes_in_the_precision() -> None:
