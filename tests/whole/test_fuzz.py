@@ -23,7 +23,7 @@ from kdsweep.config.folder import CONFIG_FOLDER
 from kdsweep.system import exit_status
 from kdsweep.system.errors import UserError, one_line
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.all]
 
 N_EXAMPLES = int(os.environ.get("KDSWEEP_FUZZ", "0"))
 TINY = ["experiment=debug", "data.n_train=48", "data.val_size=16", "data.n_test=16", "threads=1", "batch_size=16"]

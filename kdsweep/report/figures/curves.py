@@ -6,7 +6,7 @@ Accuracies are passed in as fractions, and drawn as per cent. The other figures 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +42,11 @@ def learning_curve(history: Mapping[str, Curve], title: str) -> Figure:
         title: The title, which is printed as it is, whatever characters it holds.
     """
     drawn = {ylabel: names for ylabel, names in PANELS.items() if any(history.get(name) for name in names)}
-    figure, axes = panels(4.2 * max(len(drawn), 1), 3.6, max(len(drawn), 1))
+    columns = max(len(drawn), 1)
+    width, height = 4.2 * columns, 3.6
+    figure, axes = panels(width, height, columns, layout=None)
+    # Every run draws this figure, and a layout that measures all texts would take a third of its time.
+    figure.subplots_adjust(0.7 / width, 0.55 / height, 1 - 0.15 / width, 1 - 0.5 / height, wspace=0.3)
     figure.suptitle(title, fontsize=11, parse_math=False)
     for axis, (ylabel, names) in zip(axes, drawn.items(), strict=False):
         for name, colour in zip(names, (BLUE, ORANGE), strict=False):
@@ -101,7 +105,13 @@ def arm_style(arm: str) -> tuple[str, str]:
     return next((style for name, style in ARM_STYLES.items() if arm.startswith(name)), (PURPLE, "-"))
 
 
-def panels(width: float, height: float, columns: int, heights: Sequence[float] = (1,)) -> tuple[Figure, list[Axes]]:
+def panels(
+    width: float,
+    height: float,
+    columns: int,
+    heights: Sequence[float] = (1,),
+    layout: Literal["constrained"] | None = "constrained",
+) -> tuple[Figure, list[Axes]]:
     """Returns a figure and its panels. The figure doesn't belong to pyplot, so that it needs no closing.
 
     Args:
@@ -109,11 +119,12 @@ def panels(width: float, height: float, columns: int, heights: Sequence[float] =
         height: The figure's height in inches.
         columns: The number of panels beside each other.
         heights: The relative height of each row of panels; several rows share their x axis.
+        layout: What places the panels; None leaves it to `subplots_adjust`.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=150, layout=layout)
     FigureCanvasAgg(figure)
     grid = figure.subplots(
         len(heights), columns, squeeze=False, sharex=len(heights) > 1, gridspec_kw={"height_ratios": list(heights)}
