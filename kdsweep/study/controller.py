@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kdsweep import recording
 from kdsweep.analysis import metrics
 from kdsweep.config import build, checks, keys, rules
 from kdsweep.config.keys import flatten
-from kdsweep.config.overrides import parsed, require_key, with_float_bounds, without_replaced_sweeps
+from kdsweep.config.overrides import override_line, parsed, require_key, with_float_bounds, without_replaced_sweeps
 from kdsweep.execution.executors import Executor, InProcess, open_executor, require_executor
 from kdsweep.execution.jobs import Task
 from kdsweep.execution.trial_link import build_pruner, storage_url
@@ -91,7 +91,8 @@ class Study(OptunaSweeperImpl):
     def sweep(self, arguments: list[str]) -> None:
         """Runs the study, or what is left of it; `arguments` are the overrides of the command line."""
         silence_optuna()
-        overrides = without_replaced_sweeps(parsed([*self._parse_sweeper_params_config(), *arguments]))
+        loader = self.hydra_context.config_loader
+        overrides = without_replaced_sweeps(parsed([*self._parse_sweeper_params_config(), *arguments], loader))
         objectives = rules.objectives(self.config)
         directions = self._directions(objectives)
         self._check(directions)
@@ -120,6 +121,15 @@ class Study(OptunaSweeperImpl):
                 self._run(search, overrides, list(zip(objectives, directions, strict=True)))
 
     # Before the first run
+
+    def _parse_sweeper_params_config(self) -> list[str]:
+        """Returns hydra.sweeper.params as override lines; what isn't text in the YAML file, such as null, stays so."""
+        params = OmegaConf.to_container(self.params, resolve=True) if self.params else {}
+        assert isinstance(params, dict)
+        return [
+            f"{key}={value}" if isinstance(value, str) else override_line(str(key), value)
+            for key, value in params.items()
+        ]
 
     def _directions(self, objectives: Sequence[str]) -> list[str]:
         """Returns which way each objective is better: as configured, or else as its metric is defined."""
@@ -167,23 +177,27 @@ class Study(OptunaSweeperImpl):
         remedy = "Write one value, in quotes if it holds a comma."
         for override in overrides:
             if override.is_sweep_override():
-                key = override.get_key_element()
+                key = override.key_or_group
                 require_key(override, self.config)
                 values = str(override.input_line).partition("=")[2]
                 require(keys.may_be_searched(key), "one value for all runs", values, key, remedy)
-                yield from parsed([with_float_bounds(override, self.config)])
+                yield from parsed([with_float_bounds(override, self.config)], self.hydra_context.config_loader)
 
     def _check_limits(self, space: Space) -> None:
         """Refuses a search space if a run couldn't take one of its limits or choices."""
         for key, values in limits(space).items():
-            # The choices of a group are its options, which Hydra checks.
-            if key.startswith("+") or OmegaConf.is_config(OmegaConf.select(self.config, key)) or "/" in key:
+            if self._is_group(key):
                 continue
             for value in values:
                 own = self.config.copy()
                 OmegaConf.set_readonly(own, False)
-                OmegaConf.update(own, key, value)
+                with open_dict(own):
+                    OmegaConf.update(own, key.lstrip("+"), value)
                 checks.check(rules.settled(own))
+
+    def _is_group(self, key: str) -> bool:
+        """Returns whether the values of a searched key are options of a group, which are files."""
+        return bool(self.hydra_context.config_loader.get_group_options(key.lstrip("+").partition("@")[0]))
 
     def _extender(self) -> Callable[[Any], None] | None:
         extend = self.custom_search_space_extender

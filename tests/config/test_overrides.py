@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 from omegaconf import OmegaConf
 
-from kdsweep.config.overrides import kept_beside, parsed, require_key, with_float_bounds, without_replaced_sweeps
+from kdsweep.config.overrides import (
+    choices,
+    kept_beside,
+    override_line,
+    parsed,
+    require_key,
+    value_of,
+    with_float_bounds,
+    without_replaced_sweeps,
+)
 from kdsweep.system.errors import UserError
 
 
@@ -21,12 +30,14 @@ def test_a_group_that_is_replaced_takes_its_keys_along() -> None:
         "+loss.x=1",
         "~loss.tau",
     ]
-    assert kept_beside(["loss=ce", "teacher=none", "seed=0"], parsed(lines)) == ["optimizer.lr=0.1", "data=digits"]
+    own = ["loss=ce", "teacher=none", "seed=0"]
+    assert kept_beside(own, parsed(lines), whole_groups=True) == ["optimizer.lr=0.1", "data=digits"]
 
 
 def test_a_key_that_is_set_leaves_its_neighbours() -> None:
     """`arm=scratch` replaces arm alone."""
-    assert kept_beside(["arm=scratch"], parsed(["arm=distill", "loss.alpha=0.3"])) == ["loss.alpha=0.3"]
+    lines = parsed(["arm=distill", "loss.alpha=0.3"])
+    assert kept_beside(["arm=scratch"], lines, whole_groups=True) == ["loss.alpha=0.3"]
 
 
 @pytest.mark.parametrize(
@@ -50,8 +61,8 @@ def test_whole_bounds_of_a_float_are_floats(line: str, expected: str) -> None:
 def test_a_search_needs_keys_that_exist() -> None:
     """Null is a value, a group is a key, and `+` adds one."""
     config = OmegaConf.create({"loss": {"alpha": 0.5}, "threads": None})
-    for line in ("loss.alpha=1,2", "threads=1,2", "loss=kd,ce", "+new=1,2"):
-        require_key(parsed([line])[0], config)
+    for word in ("loss.alpha=1,2", "threads=1,2", "loss=kd,ce", "+new=1,2", "++new=1,2", "++loss.alpha=1,2"):
+        require_key(parsed([word])[0], config)
     with pytest.raises(UserError, match=r"^loss\.beta: the search varies a key that isn't there"):
         require_key(parsed(["loss.beta=1,2"])[0], config)
 
@@ -61,3 +72,60 @@ def test_a_later_word_replaces_a_sweep() -> None:
     lines = ["loss.alpha=interval(0,1)", "loss.tau=1,2", "seed=1", "loss.tau=3", "loss.alpha=choice(0,1)", "seed=2"]
     kept = [override.input_line for override in without_replaced_sweeps(parsed(lines))]
     assert kept == ["seed=1", "loss.tau=3", "loss.alpha=choice(0,1)", "seed=2"]
+
+
+@pytest.mark.parametrize(
+    ("word", "values"),
+    [
+        ("a=null,48", [None, 48]),
+        ("a=[0.5,0.5],[0.4,null]", [[0.5, 0.5], [0.4, None]]),
+        ("a={x:1,y:b c},{x:[true]}", [{"x": 1, "y": "b c"}, {"x": [True]}]),
+        ("a='1','null','true','1e-3'", ["1", "null", "true", "1e-3"]),
+        ("a=choice('runs/lr=0.1,[b]','it\\'s','{x')", ["runs/lr=0.1,[b]", "it's", "{x"]),
+        ("a='Größe',''", ["Größe", ""]),
+        ("a=choice(Zahl,'a\\\\','\"q\" ü')", ["Zahl", "a\\", '"q" ü']),
+        ("a=a\\,b,pkg://m/x.pth", ["a,b", "pkg://m/x.pth"]),
+        ("a=choice(true,false,0.25)", [True, False, 0.25]),
+        ("a=choice(1,true,1.0)", [1, True, 1.0]),
+        ("a=${b},two words", ["${b}", "two words"]),
+        ("a=choice(str(1),int('2'))", ["1", 2]),
+        ("a=shuffle(choice(c,b,a))", ["c", "b", "a"]),
+        ("a=sort(shuffle(range(1,4)),reverse=true)", [3, 2, 1]),
+    ],
+)
+def test_a_choice_is_a_value(word: str, values: list[object]) -> None:
+    """Null, lists, mappings, text that looks like something else, paths and umlauts come back from their lines."""
+    texts = choices(parsed([word])[0])
+    assert [value_of(text) for text in texts] == values
+    again = [parsed([override_line("a", text)])[0].value() for text in texts]
+    assert (again, list(map(type, again))) == (values, list(map(type, values)))
+
+
+def test_words_and_numbers_are_recorded_as_they_were_by_older_versions() -> None:
+    """Optuna goes on with a study only if its choices are the same as before."""
+    assert choices(parsed(["a=resnet18,pkg://m/x.pth,null,'a b',[0.5,1],3,true"])[0]) == [
+        *("resnet18", "pkg://m/x.pth", "null", "'a b'", "[0.5,1]", 3, True)
+    ]
+
+
+def test_a_choice_of_choices_is_refused() -> None:
+    """A plain grid ends in a stack trace there."""
+    with pytest.raises(UserError, match=r"^a choice is one value, but here it is a choice again"):
+        choices(parsed(["a=choice(1,2),3"])[0])
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (None, None),
+        (1e-5, 1e-5),
+        ("null", None),
+        ("[0.9,0.99]", [0.9, 0.99]),
+        ("runs/a=b,c", "runs/a=b,c"),
+        (["x,y", "1"], ["x,y", "1"]),
+        ({"a": {"b": None}}, {"a": {"b": None}}),
+    ],
+)
+def test_a_value_of_a_users_own_function_becomes_a_line(value: object, expected: object) -> None:
+    """`custom_search_space` and hydra.sweeper.params hold plain values; text that is an override's stays one."""
+    assert parsed([override_line("+key", value)])[0].value() == expected

@@ -239,6 +239,12 @@ def test_a_studys_files_lie_in_its_folder(finished: Outcome, place: Path) -> Non
         ("sweep.name=null", "sweep.name: `a plain name`"),
         ("sweep.name=a,b", "sweep.name: `one value for all runs` must hold, but got name='a,b'"),
         ("hydra.sweeper.sampler._target_=optuna.samplers.Best", "Error locating target"),
+        ("model.input_size=null,4.5", "model.input_size: `input_size is null or a whole number > 0`"),
+        ("optimizer=adamw optimizer.betas=[0.9,0.99],[0.9]", "optimizer.betas: `betas is 2 finite numbers`"),
+        ("model.weights='a=b,[c].pth',null", "model.weights: `weights is a file` must hold, but got weights='a=b,[c]"),
+        ("loss.alpha=choice(choice(0.1,0.2),0.3)", "loss.alpha: a choice is one value"),
+        ("optimizer=glob(no*)", "optimizer: The `choices` must contain one or more elements"),
+        ("++evaluate_test=true,false", "evaluate_test: `one value for all runs`"),
         ("tracking.uri=nowhere", "tracking.uri: "),
     ],
 )
