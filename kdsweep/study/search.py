@@ -386,6 +386,29 @@ def _values(params: Mapping[str, object]) -> dict[str, object]:
     return {key: value_of(choice) for key, choice in params.items()}
 
 
+def settings_by_option(space: Space, groups: Iterable[str]) -> list[Setting]:
+    """Returns a setting for each option of each of the searched groups, with the first value of everything else."""
+    first = {key: _first(distribution) for key, distribution in space.items()}
+    found = [first]
+    for key in groups:
+        distribution = space[key]
+        assert isinstance(distribution, CategoricalDistribution)
+        found += [{**first, key: option} for option in distribution.choices[1:]]
+    return [Setting(number, params) for number, params in enumerate(found)]
+
+
+def extended(space: Space, extend: Callable[[Trial], None]) -> Setting:
+    """Returns one random setting of the space and of what a user's function suggests beside it; nothing is recorded."""
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    trial = study.ask(fixed_distributions=dict(space))
+    extend(trial)
+    return Setting(trial.number, trial.params)
+
+
+def _first(distribution: BaseDistribution) -> object:
+    return distribution.choices[0] if isinstance(distribution, CategoricalDistribution) else _limits(distribution)[0]
+
+
 def silence_optuna() -> None:
     """Turns off Optuna's own log lines, and its warnings about experimental parts, which are chosen on purpose."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -40,6 +40,15 @@ def test_a_key_that_is_set_leaves_its_neighbours() -> None:
     assert kept_beside(["arm=scratch"], lines, whole_groups=True) == ["loss.alpha=0.3"]
 
 
+def test_what_is_fixed_beside_a_searched_group_holds_in_its_trials() -> None:
+    """A trial's option of a group leaves what the user sets in that group; its own keys and sweeps go."""
+    lines = parsed(
+        ["optimizer.lr=0.03", "optimizer=sgd,adamw", "~optimizer.fused", "+model.x=1", "loss.tau=2", "seed=7"]
+    )
+    own = ["optimizer=adamw", "model=resnet50", "loss.tau=3", "+seed=1"]
+    assert kept_beside(own, lines, whole_groups=False) == ["optimizer.lr=0.03", "~optimizer.fused", "+model.x=1"]
+
+
 @pytest.mark.parametrize(
     ("line", "expected"),
     [

@@ -12,7 +12,7 @@ import optuna
 import pytest
 from commands import SHORT, Command, Outcome, artifacts, kdsweep, runs, statuses
 from in_process import run_here
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from optuna.trial import TrialState
 
 from kdsweep.study.controller import only_controller
@@ -245,6 +245,14 @@ def test_a_studys_files_lie_in_its_folder(finished: Outcome, place: Path) -> Non
         ("loss.alpha=choice(choice(0.1,0.2),0.3)", "loss.alpha: a choice is one value"),
         ("optimizer=glob(no*)", "optimizer: The `choices` must contain one or more elements"),
         ("++evaluate_test=true,false", "evaluate_test: `one value for all runs`"),
+        (
+            "optimizer=adamw,sgd optimizer.momentum=0.8",
+            "optimizer.momentum: with optimizer=adamw, there is no such key",
+        ),
+        ("optimizer=sgd,adamw optimizer.momentum=0.8,0.9", "optimizer.momentum: with optimizer=adamw, there is no su"),
+        ("loss=kd,ce", "loss.alpha: with loss=ce, there is no such key"),
+        ("teacher=random,none", "loss: with teacher=none, kd needs a teacher"),
+        ("model=resnet18,resnet81", "model: with model=resnet81, there is no option 'resnet81'"),
         ("tracking.uri=nowhere", "tracking.uri: "),
     ],
 )
@@ -254,6 +262,22 @@ def test_a_wrong_study_is_refused_before_any_run(words: str, start: str, tmp_pat
     assert done.status == 2
     assert done.err == done.error + "\n"
     assert done.error.startswith(f"kdsweep: {start}")
+    assert statuses(tmp_path) == []
+
+
+def suggest(config: DictConfig, trial: optuna.Trial) -> None:
+    """A user's own search space: momentum where the option has it, and a learning rate."""
+    if trial.params["optimizer"] == "sgd":
+        trial.suggest_float("optimizer.momentum", 0.5, 0.9)
+    trial.suggest_float("optimizer.lr", 0.01, 0.1)
+
+
+def test_what_a_users_own_space_suggests_isnt_fixed_too(tmp_path: Path) -> None:
+    """The plug-in refuses it at its first trial; here no run is made."""
+    own = f"hydra.sweeper.custom_search_space={__name__}.suggest"
+    done = run_here((*STUDY, "optimizer=sgd,adamw", own, "optimizer.lr=0.03"), tmp_path)
+    rule = "`a key is fixed or searched` must hold, but got custom_search_space='optimizer.lr'"
+    assert done.error.startswith(f"kdsweep: hydra.sweeper.custom_search_space: {rule}")
     assert statuses(tmp_path) == []
 
 
