@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 
 import optuna
 import pytest
+import torch
 from commands import SHORT, Command, Outcome, artifacts, kdsweep, runs, statuses
 from in_process import run_here
 from omegaconf import DictConfig, OmegaConf
 from optuna.trial import TrialState
+from torchvision.models import shufflenet_v2_x0_5
 
 from kdsweep.study.controller import only_controller
 from kdsweep.system.errors import UserError
@@ -355,6 +357,29 @@ def test_a_study_can_have_several_objectives(finished: Outcome, place: Path) -> 
     assert [trial.values for trial in trials(place, "several")] == values
     solutions = OmegaConf.load(place / "studies" / "several" / "optimization_results.yaml").solutions
     assert 1 <= len(solutions) <= 2
+
+
+def test_options_and_values_of_any_kind_can_be_searched(finished: Outcome, place: Path) -> None:
+    """What is fixed holds in all runs; MLflow, a repeated command, the report and reproduce find values, not texts."""
+    weights = place / "grid" / "a=b, [c]" / "Größe.pth"
+    weights.parent.mkdir(parents=True)
+    torch.save(shufflenet_v2_x0_5(num_classes=10).state_dict(), weights)
+    space = (f"model.weights='{weights}',null", "optimizer=sgd,adamw", "optimizer.lr=0.03", "model.mean=[0.5,0.4,0.3]")
+    words = (*SMALL[:-3], "loss.alpha=0.5", "loss.tau=4", *space, "sweep.name=kinds", "sweep.baseline_seeds=1")
+    assert kdsweep(*words, root=place).status == 0
+    found = runs(place, "distill", study="kinds")
+    settings = {(run.data.params["model.weights"], run.data.params["optimizer._target_"]) for run in found}
+    assert settings == {(w, f"torch.optim.{o}") for w in (str(weights), "None") for o in ("SGD", "AdamW")}
+    arms = [*found, *runs(place, "scratch", study="kinds")]
+    fixed = {(run.data.params["optimizer.lr"], run.data.params["model.mean"]) for run in arms}
+    assert (len(arms), fixed) == (5, {("0.03", "[0.5, 0.4, 0.3]")})
+    assert kdsweep(*words, root=place).err.startswith("Study kinds: all ")
+    report = json.loads((place / "reports" / "kinds" / "report.json").read_text())
+    shown = {(trial["params"]["model.weights"], trial["params"]["optimizer"]) for trial in report["trials"]}
+    assert shown == {(w, o) for w in (str(weights), "None") for o in ("sgd", "adamw")}
+    original = next(run for run in found if run.data.params["model.weights"] == str(weights))
+    again = run_here((original.info.run_id,), place, program="kdsweep-reproduce", module="kdsweep.commands.reproduce")
+    assert again.status == 0, again.out
 
 
 def test_a_pruner_stops_trials_that_fall_behind(finished: Outcome, place: Path) -> None:
