@@ -18,7 +18,7 @@ from hydra.core.override_parser.types import (
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from kdsweep.system.errors import UserError
+from kdsweep.system.errors import UserError, require
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -136,16 +136,20 @@ def require_key(override: Override, config: DictConfig) -> None:
         raise UserError(f"the search varies a key that isn't there ({line}). Choose its group, or other keys.", key)
 
 
-def with_float_bounds(override: Override, config: DictConfig) -> str:
-    """Returns the override's line, with `interval(0,1)` as `interval(0.0,1.0)` for a key whose default is a float.
+def in_whole_numbers(override: Override) -> str:
+    """Returns the line of a sweep over a key that takes whole numbers only; an interval then proposes no others.
 
-    To Optuna, whole bounds mean whole numbers, which nobody wants for alpha.
+    Hydra takes the bounds of `interval(4,32)` for fractions, however they are written.
+
+    Raises:
+        UserError: A bound is no whole number.
     """
-    interval, line = override.value(), str(override.input_line)
-    if not isinstance(interval, IntervalSweep):
-        return line
-    key = override.get_key_element()
-    if not isinstance(OmegaConf.select(config, key), float):
-        return line
-    bounds = f"interval({float(interval.start or 0)},{float(interval.end or 0)})"
-    return f"{key}=tag({','.join(interval.tags)},{bounds})" if interval.tags else f"{key}={bounds}"
+    sweep = override.value()
+    if not isinstance(sweep, IntervalSweep):
+        return str(override.input_line)
+    bounds = [sweep.start, sweep.end]
+    text = override.get_value_string()
+    remedy = "Write whole bounds, such as int(interval(4,32))."
+    whole = all(bound is not None and float(bound).is_integer() for bound in bounds)
+    require(whole, "an interval of whole numbers", text, override.key_or_group, remedy)
+    return f"{override.get_key_element()}=int({text})"

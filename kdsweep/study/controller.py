@@ -17,11 +17,11 @@ from kdsweep.analysis import metrics
 from kdsweep.config import build, checks, keys, rules
 from kdsweep.config.keys import flatten
 from kdsweep.config.overrides import (
+    in_whole_numbers,
     kept_beside,
     override_line,
     parsed,
     require_key,
-    with_float_bounds,
     without_replaced_sweeps,
 )
 from kdsweep.execution.executors import Executor, InProcess, open_executor, require_executor
@@ -192,7 +192,7 @@ class Study(OptunaSweeperImpl):
             build_pruner(self._pruner)
 
     def _exact(self, overrides: Iterable[Override]) -> Iterator[Override]:
-        """Yields the overrides with sweeps, with float bounds where the configuration has a float.
+        """Yields the overrides with sweeps, in whole numbers where the key takes no others.
 
         Raises:
             UserError: A key isn't there, or all runs need the same value of it.
@@ -204,7 +204,9 @@ class Study(OptunaSweeperImpl):
                 require_key(override, self.config)
                 values = str(override.input_line).partition("=")[2]
                 require(keys.may_be_searched(key), "one value for all runs", values, key, remedy)
-                yield from parsed([with_float_bounds(override, self.config)], self.hydra_context.config_loader)
+                whole = build.takes_whole_numbers(self.config, key)
+                line = in_whole_numbers(override) if whole else str(override.input_line)
+                yield from parsed([line], self.hydra_context.config_loader)
 
     def _check_extension(self, space: Space, overrides: Iterable[Override]) -> None:
         """Refuses a function of the user's that suggests a key which the command line fixes."""

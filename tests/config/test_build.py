@@ -206,3 +206,23 @@ def test_gradients_that_a_cpu_gets_wrong_are_refused() -> None:
         build.student(wrong, data)
     for right in ("precision=fp32", "model.stem=cifar", "model.input_size=32"):
         build.student(config(*small, "precision=bf16", right), data)
+
+
+@pytest.mark.parametrize(
+    ("key", "whole"),
+    [
+        *[
+            (key, True)
+            for key in ("epochs", "batch_size", "n_passes", "seed", "threads", "teacher.batch_size", "data.n_train")
+        ],
+        *[(key, True) for key in ("model.input_size", "teacher.network.input_size", "teacher.head.max_iterations")],
+        *[(key, True) for key in ("data.val_size", "data.padding", "data.n_classes")],
+        *[(key, False) for key in ("loss.alpha", "loss.tau", "optimizer.lr", "optimizer.weight_decay", "model.mean")],
+        *[(key, False) for key in ("data.train_fraction", "schedule.warmup", "model.name", "optimizer.momentum")],
+        *[(key, False) for key in ("device", "mine.depth", "optimizer.fused", "optimizer.nothing")],
+    ],
+)
+def test_which_keys_take_whole_numbers_alone(key: str, whole: bool) -> None:
+    """A component's arguments say it, also where their value is null or happens to be whole."""
+    cfg = config("optimizer.weight_decay=0", "optimizer.momentum=1", "+mine.depth=3")
+    assert build.takes_whole_numbers(cfg, key) is whole

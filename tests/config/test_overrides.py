@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from hydra_plugins.hydra_optuna_sweeper._impl import create_optuna_distribution_from_override
 from omegaconf import OmegaConf
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from kdsweep.config.overrides import (
     choices,
+    in_whole_numbers,
     kept_beside,
     override_line,
     parsed,
     require_key,
     value_of,
-    with_float_bounds,
     without_replaced_sweeps,
 )
+from kdsweep.study.search import space_of
 from kdsweep.system.errors import UserError
 
 
@@ -50,21 +55,38 @@ def test_what_is_fixed_beside_a_searched_group_holds_in_its_trials() -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "expected"),
+    ("word", "expected"),
     [
-        ("loss.alpha=interval(0,1)", "loss.alpha=interval(0.0,1.0)"),
-        ("loss.tau=tag(log,interval(1,20))", "loss.tau=tag(log,interval(1.0,20.0))"),
-        ("loss.alpha=interval(0.2,0.7)", "loss.alpha=interval(0.2,0.7)"),
-        ("epochs=interval(5,9)", "epochs=interval(5,9)"),
-        ("loss.alpha=choice(0,1)", "loss.alpha=choice(0,1)"),
-        ("loss.alpha=0", "loss.alpha=0"),
-        ("model=resnet18", "model=resnet18"),
+        ("batch_size=interval(4,32)", IntDistribution(4, 32)),
+        ("batch_size=tag(log,interval(4.0,32))", IntDistribution(4, 32, log=True)),
+        ("batch_size=int(interval(4,32))", IntDistribution(4, 32)),
+        ("++batch_size=interval(4,32)", IntDistribution(4, 32)),
+        ("batch_size=range(4,32,4)", IntDistribution(4, 28, step=4)),
+        ("batch_size=8,16", CategoricalDistribution([8, 16])),
     ],
 )
-def test_whole_bounds_of_a_float_are_floats(line: str, expected: str) -> None:
-    """An interval takes the kind of the key's default; all else stays as it is."""
-    config = OmegaConf.create({"loss": {"alpha": 0.5, "tau": 4.0}, "epochs": 5, "model": {}})
-    assert with_float_bounds(parsed([line])[0], config) == expected
+def test_an_interval_of_whole_numbers_proposes_no_others(word: str, expected: BaseDistribution) -> None:
+    """All other sweeps, and intervals that are written in whole numbers, stay as they are."""
+    (line,) = parsed([in_whole_numbers(parsed([word])[0])])
+    assert list(space_of([line]).values()) == [expected]
+
+
+def test_an_interval_of_whole_numbers_has_whole_bounds() -> None:
+    """`int()` would cut off what is behind the point without a word."""
+    with pytest.raises(
+        UserError, match=r"^batch_size: .*got batch_size='interval\(4\.5,32\)'.*int\(interval\(4,32\)\)"
+    ):
+        in_whole_numbers(parsed(["batch_size=interval(4.5,32)"])[0])
+
+
+def test_the_plug_in_searches_intervals_in_fractions() -> None:
+    """By itself, as docs/how-to/grid.md says, it takes whole bounds for fractions, and `int()` for whole numbers."""
+    words = ["a=interval(0,1)", "b=int(interval(4,32))", "c=tag(log,int(interval(4,32)))"]
+    found = [create_optuna_distribution_from_override(override) for override in parsed(words)]
+    assert found == [FloatDistribution(0, 1), IntDistribution(4, 32), IntDistribution(4, 32, log=True)]
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "grid.md").read_text(encoding="utf-8")
+    assert "`interval(0,1)` proposes fractions" in page
+    assert "`int(interval(4,32))` whole numbers" in page
 
 
 def test_a_search_needs_keys_that_exist() -> None:

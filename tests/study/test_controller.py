@@ -247,6 +247,9 @@ def test_a_studys_files_lie_in_its_folder(finished: Outcome, place: Path) -> Non
         ("loss.alpha=choice(choice(0.1,0.2),0.3)", "loss.alpha: a choice is one value"),
         ("optimizer=glob(no*)", "optimizer: The `choices` must contain one or more elements"),
         ("++evaluate_test=true,false", "evaluate_test: `one value for all runs`"),
+        ("batch_size=interval(4.5,32)", "batch_size: `an interval of whole numbers` must hold, but got"),
+        ("batch_size=tag(log,interval(0,32))", "batch_size: "),
+        ("model.input_size=interval(-1,40)", "model.input_size: `input_size is null or a whole number > 0`"),
         (
             "optimizer=adamw,sgd optimizer.momentum=0.8",
             "optimizer.momentum: with optimizer=adamw, there is no such key",
