@@ -19,7 +19,8 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from kdsweep.config.keys import NOT_IDENTIFYING, STUDENT_KEYS, unclassified
-from kdsweep.config.rules import attempt
+from kdsweep.config.rules import attempt, require_objectives
+from kdsweep.evaluation import TOP
 from kdsweep.loss_rules import rule_of
 from kdsweep.numerics.hardware import resolve_device, resolve_precision
 from kdsweep.system import environment
@@ -124,9 +125,16 @@ def takes_whole_numbers(cfg: DictConfig, name: str) -> bool:
 def rehearse(cfg: DictConfig) -> None:
     """Builds everything that a run builds before training, so that errors in data, weights or teacher show now."""
     data, _ = inputs(key_of(cfg.data), cfg.view_seed, cfg.device)
+    require_classes(cfg, data)
     student(cfg, data)
     if cfg.teacher is not None:
         untrained_teacher(cfg)
+
+
+def require_classes(cfg: DictConfig, data: Dataset) -> None:
+    """Refuses an objective for which the data set has too few classes."""
+    if data.n_classes <= TOP:
+        require_objectives(cfg, {"classes": f"{data.name} has {data.n_classes} classes, so a top {TOP} says nothing."})
 
 
 def container(cfg: DictConfig) -> dict[str, Any]:

@@ -247,6 +247,8 @@ def test_a_studys_files_lie_in_its_folder(finished: Outcome, place: Path) -> Non
         ("loss.alpha=choice(choice(0.1,0.2),0.3)", "loss.alpha: a choice is one value"),
         ("optimizer=glob(no*)", "optimizer: The `choices` must contain one or more elements"),
         ("++evaluate_test=true,false", "evaluate_test: `one value for all runs`"),
+        ("objective=[val/nll,val/agreement] teacher=none", "objective: `objective is a metric of the run` must hold"),
+        ("objective=val/top5 data.n_classes=5", "objective: `objective is a metric of the run` must hold"),
         ("batch_size=interval(4.5,32)", "batch_size: `an interval of whole numbers` must hold, but got"),
         ("batch_size=tag(log,interval(0,32))", "batch_size: "),
         ("model.input_size=interval(-1,40)", "model.input_size: `input_size is null or a whole number > 0`"),
@@ -349,17 +351,20 @@ def test_a_fresh_start_forgets_what_was_done(partly: Outcome, place: Path) -> No
 
 
 def test_a_study_can_have_several_objectives(finished: Outcome, place: Path) -> None:
-    """Each trial has both values, of which one is maximised and one minimised; the Pareto set is written down."""
-    words = ("sweep.name=several", "objective=[val/accuracy,val/ece]", "optimizer.lr=choice(0.01,0.02)")
+    """One is maximised and one minimised, and the baselines lack one; the Pareto set is written down."""
+    objectives = "objective=[val/agreement,val/ece]"
+    words = ("sweep.name=several", objectives, "optimizer.lr=choice(0.01,0.02)", "sweep.baseline_seeds=1")
     done = kdsweep(*SMALL, *words, root=place)
     assert done.status == 0, done.err
     (study,) = runs(place, "study", study="several")
-    assert json.loads(study.data.tags["kdsweep.objectives"]) == [["val/accuracy", "maximize"], ["val/ece", "minimize"]]
+    assert json.loads(study.data.tags["kdsweep.objectives"]) == [["val/agreement", "maximize"], ["val/ece", "minimize"]]
     found = runs(place, "distill", study="several")
-    values = [[run.data.metrics["val/accuracy"], run.data.metrics["val/ece"]] for run in found]
+    values = [[run.data.metrics["val/agreement"], run.data.metrics["val/ece"]] for run in found]
     assert [trial.values for trial in trials(place, "several")] == values
     solutions = OmegaConf.load(place / "studies" / "several" / "optimization_results.yaml").solutions
     assert 1 <= len(solutions) <= 2
+    report = json.loads((place / "reports" / "several" / "report.json").read_text())
+    assert [arm["arm"] for arm in report["arms"]] == ["teacher", "scratch", "label_smoothing", "distill"]
 
 
 def test_options_and_values_of_any_kind_can_be_searched(finished: Outcome, place: Path) -> None:
