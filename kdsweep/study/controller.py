@@ -147,11 +147,9 @@ class Study(OptunaSweeperImpl):
 
     def _parse_sweeper_params_config(self) -> list[str]:
         """Returns hydra.sweeper.params as override lines; what isn't text in the YAML file, such as null, stays so."""
-        params = OmegaConf.to_container(self.params, resolve=True) if self.params else {}
-        assert isinstance(params, dict)
+        params = build.container(self.params) if self.params else {}
         return [
-            f"{key}={value}" if isinstance(value, str) else override_line(str(key), value)
-            for key, value in params.items()
+            f"{key}={value}" if isinstance(value, str) else override_line(key, value) for key, value in params.items()
         ]
 
     def _directions(self, objectives: Sequence[str]) -> list[str]:

@@ -376,9 +376,9 @@ def limits(space: Space) -> dict[str, list[object]]:
 
 
 def _limits(distribution: BaseDistribution) -> list[object]:
+    if isinstance(distribution, CategoricalDistribution):
+        return [value_of(choice) for choice in distribution.choices]
     known = _described(distribution)
-    if "choices" in known:
-        return list(known["choices"])  # type: ignore[call-overload]
     return [known["low"], known["high"]]
 
 

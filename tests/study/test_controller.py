@@ -17,7 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.trial import TrialState
 from torchvision.models import shufflenet_v2_x0_5
 
-from kdsweep.study.controller import only_controller
+from kdsweep.config.overrides import parsed
+from kdsweep.study.controller import Study, only_controller
 from kdsweep.system.errors import UserError
 from kdsweep.system.sqlite import sqlite_uri
 
@@ -410,6 +411,16 @@ def test_a_pruner_stops_trials_that_fall_behind(finished: Outcome, place: Path) 
     assert states == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.PRUNED]
     assert done.err.count(" pruned after epoch 1.") == 2
     assert "kdsweep.error" not in found[1].data.tags
+
+
+def test_the_sweep_files_values_stay_what_they_are() -> None:
+    """hydra.sweeper.params holds sweeps as text, and fixed values of any kind; null doesn't become a word."""
+    study = Study.__new__(Study)
+    params = {"a": "interval(0,1)", "b": None, "c": [0.5, "x y"], "d": {"e": True}, "f": 1e-5}
+    study.params = OmegaConf.create(params)
+    lines = parsed(study._parse_sweeper_params_config())
+    assert lines[0].is_interval_sweep()
+    assert [line.value() for line in lines[1:]] == [*params.values()][1:]
 
 
 def test_one_controller_at_a_time_works_on_a_study(tmp_path: Path) -> None:
