@@ -14,7 +14,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from kdsweep.config.build import container, hardware, teacher_id
-from kdsweep.config.keys import flatten
+from kdsweep.config.keys import flatten, may_be_searched
+from kdsweep.config.overrides import UNKNOWN
 from kdsweep.config.rules import attempt
 from kdsweep.config.saved_config import saved_text
 from kdsweep.report.figures.curves import learning_curve
@@ -207,6 +208,7 @@ def _tags(cfg: DictConfig, surroundings: dict[str, object], teacher: Teacher | N
         "study": cfg.tracking.study,
         "job": cfg.tracking.job,
         "trial": cfg.tracking.trial,
+        "options": _options(cfg),
         "reproduces": cfg.tracking.reproduces,
         "process": this_process(),
         "teacher": None if teacher is None else teacher_id(cfg, teacher),
@@ -214,6 +216,24 @@ def _tags(cfg: DictConfig, surroundings: dict[str, object], teacher: Teacher | N
         "git_dirty": surroundings["git_dirty"],
     }
     return {ARM_TAG: cfg.arm} | {f"kdsweep.{key}": str(value) for key, value in tags.items() if value is not None}
+
+
+def _options(cfg: DictConfig) -> str | None:
+    """Returns the option of each group as JSON, for the report of a search over options; None for a teacher's run.
+
+    The configuration holds what an option contains, but not its name.
+    """
+    if cfg.arm == "teacher" or not HydraConfig.initialized():
+        return None
+    chosen = {str(key): option for key, option in HydraConfig.get().runtime.choices.items()}
+    return json.dumps({key: option for key, option in chosen.items() if _fills_a_key(key, cfg)})
+
+
+def _fills_a_key(choice: str, cfg: DictConfig) -> bool:
+    """Returns whether a choice of a group ("optimizer", "optimizer@second") fills a key of what a run computes."""
+    group, _, package = choice.partition("@")
+    place = package or group.replace("/", ".")
+    return may_be_searched(place) and OmegaConf.select(cfg, place, default=UNKNOWN) is not UNKNOWN
 
 
 def _name(cfg: DictConfig) -> str:

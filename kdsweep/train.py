@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import sys
 from contextlib import contextmanager
@@ -88,7 +89,8 @@ class Trained:
     Attributes:
         run_id: Its MLflow id.
         metrics: The last value of each metric, by name.
-        objectives: The values that a sweep selects on, in the order of the configuration's `objective`.
+        objectives: The values that a sweep selects on, in the order of the configuration's `objective`. NaN stands for
+            a metric that a baseline or a confirmation of a study doesn't have, which nobody selects on.
     """
 
     run_id: str
@@ -123,19 +125,10 @@ def train(cfg: DictConfig) -> Trained:
             run_id, result = train_teacher(teacher_config(in_force(cfg)))
         else:
             run_id, result = train_student(cfg, components, trial)
-        done = Trained(run_id, result.metrics, tuple(_value(result.metrics, name) for name in objectives(cfg)))
+        done = Trained(run_id, result.metrics, tuple(result.metrics.get(name, math.nan) for name in objectives(cfg)))
         if trial is not None:
             trial.leave(done.objectives)
     return done
-
-
-def _value(metrics: Metrics, objective: str) -> float:
-    from kdsweep.analysis.metrics import OBJECTIVES
-
-    if objective not in metrics:
-        known = ", ".join(name for name in OBJECTIVES if name in metrics)
-        raise UserError(f"this run has no metric {objective!r}. It has {known}.", "objective")
-    return metrics[objective]
 
 
 @contextmanager
@@ -186,6 +179,7 @@ def train_student(cfg: DictConfig, components: Components, trial: TrialLink | No
     from kdsweep.views import passes_of_run
 
     data, views = build.inputs(build.key_of(cfg.data), cfg.view_seed, cfg.device)
+    build.require_classes(cfg, data)
     # Data, network and teacher are built before the run is opened: a wrong value then leaves no failed run behind.
     network, precision = build.student(cfg, data)
     cfg = build.in_force(cfg, precision)
@@ -279,6 +273,7 @@ def train_teacher(cfg: DictConfig) -> tuple[str, Result]:
     from kdsweep.system.tensor_files import write_tensors
 
     data, views = build.inputs(build.key_of(cfg.data), cfg.view_seed, cfg.device)
+    build.require_classes(cfg, data)
     teacher = build.untrained_teacher(cfg)
     with recording.started(cfg, data, recording.open_store(cfg), teacher) as recorded:
         fitting: Iterable[Metrics] = ()

@@ -190,7 +190,8 @@ def _unfair(found: Comparison) -> Iterable[str]:
         both = differing([*scratch.runs, *distilled.runs], in_training)
         searched = set(found.chosen.params) if found.chosen is not None else set()
         keys = both - differing(scratch.runs, in_training) - differing(distilled.runs, in_training)
-        tuned = ", of which the search chose the distilled one's" if keys & searched else ""
+        chosen = any(key == name or key.startswith(f"{name}.") for key in keys for name in searched)
+        tuned = ", of which the search chose the distilled one's" if chosen else ""
         if keys:
             yield f"distill and scratch differ in {_listed(keys)} too{tuned}, which may explain a difference."
 

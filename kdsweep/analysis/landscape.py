@@ -34,6 +34,7 @@ class Landscape:
         declared: Whether the limits are those that the study declared, rather than the range that was tried.
         fixed: Parameters whose values are words -> their value in the chosen trial. Trials with other values are left
             out of the fit.
+        by_word: Each of these parameters that was varied -> its words -> the objective's values of the trials.
         n: The number of trials in the fit.
         spread: The standard deviation of these trials' objective; NaN with fewer than two trials.
         plateau: The plateau, in the objective's unit times its sign (to be maximised); None below five trials.
@@ -44,6 +45,7 @@ class Landscape:
     space: Space | None = None
     declared: bool = False
     fixed: dict[str, str] = field(default_factory=dict)
+    by_word: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     n: int = 0
     spread: float = math.nan
     plateau: Plateau | None = None
@@ -63,13 +65,15 @@ def survey(found: Comparison, noise: NoiseFloor | None) -> Landscape:
     dimensions = found.goals.space or tuple(Dimension(key) for key in found.trials[0].params)
     words = {d.key for d in dimensions if not all(map(_is_number, _tried(d, found)))}
     fixed = {key: found.chosen.params[key] for key in words}
+    by_word = {key: _by_word(key, found) for key in sorted(words)}
+    by_word = {key: values for key, values in by_word.items() if len(values) > 1}
     trials = [trial for trial in found.trials if all(trial.params[key] == value for key, value in fixed.items())]
     limits = {d.key: _limits(d, trials) for d in dimensions if d.key not in words}
     limits = {key: limit for key, limit in limits.items() if limit[0] < limit[1]}
     values = [found.goals.objective.sign * trial.value for trial in trials]
     spread = plain.stdev(values) if len(values) > 1 else math.nan
     if not limits:
-        return Landscape(fixed=fixed, n=len(trials), spread=spread)
+        return Landscape(fixed=fixed, by_word=by_word, n=len(trials), spread=spread)
     low, high, log = zip(*limits.values(), strict=True)
     space = Space(tuple(limits), low, high, log)
     points = [[float(trial.params[key]) for key in limits] for trial in trials]
@@ -81,7 +85,8 @@ def survey(found: Comparison, noise: NoiseFloor | None) -> Landscape:
         importances = fitted.importances(space, points, values, noise=noise)
         if len(limits) > 1:
             surface = fitted.surface(space, points, values, *axes(space), noise=noise)
-    return Landscape(space, bool(found.goals.space), fixed, len(trials), spread, region, importances, surface)
+    declared = bool(found.goals.space)
+    return Landscape(space, declared, fixed, by_word, len(trials), spread, region, importances, surface)
 
 
 def axes(space: Space) -> tuple[str, str]:
@@ -103,6 +108,12 @@ def words(landscape: Landscape, objective: Objective, noise: NoiseFloor | None) 
         yield f"All {landscape.n} trials have the same {objective.label}: no setting stands out."
     if landscape.importances and landscape.plateau is not None and landscape.plateau.trusted:
         yield _importance_words(landscape)
+    for key, values in landscape.by_word.items():
+        means = [
+            f"{word} {objective.shown(plain.fmean(found))} ({len(found)} trial{'s' * (len(found) > 1)})"
+            for word, found in values.items()
+        ]
+        yield f"Mean {objective.heading} by {short_key(key)}: {', '.join(means)}."
 
 
 def _importance_words(landscape: Landscape) -> str:
@@ -112,7 +123,9 @@ def _importance_words(landscape: Landscape) -> str:
     )
     alone = ", ".join(f"{short_key(key)} {share.first:.0%}" for key, share in ranked)
     left_out = "one trial" if landscape.n <= fitted.GROUPS else "a tenth of the trials"
-    text = f"Share in the fitted surface's variance (Sobol, total; in brackets the range when {left_out} is left out): "
+    within = f" with {setting(landscape.fixed)}" if landscape.fixed else ""
+    how = f"Sobol, total; in brackets the range when {left_out} is left out"
+    text = f"Share in the fitted surface's variance{within} ({how}): "
     (_, most), *others = ranked
     doubt = (
         f" Which of them matters most {landscape.n} trials don't tell."
@@ -151,6 +164,14 @@ def _plateau_words(landscape: Landscape, region: Plateau) -> str:
         f"Plateau{within}: {box}{shape}, {region.share:.0%} of {whole}. Any setting there is as good as the best, as "
         f"far as {region.n} trials can tell."
     )
+
+
+def _by_word(key: str, found: Comparison) -> dict[str, list[float]]:
+    """Returns the objective's values of the trials with each word, that with the best trial first."""
+    values: dict[str, list[float]] = {}
+    for trial in found.trials:
+        values.setdefault(trial.params[key], []).append(trial.value)
+    return values
 
 
 def _tried(dimension: Dimension, found: Comparison) -> list[str]:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 Direction = Literal["maximize", "minimize"]
+# A student's teacher, classes enough for a top five, or epochs, which a teacher that comes trained has none of.
+Need = Literal["teacher", "classes", "epochs"]
 
 DEFAULT_OBJECTIVE = "val/accuracy"
 EPOCHS_TO_TARGET = "epochs_to_target"
@@ -42,6 +44,7 @@ class Metric:
         direction: Which way is better; None where neither is.
         unit: "%" for fractions: they are logged in [0, 1] and printed as per cent. "" for plain numbers.
         objective: Whether a search may optimise it. The test split is never searched on.
+        needs: What a run must have for it; None if every run has it.
         clock: Whether it depends on the machine's speed, so that two equal runs differ in it.
         column: Its column in the report's table of arms, if it has one.
         card: Its name in the model card, for readers who don't know this project; empty where the card leaves it out.
@@ -52,6 +55,7 @@ class Metric:
     direction: Direction | None = None
     unit: str = ""
     objective: bool = False
+    needs: Need | None = None
     clock: bool = False
     column: Column | None = None
     card: str = ""
@@ -94,9 +98,9 @@ METRICS = (
     ),
     Metric("val/nll", "validation NLL", "minimize", objective=True, card="validation NLL"),
     Metric("val/ece", "validation ECE", "minimize", "%", objective=True),
-    Metric("val/top5", "validation top-5 accuracy", "maximize", "%", objective=True),
-    Metric("val/agreement", "validation agreement", "maximize", "%", objective=True),
-    Metric("val/teacher_kl", "validation KL to the teacher", "minimize", objective=True),
+    Metric("val/top5", "validation top-5 accuracy", "maximize", "%", objective=True, needs="classes"),
+    Metric("val/agreement", "validation agreement", "maximize", "%", objective=True, needs="teacher"),
+    Metric("val/teacher_kl", "validation KL to the teacher", "minimize", objective=True, needs="teacher"),
     # Logged at the end, on the test split.
     Metric(
         *("test/accuracy", "test accuracy", "maximize", "%"),
@@ -117,7 +121,7 @@ METRICS = (
     ),
     Metric("test/teacher_kl", "test KL to the teacher", "minimize"),
     # Logged at the end, about the run as a whole.
-    Metric("best/val_accuracy", "best validation accuracy", "maximize", "%", objective=True),
+    Metric("best/val_accuracy", "best validation accuracy", "maximize", "%", objective=True, needs="epochs"),
     Metric("best/epoch", "best epoch"),
     # The report computes this one from the validation accuracy of each epoch; no run logs it.
     Metric(EPOCHS_TO_TARGET, "epochs to the target accuracy", "minimize", column=Column("epochs\nto\ntarget", 1)),

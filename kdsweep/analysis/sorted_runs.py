@@ -211,7 +211,7 @@ def _trials(runs: Sequence[RunRecord], goals: Goals) -> tuple[Trial, ...]:
     for index, run in enumerate(runs):
         if all(math.isfinite(run.metrics.get(metric, math.nan)) for metric in metrics):
             number = run.tags.get("kdsweep.trial", "")
-            setting = tuple(run.params.get(key, "-") for key in keys)
+            setting = tuple(run.setting(key) for key in keys)
             settings.setdefault((number, *setting), []).append((int(number) if number.isdecimal() else index, run))
     trials = [
         Trial(
@@ -243,7 +243,7 @@ def _pruned(study: StudyRecord, goals: Goals, trials: Sequence[Trial]) -> tuple[
         if epoch.isdecimal() and number.isdecimal() and int(number) not in done:
             # A stopped run's last value is that of the epoch at which it was stopped.
             value = run.metrics.get(goals.objective.metric, math.nan)
-            params = {key: run.params.get(key, "-") for key in keys}
+            params = {key: run.setting(key) for key in keys}
             epochs = int(run.params.get("epochs", epoch))
             found[int(number)] = Pruned(int(number), params, int(epoch), epochs, value)
     return tuple(found[number] for number in sorted(found))

@@ -153,7 +153,8 @@ def setting(params: Mapping[str, str]) -> str:
     return ", ".join(f"{short_key(key)} {short_value(value)}" for key, value in params.items())
 
 
-def _dimension(key: str, limits: Mapping[str, object]) -> Dimension:
+def _dimension(line_key: str, limits: Mapping[str, object]) -> Dimension:
+    key = line_key.lstrip("+")  # "+optimizer.eps" adds the key optimizer.eps
     if "choices" in limits:
         choices = limits["choices"]
         assert isinstance(choices, list)

@@ -9,16 +9,18 @@ import functools
 import inspect
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from kdsweep.config.keys import NOT_IDENTIFYING, STUDENT_KEYS
-from kdsweep.config.rules import attempt
+from kdsweep.config.keys import NOT_IDENTIFYING, STUDENT_KEYS, unclassified
+from kdsweep.config.rules import attempt, require_objectives
+from kdsweep.evaluation import TOP
 from kdsweep.loss_rules import rule_of
 from kdsweep.numerics.hardware import TEACHER_PRECISIONS, resolve_device, resolve_precision
 from kdsweep.system import environment
@@ -104,12 +106,35 @@ def _alone(cfg: DictConfig, group: str) -> Any:
     return OmegaConf.create(OmegaConf.to_container(node, resolve=True)) if OmegaConf.is_dict(node) else node
 
 
+def takes_whole_numbers(cfg: DictConfig, name: str) -> bool:
+    """Returns whether a key takes no fractions, which its component says, or for a key of no component its value.
+
+    An argument that may be a fraction or not takes the kind of its value. Nothing is known of the users' own keys.
+    """
+    value = OmegaConf.select(cfg, name)
+    group, _, argument = name.rpartition(".")
+    target = OmegaConf.select(cfg, f"{group}._target_") if group else None
+    if target is None:
+        return type(value) is int and not unclassified([name])
+    parameter = inspect.signature(get_object(target)).parameters.get(argument)
+    # An argument of ours that isn't named is one of `data.SplitOptions`.
+    kinds = set(re.findall(r"\w+", "int | float" if parameter is None else str(parameter.annotation)))
+    return "int" in kinds and ("float" not in kinds or type(value) is int)
+
+
 def rehearse(cfg: DictConfig) -> None:
     """Builds everything that a run builds before training, so that errors in data, weights or teacher show now."""
     data, _ = inputs(key_of(cfg.data), cfg.view_seed, cfg.device)
+    require_classes(cfg, data)
     student(cfg, data)
     if cfg.teacher is not None:
         untrained_teacher(cfg)
+
+
+def require_classes(cfg: DictConfig, data: Dataset) -> None:
+    """Refuses an objective for which the data set has too few classes."""
+    if data.n_classes <= TOP:
+        require_objectives(cfg, {"classes": f"{data.name} has {data.n_classes} classes, so a top {TOP} says nothing."})
 
 
 def container(cfg: DictConfig) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from kdsweep.analysis.metrics import OBJECTIVES
+from kdsweep.analysis.metrics import OBJECTIVES, row
 from kdsweep.config.keys import GROUPS
 from kdsweep.loss_rules import rule_of
 from kdsweep.system.errors import UserError, require
@@ -17,7 +17,9 @@ from kdsweep.tracking.location import store_uri
 from kdsweep.tracking.run_records import ARMS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
+
+    from kdsweep.analysis.metrics import Need
 
 # Memory layouts of a student's weights and pictures.
 MEMORY_FORMATS = ("auto", "channels_last", "contiguous")
@@ -28,6 +30,8 @@ OUR_REMEDY = "If it is yours, name its package in the environment: KDSWEEP_TRUST
 
 # Larger numbers are mistakes, and some would overflow later arithmetic.
 MOST = {"epochs": 10**6, "batch_size": 10**7, "n_passes": 10**6}
+# The stages whose runs return the objective to somebody who ranks them: single runs and plain grids, and trials.
+RANKED_STAGES = ("single", "search")
 LARGEST_SEED = 2**63 - 1
 LONGEST_NAME = 250
 
@@ -41,6 +45,7 @@ def check_values(cfg: DictConfig) -> None:
     _check_groups(cfg)
     _check_numbers(cfg)
     _check_choices(cfg)
+    _check_objectives(cfg)
     _check_loss(cfg)
     _check_places(cfg)
 
@@ -130,6 +135,38 @@ def _check_choices(cfg: DictConfig) -> None:
             name in OBJECTIVES, f"objective in {OBJECTIVES}", name, "objective", "The test split is not selected on."
         )
     require(len(set(names)) == len(names), "each objective once", names, "objective")
+
+
+def _check_objectives(cfg: DictConfig) -> None:
+    """Refuses an objective that the run will not have, as far as that can be told without the data."""
+    lacking: dict[Need, str] = {}
+    if cfg.arm == "teacher" or cfg.teacher is None:
+        lacking["teacher"] = "It compares a student with its teacher, and this run has no teacher."
+    if cfg.arm == "teacher" and cfg.teacher is not None and OmegaConf.select(cfg, "teacher.head") is None:
+        lacking["epochs"] = "This teacher isn't trained."
+    require_objectives(cfg, lacking)
+
+
+def require_objectives(cfg: DictConfig, lacking: Mapping[Need, str]) -> None:
+    """Refuses an objective that needs what the run lacks, unless nobody will ask for its value.
+
+    Baselines and confirmations of a study are compared in the metrics that they have. Only its trials are ranked.
+
+    Args:
+        cfg: The configuration.
+        lacking: What the run lacks, each with the reason in a sentence.
+
+    Raises:
+        UserError: The message has the reason.
+    """
+    if cfg.tracking.stage not in RANKED_STAGES:
+        return
+    for name in objectives(cfg):
+        need = row(name).needs
+        reason = None if need is None else lacking.get(need)
+        others = ", ".join(other for other in OBJECTIVES if row(other).needs not in lacking)
+        remedy = f"{reason} Choose from {others}."
+        require(reason is None, "objective is a metric of the run", name, "objective", remedy)
 
 
 def _check_loss(cfg: DictConfig) -> None:

@@ -10,22 +10,42 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kdsweep import recording
 from kdsweep.analysis import metrics
 from kdsweep.config import build, checks, keys, rules
 from kdsweep.config.keys import flatten
-from kdsweep.config.overrides import parsed, require_key, with_float_bounds, without_replaced_sweeps
+from kdsweep.config.overrides import (
+    in_whole_numbers,
+    kept_beside,
+    override_line,
+    parsed,
+    require_key,
+    without_replaced_sweeps,
+)
 from kdsweep.execution.executors import Executor, InProcess, open_executor, require_executor
 from kdsweep.execution.jobs import Task
 from kdsweep.execution.trial_link import build_pruner, storage_url
 from kdsweep.report import console, writing
 from kdsweep.study.forecast import forecast
-from kdsweep.study.search import Search, Space, delete, described, held_by, limits, silence_optuna, space_of
+from kdsweep.study.search import (
+    Search,
+    Setting,
+    Space,
+    delete,
+    described,
+    extended,
+    held_by,
+    limits,
+    settings_by_option,
+    silence_optuna,
+    space_of,
+)
 from kdsweep.study.stages import Baseline, Stages
 from kdsweep.system.environment import cores
 from kdsweep.system.errors import UserError, require
+from kdsweep.system.exit_status import explained
 from kdsweep.system.processes import parse_process, this_process
 from kdsweep.system.progress import note
 from kdsweep.tracking import sending
@@ -91,13 +111,17 @@ class Study(OptunaSweeperImpl):
     def sweep(self, arguments: list[str]) -> None:
         """Runs the study, or what is left of it; `arguments` are the overrides of the command line."""
         silence_optuna()
-        overrides = without_replaced_sweeps(parsed([*self._parse_sweeper_params_config(), *arguments]))
+        loader = self.hydra_context.config_loader
+        overrides = without_replaced_sweeps(parsed([*self._parse_sweeper_params_config(), *arguments], loader))
         objectives = rules.objectives(self.config)
         directions = self._directions(objectives)
         self._check(directions)
         space = space_of(self._exact(overrides))
-        self._check_limits(space)
-        build.rehearse(self.config)
+        self._check_extension(space, overrides)
+        for config, words in self._configurations(space, overrides):
+            with _beside(words):
+                self._check_limits(space, config)
+                build.rehearse(config)
         folder = Path(self.sweep_dir)
         with only_controller(folder, str(self.study_name)):
             url = storage_url(self.storage, self.sweep_dir)
@@ -120,6 +144,13 @@ class Study(OptunaSweeperImpl):
                 self._run(search, overrides, list(zip(objectives, directions, strict=True)))
 
     # Before the first run
+
+    def _parse_sweeper_params_config(self) -> list[str]:
+        """Returns hydra.sweeper.params as override lines; what isn't text in the YAML file, such as null, stays so."""
+        params = build.container(self.params) if self.params else {}
+        return [
+            f"{key}={value}" if isinstance(value, str) else override_line(key, value) for key, value in params.items()
+        ]
 
     def _directions(self, objectives: Sequence[str]) -> list[str]:
         """Returns which way each objective is better: as configured, or else as its metric is defined."""
@@ -159,7 +190,7 @@ class Study(OptunaSweeperImpl):
             build_pruner(self._pruner)
 
     def _exact(self, overrides: Iterable[Override]) -> Iterator[Override]:
-        """Yields the overrides with sweeps, with float bounds where the configuration has a float.
+        """Yields the overrides with sweeps, in whole numbers where the key takes no others.
 
         Raises:
             UserError: A key isn't there, or all runs need the same value of it.
@@ -167,23 +198,59 @@ class Study(OptunaSweeperImpl):
         remedy = "Write one value, in quotes if it holds a comma."
         for override in overrides:
             if override.is_sweep_override():
-                key = override.get_key_element()
+                key = override.key_or_group
                 require_key(override, self.config)
                 values = str(override.input_line).partition("=")[2]
                 require(keys.may_be_searched(key), "one value for all runs", values, key, remedy)
-                yield from parsed([with_float_bounds(override, self.config)])
+                whole = build.takes_whole_numbers(self.config, key)
+                line = in_whole_numbers(override) if whole else str(override.input_line)
+                yield from parsed([line], self.hydra_context.config_loader)
 
-    def _check_limits(self, space: Space) -> None:
+    def _check_extension(self, space: Space, overrides: Iterable[Override]) -> None:
+        """Refuses a function of the user's that suggests a key which the command line fixes."""
+        extend = self._extender()
+        if extend is None:
+            return
+        key = "hydra.sweeper.custom_search_space"
+        setting: Setting = rules.attempt(key, lambda: extended(space, extend))
+        fixed = {override.key_or_group for override in overrides if not override.is_sweep_override()}
+        both = sorted(name for name in setting.params if name.lstrip("+") in fixed)
+        require(not both, "a key is fixed or searched", ", ".join(both), key, "Leave out its value.")
+
+    def _configurations(self, space: Space, overrides: Sequence[Override]) -> Iterator[tuple[DictConfig, str]]:
+        """Yields a trial's configuration for each option of a searched group, and the options in words.
+
+        Raises:
+            UserError: An option lacks a key that is fixed or searched.
+        """
+        groups = [key for key in space if self._is_group(key)]
+        if not groups:
+            yield self.config, ""
+            return
+        loader = self.hydra_context.config_loader
+        for setting in settings_by_option(space, groups):
+            own = setting.overrides
+            words = " ".join(f"{key}={setting.params[key]}" for key in groups)
+            with _beside(words):
+                lines = [*kept_beside(own, overrides, whole_groups=False), *own]
+                config = loader.load_sweep_config(self.config, lines)
+            yield config, words
+
+    def _check_limits(self, space: Space, config: DictConfig) -> None:
         """Refuses a search space if a run couldn't take one of its limits or choices."""
         for key, values in limits(space).items():
-            # The choices of a group are its options, which Hydra checks.
-            if key.startswith("+") or OmegaConf.is_config(OmegaConf.select(self.config, key)) or "/" in key:
+            if self._is_group(key):
                 continue
             for value in values:
-                own = self.config.copy()
+                own = config.copy()
                 OmegaConf.set_readonly(own, False)
-                OmegaConf.update(own, key, value)
+                with open_dict(own):
+                    OmegaConf.update(own, key.lstrip("+"), value)
                 checks.check(rules.settled(own))
+
+    def _is_group(self, key: str) -> bool:
+        """Returns whether the values of a searched key are options of a group, which are files."""
+        return bool(self.hydra_context.config_loader.get_group_options(key.lstrip("+").partition("@")[0]))
 
     def _extender(self) -> Callable[[Any], None] | None:
         extend = self.custom_search_space_extender
@@ -316,6 +383,19 @@ def only_controller(folder: Path, name: str) -> Iterator[None]:
     finally:
         holder.unlink(missing_ok=True)
         lock.release()
+
+
+@contextmanager
+def _beside(options: str) -> Iterator[None]:
+    """Lets the errors of this block, which tries the configuration of a trial, name its options of searched groups."""
+    try:
+        yield
+    except Exception as error:
+        known = explained(error) if options else None
+        if not isinstance(known, UserError):
+            raise
+        remedy = "What is set or searched beside a searched group has to fit each option: make a study for each if not."
+        raise UserError(f"with {options}, {known.message} {remedy}", known.key) from error
 
 
 def _space_lines(searched: Iterable[Override]) -> dict[str, object]:

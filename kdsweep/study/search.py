@@ -16,6 +16,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import optuna
+from hydra.core.override_parser.types import RangeSweep
 from hydra.utils import instantiate
 from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl, create_optuna_distribution_from_override
 from omegaconf import DictConfig, OmegaConf
@@ -23,6 +24,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from kdsweep.config.overrides import choices, override_line, value_of
 from kdsweep.config.rules import attempt
 from kdsweep.execution.heartbeat import Pulse, beating, lives_at_once
 from kdsweep.execution.trial_link import BEAT, PROCESS, TRUSTED, VALUES, build_pruner, open_storage
@@ -49,7 +51,7 @@ class Setting:
 
     Attributes:
         number: The trial's number.
-        params: The searched keys and their values.
+        params: The searched keys and their values; choices as `overrides.choices` writes them.
     """
 
     number: int
@@ -58,7 +60,7 @@ class Setting:
     @property
     def overrides(self) -> list[str]:
         """The values as override lines."""
-        return [f"{key}={value}" for key, value in self.params.items()]
+        return [override_line(key, value) for key, value in self.params.items()]
 
 
 class Search:
@@ -272,9 +274,9 @@ class Search:
         """Writes hydra-optuna-sweeper's file: the best parameters, or the Pareto set."""
         best = self._best()
         if len(self.directions) == 1 and best is not None:
-            found = {"name": "optuna", "best_params": best.params, "best_value": best.values[0]}
+            found = {"name": "optuna", "best_params": _values(best.params), "best_value": best.values[0]}
         else:
-            solutions = [{"params": t.params, "values": list(t.values)} for t in self._study.best_trials]
+            solutions = [{"params": _values(t.params), "values": list(t.values)} for t in self._study.best_trials]
             found = {"name": "optuna", "solutions": solutions}
         OmegaConf.save(OmegaConf.create(found), path)
 
@@ -345,9 +347,15 @@ def space_of(overrides: Iterable[Override]) -> Space:
 
 
 def _distribution(override: Override) -> BaseDistribution:
-    key = override.get_key_element()
-    found: BaseDistribution = attempt(key, lambda: create_optuna_distribution_from_override(override))
-    return found
+    def make() -> BaseDistribution:
+        sweep = override.value()
+        if override.is_choice_sweep() or (isinstance(sweep, RangeSweep) and (sweep.shuffle or sweep.transformers)):
+            return CategoricalDistribution(choices(override))  # type: ignore[arg-type]
+        found: BaseDistribution = create_optuna_distribution_from_override(override)
+        return found
+
+    made: BaseDistribution = attempt(override.get_key_element(), make)
+    return made
 
 
 def described(space: Space) -> dict[str, dict[str, object]]:
@@ -357,7 +365,7 @@ def described(space: Space) -> dict[str, dict[str, object]]:
 
 def _described(distribution: BaseDistribution) -> dict[str, object]:
     if isinstance(distribution, CategoricalDistribution):
-        return {"choices": list(distribution.choices)}
+        return {"choices": [value_of(choice) for choice in distribution.choices]}
     found = json.loads(optuna.distributions.distribution_to_json(distribution))["attributes"]
     return {name: found[name] for name in ("low", "high", "log")}
 
@@ -369,9 +377,36 @@ def limits(space: Space) -> dict[str, list[object]]:
 
 def _limits(distribution: BaseDistribution) -> list[object]:
     if isinstance(distribution, CategoricalDistribution):
-        return list(distribution.choices)
+        return [value_of(choice) for choice in distribution.choices]
     known = _described(distribution)
     return [known["low"], known["high"]]
+
+
+def _values(params: Mapping[str, object]) -> dict[str, object]:
+    return {key: value_of(choice) for key, choice in params.items()}
+
+
+def settings_by_option(space: Space, groups: Iterable[str]) -> list[Setting]:
+    """Returns a setting for each option of each of the searched groups, with the first value of everything else."""
+    first = {key: _first(distribution) for key, distribution in space.items()}
+    found = [first]
+    for key in groups:
+        distribution = space[key]
+        assert isinstance(distribution, CategoricalDistribution)
+        found += [{**first, key: option} for option in distribution.choices[1:]]
+    return [Setting(number, params) for number, params in enumerate(found)]
+
+
+def extended(space: Space, extend: Callable[[Trial], None]) -> Setting:
+    """Returns one random setting of the space and of what a user's function suggests beside it; nothing is recorded."""
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    trial = study.ask(fixed_distributions=dict(space))
+    extend(trial)
+    return Setting(trial.number, trial.params)
+
+
+def _first(distribution: BaseDistribution) -> object:
+    return distribution.choices[0] if isinstance(distribution, CategoricalDistribution) else _limits(distribution)[0]
 
 
 def silence_optuna() -> None:

@@ -189,7 +189,7 @@ class Stages:
         return [seed for seed in range(self._baselines[name].seeds) if f"{name}-{seed}" not in self._finished]
 
     def _job(self, name: str, stage: str, own: Sequence[str], evaluate_test: bool, trial: int | None = None) -> Job:
-        lines = [*kept_beside(own, self._overrides), *own, *self._shared]
+        lines = [*kept_beside(own, self._overrides, whole_groups=trial is None), *own, *self._shared]
         marks = [f"tracking.stage={stage}", f"tracking.job={name}", f"evaluate_test={evaluate_test}"]
         if trial is not None:
             marks.append(f"tracking.trial={trial}")

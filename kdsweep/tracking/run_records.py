@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -41,6 +42,20 @@ class RunRecord:
     def stage(self) -> str | None:
         """The stage of the study: baseline, search or confirmation; or single, for a run without a study."""
         return self.tags.get("kdsweep.stage")
+
+    def setting(self, key: str) -> str:
+        """Returns the value of a searched key as text: the option of a group, or what the run's parameters hold.
+
+        A mapping is put together from the parameters below its key; "-" stands for a key that the run doesn't have.
+        """
+        option = json.loads(self.tags.get("kdsweep.options", "{}")).get(key)
+        if option is not None:
+            return str(option)
+        inner = f"{key}."
+        below = {name.removeprefix(inner): held for name, held in self.params.items() if name.startswith(inner)}
+        # Runs of older versions don't say which option was chosen, but what it builds.
+        whole = "{" + ", ".join(f"{name}: {held}" for name, held in sorted(below.items())) + "}" if below else "-"
+        return self.params.get(key, below.get("_target_", whole))
 
     @property
     def seed(self) -> int | None:

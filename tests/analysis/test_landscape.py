@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from records import SPACE, compared, record, trial
@@ -136,3 +138,21 @@ def test_importances_need_a_trusted_surface() -> None:
     assert "when one trial is left out)" in text
     assert "Which of them matters most 6 trials don't tell." in text
     assert "Sobol" not in told(replace(region(trusted=False, reason="noise"), importances=shares))
+
+
+def test_options_of_a_group_are_compared_by_their_means() -> None:
+    """The surface is that of the chosen option, and says so; the other options stand beside it with their means."""
+    runs = []
+    for number in range(12):
+        option = ("sgd", "adamw", "adamw")[number % 3]
+        value = 0.9 + 0.01 * (option == "adamw") + 0.001 * number
+        tags = {"kdsweep.trial": str(number), "kdsweep.options": json.dumps({"optimizer": option})}
+        params = {"loss.alpha": number / 12, "loss.tau": 4}
+        runs.append(record("distill", val=value, params=params, tags=tags))
+    space = {"optimizer": {"choices": ["sgd", "adamw"]}, "loss.alpha": SPACE["loss.alpha"]}
+    found = survey(compared(*runs, space=space), None)
+    assert (found.fixed, found.n) == ({"optimizer": "adamw"}, 8)
+    assert list(found.by_word["optimizer"]) == ["adamw", "sgd"]
+    assert told(found).endswith(
+        "Mean validation accuracy % by optimizer: adamw 91.60 (8 trials), sgd 90.45 (4 trials)."
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -147,3 +148,16 @@ def test_runs_of_another_setting_are_no_repetitions(key: str) -> None:
     """Compiling changes the last bits, and a user's own key who knows what: neither belongs to the noise over seeds."""
     runs = [record("scratch", val=value, params={"seed": 0, key: value}) for value in (0.1, 0.2)]
     assert repetitions(study(*runs), "val/accuracy") == []
+
+
+def test_a_trial_shows_the_option_of_a_searched_group() -> None:
+    """The run's tag has its name; a run of an older version shows what the option builds, or the keys of a mapping."""
+    options = json.dumps({"optimizer": "adamw", "teacher": "none"})
+    params = {"teacher": None, "optimizer._target_": "torch.optim.AdamW", "extra.a": 1, "extra.b.c": 2, "lone": 3}
+    new = record("distill", params=params, tags={"kdsweep.options": options})
+    old = record("distill", params=params)
+    keys = ("optimizer", "teacher", "extra", "lone", "nothing")
+    assert [new.setting(key) for key in keys] == ["adamw", "none", "{a: 1, b.c: 2}", "3", "-"]
+    assert [old.setting(key) for key in keys] == ["torch.optim.AdamW", "None", "{a: 1, b.c: 2}", "3", "-"]
+    found = compared(new, space={"optimizer": {"choices": ["sgd", "adamw"]}, "+lone": {"choices": [3]}})
+    assert found.trials[0].params == {"lone": "3", "optimizer": "adamw"}

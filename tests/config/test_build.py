@@ -152,6 +152,52 @@ def test_a_wrong_value_is_found_before_any_data() -> None:
         check(composed("loss.tau=0"))
 
 
+WITHOUT = ("teacher=none", "loss=ce")
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (
+            ("objective=val/agreement", *WITHOUT),
+            r"'val/agreement'.* this run has no teacher\. Choose from val/accuracy, ",
+        ),
+        (("objective=[val/nll,val/teacher_kl]", *WITHOUT), r"'val/teacher_kl'.* this run has no teacher"),
+        (("objective=val/agreement", "arm=teacher"), "this run has no teacher"),
+        (("objective=best/val_accuracy", "arm=teacher", "teacher.head=null"), "This teacher isn't trained"),
+        (("objective=val/agreement", *WITHOUT, "tracking.stage=search"), "this run has no teacher"),
+    ],
+)
+def test_an_objective_that_the_run_will_not_have_is_refused(words: tuple[str, ...], reason: str) -> None:
+    """It is refused before any work, and the message names metrics that the run has."""
+    with pytest.raises(UserError, match=f"^objective: `objective is a metric of the run` .*{reason}"):
+        rules.check_values(config(*words))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("objective=[val/agreement,val/teacher_kl]",),
+        ("objective=best/val_accuracy", "arm=teacher"),
+        *[("objective=val/agreement", *WITHOUT, f"tracking.stage={stage}") for stage in ("baseline", "confirmation")],
+    ],
+)
+def test_baselines_needn_t_have_the_objective_of_the_search(words: tuple[str, ...]) -> None:
+    """They are compared with the trials in what they have; only runs that somebody ranks need it."""
+    rules.check_values(config(*words))
+
+
+@pytest.mark.parametrize("n_classes", [5, 6])
+def test_a_top_five_needs_more_classes(n_classes: int) -> None:
+    """The data say it, so it is checked as soon as they are read."""
+    cfg = config("objective=[val/nll,val/top5]", f"data.n_classes={n_classes}")
+    if n_classes > 5:
+        build.rehearse(cfg)
+        return
+    with pytest.raises(UserError, match=r"^objective: .*'val/top5'.* has 5 classes, so a top 5 says nothing\. Choose"):
+        build.rehearse(cfg)
+
+
 def test_one_objective_or_a_list_of_them() -> None:
     """Both are read as names, in order; each of them has to be a metric that may be selected on."""
     assert rules.objectives(config()) == ["val/accuracy"]
@@ -206,3 +252,23 @@ def test_gradients_that_a_cpu_gets_wrong_are_refused() -> None:
         build.student(wrong, data)
     for right in ("precision=fp32", "model.stem=cifar", "model.input_size=32"):
         build.student(config(*small, "precision=bf16", right), data)
+
+
+@pytest.mark.parametrize(
+    ("key", "whole"),
+    [
+        *[
+            (key, True)
+            for key in ("epochs", "batch_size", "n_passes", "seed", "threads", "teacher.batch_size", "data.n_train")
+        ],
+        *[(key, True) for key in ("model.input_size", "teacher.network.input_size", "teacher.head.max_iterations")],
+        *[(key, True) for key in ("data.val_size", "data.padding", "data.n_classes")],
+        *[(key, False) for key in ("loss.alpha", "loss.tau", "optimizer.lr", "optimizer.weight_decay", "model.mean")],
+        *[(key, False) for key in ("data.train_fraction", "schedule.warmup", "model.name", "optimizer.momentum")],
+        *[(key, False) for key in ("device", "mine.depth", "optimizer.fused", "optimizer.nothing")],
+    ],
+)
+def test_which_keys_take_whole_numbers_alone(key: str, whole: bool) -> None:
+    """A component's arguments say it, also where their value is null or happens to be whole."""
+    cfg = config("optimizer.weight_decay=0", "optimizer.momentum=1", "+mine.depth=3")
+    assert build.takes_whole_numbers(cfg, key) is whole

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING
 
 import optuna
 import pytest
+import torch
 from commands import SHORT, Command, Outcome, artifacts, kdsweep, runs, statuses
 from in_process import run_here
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from optuna.trial import TrialState
+from torchvision.models import shufflenet_v2_x0_5
 
-from kdsweep.study.controller import only_controller
+from kdsweep.config.overrides import parsed
+from kdsweep.study.controller import Study, only_controller
 from kdsweep.system.errors import UserError
 from kdsweep.system.sqlite import sqlite_uri
 
@@ -239,6 +242,25 @@ def test_a_studys_files_lie_in_its_folder(finished: Outcome, place: Path) -> Non
         ("sweep.name=null", "sweep.name: `a plain name`"),
         ("sweep.name=a,b", "sweep.name: `one value for all runs` must hold, but got name='a,b'"),
         ("hydra.sweeper.sampler._target_=optuna.samplers.Best", "Error locating target"),
+        ("model.input_size=null,4.5", "model.input_size: `input_size is null or a whole number > 0`"),
+        ("optimizer=adamw optimizer.betas=[0.9,0.99],[0.9]", "optimizer.betas: `betas is 2 finite numbers`"),
+        ("model.weights='a=b,[c].pth',null", "model.weights: `weights is a file` must hold, but got weights='a=b,[c]"),
+        ("loss.alpha=choice(choice(0.1,0.2),0.3)", "loss.alpha: a choice is one value"),
+        ("optimizer=glob(no*)", "optimizer: The `choices` must contain one or more elements"),
+        ("++evaluate_test=true,false", "evaluate_test: `one value for all runs`"),
+        ("objective=[val/nll,val/agreement] teacher=none", "objective: `objective is a metric of the run` must hold"),
+        ("objective=val/top5 data.n_classes=5", "objective: `objective is a metric of the run` must hold"),
+        ("batch_size=interval(4.5,32)", "batch_size: `an interval of whole numbers` must hold, but got"),
+        ("batch_size=tag(log,interval(0,32))", "batch_size: "),
+        ("model.input_size=interval(-1,40)", "model.input_size: `input_size is null or a whole number > 0`"),
+        (
+            "optimizer=adamw,sgd optimizer.momentum=0.8",
+            "optimizer.momentum: with optimizer=adamw, there is no such key",
+        ),
+        ("optimizer=sgd,adamw optimizer.momentum=0.8,0.9", "optimizer.momentum: with optimizer=adamw, there is no su"),
+        ("loss=kd,ce", "loss.alpha: with loss=ce, there is no such key"),
+        ("teacher=random,none", "loss: with teacher=none, kd needs a teacher"),
+        ("model=resnet18,resnet81", "model: with model=resnet81, there is no option 'resnet81'"),
         ("tracking.uri=nowhere", "tracking.uri: "),
     ],
 )
@@ -248,6 +270,22 @@ def test_a_wrong_study_is_refused_before_any_run(words: str, start: str, tmp_pat
     assert done.status == 2
     assert done.err == done.error + "\n"
     assert done.error.startswith(f"kdsweep: {start}")
+    assert statuses(tmp_path) == []
+
+
+def suggest(config: DictConfig, trial: optuna.Trial) -> None:
+    """A user's own search space: momentum where the option has it, and a learning rate."""
+    if trial.params["optimizer"] == "sgd":
+        trial.suggest_float("optimizer.momentum", 0.5, 0.9)
+    trial.suggest_float("optimizer.lr", 0.01, 0.1)
+
+
+def test_what_a_users_own_space_suggests_isnt_fixed_too(tmp_path: Path) -> None:
+    """The plug-in refuses it at its first trial; here no run is made."""
+    own = f"hydra.sweeper.custom_search_space={__name__}.suggest"
+    done = run_here((*STUDY, "optimizer=sgd,adamw", own, "optimizer.lr=0.03"), tmp_path)
+    rule = "`a key is fixed or searched` must hold, but got custom_search_space='optimizer.lr'"
+    assert done.error.startswith(f"kdsweep: hydra.sweeper.custom_search_space: {rule}")
     assert statuses(tmp_path) == []
 
 
@@ -314,17 +352,43 @@ def test_a_fresh_start_forgets_what_was_done(partly: Outcome, place: Path) -> No
 
 
 def test_a_study_can_have_several_objectives(finished: Outcome, place: Path) -> None:
-    """Each trial has both values, of which one is maximised and one minimised; the Pareto set is written down."""
-    words = ("sweep.name=several", "objective=[val/accuracy,val/ece]", "optimizer.lr=choice(0.01,0.02)")
+    """One is maximised and one minimised, and the baselines lack one; the Pareto set is written down."""
+    objectives = "objective=[val/agreement,val/ece]"
+    words = ("sweep.name=several", objectives, "optimizer.lr=choice(0.01,0.02)", "sweep.baseline_seeds=1")
     done = kdsweep(*SMALL, *words, root=place)
     assert done.status == 0, done.err
     (study,) = runs(place, "study", study="several")
-    assert json.loads(study.data.tags["kdsweep.objectives"]) == [["val/accuracy", "maximize"], ["val/ece", "minimize"]]
+    assert json.loads(study.data.tags["kdsweep.objectives"]) == [["val/agreement", "maximize"], ["val/ece", "minimize"]]
     found = runs(place, "distill", study="several")
-    values = [[run.data.metrics["val/accuracy"], run.data.metrics["val/ece"]] for run in found]
+    values = [[run.data.metrics["val/agreement"], run.data.metrics["val/ece"]] for run in found]
     assert [trial.values for trial in trials(place, "several")] == values
     solutions = OmegaConf.load(place / "studies" / "several" / "optimization_results.yaml").solutions
     assert 1 <= len(solutions) <= 2
+    report = json.loads((place / "reports" / "several" / "report.json").read_text())
+    assert [arm["arm"] for arm in report["arms"]] == ["teacher", "scratch", "label_smoothing", "distill"]
+
+
+def test_options_and_values_of_any_kind_can_be_searched(finished: Outcome, place: Path) -> None:
+    """What is fixed holds in all runs; MLflow, a repeated command, the report and reproduce find values, not texts."""
+    weights = place / "grid" / "a=b, [c]" / "Größe.pth"
+    weights.parent.mkdir(parents=True)
+    torch.save(shufflenet_v2_x0_5(num_classes=10).state_dict(), weights)
+    space = (f"model.weights='{weights}',null", "optimizer=sgd,adamw", "optimizer.lr=0.03", "model.mean=[0.5,0.4,0.3]")
+    words = (*SMALL[:-3], "loss.alpha=0.5", "loss.tau=4", *space, "sweep.name=kinds", "sweep.baseline_seeds=1")
+    assert kdsweep(*words, root=place).status == 0
+    found = runs(place, "distill", study="kinds")
+    settings = {(run.data.params["model.weights"], run.data.params["optimizer._target_"]) for run in found}
+    assert settings == {(w, f"torch.optim.{o}") for w in (str(weights), "None") for o in ("SGD", "AdamW")}
+    arms = [*found, *runs(place, "scratch", study="kinds")]
+    fixed = {(run.data.params["optimizer.lr"], run.data.params["model.mean"]) for run in arms}
+    assert (len(arms), fixed) == (5, {("0.03", "[0.5, 0.4, 0.3]")})
+    assert kdsweep(*words, root=place).err.startswith("Study kinds: all ")
+    report = json.loads((place / "reports" / "kinds" / "report.json").read_text())
+    shown = {(trial["params"]["model.weights"], trial["params"]["optimizer"]) for trial in report["trials"]}
+    assert shown == {(w, o) for w in (str(weights), "None") for o in ("sgd", "adamw")}
+    original = next(run for run in found if run.data.params["model.weights"] == str(weights))
+    again = run_here((original.info.run_id,), place, program="kdsweep-reproduce", module="kdsweep.commands.reproduce")
+    assert again.status == 0, again.out
 
 
 def test_a_pruner_stops_trials_that_fall_behind(finished: Outcome, place: Path) -> None:
@@ -347,6 +411,16 @@ def test_a_pruner_stops_trials_that_fall_behind(finished: Outcome, place: Path) 
     assert states == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.PRUNED]
     assert done.err.count(" pruned after epoch 1.") == 2
     assert "kdsweep.error" not in found[1].data.tags
+
+
+def test_the_sweep_files_values_stay_what_they_are() -> None:
+    """hydra.sweeper.params holds sweeps as text, and fixed values of any kind; null doesn't become a word."""
+    study = Study.__new__(Study)
+    params = {"a": "interval(0,1)", "b": None, "c": [0.5, "x y"], "d": {"e": True}, "f": 1e-5}
+    study.params = OmegaConf.create(params)
+    lines = parsed(study._parse_sweeper_params_config())
+    assert lines[0].is_interval_sweep()
+    assert [line.value() for line in lines[1:]] == [*params.values()][1:]
 
 
 def test_one_controller_at_a_time_works_on_a_study(tmp_path: Path) -> None:

@@ -327,6 +327,26 @@ def test_a_space_is_described_in_plain_values() -> None:
     assert limits(space) == {"loss.tau": [1, 20], "loss": ["a", "b"]}
 
 
+def test_choices_come_back_from_optuna_as_values(tmp_path: Path) -> None:
+    """Another controller proposes them again; the record of results and the report's space hold values."""
+    space = space_of(parsed(["mean=null,[0.5,0.4],'Größe=a,b'"]))
+    grid = OmegaConf.create({"_target_": "optuna.samplers.GridSampler", "_partial_": True, "seed": 0})
+    found = search(tmp_path, kind=grid, space=space)
+    first = [ask(found) for _ in range(3)]
+    for setting in first:
+        found.give_back(setting.number)
+    later = search(tmp_path, kind=grid, space=space)
+    again = [ask(later) for _ in range(3)]
+    assert again == first
+    values = [parsed(setting.overrides)[0].value() for setting in again]
+    assert sorted(map(str, values)) == ["Größe=a,b", "None", "[0.5, 0.4]"]
+    for setting in again:
+        later.complete(setting.number, [0.5 + (setting.params["mean"] == "[0.5,0.4]")])
+    later.write_results(tmp_path / "results.yaml")
+    assert OmegaConf.load(tmp_path / "results.yaml").best_params.mean == [0.5, 0.4]
+    assert described(space) == {"mean": {"choices": [None, [0.5, 0.4], "Größe=a,b"]}}
+
+
 def test_a_setting_is_written_as_overrides() -> None:
     """Each searched key with its value, in order."""
     assert Setting(3, {"loss.alpha": 0.5, "loss": "kd"}).overrides == ["loss.alpha=0.5", "loss=kd"]

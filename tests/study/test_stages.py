@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 from omegaconf import OmegaConf
-from optuna.distributions import FloatDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
 from kdsweep.config.overrides import parsed
@@ -26,7 +26,7 @@ from kdsweep.tracking.location import store_uri
 from kdsweep.tracking.run_records import PARENT, RunRecord
 from kdsweep.tracking.store import Store
 
-ALPHA = {"loss.alpha": FloatDistribution(0, 1)}
+ALPHA: dict[str, BaseDistribution] = {"loss.alpha": FloatDistribution(0, 1)}
 COMMAND = parsed(["loss.alpha=interval(0.0,1.0)", "optimizer.lr=0.03", "seed=5", "loss.tau=3"])
 BASELINES = {
     "teacher": Baseline(("arm=teacher",), 1, control=False),
@@ -42,14 +42,14 @@ class Place:
     """The place of a study: an MLflow store with the study's own run, and Optuna's storage."""
 
     def __init__(self, store: Store, folder: Path) -> None:
-        self.store, self._url = store, sqlite_uri(folder / "optuna.db")
+        self.store, self._url, self.space = store, sqlite_uri(folder / "optuna.db"), ALPHA
         with store.run("study", tags={"kdsweep.role": "study"}, params={}) as parent:
             self.parent_id = parent.id
 
     def search(self, n_trials: int = 2, n_objectives: int = 1, max_restarts: int = 2) -> Search:
         sampler = OmegaConf.create({"_target_": "optuna.samplers.RandomSampler", "seed": 0})
         directions = ["maximize", "minimize"][:n_objectives]
-        return Search(self._url, "study", directions, ALPHA, sampler, None, n_trials, max_restarts)
+        return Search(self._url, "study", directions, self.space, sampler, None, n_trials, max_restarts)
 
     def stages(
         self, n_trials: int = 2, confirm_seeds: int = 2, max_failure_rate: float = 1.0, n_objectives: int = 1
@@ -212,6 +212,19 @@ def test_the_command_line_holds_beside_an_arms_own_words(place: Place) -> None:
     assert {**trial, **confirmation} == {**confirmation}
     assert confirmation["seed"] == "1001"
     assert confirmation["loss.alpha"] == trial["loss.alpha"]
+
+
+def test_what_is_fixed_holds_for_every_option_of_a_searched_group(place: Place) -> None:
+    """Trials, confirmations and controls have the same learning rate; only arms replace whole groups."""
+    place.space = {"optimizer": CategoricalDistribution(["sgd", "adamw"]), "loss": CategoricalDistribution(["kd"])}
+    executor = AtOnce(place)
+    best = carry_out(place.stages(), executor)
+    found = {job.name: words(job) for job in executor.jobs}
+    assert {line["optimizer.lr"] for line in found.values()} == {"0.03"}
+    distilled = [found["trial-0000"], found["trial-0001"], found[f"confirm-trial-{best:04d}-1000"]]
+    assert [(line["loss"], line["loss.tau"]) for line in distilled] == [("kd", "3")] * 3
+    assert {line["optimizer"] for line in distilled} <= {"sgd", "adamw"}
+    assert not {"optimizer", "loss.tau"} & found["confirm-scratch-1000"].keys()
 
 
 def test_a_study_without_confirmation_only_chooses(place: Place) -> None:
