@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from kdsweep.numerics.compiling import compiled_features, worth_compiling
-from kdsweep.numerics.hardware import autocast
-from kdsweep.system.errors import require
+from kdsweep.numerics.hardware import autocast, is_out_of_memory
+from kdsweep.system.errors import UserError, one_line, require
 from kdsweep.system.files import hash_text
 from kdsweep.system.tensor_files import hash_tensors
 from kdsweep.tables import Compute, Tables
@@ -52,7 +52,8 @@ class Teacher:
         seconds: The time spent so far on filling and reading tables.
 
     Raises:
-        UserError: mode, compiled or batch_size has a wrong value.
+        UserError: mode, compiled or batch_size has a wrong value, or the network's logits aren't its head's of its
+            features.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Teacher:
         self._device = network.head.weight.device
         self._batch_size = batch_size
         self._root = tables
+        self._check_features()
         self._compiled = worth_compiling(self.network, data.train.images) if compiled is None else compiled
         # The features depend on the backbone alone, so they stay valid when the head changes.
         self._features = self._tables({"outputs": "features", "backbone": network.backbone_hash()})
@@ -149,6 +151,28 @@ class Teacher:
     def missing_features(self) -> list[str]:
         """Returns the splits whose features have no table yet."""
         return [split for split in SPLITS if not self._features.has(split)]
+
+    def _check_features(self) -> None:
+        """Tries the head on the features of one picture: tables are made in this way, and must hold the logits."""
+        picture = self._data.train.images[:1].to(self._device)
+        fault = ""
+        try:
+            logits, found = self.ask(picture), self._head(self._forward(self.network.features, picture))
+            largest = float(logits.abs().max())
+            # NaN passes here: what made it will say so.
+            differs = found.shape != logits.shape or float((found - logits).abs().max()) > (
+                TOLERANCE[self._precision] * largest
+            )
+        except Exception as error:
+            if is_out_of_memory(error):  # the run itself says which settings take less
+                return
+            differs, fault = True, f" ({one_line(f'{type(error).__name__}: {error}', whole=False)})"
+        if differs:
+            raise UserError(
+                f"`a teacher's logits are made of its features by its head alone` must hold, but these aren't{fault}: "
+                "has it a second head? It can be a student. Choose another teacher.",
+                "network",
+            )
 
     def _rows(self, tables: Tables, name: str, n: int, compute: Compute, check: Compute) -> Tensor:
         start = time.perf_counter()

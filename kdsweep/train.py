@@ -188,6 +188,7 @@ def train_student(cfg: DictConfig, components: Components, trial: TrialLink | No
     data, views = build.inputs(build.key_of(cfg.data), cfg.view_seed, cfg.device)
     # Data, network and teacher are built before the run is opened: a wrong value then leaves no failed run behind.
     network, precision = build.student(cfg, data)
+    build.rehearse_training(cfg, data, network, precision)
     cfg = build.in_force(cfg, precision)
     store = recording.open_store(cfg)
     teacher = None if cfg.teacher is None else trained_teacher(build.teacher_key(cfg))

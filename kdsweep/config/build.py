@@ -17,12 +17,13 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from kdsweep import training
 from kdsweep.config.keys import NOT_IDENTIFYING, STUDENT_KEYS
 from kdsweep.config.rules import attempt
 from kdsweep.loss_rules import rule_of
 from kdsweep.numerics.hardware import resolve_device, resolve_precision
 from kdsweep.system import environment
-from kdsweep.system.errors import UserError, require_kinds
+from kdsweep.system.errors import UserError, is_number, require_kinds
 from kdsweep.system.files import hash_identity
 from kdsweep.teachers import Teacher
 from kdsweep.views import Views
@@ -107,9 +108,51 @@ def _alone(cfg: DictConfig, group: str) -> Any:
 def rehearse(cfg: DictConfig) -> None:
     """Builds everything that a run builds before training, so that errors in data, weights or teacher show now."""
     data, _ = inputs(key_of(cfg.data), cfg.view_seed, cfg.device)
-    student(cfg, data)
+    built, precision = student(cfg, data)
+    rehearse_training(cfg, data, built, precision)
     if cfg.teacher is not None:
         untrained_teacher(cfg)
+
+
+# What `rehearse_training` has tried in this process.
+_rehearsed: set[str] = set()
+
+
+def rehearse_training(cfg: DictConfig, data: Dataset, built: Classifier, precision: str) -> None:
+    """Tries a step of the student's training and an evaluation, on a batch of two pictures or of one, on a copy.
+
+    The jobs of a sweep that differ in numbers alone, such as alpha, share one trial in each process.
+
+    Raises:
+        UserError: The network can't be trained or evaluated as it is configured.
+    """
+    # A batch of two is as good as a larger one; with one alone, batch normalisation may have a single value.
+    n = min(cfg.batch_size, 2)
+    pictures, labels = data.train.images[:n], data.train.labels[:n]
+    groups = [_without_numbers(container(cfg[name])) for name in ("loss", "optimizer", "schedule")]
+    where = precision, memory_format(cfg), cfg.device
+    tried = json.dumps([key_of(cfg.model), groups, n, data.n_classes, pictures.shape, where, cfg.teacher is None])
+    if tried in _rehearsed:
+        return
+    device, parts = resolve_device(cfg.device), components(cfg)
+    training.rehearse(
+        built,
+        Views(pictures.to(device), data.padding, data.flip, cfg.view_seed),
+        labels.to(device),
+        loss=parts.loss,
+        guided=cfg.teacher is not None,
+        optimizer=parts.optimizer,
+        schedule=parts.schedule,
+        precision=precision,
+    )
+    _rehearsed.add(tried)
+
+
+def _without_numbers(value: Any) -> Any:
+    """Returns a part of a configuration without its numbers."""
+    if isinstance(value, dict):
+        return {key: _without_numbers(inner) for key, inner in value.items() if not is_number(inner)}
+    return [_without_numbers(inner) for inner in value if not is_number(inner)] if isinstance(value, list) else value
 
 
 def container(cfg: DictConfig) -> dict[str, Any]:

@@ -88,6 +88,7 @@ SCALARS = [
     Wrong("n_passes=0", "n_passes", ("n_passes >= 1", "n_passes=0")),
     Wrong("batch_size=0", "batch_size", ("batch_size >= 1", "batch_size=0")),
     Wrong("batch_size=-8", "batch_size", ("batch_size >= 1", "batch_size=-8")),
+    Wrong("batch_size=1", "batch_size", ("more than one value a channel", "batch_size=1", "batch_size >= 2")),
     Wrong("seed=-1", "seed", ("seed >= 0", "seed=-1")),
     Wrong("seed=1.5", "seed", ("seed >= 0", "whole number")),
     Wrong("view_seed=null", "view_seed", ("view_seed >= 0", "view_seed=None")),
