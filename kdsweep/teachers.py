@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from kdsweep.numerics.compiling import compiled_features, worth_compiling
+from kdsweep.numerics import compiling
+from kdsweep.numerics.compiling import CompileError, compiled_features, worth_compiling
 from kdsweep.numerics.hardware import autocast, is_out_of_memory
 from kdsweep.system.errors import UserError, one_line, require
 from kdsweep.system.files import hash_text
+from kdsweep.system.progress import note
 from kdsweep.system.tensor_files import hash_tensors
 from kdsweep.tables import Compute, Tables
 
@@ -78,7 +80,8 @@ class Teacher:
         self._batch_size = batch_size
         self._root = tables
         self._check_features()
-        self._compiled = worth_compiling(self.network, data.train.images) if compiled is None else compiled
+        self._may_compile = compiled is None
+        self._compiled = self._compiles(compiled)
         # The features depend on the backbone alone, so they stay valid when the head changes.
         self._features = self._tables({"outputs": "features", "backbone": network.backbone_hash()})
         self._logits: Tables | None = None
@@ -152,6 +155,18 @@ class Teacher:
         """Returns the splits whose features have no table yet."""
         return [split for split in SPLITS if not self._features.has(split)]
 
+    def _compiles(self, compiled: bool | None) -> bool:
+        """Returns whether passes are compiled: as demanded, or if they are long and nothing speaks against it."""
+        wanted = worth_compiling(self.network, self._data.train.images) if compiled is None else compiled
+        reason = compiling.fault(self._device.type) if wanted else None
+        if reason is None:
+            return wanted
+        if compiled:
+            rule = "torch.compile works on this machine"
+            raise UserError(f"`{rule}` must hold, but {reason}. Set it to null or false.", "compiled")
+        _note_plain(f"{reason}.")
+        return False
+
     def _check_features(self) -> None:
         """Tries the head on the features of one picture: tables are made in this way, and must hold the logits."""
         picture = self._data.train.images[:1].to(self._device)
@@ -197,9 +212,24 @@ class Teacher:
 
         It is made when it is first needed, because compiling takes long, and most runs find their passes on disk.
         """
-        if self._compiled:
-            return compiled_features(self.network, self._precision, self._batch_size)
-        return lambda pictures: self._forward(self.network.features, pictures)
+
+        def plain(pictures: Tensor) -> Tensor:
+            return self._forward(self.network.features, pictures)
+
+        def tried(pictures: Tensor) -> Tensor:
+            try:
+                return compiled(pictures)
+            except CompileError as error:
+                if not self._may_compile:
+                    raise
+                _note_plain(str(error))
+                self._passing = plain
+                return plain(pictures)
+
+        if not self._compiled:
+            return plain
+        compiled = compiled_features(self.network, self._precision, self._batch_size)
+        return tried
 
     def _head(self, features: Tensor) -> Tensor:
         with torch.inference_mode():
@@ -226,6 +256,12 @@ class Teacher:
             "backend": f"torch {torch.__version__} {self._device.type}{' compiled' if self._compiled else ''}",
         }
         return Tables(self._root, {**common, **identity}, self._batch_size, TOLERANCE[self._precision])
+
+
+@functools.cache
+def _note_plain(reason: str) -> None:
+    """Says, once in a process, why long passes aren't compiled."""
+    note(f"The teacher's passes are computed without torch.compile: {reason}")
 
 
 def _pass_name(pass_index: int) -> str:

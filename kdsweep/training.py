@@ -6,14 +6,14 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdsweep.numerics.compiling import compiled_forward
+from kdsweep.numerics.compiling import compiled_forward, explained
 from kdsweep.numerics.hardware import autocast, is_out_of_memory, random_state, set_random_state
 from kdsweep.numerics.logistic import LogisticRegression
 from kdsweep.numerics.small_convolutions import small_maps
@@ -95,6 +95,7 @@ class Fit:
     ) -> None:
         torch.manual_seed(order_seed)
         self._forward = compiled_forward(network) if compiled else network
+        self._compiled = compiled
         # It replaces single convolutions, and torch.compile wouldn't see through that.
         self._small_maps = nullcontext() if compiled else small_maps(precision, labels.device)
         self._network, self._views, self._labels = network, views, labels
@@ -192,14 +193,18 @@ class Fit:
         self._begin_epoch()
         self.between_steps = True
 
+    def _compiling(self) -> AbstractContextManager[object]:
+        return explained("compiled") if self._compiled else nullcontext()
+
     def _train_step(self, indices: Tensor, pass_index: int, answers: Answers | None) -> None:
         labels = self._labels[indices]
         pictures = self._views.batch(indices, pass_index)  # (B, H, W, 3)
-        with autocast(self._precision, labels.device), self._small_maps:
+        with self._compiling(), autocast(self._precision, labels.device), self._small_maps:
             logits = self._forward(pictures)  # (B, C)
         value = self._loss(logits, None if answers is None else answers(indices, pictures), labels)
         self._optimizer.zero_grad(set_to_none=True)
-        value.backward()
+        with self._compiling():
+            value.backward()
         self._optimizer.step()
         self._scheduler.step()
         self._losses[self._step] = value.detach()
