@@ -110,6 +110,11 @@ class Classifier(nn.Module):
         """The number of classes."""
         return self.head.out_features
 
+    @property
+    def format(self) -> str:
+        """The memory layout of weights and pictures: "channels_last" or "contiguous"."""
+        return next(name for name, layout in FORMATS.items() if layout is self._format)
+
     def in_format(self, name: str) -> Classifier:
         """Sets the memory layout of weights and pictures, "channels_last" or "contiguous", and returns itself."""
         self._format = FORMATS[name]

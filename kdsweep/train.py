@@ -189,7 +189,7 @@ def train_student(cfg: DictConfig, components: Components, trial: TrialLink | No
     # Data, network and teacher are built before the run is opened: a wrong value then leaves no failed run behind.
     network, precision = build.student(cfg, data)
     build.rehearse_training(cfg, data, network, precision)
-    cfg = build.in_force(cfg, precision)
+    cfg = build.in_force(cfg, (network, precision))
     store = recording.open_store(cfg)
     teacher = None if cfg.teacher is None else trained_teacher(build.teacher_key(cfg))
 

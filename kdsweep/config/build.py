@@ -22,6 +22,7 @@ from kdsweep.config.keys import NOT_IDENTIFYING, STUDENT_KEYS
 from kdsweep.config.rules import attempt
 from kdsweep.loss_rules import rule_of
 from kdsweep.numerics.hardware import resolve_device, resolve_precision
+from kdsweep.numerics.strided_convolutions import overrun
 from kdsweep.system import environment
 from kdsweep.system.errors import UserError, is_number, require_kinds
 from kdsweep.system.files import hash_identity
@@ -130,7 +131,7 @@ def rehearse_training(cfg: DictConfig, data: Dataset, built: Classifier, precisi
     n = min(cfg.batch_size, 2)
     pictures, labels = data.train.images[:n], data.train.labels[:n]
     groups = [_without_numbers(container(cfg[name])) for name in ("loss", "optimizer", "schedule")]
-    where = precision, memory_format(cfg), cfg.device
+    where = precision, built.format, cfg.device
     tried = json.dumps([key_of(cfg.model), groups, n, data.n_classes, pictures.shape, where, cfg.teacher is None])
     if tried in _rehearsed:
         return
@@ -200,17 +201,21 @@ def network(cfg: DictConfig, group: str, data: Dataset, seed: int) -> Classifier
 
 
 def student(cfg: DictConfig, data: Dataset) -> tuple[Classifier, str]:
-    """Builds the network to train, and chooses the precision (bf16 or fp32). Torch's random numbers stay as they were.
+    """Builds the network to train, and chooses precision and memory layout. Torch's random numbers stay as they were.
 
-    `precision: auto` takes what the hardware suggests, unless that would train this network wrongly.
+    `precision: auto` takes what the hardware suggests, and `memory_format: auto` takes channels_last, unless that would
+    train this network wrongly.
+
+    Returns:
+        The network, and the precision (bf16 or fp32).
 
     Raises:
-        UserError: The precision was chosen, and would train the network wrongly.
+        UserError: The precision or the layout was chosen, and would train the network wrongly.
     """
     device = resolve_device(cfg.device)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         built = network(cfg, "model", data, cfg.init_seed)
-    built.in_format(memory_format(cfg))
+    built.in_format("channels_last" if cfg.memory_format == "auto" else cfg.memory_format)
     precision = resolve_precision(cfg.precision, device)
     height, width = data.train.images.shape[1:3]
     # torch 2.15: where a strided convolution meets a map of 1 x 1, the gradient in the taps that see only padding is
@@ -224,26 +229,29 @@ def student(cfg: DictConfig, data: Dataset) -> tuple[Classifier, str]:
                 "precision",
             )
         precision = "fp32"
+    layer = overrun(built.net, precision, device)
+    if layer is not None:
+        fault = f"this processor can't train the network's {layer} in channels_last (oneDNN crashes on AVX2)"
+        if cfg.compiled:
+            raise UserError(f"{fault}, which torch.compile takes. Set compiled=false.", "compiled")
+        if cfg.memory_format == "channels_last":
+            raise UserError(f"{fault}. Set memory_format=auto or contiguous.", "memory_format")
+        built.in_format("contiguous")
     return built, precision
 
 
-def memory_format(cfg: DictConfig) -> str:
-    """Returns the memory layout of a student's weights and pictures; auto is channels_last."""
-    return "channels_last" if cfg.memory_format == "auto" else str(cfg.memory_format)
-
-
-def in_force(cfg: DictConfig, student_precision: str | None = None) -> DictConfig:
+def in_force(cfg: DictConfig, chosen: tuple[Classifier, str] | None = None) -> DictConfig:
     """Returns `cfg` with each "auto" of precision and memory format replaced by what is in force.
 
     Args:
-        student_precision: The precision that `student` chose; None for the run of a teacher.
+        chosen: What `student` returned; None for the run of a teacher.
     """
     own = cfg.copy()
     OmegaConf.set_readonly(own, False)
     if own.teacher is not None:
         own.teacher.precision = resolve_precision(cfg.teacher.precision, resolve_device(cfg.device))
-    if student_precision is not None:
-        own.precision, own.memory_format = student_precision, memory_format(cfg)
+    if chosen is not None:
+        own.precision, own.memory_format = chosen[1], chosen[0].format
     return own
 
 
