@@ -68,6 +68,10 @@ class Dataset:
         test: The official test split, for the final numbers only.
         padding: The number of pixels added on each side of a picture before a random crop.
         flip: Whether a mirrored picture has the same label.
+
+    Raises:
+        UserError: The training pictures have fewer than two classes, a split is empty, or a label is the index of no
+            class.
     """
 
     name: str
@@ -77,6 +81,18 @@ class Dataset:
     test: Split
     padding: int
     flip: bool
+
+    def __post_init__(self) -> None:
+        for split in ("train", "validation", "test"):
+            labels: Tensor = getattr(self, split).labels
+            fits = len(labels) > 0 and int(labels.min()) >= 0 and int(labels.max()) < self.n_classes
+            rule = "each split has pictures, and each label is the index of a class"
+            message = f"`{rule}` must hold, but in {split} of {self.name!r} it doesn't ({self.n_classes} classes)."
+            if not fits:
+                raise UserError(message)
+        if self.n_classes < 2 or int(self.train.labels.min()) == int(self.train.labels.max()):
+            remedy = "A network of one class is always right. Choose another data set."
+            raise UserError(f"`at least two classes` must hold, but the pictures of {self.name!r} have one. {remedy}")
 
     @property
     def n_classes(self) -> int:

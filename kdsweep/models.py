@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from kdsweep.numerics.picture_files import MAX_SIDE
 from kdsweep.numerics.weight_files import head_tensors, load_weights, locate
-from kdsweep.system.errors import UserError, is_number, one_line, require
+from kdsweep.system.errors import SEE_TRACEBACK, UserError, is_number, one_line, require
 from kdsweep.system.tensor_files import hash_tensors
 
 # In training these return a tuple, and their published weights expect another normalisation inside the network.
@@ -110,6 +110,11 @@ class Classifier(nn.Module):
         """The number of classes."""
         return self.head.out_features
 
+    @property
+    def format(self) -> str:
+        """The memory layout of weights and pictures: "channels_last" or "contiguous"."""
+        return next(name for name, layout in FORMATS.items() if layout is self._format)
+
     def in_format(self, name: str) -> Classifier:
         """Sets the memory layout of weights and pictures, "channels_last" or "contiguous", and returns itself."""
         self._format = FORMATS[name]
@@ -166,13 +171,16 @@ class Classifier(nn.Module):
         """Tries one blank picture of this size, in pixels.
 
         Raises:
-            UserError: The network can't take it.
+            UserError: The network can't take it, or returns something other than its logits.
         """
         training = self.training
         self.eval()
         try:
             with torch.inference_mode():
-                self(torch.zeros(1, height, width, 3, dtype=torch.uint8, device=self.mean.device))
+                answer = self(torch.zeros(1, height, width, 3, dtype=torch.uint8, device=self.mean.device))
+            self.require_logits(answer, 1)
+        except UserError:
+            raise
         except (AssertionError, RuntimeError, ValueError) as error:
             fault = one_line(f"{type(error).__name__}: {error}", whole=False)
             message = (
@@ -180,8 +188,27 @@ class Classifier(nn.Module):
                 f"{width} pixels ({fault}). Set the size that it was made for, such as input_size=224."
             )
             raise UserError(message, "input_size") from error
+        except (AttributeError, LookupError, TypeError) as error:
+            fault = one_line(f"{type(error).__name__}: {error}", whole=False)
+            rule = "the network takes pictures (B, 3, H, W) and nothing else"
+            raise UserError(f"`{rule}` must hold, but it ended in {fault}. {SEE_TRACEBACK}") from error
         finally:
             self.train(training)
+
+    def require_logits(self, answer: object, n: int) -> None:
+        """Refuses what the network has returned for `n` pictures unless it is their logits (n, n_classes).
+
+        Raises:
+            UserError: It is something else, such as a tuple with the outputs of several heads.
+        """
+        if isinstance(answer, Tensor) and answer.shape == (n, self.n_classes):
+            return
+        found = f"a tensor {tuple(answer.shape)}" if isinstance(answer, Tensor) else f"a {type(answer).__name__}"
+        mode = "training" if self.training else "evaluation"
+        raise UserError(
+            f"`the network returns logits, ({n}, {self.n_classes}) for {n} pictures` must hold, but in {mode} it "
+            f"returned {found}. Let it return those of one head alone, or choose another."
+        )
 
     def strides_over_one_pixel(self, height: int, width: int) -> bool:
         """Returns whether, for pictures of this size, a map of 1 x 1 enters a strided convolution wider than 1 x 1."""
@@ -285,6 +312,9 @@ class Architecture:
 
             net = get_model_builder(self.name)(num_classes=n_classes)
             last = next((module for module in reversed(list(net.modules())) if isinstance(module, nn.Linear)), None)
+        if isinstance(last, tuple | list):
+            rule = f"`one head` must hold, but name={self.name!r} has {len(last)}"
+            raise UserError(f"{rule}, of which one may be a distillation token's. Choose another.", "name")
         if not isinstance(last, nn.Linear) or last.out_features != n_classes:
             raise UserError(
                 f"`the last layer is linear` must hold, but got name={self.name!r}. Choose another.", "name"

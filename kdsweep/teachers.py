@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from kdsweep.numerics.compiling import compiled_features, worth_compiling
-from kdsweep.numerics.hardware import arithmetic
+from kdsweep.numerics import compiling
+from kdsweep.numerics.compiling import CompileError, compiled_features, worth_compiling
+from kdsweep.numerics.hardware import arithmetic, is_out_of_memory
 from kdsweep.numerics.rounding_noise import rounding_noise
-from kdsweep.system.errors import require
+from kdsweep.system.errors import UserError, one_line, require
 from kdsweep.system.files import hash_text
+from kdsweep.system.progress import note
 from kdsweep.system.tensor_files import hash_tensors
 from kdsweep.table_check import Asked
 from kdsweep.tables import Compute, Tables
@@ -28,6 +30,10 @@ if TYPE_CHECKING:
 
 MODES = ("table", "online")
 SPLITS = ("train", "validation", "test")
+
+# The head on a picture's features may differ from the network's logits by this share of the largest. A second head
+# makes them differ by far more.
+HEAD_TOLERANCE = 1e-2
 
 # The seed of the rounding errors with which a table is compared; any other does as well.
 NOISE_SEED = 0
@@ -54,7 +60,8 @@ class Teacher:
         seconds: The time spent so far on filling and reading tables.
 
     Raises:
-        UserError: mode, compiled or batch_size has a wrong value.
+        UserError: mode, compiled or batch_size has a wrong value, or the network's logits aren't its head's of its
+            features.
     """
 
     def __init__(
@@ -78,7 +85,9 @@ class Teacher:
         self._device = network.head.weight.device
         self._batch_size = batch_size
         self._root = tables
-        self._compiled = worth_compiling(self.network, data.train.images) if compiled is None else compiled
+        self._check_features()
+        self._may_compile = compiled is None
+        self._compiled = self._compiles(compiled)
         # The features depend on the backbone alone, so they stay valid when the head changes.
         self._features = self._tables({"outputs": "features", "backbone": network.backbone_hash()})
         self._logits: Tables | None = None
@@ -158,6 +167,38 @@ class Teacher:
         """Returns the splits whose features have no table yet."""
         return [split for split in SPLITS if not self._features.has(split)]
 
+    def _compiles(self, compiled: bool | None) -> bool:
+        """Returns whether passes are compiled: as demanded, or if they are long and nothing speaks against it."""
+        wanted = worth_compiling(self.network, self._data.train.images) if compiled is None else compiled
+        reason = compiling.fault(self._device.type) if wanted else None
+        if reason is None:
+            return wanted
+        if compiled:
+            rule = "torch.compile works on this machine"
+            raise UserError(f"`{rule}` must hold, but {reason}. Set it to null or false.", "compiled")
+        _note_plain(f"{reason}.")
+        return False
+
+    def _check_features(self) -> None:
+        """Tries the head on the features of one picture: tables are made in this way, and must hold the logits."""
+        picture = self._data.train.images[:1].to(self._device)
+        fault = ""
+        try:
+            logits, found = self.ask(picture), self._head(self._forward(self.network.features, picture))
+            largest = float(logits.abs().max())
+            # NaN passes here: what made it will say so.
+            differs = found.shape != logits.shape or float((found - logits).abs().max()) > HEAD_TOLERANCE * largest
+        except Exception as error:
+            if is_out_of_memory(error):  # the run itself says which settings take less
+                return
+            differs, fault = True, f" ({one_line(f'{type(error).__name__}: {error}', whole=False)})"
+        if differs:
+            raise UserError(
+                f"`a teacher's logits are made of its features by its head alone` must hold, but these aren't{fault}: "
+                "has it a second head? It can be a student. Choose another teacher.",
+                "network",
+            )
+
     def _rows(self, tables: Tables, name: str, n: int, compute: Compute, asked: Asked) -> Tensor:
         start = time.perf_counter()
         table = tables.rows(name, n, compute, asked).to(self._device)
@@ -186,9 +227,24 @@ class Teacher:
 
         It is made when it is first needed, because compiling takes long, and most runs find their passes on disk.
         """
-        if self._compiled:
-            return compiled_features(self.network, self._precision, self._batch_size)
-        return lambda pictures: self._forward(self.network.features, pictures)
+
+        def plain(pictures: Tensor) -> Tensor:
+            return self._forward(self.network.features, pictures)
+
+        def tried(pictures: Tensor) -> Tensor:
+            try:
+                return compiled(pictures)
+            except CompileError as error:
+                if not self._may_compile:
+                    raise
+                _note_plain(str(error))
+                self._passing = plain
+                return plain(pictures)
+
+        if not self._compiled:
+            return plain
+        compiled = compiled_features(self.network, self._precision, self._batch_size)
+        return tried
 
     def _head(self, features: Tensor) -> Tensor:
         with torch.inference_mode():
@@ -215,6 +271,12 @@ class Teacher:
             "backend": f"torch {torch.__version__} {self._device.type}{' compiled' if self._compiled else ''}",
         }
         return Tables(self._root, {**common, **identity}, self._batch_size)
+
+
+@functools.cache
+def _note_plain(reason: str) -> None:
+    """Says, once in a process, why long passes aren't compiled."""
+    note(f"The teacher's passes are computed without torch.compile: {reason}")
 
 
 def _pass_name(pass_index: int) -> str:

@@ -182,7 +182,8 @@ def train_student(cfg: DictConfig, components: Components, trial: TrialLink | No
     build.require_classes(cfg, data)
     # Data, network and teacher are built before the run is opened: a wrong value then leaves no failed run behind.
     network, precision = build.student(cfg, data)
-    cfg = build.in_force(cfg, precision)
+    build.rehearse_training(cfg, data, network, precision)
+    cfg = build.in_force(cfg, (network, precision))
     store = recording.open_store(cfg)
     teacher = None if cfg.teacher is None else trained_teacher(build.teacher_key(cfg))
 

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdsweep.numerics.compiling import compiled_forward
-from kdsweep.numerics.hardware import arithmetic, autocast, random_state, set_random_state, tf32
+from kdsweep.numerics.compiling import compiled_forward, explained
+from kdsweep.numerics.hardware import (
+    arithmetic,
+    autocast,
+    is_out_of_memory,
+    random_state,
+    set_random_state,
+    tf32,
+)
 from kdsweep.numerics.logistic import LogisticRegression
 from kdsweep.numerics.small_convolutions import small_maps
-from kdsweep.system.errors import RunError, UserError, is_number, require
+from kdsweep.system.errors import SEE_TRACEBACK, RunError, UserError, is_number, one_line, require
 from kdsweep.system.progress import progress
 from kdsweep.views import Views, batch_order, pass_of_epoch
 
@@ -32,6 +40,9 @@ if TYPE_CHECKING:
 SCALING_FLOOR = 0.1
 
 MOST_ITERATIONS = 10**6
+
+# What torch says where batch normalisation has a single value to take the mean of.
+ONE_VALUE = "Expected more than 1 value per channel"
 
 Metrics = dict[str, float]
 Loss = Callable[[Tensor, Tensor | None, Tensor], Tensor]  # (student logits, teacher logits or None, labels) -> scalar
@@ -91,6 +102,7 @@ class Fit:
     ) -> None:
         torch.manual_seed(order_seed)
         self._forward = compiled_forward(network) if compiled else network
+        self._compiled = compiled
         # It replaces single convolutions, and torch.compile wouldn't see through that.
         self._small_maps = nullcontext() if compiled else small_maps(precision, labels.device)
         self._network, self._views, self._labels = network, views, labels
@@ -189,18 +201,79 @@ class Fit:
         self._begin_epoch()
         self.between_steps = True
 
+    def _compiling(self) -> AbstractContextManager[object]:
+        return explained("compiled") if self._compiled else nullcontext()
+
     def _train_step(self, indices: Tensor, pass_index: int, answers: Answers | None) -> None:
         labels = self._labels[indices]
         pictures = self._views.batch(indices, pass_index)  # (B, H, W, 3)
-        with autocast(self._precision, labels.device), self._small_maps:
+        with self._compiling(), autocast(self._precision, labels.device), self._small_maps:
             logits = self._forward(pictures)  # (B, C)
         value = self._loss(logits, None if answers is None else answers(indices, pictures), labels)
         self._optimizer.zero_grad(set_to_none=True)
-        value.backward()
+        with self._compiling():
+            value.backward()
         self._optimizer.step()
         self._scheduler.step()
         self._losses[self._step] = value.detach()
         self._correct += (logits.detach().argmax(dim=1) == labels).sum()
+
+
+def rehearse(
+    network: Classifier,
+    views: Views,
+    labels: Tensor,
+    *,
+    loss: Loss,
+    guided: bool,
+    optimizer: Callable[[list[Tensor]], Optimizer],
+    schedule: Callable[[Optimizer, int], LRScheduler],
+    precision: str,
+) -> None:
+    """Tries a copy of a network as `Fit` and `predict` will use it: a step with all given pictures, and an evaluation.
+
+    The network, and the random numbers that are drawn afterwards, are as if this had not happened.
+
+    Args:
+        network: As in `Fit`, as are the following.
+        views: The pictures of one batch, and their views.
+        labels: (N,) int64, on the device of the pictures.
+        loss: A function of (student logits, teacher logits or None, labels).
+        guided: Whether the loss gets logits of a teacher, which are zeros here.
+        optimizer: Takes the list of trained parameters, and returns an optimizer.
+        schedule: Takes (optimizer, total steps), and returns a learning-rate scheduler.
+        precision: bf16 or fp32.
+
+    Raises:
+        UserError: The step or the evaluation fails, or the network returns something other than its logits.
+    """
+    device, n = labels.device, len(labels)
+    try:
+        own = copy.deepcopy(network)
+    except Exception:  # torch can't copy weights that are computed from others (weight norm)
+        return
+    own.register_forward_hook(lambda _, pictures, answer: own.require_logits(answer, len(pictures[0])))
+    indices = torch.arange(n, device=device)
+    answers = (lambda _, pictures: torch.zeros(n, own.n_classes, device=device)) if guided else None
+    settings: dict[str, Any] = {"loss": loss, "optimizer": optimizer, "schedule": schedule, "precision": precision}
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            fit = Fit(own, views, labels, teacher=None, epochs=1, batch_size=n, n_passes=1, order_seed=0, **settings)
+            own.train()
+            fit._train_step(indices, 0, answers)
+            predict(own, views.batch(indices[:1], 0), 1, precision)
+    except UserError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):  # the run itself says which settings take less
+            return
+        fault = one_line(f"{type(error).__name__}: {error}", whole=False)
+        if ONE_VALUE in fault:
+            rule = "batch normalisation sees more than one value a channel"
+            remedy = "Set batch_size >= 2, or a larger model.input_size."
+            raise UserError(f"`{rule}` must hold, but got batch_size={n}. {remedy}", "batch_size") from error
+        rule = "a step of training works"
+        raise UserError(f"`{rule}` must hold, but on {n} pictures it ended in {fault}. {SEE_TRACEBACK}") from error
 
 
 def fit_head(

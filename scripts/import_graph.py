@@ -49,7 +49,10 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
         *("experiment", "training", "teachers", "tables", "evaluation", "models", "data", "views"),
         *("losses", "loss_rules", "schedules"),
     ),
-    "numerics": ("logistic", "compiling", "small_convolutions", "weight_files", "picture_files", "hardware"),
+    "numerics": (
+        *("logistic", "compiling", "small_convolutions", "strided_convolutions"),
+        *("weight_files", "picture_files", "hardware"),
+    ),
     "system": (
         *("exit_status", "checkpoint", "environment", "tensor_files", "masking", "files", "sqlite", "progress"),
         *("interrupts", "processes", "errors"),

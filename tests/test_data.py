@@ -110,6 +110,31 @@ def test_a_constant_colour_has_a_scale_of_one() -> None:
     assert data.Dataset("black", ("a", "b"), split, split, split, 0, False).std == (1.0, 1.0, 1.0)
 
 
+def labelled(train: list[int], test: list[int], classes: str) -> data.Dataset:
+    """A data set of black pictures, as a reader of the user's own may return it."""
+    splits = [
+        data.Split(torch.zeros(len(labels), 4, 4, 3, dtype=torch.uint8), torch.tensor(labels))
+        for labels in (train, test)
+    ]
+    return data.Dataset("mine", tuple(classes), splits[0], splits[1], splits[1], 0, False)
+
+
+@pytest.mark.parametrize(("train", "classes"), [([0, 0, 0], "a"), ([1, 1, 1], "ab")])
+def test_a_data_set_of_one_class_is_refused(train: list[int], classes: str) -> None:
+    """Whoever reads it, and also if it has names for more."""
+    with pytest.raises(UserError, match="`at least two classes` must hold, but the pictures of 'mine' have one"):
+        labelled(train, train, classes)
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "split"), [([0, 2], [0], "train"), ([0, 1], [-1], "validation"), ([0, 1], [], "validation")]
+)
+def test_labels_are_indices_of_classes(train: list[int], test: list[int], split: str) -> None:
+    """A label beyond the classes would end in the middle of a run, and an empty split in a division by zero."""
+    with pytest.raises(UserError, match=f"but in {split} of 'mine' it doesn't"):
+        labelled(train, test, "ab")
+
+
 @pytest.mark.parametrize(
     "bad",
     [{"val_size": value} for value in (0, -1, 0.0, 1.0, -0.5, float("nan"), float("inf"), True, None, "many", 5000.0)]

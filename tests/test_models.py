@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from networks import architecture, assert_same, build, random_pictures
+from networks import HALF, architecture, assert_same, build, random_pictures, two_heads
 from omegaconf import OmegaConf
 from torch.nn import functional as F
 from torchvision.transforms import Compose, Normalize, ToTensor
@@ -19,7 +19,6 @@ from kdsweep.models import Architecture
 from kdsweep.system.errors import UserError
 
 CHECKOUT = Path(__file__).parents[1]
-HALF = (0.5, 0.5, 0.5)
 
 
 # Architecture
@@ -82,7 +81,7 @@ def test_the_cifar_stem_works_for_timms_resnets() -> None:
         ({"name": "googlenet"}, "name", "no auxiliary outputs"),
         ({"name": "squeezenet1_0"}, "name", "the last layer is linear"),
         ({"library": "timm", "name": "resnet_18"}, "name", "classifier of timm` .* Did you mean resnet18"),
-        ({"library": "timm", "name": "deit_tiny_distilled_patch16_224"}, "name", "the last layer is linear"),
+        ({"library": "timm", "name": "deit_tiny_distilled_patch16_224"}, "name", "`one head` must .* has 2"),
         ({"stem": "tiny"}, "stem", "`stem in {imagenet, cifar}` must hold, but got stem='tiny'"),
         ({"stem": "cifar", "name": "mobilenet_v2"}, "stem", "but got stem='cifar' with name='mobilenet_v2'"),
         ({"weights": "IMAGENET1K_V3"}, "weights", "IMAGENET1K_V1, .*safetensors.* got weights='IMAGENET1K_V3'"),
@@ -214,6 +213,23 @@ def test_a_size_that_the_network_cannot_take_is_refused() -> None:
     network = build(**vit, input_size=224)
     network.check_size(32, 32)
     assert network.net.training
+
+
+@pytest.mark.parametrize(
+    ("answer", "found"),
+    [
+        (lambda _, features, logits: (logits, features), r"in evaluation it returned a tuple"),
+        (lambda _, features, logits: {"logits": logits}, r"returned a dict"),
+        (lambda _, features, logits: logits.squeeze(), r"\(1, 10\) for 1 pictures` .* returned a tensor \(10,\)"),
+        (lambda _, features, logits: features, r"returned a tensor \(1, 8\)"),
+        (lambda net, features, logits: net(), r"takes pictures .* and nothing else` .* missing 1 required"),
+    ],
+)
+def test_a_network_that_returns_no_logits_is_refused(answer: Any, found: str) -> None:
+    """Several outputs, an output without its batch and several inputs are each refused in one line."""
+    with pytest.raises(UserError, match=found) as error:
+        two_heads(answer).check_size(32, 32)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(("side", "found"), [(16, True), (17, False), (32, False)])

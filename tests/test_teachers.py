@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import build
+from networks import build, two_heads
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -312,3 +312,37 @@ def test_training_a_student_leaves_the_teacher_alone(tmp_path: Path) -> None:
     train(teacher(tmp_path, network, mode="online"), functools.partial(kd, alpha=0.5, tau=2.0))
     assert hash_tensors(network.net.state_dict()) == before
     assert all(parameter.grad is None for parameter in network.parameters())
+
+
+# ------------------------------------------------------------------------------------------------------- features
+
+
+@pytest.mark.parametrize(
+    ("answer", "takes"),
+    [
+        (lambda net, features, logits: logits, True),
+        # Its last step commutes with a linear head, so tables hold its logits but for rounding.
+        (lambda net, features, logits: torch.stack([logits, logits]).mean(0), True),
+        (lambda net, features, logits: logits + net.second(features), False),
+        (lambda net, features, logits: logits + net.second.weight.sum(), False),
+        (lambda net, features, logits: logits.flatten(1) if logits.shape[1] == 10 else features[:, :3], False),
+    ],
+)
+def test_a_teacher_is_tried_by_the_head_of_its_features(tmp_path: Path, answer: Any, takes: bool) -> None:
+    """A network whose logits are more than its head's is refused before a table is made."""
+    network = two_heads(answer, frozen=True)
+    if takes:
+        teacher(tmp_path, network)
+        return
+    with pytest.raises(UserError, match=r"^network: .* by its head alone` must hold.* second head\?") as error:
+        teacher(tmp_path, network)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_a_second_head_of_timms_is_no_teacher(tmp_path: Path) -> None:
+    """Volo adds a second head's logits: it can be a student, and is refused as a teacher."""
+    volo = build(6, library="timm", name="volo_d1_224", input_size=224)
+    volo.check_size(32, 32)
+    with pytest.raises(UserError, match=r"^network: .* these aren't \(RuntimeError: The size"):
+        teacher(tmp_path, volo)

@@ -27,7 +27,7 @@ from kdsweep.schedules import constant, cosine
 from kdsweep.system.errors import UserError
 from kdsweep.system.tensor_files import hash_tensors
 from kdsweep.teachers import Teacher
-from kdsweep.training import SCALING_FLOOR, DivergedError, Fit, Metrics, fit_head, predict
+from kdsweep.training import SCALING_FLOOR, DivergedError, Fit, Metrics, fit_head, predict, rehearse
 from kdsweep.views import Views, pass_of_epoch
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -423,3 +423,104 @@ def test_predictions_do_not_depend_on_the_batch(precision: str) -> None:
     assert whole.dtype == torch.float32
     torch.testing.assert_close(whole, parts, rtol=1e-2 if precision == "bf16" else 1e-4, atol=1e-2)
     assert weights_hash(network) == before
+
+
+# ------------------------------------------------------------------------------------------------------ rehearsal
+
+
+def tried(network: Classifier, n: int = 2, guided: bool = False, **changes: Any) -> None:
+    """Rehearses a training of `network` on its first pictures."""
+    shown = Views(DATA.train.images[:n], DATA.padding, DATA.flip, seed=0)
+    plain: dict[str, Any] = {
+        "loss": ce,
+        "optimizer": functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9),
+        "schedule": constant,
+        "precision": "fp32",
+    }
+    rehearse(network, shown, DATA.train.labels[:n], guided=guided, **plain | changes)
+
+
+def with_dropout() -> Classifier:
+    return networks.two_heads(lambda net, features, logits: logits)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_rehearsal_changes_nothing(precision: str) -> None:
+    """Weights, statistics, gradients, mode and random numbers stay, and so does what is learnt afterwards."""
+    plain, network = with_dropout(), with_dropout()
+    before = torch.get_rng_state(), hash_tensors(network.state_dict())
+    tried(network, precision=precision)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert hash_tensors(network.state_dict()) == before[1]
+    assert all(parameter.grad is None for parameter in network.parameters())
+    assert network.training
+    first, second = ([epoch["train/loss"] for epoch in train(one, precision=precision)] for one in (network, plain))
+    assert first == second
+    assert hash_tensors(network.state_dict()) == hash_tensors(plain.state_dict()) != before[1]
+
+
+def test_a_rehearsal_takes_the_step_that_training_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A teacher's logits, loss, optimizer and schedule have their part in it; the copy's weights move."""
+    seen: list[str] = []
+    step = torch.optim.SGD.step
+
+    def stepping(self: Any, *arguments: Any) -> Any:
+        (weight, *_) = self.param_groups[0]["params"]
+        old = weight.detach().clone()
+        step(self, *arguments)
+        seen.append("moved" if not torch.equal(old, weight) else "stood")
+
+    monkeypatch.setattr(torch.optim.SGD, "step", stepping)
+
+    def loss(logits: Tensor, answers: Tensor, labels: Tensor) -> Tensor:
+        seen.append(f"{len(answers)} answers")
+        return kd(logits, answers, labels, alpha=0.5, tau=2.0)
+
+    tried(with_dropout(), guided=True, loss=loss)
+    assert seen == ["2 answers", "moved"]
+
+
+def test_one_value_a_channel_is_refused() -> None:
+    """A batch of one whose maps have one pixel leaves batch norm nothing to do; two pictures, or larger maps, do."""
+    network = build()
+    with pytest.raises(UserError, match=r"^batch_size: `batch normalisation .* got batch_size=1. Set batch_size >= 2"):
+        tried(network, n=1)
+    tried(network, n=2)
+    tried(build(stem="cifar"), n=1)
+
+
+@pytest.mark.parametrize(
+    ("answer", "changes", "found"),
+    [
+        (lambda net, f, y: (y, net.second(f)) if net.training else y, {}, "in training it returned a tuple"),
+        (lambda net, f, y: y if net.training else y.squeeze(), {}, "in evaluation it returned a tensor"),
+        (lambda net, f, y: y.detach(), {}, "2 pictures it ended in RuntimeError: element 0"),
+        (lambda net, f, y: y, {"optimizer": torch.optim.LBFGS}, "TypeError: .*closure"),
+        (lambda net, f, y: y, {"optimizer": torch.optim.Muon}, "ValueError: .*2D"),
+        (lambda net, f, y: y, {"loss": lambda logits, answers, labels: logits.sum(1)}, "scalar outputs"),
+        (lambda net, f, y: y, {"loss": lambda logits, answers, labels: answers.sum()}, "AttributeError: 'NoneType'"),
+    ],
+)
+def test_a_training_that_cannot_work_is_refused(answer: Any, changes: dict[str, Any], found: str) -> None:
+    """Auxiliary outputs, optimizers of another kind and losses without a gradient: each is refused in one line."""
+    with pytest.raises(UserError, match=found) as error:
+        tried(networks.two_heads(answer), **changes)
+    assert "\n" not in str(error.value)
+
+
+def test_what_cannot_be_copied_is_not_rehearsed() -> None:
+    """Weights that torch computes from others can't be copied; such a network trains without a rehearsal."""
+    network = with_dropout()
+    network.net.drop = torch.nn.Sequential()
+    network.net.own = network.head.weight * 2
+    tried(network)
+
+
+def test_what_takes_too_much_memory_is_the_runs_to_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run's message names the settings that take less."""
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Fit, "_train_step", full)
+    tried(with_dropout())

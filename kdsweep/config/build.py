@@ -18,13 +18,15 @@ import torch
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from kdsweep import training
 from kdsweep.config.keys import NOT_IDENTIFYING, STUDENT_KEYS, unclassified
 from kdsweep.config.rules import attempt, require_objectives
 from kdsweep.evaluation import TOP
 from kdsweep.loss_rules import rule_of
 from kdsweep.numerics.hardware import TEACHER_PRECISIONS, resolve_device, resolve_precision
+from kdsweep.numerics.strided_convolutions import overrun
 from kdsweep.system import environment
-from kdsweep.system.errors import UserError, require_kinds
+from kdsweep.system.errors import UserError, is_number, require_kinds
 from kdsweep.system.files import hash_identity
 from kdsweep.teachers import Teacher
 from kdsweep.views import Views
@@ -126,7 +128,8 @@ def rehearse(cfg: DictConfig) -> None:
     """Builds everything that a run builds before training, so that errors in data, weights or teacher show now."""
     data, _ = inputs(key_of(cfg.data), cfg.view_seed, cfg.device)
     require_classes(cfg, data)
-    student(cfg, data)
+    built, precision = student(cfg, data)
+    rehearse_training(cfg, data, built, precision)
     if cfg.teacher is not None:
         untrained_teacher(cfg)
 
@@ -135,6 +138,47 @@ def require_classes(cfg: DictConfig, data: Dataset) -> None:
     """Refuses an objective for which the data set has too few classes."""
     if data.n_classes <= TOP:
         require_objectives(cfg, {"classes": f"{data.name} has {data.n_classes} classes, so a top {TOP} says nothing."})
+
+
+# What `rehearse_training` has tried in this process.
+_rehearsed: set[str] = set()
+
+
+def rehearse_training(cfg: DictConfig, data: Dataset, built: Classifier, precision: str) -> None:
+    """Tries a step of the student's training and an evaluation, on a batch of two pictures or of one, on a copy.
+
+    The jobs of a sweep that differ in numbers alone, such as alpha, share one trial in each process.
+
+    Raises:
+        UserError: The network can't be trained or evaluated as it is configured.
+    """
+    # A batch of two is as good as a larger one; with one alone, batch normalisation may have a single value.
+    n = min(cfg.batch_size, 2)
+    pictures, labels = data.train.images[:n], data.train.labels[:n]
+    groups = [_without_numbers(container(cfg[name])) for name in ("loss", "optimizer", "schedule")]
+    where = precision, built.format, cfg.device
+    tried = json.dumps([key_of(cfg.model), groups, n, data.n_classes, pictures.shape, where, cfg.teacher is None])
+    if tried in _rehearsed:
+        return
+    device, parts = resolve_device(cfg.device), components(cfg)
+    training.rehearse(
+        built,
+        Views(pictures.to(device), data.padding, data.flip, cfg.view_seed),
+        labels.to(device),
+        loss=parts.loss,
+        guided=cfg.teacher is not None,
+        optimizer=parts.optimizer,
+        schedule=parts.schedule,
+        precision=precision,
+    )
+    _rehearsed.add(tried)
+
+
+def _without_numbers(value: Any) -> Any:
+    """Returns a part of a configuration without its numbers."""
+    if isinstance(value, dict):
+        return {key: _without_numbers(inner) for key, inner in value.items() if not is_number(inner)}
+    return [_without_numbers(inner) for inner in value if not is_number(inner)] if isinstance(value, list) else value
 
 
 def container(cfg: DictConfig) -> dict[str, Any]:
@@ -187,17 +231,21 @@ def network(cfg: DictConfig, group: str, data: Dataset, seed: int) -> Classifier
 
 
 def student(cfg: DictConfig, data: Dataset) -> tuple[Classifier, str]:
-    """Builds the network to train, and chooses the precision (bf16 or fp32). Torch's random numbers stay as they were.
+    """Builds the network to train, and chooses precision and memory layout. Torch's random numbers stay as they were.
 
-    `precision: auto` takes what the hardware suggests, unless that would train this network wrongly.
+    `precision: auto` takes what the hardware suggests, and `memory_format: auto` takes channels_last, unless that would
+    train this network wrongly.
+
+    Returns:
+        The network, and the precision (bf16 or fp32).
 
     Raises:
-        UserError: The precision was chosen, and would train the network wrongly.
+        UserError: The precision or the layout was chosen, and would train the network wrongly.
     """
     device = resolve_device(cfg.device)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         built = network(cfg, "model", data, cfg.init_seed)
-    built.in_format(memory_format(cfg))
+    built.in_format("channels_last" if cfg.memory_format == "auto" else cfg.memory_format)
     precision = resolve_precision(cfg.precision, device)
     height, width = data.train.images.shape[1:3]
     # torch 2.15: where a strided convolution meets a map of 1 x 1, the gradient in the taps that see only padding is
@@ -211,26 +259,29 @@ def student(cfg: DictConfig, data: Dataset) -> tuple[Classifier, str]:
                 "precision",
             )
         precision = "fp32"
+    layer = overrun(built.net, precision, device)
+    if layer is not None:
+        fault = f"this processor can't train the network's {layer} in channels_last (oneDNN crashes on AVX2)"
+        if cfg.compiled:
+            raise UserError(f"{fault}, which torch.compile takes. Set compiled=false.", "compiled")
+        if cfg.memory_format == "channels_last":
+            raise UserError(f"{fault}. Set memory_format=auto or contiguous.", "memory_format")
+        built.in_format("contiguous")
     return built, precision
 
 
-def memory_format(cfg: DictConfig) -> str:
-    """Returns the memory layout of a student's weights and pictures; auto is channels_last."""
-    return "channels_last" if cfg.memory_format == "auto" else str(cfg.memory_format)
-
-
-def in_force(cfg: DictConfig, student_precision: str | None = None) -> DictConfig:
+def in_force(cfg: DictConfig, chosen: tuple[Classifier, str] | None = None) -> DictConfig:
     """Returns `cfg` with each "auto" of precision and memory format replaced by what is in force.
 
     Args:
-        student_precision: The precision that `student` chose; None for the run of a teacher.
+        chosen: What `student` returned; None for the run of a teacher.
     """
     own = cfg.copy()
     OmegaConf.set_readonly(own, False)
     if own.teacher is not None:
         own.teacher.precision = teacher_precision(cfg, resolve_device(cfg.device))
-    if student_precision is not None:
-        own.precision, own.memory_format = student_precision, memory_format(cfg)
+    if chosen is not None:
+        own.precision, own.memory_format = chosen[1], chosen[0].format
     return own
 
 

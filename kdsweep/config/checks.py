@@ -10,6 +10,7 @@ import torch
 from kdsweep import training
 from kdsweep.config.build import Components, architecture, component, components, key_of, teacher_precision
 from kdsweep.config.rules import attempt, check_values
+from kdsweep.numerics import compiling
 from kdsweep.numerics.hardware import resolve_device, resolve_precision, set_determinism, set_threads
 from kdsweep.system.errors import UserError, require
 
@@ -42,6 +43,11 @@ def check_components(cfg: DictConfig) -> Components:
     resolve_precision(cfg.precision, device)
     set_threads(cfg.threads)
     set_determinism(cfg.deterministic, device)
+    if cfg.compiled:
+        reason = compiling.fault(device.type)
+        if reason is not None:
+            rule = "torch.compile works on this machine"
+            raise UserError(f"`{rule}` must hold, but {reason}. Set compiled=false.", "compiled")
     if cfg.teacher is None and cfg.arm == "teacher":
         raise UserError("there is no teacher to train. Choose one, such as teacher=resnet50_imagenet.", "teacher")
     built = components(cfg)

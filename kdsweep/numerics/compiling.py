@@ -7,8 +7,15 @@ that is decided by counting its operations, and not by a clock, so that each sta
 from __future__ import annotations
 
 import copy
+import functools
+import importlib.util
 import os
 import shutil
+import subprocess
+import sysconfig
+import tempfile
+import traceback
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -16,10 +23,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from kdsweep.numerics.hardware import AUTOCAST, tf32
+from kdsweep.numerics.hardware import AUTOCAST, is_out_of_memory, tf32
+from kdsweep.system.errors import RunError, one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 
 class Network(Protocol):
@@ -52,16 +60,76 @@ class Network(Protocol):
 # far more.
 WORTH_FLOPS = 1e14
 
+# A cache with room for this many bytes has room for the code of a network.
+CACHE_BYTES = 2**20
+
+# Modules of torch that compile.
+COMPILING = ("torch._inductor", "torch._dynamo.exc", "torch._functorch")
+
 
 def worth_compiling(network: Network, pictures: Tensor) -> bool:
     """Returns whether a pass over `pictures` (N, H, W, 3) is long enough, and this machine has a compiler."""
     return len(pictures) * flops(network, *pictures.shape[1:3]) >= WORTH_FLOPS and has_compiler()
 
 
+class CompileError(RunError):
+    """torch.compile can't compile a network."""
+
+
 def has_compiler() -> bool:
     """Returns whether there is a C++ compiler; torch.compile needs it on CPUs, and to launch its kernels on GPUs."""
+    return _compiler() is not None
+
+
+@functools.cache
+def fault(device: str) -> str | None:
+    """Returns why torch.compile can't work on this machine for a type of device; None if nothing speaks against it.
+
+    It asks for what compiling needs, in a third of a second: a C++ compiler that finds Python's header, a cache that
+    can be written, and Triton for a GPU. What torch can't compile of a network shows when it is compiled.
+    """
+    if device == "cuda" and importlib.util.find_spec("triton") is None:
+        return "Triton isn't installed"
+    compiler = _compiler()
+    if compiler is None:
+        return f"there is no C++ compiler ({os.environ.get('CXX') or 'g++ or clang++'})"
+    command = [compiler, "-x", "c++", "-fsyntax-only", f"-I{sysconfig.get_path('include')}", "-"]
+    header = "#include <Python.h>\n"
+    try:
+        tried = subprocess.run(command, input=header, capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{compiler} doesn't work ({one_line(error)})"
+    if tried.returncode != 0:
+        lines = [line for line in tried.stderr.splitlines() if "error" in line]
+        return f"{compiler} doesn't work ({lines[0].strip() if lines else f'exit status {tried.returncode}'})"
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    try:
+        with tempfile.TemporaryFile(dir=cache_dir()) as file:
+            file.write(bytes(CACHE_BYTES))
+    except OSError as error:
+        return f"its cache can't be written ({one_line(error)}; TORCHINDUCTOR_CACHE_DIR names another)"
+    return None
+
+
+def _compiler() -> str | None:
+    """Returns the C++ compiler that torch would take: $CXX, or the first one in the path."""
     chosen = os.environ.get("CXX")
-    return any(shutil.which(name) is not None for name in ([chosen] if chosen else ["g++", "clang++"]))
+    return next(filter(None, map(shutil.which, [chosen] if chosen else ["g++", "clang++"])), None)
+
+
+@contextmanager
+def explained(key: str) -> Iterator[None]:
+    """Turns what torch raises in this block because it can't compile into a `CompileError`; `key` switches it off."""
+    try:
+        yield
+    except Exception as error:
+        frames = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+        if is_out_of_memory(error) or not any(name.startswith(COMPILING) for name in (type(error).__module__, *frames)):
+            raise
+        # "backend='inductor' raised:" comes before what happened, and advice after it.
+        found = one_line(str(error).partition("raised:\n")[2] or error, whole=False)
+        raise CompileError(f"torch.compile can't compile the network ({found}). Set {key}=false.") from error
 
 
 def flops(network: Network, height: int, width: int) -> int:
@@ -82,7 +150,7 @@ def compiled_features(network: Network, precision: str, batch_size: int) -> Call
         batch_size: The largest number of pictures in a call; smaller batches are filled up.
 
     Returns:
-        uint8 (B, H, W, 3) with B <= batch_size -> float32 (B, F).
+        uint8 (B, H, W, 3) with B <= batch_size -> float32 (B, F). It raises a `CompileError` if torch can't compile.
     """
     own = copy.deepcopy(network).eval().requires_grad_(False)
     own.head.bypass = True
@@ -93,7 +161,7 @@ def compiled_features(network: Network, precision: str, batch_size: int) -> Call
     def features(pictures: Tensor) -> Tensor:
         missing = batch_size - len(pictures)
         filled = F.pad(pictures, (0, 0, 0, 0, 0, 0, 0, missing))
-        with torch.inference_mode(), tf32(precision, pictures.device):
+        with explained("teacher.compiled"), torch.inference_mode(), tf32(precision, pictures.device):
             found: Tensor = compiled(own.preprocess(filled).to(dtype))
         # clone: a row that is kept must not keep the whole batch in memory.
         return found[: len(pictures)].float().clone()

@@ -41,7 +41,8 @@ def class_files(root: Path) -> tuple[dict[str, list[str]], dict[str, list[str]]]
         For train and for test: class -> its pictures, as paths relative to `root`. Classes and paths are sorted.
 
     Raises:
-        UserError: A folder is missing, a class is empty, or train and test have different classes.
+        UserError: A folder is missing, a class is empty, a split has fewer than two classes, or train and test have
+            different classes.
     """
     if not root.is_dir():
         raise _bad_folder(f"{root} is a file" if root.exists() else f"the folder {root} does not exist")
@@ -148,14 +149,33 @@ def _split_files(root: Path, split: str) -> dict[str, list[str]]:
     """Returns the classes of a split, each with its pictures as sorted paths relative to `root`."""
     folder = root / split
     if not folder.is_dir():
-        raise _bad_folder(f"{root} has no folder {split}/")
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not _ignored(entry.name))
+        deeper = [name for name in _subfolders(root) if (root / name / split).is_dir()]
+        remedy = f". {root / deeper[0]} has one: name it" if deeper else ""
+        raise _bad_folder(f"{root} has no folder {split}/{remedy}")
+    names = _subfolders(folder)
     if not names:
         raise _bad_folder(f"{folder} has no class folders")
+    if len(names) == 1:
+        raise _one_class(folder, names[0])
     classes = {name: _files(root, folder / name) for name in names}
     if empty := [name for name, files in classes.items() if not files]:
         raise _bad_folder(f"in {folder} these class folders have no pictures: {_named(empty)}")
     return classes
+
+
+def _one_class(folder: Path, name: str) -> UserError:
+    """Returns the error for a split with a single class folder, which says so if the classes lie deeper."""
+    message = f"a data set has at least two classes, but {folder} has one class folder, {name!r}"
+    inner = folder / name
+    while len(below := _subfolders(inner)) == 1:
+        inner /= below[0]
+    if below:
+        message += f". If {_named(below)} in {inner} are the classes, move them to {folder}"
+    return _bad_folder(message)
+
+
+def _subfolders(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not _ignored(entry.name))
 
 
 def _files(root: Path, folder: Path) -> list[str]:

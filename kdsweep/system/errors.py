@@ -5,6 +5,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 
+# Ends a message about code that isn't ours.
+SEE_TRACEBACK = "KDSWEEP_TRACEBACK=1 shows where."
+
 # No number of a configuration is larger than this.
 LARGEST = 1e30
 

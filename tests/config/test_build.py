@@ -12,7 +12,7 @@ from commands import SHORT
 from configurations import composed
 from omegaconf import DictConfig, OmegaConf
 
-from kdsweep import losses
+from kdsweep import losses, training
 from kdsweep.config import build, rules
 from kdsweep.config.checks import check
 from kdsweep.models import FORMATS, Classifier
@@ -46,15 +46,19 @@ def test_the_same_inputs_are_made_once() -> None:
 
 
 def test_the_same_architecture_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Jobs of a sweep share it, as do its check and its networks; one that is refused is refused again."""
+    """Jobs of a sweep share it, as do its check and its networks; one that is refused is refused again.
+
+    A loss is built for each job, and once more to rehearse a step.
+    """
     built: list[str] = []
     own = build.component
     monkeypatch.setattr(build, "component", lambda cfg, group: (built.append(group), own(cfg, group))[1])
     build.architecture.cache_clear()
+    build._rehearsed.clear()
     for alpha in (0.1, 0.2):
         check(cfg := config(f"loss.alpha={alpha}"))
         build.rehearse(cfg)
-    assert [built.count(group) for group in ("model", "teacher.network", "loss")] == [1, 1, 2]
+    assert [built.count(group) for group in ("model", "teacher.network", "loss")] == [1, 1, 3]
     for _ in range(2):
         with pytest.raises(UserError, match=r"^model\.stem: "):
             check(config("model.stem=round"))
@@ -272,3 +276,22 @@ def test_which_keys_take_whole_numbers_alone(key: str, whole: bool) -> None:
     """A component's arguments say it, also where their value is null or happens to be whole."""
     cfg = config("optimizer.weight_decay=0", "optimizer.momentum=1", "+mine.depth=3")
     assert build.takes_whole_numbers(cfg, key) is whole
+
+
+def test_a_step_is_rehearsed_once_for_jobs_that_differ_in_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another alpha or seed needs no other trial; another loss, network or batch of one does."""
+    rehearsed: list[int] = []
+    monkeypatch.setattr(training, "rehearse", lambda network, views, labels, **_: rehearsed.append(len(labels)))
+    build._rehearsed.clear()
+    for words in ((), ("loss.alpha=0.9", "optimizer.lr=1", "seed=3", "batch_size=7"), ("batch_size=1",), ("loss=ce",)):
+        cfg = config("teacher=none", *words)
+        data, _ = build.inputs(build.key_of(cfg.data), 0, "cpu")
+        build.rehearse_training(cfg, data, build.student(cfg, data)[0], "fp32")
+    assert rehearsed == [2, 1, 2]
+    build._rehearsed.clear()
+
+
+def test_a_batch_of_one_is_refused_before_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network of the short run has maps of one pixel, which leave batch norm one value."""
+    with pytest.raises(UserError, match=r"^batch_size: .* got batch_size=1"):
+        build.rehearse(config("batch_size=1"))

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 import functools
+import re
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from commands import SHORT
+from configurations import composed
 from needs import lacking
 from networks import build, random_pictures
 from test_teachers import DATA, teacher, views
 from torch import Tensor, nn
+from torch._dynamo.exc import BackendCompilerFailed
 from torch._dynamo.utils import counters
 
+from kdsweep import teachers
+from kdsweep.config.checks import check
 from kdsweep.losses import kd
 from kdsweep.models import Classifier, Head
 from kdsweep.numerics import compiling
-from kdsweep.numerics.compiling import compiled_features, flops, has_compiler, worth_compiling
+from kdsweep.numerics.compiling import CompileError, compiled_features, flops, has_compiler, worth_compiling
 from kdsweep.schedules import constant
 from kdsweep.system.errors import UserError
 from kdsweep.training import Fit
@@ -77,6 +86,115 @@ def test_a_compiler_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CXX")
     monkeypatch.setenv("PATH", "")
     assert not has_compiler()
+
+
+# --------------------------------------------------------------------------------- where nothing can be compiled
+
+
+@pytest.fixture
+def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A compiler that doesn't find Python's header."""
+    compiler = tmp_path / "c++"
+    compiler.write_text("#!/bin/sh\necho '<stdin>:1:10: fatal error: Python.h: No such file' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    compiling.fault.cache_clear()
+    teachers._note_plain.cache_clear()
+    yield
+    compiling.fault.cache_clear()
+
+
+def failing(*_: object, **__: object) -> Any:
+    """Stands for torch.compile on a network that Inductor can't compile; the message has lines of advice."""
+
+    def compiled(*_: object) -> None:
+        raise BackendCompilerFailed(failing, RuntimeError("no lowering for it\nadvice"), None)
+
+    return compiled
+
+
+@pytest.mark.usefixtures("broken")
+def test_a_compiler_that_finds_no_header_is_told() -> None:
+    """The message has the compiler's own line; another place of the header would be found by it."""
+    reason = compiling.fault("cpu")
+    assert reason is not None
+    assert re.fullmatch(r"/.*/c\+\+ doesn't work \(<stdin>:1:10: fatal error: Python.h: No such file\)", reason)
+
+
+@pytest.mark.parametrize("case", ["none", "cache", "room", "hangs"])
+def test_other_reasons_are_told(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No compiler, a cache that is a file, one without room, and a compiler that can't be started."""
+    (tmp_path / "file").touch()
+    (tmp_path / "compiler").write_text("no program")
+    (tmp_path / "compiler").chmod(0o755)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / ("file" if case == "cache" else "cache")))
+    monkeypatch.setenv("CXX", {"none": "no-such-compiler", "hangs": str(tmp_path / "compiler")}.get(case, "true"))
+    if case == "room":
+        monkeypatch.setattr(compiling, "CACHE_BYTES", -1)
+
+        def full(**_: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    said = {
+        "none": r"there is no C\+\+ compiler \(no-such-compiler\)",
+        "cache": r"its cache can't be written \(.*File exists.*; TORCHINDUCTOR_CACHE_DIR names another\)",
+        "room": r"its cache can't be written \(.*No space left.*",
+        "hangs": r".*/compiler doesn't work \(.*Exec format error.*",
+    }
+    compiling.fault.cache_clear()
+    found = compiling.fault("cpu")
+    compiling.fault.cache_clear()
+    assert found is not None
+    assert re.fullmatch(said[case], found)
+
+
+@pytest.mark.usefixtures("broken")
+def test_a_compiler_that_is_asked_for_is_checked_before_the_run(tmp_path: Path) -> None:
+    """compiled=true and teacher.compiled=true are refused in one line."""
+    with pytest.raises(UserError, match=r"^compiled: .* fatal error: Python.h: No such file\)\. Set compiled=false"):
+        check(composed(*SHORT, "compiled=true"))
+    with pytest.raises(UserError, match=r"^compiled: .* Python.h: No such file\)\. Set it to null or false"):
+        teacher(tmp_path, NETWORK, compiled=True)
+
+
+@pytest.mark.usefixtures("broken")
+def test_a_compiler_that_nobody_asked_for_costs_a_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A long pass is then computed as a short one is, and kept as such; the note comes once in a process."""
+    monkeypatch.setattr(compiling, "WORTH_FLOPS", 0)
+    made = [teacher(tmp_path, NETWORK, compiled=None) for _ in range(2)]
+    assert made[0].features_key == teacher(tmp_path, NETWORK, compiled=False).features_key
+    assert capsys.readouterr().err.count("without torch.compile: ") == 1
+
+
+def test_a_network_that_cannot_be_compiled_costs_a_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What Inductor can't compile shows at the first batch; all are then computed by the network as it is."""
+    monkeypatch.setattr(compiling, "WORTH_FLOPS", 0)
+    monkeypatch.setattr(compiling, "fault", lambda device: None)
+    monkeypatch.setattr(torch, "compile", failing)
+    teachers._note_plain.cache_clear()
+    plain = teacher(tmp_path / "plain", NETWORK).logits("test")
+    assert torch.equal(teacher(tmp_path, NETWORK, compiled=None).logits("test"), plain)
+    assert capsys.readouterr().err.count("can't compile the network") == 1
+    with pytest.raises(CompileError, match=r"no lowering for it\)\. Set teacher.compiled=false\.$"):
+        teacher(tmp_path / "asked", NETWORK, compiled=True).logits("test")
+
+
+def test_a_student_that_cannot_be_compiled_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run fails with the switch; other errors stay as they are."""
+    monkeypatch.setattr(torch, "compile", failing)
+    with pytest.raises(CompileError, match=r"no lowering for it\)\. Set compiled=false\.$"):
+        train(compiled=True)
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: lambda pictures: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        train(compiled=True)
+
+
+# --------------------------------------------------------------------------------------------------------- passes
 
 
 @pytest.mark.all

@@ -233,6 +233,32 @@ def test_split_without_classes_is_refused(folder: Path, split: str) -> None:
     refused(folder, f"pets/{split} has no class folders")
 
 
+@pytest.mark.parametrize("deeper", ["images", "data/images", "train"])
+def test_a_folder_too_many_is_named(folder: Path, deeper: str) -> None:
+    """Class folders below a single folder would all be one class; the message says where they are and belong."""
+    for split in ("train", "test"):
+        (folder / split).rename(folder / "classes")
+        (folder / split / deeper).parent.mkdir(parents=True)
+        (folder / "classes").rename(folder / split / deeper)
+    first = deeper.partition("/")[0]
+    found = f"a data set has at least two classes, but .*pets/train has one class folder, '{first}'"
+    refused(
+        folder, f"{found}. If 'cat', 'dog' in .*/train/{deeper} are the classes, move them to .*pets/train. Expected"
+    )
+
+
+def test_a_single_class_is_refused(folder: Path) -> None:
+    """It has no folders below, so the message doesn't say where others might be."""
+    for split in ("train", "test"):
+        shutil.rmtree(folder / split / "cat")
+    refused(folder, "has one class folder, 'dog'. Expected are")
+
+
+def test_a_folder_above_the_splits_names_the_one_below(folder: Path) -> None:
+    """If `root` holds the folder that was meant, the message names it."""
+    refused(folder.parent, f"has no folder train/. {folder} has one: name it. Expected are")
+
+
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_class_without_pictures_is_named(folder: Path, split: str) -> None:
     """An empty class folder is an error, not a class without data."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from kdsweep.models import Architecture, Classifier
+from kdsweep.models import Architecture, Classifier, Head
+
+HALF = (0.5, 0.5, 0.5)
 
 
 def architecture(**changes: Any) -> Architecture:
@@ -31,6 +34,30 @@ def build(n_classes: int = 10, seed: int = 0, **changes: Any) -> Classifier:
     """Builds the network that `architecture` describes, with weights drawn from `seed`."""
     torch.manual_seed(seed)
     return architecture(**changes).build(n_classes, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
+
+
+class TwoHeads(nn.Module):
+    """A convolution with batch norm and dropout, a head, and whatever `answer` makes of both in training or not.
+
+    Args:
+        answer: Takes this module, the features (B, 8) and the logits (B, 10), and returns what the network returns.
+    """
+
+    def __init__(self, answer: Callable[[TwoHeads, Tensor, Tensor], object]) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3, stride=2, bias=False), nn.BatchNorm2d(8)
+        self.drop, self.head, self.second = nn.Dropout(0.5), Head(8, 10), nn.Linear(8, 10)
+        self.answer = answer
+
+    def forward(self, x: Tensor) -> object:
+        features = self.drop(self.norm(self.conv(x)).relu().mean((2, 3)))
+        return self.answer(self, features, self.head(features))
+
+
+def two_heads(answer: Callable[[TwoHeads, Tensor, Tensor], object], frozen: bool = False) -> Classifier:
+    """Builds a small network of one's own; the second head is for `answer`."""
+    torch.manual_seed(0)
+    return Classifier(TwoHeads(answer), "head", frozen=frozen, input_size=None, mean=HALF, std=HALF)
 
 
 def random_pictures(n: int = 4, height: int = 32, width: int = 32) -> Tensor:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import sqlite3
 import sys
@@ -87,6 +88,7 @@ SCALARS = [
     Wrong("n_passes=0", "n_passes", ("n_passes >= 1", "n_passes=0")),
     Wrong("batch_size=0", "batch_size", ("batch_size >= 1", "batch_size=0")),
     Wrong("batch_size=-8", "batch_size", ("batch_size >= 1", "batch_size=-8")),
+    Wrong("batch_size=1", "batch_size", ("more than one value a channel", "batch_size=1", "batch_size >= 2")),
     Wrong("seed=-1", "seed", ("seed >= 0", "seed=-1")),
     Wrong("seed=1.5", "seed", ("seed >= 0", "whole number")),
     Wrong("view_seed=null", "view_seed", ("view_seed >= 0", "view_seed=None")),
@@ -240,6 +242,7 @@ DATA = [
     Wrong(f"data.root={'n' * 300}", "File name too long", ("Choose a shorter name",), PICTURES),
     Wrong("data.root=FILES/empty", "data.root", ("empty has no folder train/",), PICTURES),
     Wrong("data.root=FILES/differ", "data.root", ("classes", "'cow'", "'dog'"), PICTURES),
+    Wrong("data.root=FILES/nested", "data.root", ("at least two classes", "'images'", "'cat', 'dog'"), PICTURES),
     Wrong("data.root=FILES/unreadable", "data.root", ("1 of 13 pictures", "'train/cat/broken.png'"), PICTURES),
     Wrong("data.root=FILES/half", "data.root", ("1 of 12 pictures", "truncated", "Remove or replace"), PICTURES),
     Wrong("data.root=FILES/pipe", "data.root", ("1 of 13 pictures", "neither a file"), PICTURES),
@@ -436,6 +439,8 @@ def _make_pictures(root: Path) -> None:
                 (root / name / split / kind).mkdir(parents=True)
                 for i in range(3):
                     Image.new("RGB", (8, 8), (40 * i, 9, 9)).save(root / name / split / kind / f"{i}.png")
+    for split in ("train", "test"):
+        shutil.copytree(root / "half" / split, root / "nested" / split / "images")
     (root / "unreadable" / "train" / "cat" / "broken.png").write_bytes(b"no picture")
     Image.effect_noise((64, 64), 50).save(root / "half" / "train" / "cat" / "0.png")
     _halve(root / "half" / "train" / "cat" / "0.png")
