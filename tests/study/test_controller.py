@@ -65,8 +65,8 @@ def children(parent: Run, place: Path) -> list[Run]:
 
 @pytest.fixture(scope="session")
 def partly(finished: Outcome, place: Path) -> Outcome:
-    """The outcome of a study in which one of two trials must fail."""
-    done = kdsweep(*SMALL, "sweep.name=partly", root=place)
+    """The outcome of a study in which one of two trials must fail, and whose jobs Hydra takes to their own folders."""
+    done = kdsweep(*SMALL, "sweep.name=partly", "hydra.job.chdir=true", root=place, env={"KDSWEEP_HOME": "."})
     assert done.status == 0, done.err
     return done
 
