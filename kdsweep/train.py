@@ -114,10 +114,11 @@ def train(cfg: DictConfig) -> Trained:
         DivergedError: The loss became NaN or infinite.
         PrunedError: The run is a trial that its study's pruner stops.
     """
-    from kdsweep.config.rules import check_values, objectives, settled
+    from kdsweep.config.rules import check_values, objectives, require_places, settled
 
     cfg = settled(cfg)
     check_values(cfg)
+    require_places(cfg)
     # What follows imports torch.
     from kdsweep.config.build import in_force, teacher_config
     from kdsweep.config.checks import check_components

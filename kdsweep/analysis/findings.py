@@ -43,6 +43,7 @@ class Report:
         findings: Sentences about the numbers.
         missing: Sentences about what is not there (yet).
         files: The files that `kdsweep.report.writing.write` wrote.
+        attached: Whether they are attached to the study's run in MLflow, too.
     """
 
     comparison: Comparison
@@ -54,6 +55,7 @@ class Report:
     findings: tuple[str, ...]
     missing: tuple[str, ...]
     files: tuple[Path, ...] = field(default=())
+    attached: bool = False
 
     @property
     def study(self) -> StudyRecord:

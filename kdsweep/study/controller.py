@@ -161,6 +161,7 @@ class Study(OptunaSweeperImpl):
         remedy = "It names a folder too: letters, digits and . _ + -"
         plain = self.study_name is not None and NAME.fullmatch(str(self.study_name)) is not None
         require(plain, "a plain name", self.study_name, "sweep.name", remedy)
+        rules.require_places(self.config, Path(self.config.paths.root) / "reports" / str(self.study_name))
         if self._pruner is not None:
             require(len(directions) == 1, "one objective with a pruner", len(directions), "hydra.sweeper.pruner")
             build_pruner(self._pruner)

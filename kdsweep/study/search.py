@@ -26,7 +26,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from kdsweep.config.keys import may_change_when_going_on
 from kdsweep.config.rules import attempt
 from kdsweep.execution.heartbeat import Pulse, beating, lives_at_once
-from kdsweep.execution.trial_link import BEAT, PROCESS, TRUSTED, VALUES, build_pruner, open_storage
+from kdsweep.execution.trial_link import BEAT, PROCESS, TRUSTED, VALUES, build_pruner, open_storage, usable
 from kdsweep.system.errors import UserError
 from kdsweep.system.processes import ProcessId, parse_process, this_process
 
@@ -114,12 +114,13 @@ class Search:
         self.n_trials, self._max_restarts, self._extend = n_trials, max_restarts, extend
         self._storage = open_storage(url)
         self._pulse = Pulse()
-        self._study = optuna.create_study(
-            study_name=name,
-            storage=self._storage,
-            directions=[StudyDirection[direction.upper()] for direction in directions],
-            load_if_exists=True,
-        )
+        with usable(url):
+            self._study = optuna.create_study(
+                study_name=name,
+                storage=self._storage,
+                directions=[StudyDirection[direction.upper()] for direction in directions],
+                load_if_exists=True,
+            )
         self._study_id = self._storage.get_study_id_from_name(name)
         self._study.sampler = self._sampler(sampler)
         if pruner is not None:
