@@ -17,7 +17,7 @@ from kdsweep.analysis import metrics
 from kdsweep.config import build, checks, keys, rules
 from kdsweep.config.keys import flatten
 from kdsweep.config.overrides import parsed, require_key, with_float_bounds, without_replaced_sweeps
-from kdsweep.execution.executors import Executor, InProcess, open_executor, require_executor
+from kdsweep.execution.executors import Executor, InProcess, open_executor, ray_cluster, require_executor
 from kdsweep.execution.jobs import Task, all_overrides
 from kdsweep.execution.trial_link import build_pruner, storage_url
 from kdsweep.report import console, writing
@@ -57,7 +57,7 @@ class Study(OptunaSweeperImpl):
         baselines: For each arm its overrides, its number of seeds, and whether it is a control.
         confirm_seeds: The number of fresh seeds for the chosen setting and for each control.
         executor: The executor's name; None means `in_process` if n_jobs is 1, and `workers` otherwise.
-        ray_address: The address of a Ray cluster; None starts Ray on this machine.
+        ray_address: The address of a Ray cluster, as in `executors.ray_cluster`.
         max_restarts: How often a run whose process died is started again.
         restart: "fresh" begins anew; None goes on with what is done; "restore" too, and records trials whose MLflow
             runs are gone again.
@@ -309,7 +309,8 @@ class Study(OptunaSweeperImpl):
         if not any(left.values()):
             note(f"Study {self.study_name}: all {sum(planned.values())} runs are done.")
             return
-        elsewhere = self._executor == "launcher" or self._ray_address is not None
+        on_cluster = self._executor == "ray" and ray_cluster(self._ray_address) is not None
+        elsewhere = self._executor == "launcher" or on_cluster
         found = forecast(
             self.config,
             planned,

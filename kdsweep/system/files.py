@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from kdsweep.system import interrupts
+from kdsweep.system.errors import UserError
 from kdsweep.system.processes import ProcessId, this_process
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ _WORKPLACE = re.compile(r"\..+\.(?P<host>[0-9a-f]{16})\.(?P<pid>\d+)\.(?P<birth>
 # No file takes so long to write. A workplace of another machine that is older was left by a killed process: whether the
 # process lives can't be asked from here.
 FOREIGN_SECONDS = 24 * 3600.0
+
+# Folders for temporary files, for when the usual one has too long a name.
+SHORT_FOLDERS = (Path("/tmp"), Path("/var/tmp"), Path("/dev/shm"))
 
 # What the system says if this user may not write somewhere, or nobody may.
 NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -122,6 +126,27 @@ def require_writable(folder: Path) -> None:
         Path(tempfile.mkdtemp(dir=place, prefix=".kdsweep-")).rmdir()
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(folder)) from error
+
+
+def short_folder(usual: Path, longest: int) -> Path:
+    """Returns a folder for temporary files whose name is short enough: `usual`, or else one that any system has.
+
+    The name of a socket has at most 107 bytes, and TMPDIR may have more by itself.
+
+    Raises:
+        UserError: No other folder can be written.
+    """
+    for folder in (usual, *SHORT_FOLDERS):
+        if len(os.fsencode(folder)) > longest:
+            continue
+        with suppress(OSError):
+            require_writable(folder)
+            return folder
+    raise UserError(
+        f"`the folder of sockets has at most {longest} bytes` must hold, but got {usual}, and none of "
+        f"{', '.join(map(str, SHORT_FOLDERS))} can be written. Set TMPDIR to a folder with a shorter name.",
+        "TMPDIR",
+    )
 
 
 def hash_identity(identity: dict[str, Any]) -> str:
