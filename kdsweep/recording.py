@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,21 +13,21 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from kdsweep.config.build import container, hardware, teacher_id
+from kdsweep.config.build import container, hardware, in_force, inputs, key_of, student, teacher_id
 from kdsweep.config.keys import flatten, may_be_searched
 from kdsweep.config.overrides import UNKNOWN
 from kdsweep.config.rules import attempt
 from kdsweep.config.saved_config import saved_text
 from kdsweep.report.figures.curves import learning_curve
 from kdsweep.system import environment
-from kdsweep.system.errors import RunError, UserError
+from kdsweep.system.errors import PrunedError, RunError, UserError
 from kdsweep.system.files import atomic_path
 from kdsweep.system.masking import masked, masked_text
 from kdsweep.system.processes import this_process
 from kdsweep.system.progress import note
 from kdsweep.system.tensor_files import save_tensors
 from kdsweep.tracking.location import UNSENT, offline_uri, store_uri
-from kdsweep.tracking.run_records import ARM_TAG
+from kdsweep.tracking.run_records import ARM_TAG, RESTORED
 from kdsweep.tracking.store import OPEN_SECONDS, Store
 
 if TYPE_CHECKING:
@@ -49,12 +49,17 @@ STUDY_SECONDS = 240.0
 
 def open_store(cfg: DictConfig) -> Store:
     """Opens the MLflow store that the configuration names."""
-    root = Path(cfg.paths.root).absolute()
-    uri = offline_uri(root) if cfg.tracking.offline else store_uri(cfg.tracking.uri, root)
+    uri = uri_of(cfg)
     # A study's run waits until a server has been restarted. A single run doesn't, since somebody waits for it.
     wait = OPEN_SECONDS if cfg.tracking.parent is None else STUDY_SECONDS
     store: Store = attempt("tracking", lambda: Store(uri, cfg.tracking.experiment, unsent_folder(cfg), wait=wait))
     return store
+
+
+def uri_of(cfg: DictConfig) -> str:
+    """Returns the URI of the MLflow store that the configuration names."""
+    root = Path(cfg.paths.root).absolute()
+    return offline_uri(root) if cfg.tracking.offline else store_uri(cfg.tracking.uri, root)
 
 
 def unsent_folder(cfg: DictConfig) -> Path:
@@ -200,6 +205,26 @@ def started(
         except RunError as error:
             error.run_id = run.id
             raise
+
+
+def record_again(cfg: DictConfig, store: Store, metrics: Mapping[str, float], pruned_at: int | None) -> None:
+    """Records a trial whose run is gone from the store, by what is known of it without that run.
+
+    Args:
+        cfg: The configuration of the trial's job.
+        store: Gets the run.
+        metrics: The known metrics, as they were after the last epoch.
+        pruned_at: The epoch after which the trial was pruned; None if it reached its end.
+    """
+    data, _ = inputs(key_of(cfg.data), cfg.view_seed, cfg.device)
+    cfg = in_force(cfg, student(cfg, data))
+    marks = {f"kdsweep.{name}": str(cfg.tracking[name]) for name in ("stage", "study", "job", "trial")}
+    tags = {ARM_TAG: str(cfg.arm), RESTORED: "true", **marks}
+    params = flatten(masked(container(cfg)))
+    with suppress(PrunedError), store.run(_name(cfg), tags=tags, params=params, parent=cfg.tracking.parent) as run:
+        run.log(metrics, cfg.epochs if pruned_at is None else pruned_at)
+        if pruned_at is not None:
+            raise PrunedError(pruned_at)
 
 
 def _tags(cfg: DictConfig, surroundings: dict[str, object], teacher: Teacher | None) -> dict[str, str]:

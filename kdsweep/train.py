@@ -6,7 +6,7 @@ import functools
 import math
 import os
 import sys
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,17 +59,22 @@ def _help_or_run() -> None:
 
 
 def hydra_main(cfg: DictConfig) -> float | tuple[float, ...]:
-    """Runs one job; Hydra calls this for a single run, and for each job of a multirun."""
+    """Runs one job; Hydra calls this for a single run, and for each job of a multirun.
+
+    The job runs in the folder in which the command was given, to which relative paths belong. Hydra may have gone to
+    the job's own folder (`hydra.job.chdir=true`), where the same words would name other pictures, caches and stores.
+    """
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
     hydra_cfg = HydraConfig.get()
     multirun = hydra_cfg.mode == RunMode.MULTIRUN
     masking.mask_logs()
-    for folder in (hydra_cfg.runtime.output_dir, *([hydra_cfg.sweep.dir] if multirun else [])):
-        masking.mask_files(Path(folder))
     try:
-        return train(cfg).objective
+        with chdir(hydra_cfg.runtime.cwd):
+            for folder in (hydra_cfg.runtime.output_dir, *([hydra_cfg.sweep.dir] if multirun else [])):
+                masking.mask_files(Path(folder))
+            return train(cfg).objective
     except Exception as error:
         known = exit_status.explained(error)
         # A sweeper other than Hydra's own decides what a failed job means, so it gets the exception. In all other cases
@@ -111,10 +116,11 @@ def train(cfg: DictConfig) -> Trained:
         DivergedError: The loss became NaN or infinite.
         PrunedError: The run is a trial that its study's pruner stops.
     """
-    from kdsweep.config.rules import check_values, objectives, settled
+    from kdsweep.config.rules import check_values, objectives, require_places, settled
 
     cfg = settled(cfg)
     check_values(cfg)
+    require_places(cfg)
     # What follows imports torch.
     from kdsweep.config.build import in_force, teacher_config
     from kdsweep.config.checks import check_components

@@ -25,7 +25,7 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
         *("reproduce", "export", "export_description", "network_files", "trained_student", "source_run"),
         *("report", "ui", "sync"),
     ),
-    "study": ("plugin", "controller", "stages", "forecast", "measure_speed", "search"),
+    "study": ("plugin", "controller", "stages", "two_records", "forecast", "measure_speed", "search"),
     "train": ("train",),
     "execution": (
         *("executors", "ray", "workers", "worker", "serialization", "jobs"),

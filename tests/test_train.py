@@ -13,13 +13,17 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 from commands import SHORT, Command, artifacts, client, kdsweep, runs, statuses
+from in_process import run_here
 from safetensors.torch import load_file
 from torchvision.models import shufflenet_v2_x0_5
 
+from kdsweep import train
 from kdsweep.system.tensor_files import hash_tensors
+from kdsweep.tracking.location import store_uri
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
+    from omegaconf import DictConfig
 
 pytestmark = pytest.mark.slow
 
@@ -253,3 +257,26 @@ def test_no_run_is_left_running(home: Path, made: Callable[..., Run]) -> None:
     """After successes, an error and signals every run has an end."""
     made(*SHORT)
     assert "RUNNING" not in statuses(home)
+
+
+@pytest.mark.parametrize("multirun", [(), ("-m", "seed=0,1")])
+def test_relative_paths_belong_to_the_folder_of_the_command(
+    multirun: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if Hydra goes to the folder of the job: pictures, weights, caches, and stores that are named or default."""
+    found = []
+
+    def look(cfg: DictConfig) -> train.Trained:
+        named = (cfg.paths.root, cfg.paths.cache, cfg.data.root, cfg.model.weights)
+        stores = (store_uri(uri, Path(cfg.paths.root)) for uri in ("sqlite:///runs/a.db", None))
+        found.append([*(str(Path(name).absolute().relative_to(tmp_path)) for name in named), *stores])
+        return train.Trained("", {}, (0.5,))
+
+    monkeypatch.setattr(train, "train", look)
+    words = ("data=image_folder", "data.root=../pets", "model.weights=w/mine.safetensors", "hydra.job.chdir=true")
+    done = run_here((*words, *multirun), tmp_path / "here", {"KDSWEEP_HOME": "project"})
+    assert (done.status, done.err) == (0, "")
+    places = ["here/project", "here/project/cache", "here/../pets", "here/w/mine.safetensors"]
+    stores = [f"sqlite:///{tmp_path}/here/runs/a.db", f"sqlite:///{tmp_path}/here/project/mlflow.db"]
+    assert found == [[*places, *stores]] * (2 if multirun else 1)
+    assert [path.name for path in (tmp_path / "here").iterdir()] == ["project"]  # with Hydra's own files

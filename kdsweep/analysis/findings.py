@@ -19,7 +19,7 @@ from kdsweep.analysis.sorted_runs import (
 )
 from kdsweep.analysis.study_goals import setting
 from kdsweep.config.keys import in_setting, in_training
-from kdsweep.tracking.run_records import STUDENTS
+from kdsweep.tracking.run_records import RESTORED, STUDENTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -43,6 +43,7 @@ class Report:
         findings: Sentences about the numbers.
         missing: Sentences about what is not there (yet).
         files: The files that `kdsweep.report.writing.write` wrote.
+        attached: Whether they are attached to the study's run in MLflow, too.
     """
 
     comparison: Comparison
@@ -54,6 +55,7 @@ class Report:
     findings: tuple[str, ...]
     missing: tuple[str, ...]
     files: tuple[Path, ...] = field(default=())
+    attached: bool = False
 
     @property
     def study(self) -> StudyRecord:
@@ -212,9 +214,25 @@ def _missing(found: Comparison) -> Iterable[str]:
     if planned is not None and ended < planned:
         # A trial that failed counts as one of the planned ones, so only an interrupted study has trials left.
         going_on = found.study.parent.status != "FINISHED"
-        rest = "the same command goes on with the study" if going_on else "the others failed"
+        rest = "the same command goes on with the study" if going_on else _others(found, planned - ended)
         yield f"{ended} of {planned} trials have ended well; {rest}."
+    restored = sum(RESTORED in run.tags for trial in found.trials for run in trial.runs)
+    restored += sum(RESTORED in run.tags for run in found.study.runs("distill", status="KILLED"))
+    if restored:
+        yield f"{restored} of the trials are known by Optuna's values alone: their MLflow runs were gone."
     yield from _missing_confirmation(found, {arm: len(found.confirmed(arm)) for arm in STUDENTS})
+
+
+def _others(found: Comparison, others: int) -> str:
+    """Says what became of the trials that haven't ended well: they failed, unless they have no run here."""
+    well = {trial.number for trial in found.trials} | {trial.number for trial in found.pruned}
+    runs = [run for status in ("FAILED", "KILLED") for run in found.study.runs("distill", "search", status)]
+    failed = {number for run in runs if (number := run.tags.get("kdsweep.trial", "")).isdecimal()}
+    n_failed = len({int(number) for number in failed} - well)
+    gone = others - n_failed
+    if gone <= 0:
+        return "the others failed"
+    return f"{f'{n_failed} failed, and ' if n_failed else ''}{gone} left no finished run here"
 
 
 def _missing_confirmation(found: Comparison, fresh: Mapping[str, int]) -> Iterable[str]:

@@ -84,8 +84,9 @@ KEYS = (
     *(Key(name, Purpose.ANSWER) for name in ("objective", "evaluate_test")),
     *(Key(name, Purpose.COURSE, free=True, identifies=False) for name in ("resume", "checkpoint_share")),
     Key("paths.", Purpose.PLACE, free=True, identifies=False),
-    *(Key(f"tracking.{name}", Purpose.PLACE) for name in ("uri", "experiment")),
-    Key("tracking.offline", Purpose.PLACE, free=True),
+    Key("tracking.experiment", Purpose.PLACE),
+    # A study that goes on looks for its own run, so the store may have another address than it had.
+    *(Key(f"tracking.{name}", Purpose.PLACE, free=True) for name in ("uri", "offline")),
     *(
         Key(f"tracking.{name}", Purpose.MEMBERSHIP, free=True)
         for name in ("parent", "study", "stage", "job", "trial", "reproduces")

@@ -13,7 +13,8 @@ from kdsweep.analysis.metrics import OBJECTIVES, row
 from kdsweep.config.keys import GROUPS
 from kdsweep.loss_rules import rule_of
 from kdsweep.system.errors import UserError, require
-from kdsweep.tracking.location import store_uri
+from kdsweep.system.files import NOT_ALLOWED, require_writable
+from kdsweep.tracking.location import UNSENT, store_uri
 from kdsweep.tracking.run_records import ARMS
 
 if TYPE_CHECKING:
@@ -48,6 +49,31 @@ def check_values(cfg: DictConfig) -> None:
     _check_objectives(cfg)
     _check_loss(cfg)
     _check_places(cfg)
+
+
+def require_places(cfg: DictConfig, *more: Path) -> None:
+    """Refuses folders that a run couldn't write into, before any work: the cache, and where unsent results are kept.
+
+    Args:
+        cfg: The configuration.
+        *more: Folders below `paths.root` that are written too.
+
+    Raises:
+        UserError: A folder can't be written; the error's key is the configuration's.
+        OSError: A disk is full, or a file stands where a folder belongs.
+    """
+    places = [("paths.cache", Path(cfg.paths.cache)), ("paths.root", Path(cfg.paths.root) / UNSENT)]
+    for key, folder in (*places, *(("paths.root", path) for path in more)):
+        try:
+            require_writable(folder)
+        except OSError as error:
+            if error.errno not in NOT_ALLOWED:
+                raise
+            raise UserError(
+                f"`files can be written below {folder}` must hold, but got: {error.strerror}. Set its permissions, or "
+                f"name another folder ({key}).",
+                key,
+            ) from error
 
 
 def settled(cfg: DictConfig) -> DictConfig:

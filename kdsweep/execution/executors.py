@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from hydra.errors import HydraException
 
 from kdsweep.execution.jobs import Job, Outcome, Task, all_overrides, outcome, run_job
-from kdsweep.system.errors import UserError, require
+from kdsweep.system.errors import RunError, UserError, one_line, require
 
 if TYPE_CHECKING:
     from hydra.plugins.launcher import Launcher
@@ -64,7 +64,7 @@ def open_executor(
         n_jobs: The number of jobs that run at the same time.
         threads: CPU threads that workers and Ray reserve for each job; the job's overrides set them for torch.
         device: The configuration's device. Jobs are spread over several GPUs if it doesn't name one of them.
-        ray_address: The address of a Ray cluster; None starts Ray on this machine and ends it with the executor.
+        ray_address: The address of a Ray cluster, as in `ray_cluster`. A Ray of this machine ends with the executor.
 
     Raises:
         UserError: There is no such executor, or it can't run `n_jobs` jobs, or Ray is not installed.
@@ -83,7 +83,18 @@ def open_executor(
         os.environ.setdefault(variable, value)
     from kdsweep.execution.ray import RayExecutor
 
-    return RayExecutor(task, n_jobs, threads, device, ray_address)
+    return RayExecutor(task, n_jobs, threads, device, ray_cluster(ray_address))
+
+
+def ray_cluster(address: str | None) -> str | None:
+    """Returns the address of the Ray cluster to connect to; None if Ray is to be started on this machine.
+
+    Args:
+        address: "local", the address of a cluster, or None: then the environment's RAY_ADDRESS holds, as everywhere in
+            Ray, and Ray is started on this machine if that isn't set.
+    """
+    found = address or os.environ.get("RAY_ADDRESS") or "local"
+    return None if found == "local" else found
 
 
 def require_executor(name: str, n_jobs: int) -> None:
@@ -130,8 +141,8 @@ class Launched:
     """An `Executor` that hands jobs in batches to a Hydra launcher, which returns when the whole batch has ended.
 
     An exception of `launch` doesn't say which job raised it. If it is Hydra's, a configuration couldn't be composed,
-    and the exception counts as the error of each job. Otherwise the batch is lost: joblib's worker was killed, or Slurm
-    gave up.
+    and the exception counts as the error of each job. Otherwise the batch is lost: joblib's worker was killed, Slurm
+    gave up, or the launcher can't start anything.
     """
 
     def __init__(self, launcher: Launcher, slots: int) -> None:
@@ -151,8 +162,11 @@ class Launched:
         try:
             done = self._launcher.launch([all_overrides(job) for job in batch], initial_job_idx=self._launched)
             ends = [outcome(answer) for answer in done]
+        except HydraException as error:
+            ends = [Outcome(error=error)] * len(batch)
         except Exception as error:
-            ends = [Outcome(error=error, lost=not isinstance(error, HydraException))] * len(batch)
+            what = f"{type(self._launcher).__name__} failed ({type(error).__name__}: {one_line(error)[:300]})"
+            ends = [Outcome(error=RunError(what), lost=True)] * len(batch)
         self._launched += len(batch)
         return list(zip(batch, ends, strict=True))
 

@@ -21,6 +21,7 @@ from kdsweep.execution.serialization import packed_task, received_outcome, worke
 from kdsweep.execution.worker import answered
 from kdsweep.system import interrupts
 from kdsweep.system.errors import RunError, UserError, one_line
+from kdsweep.system.files import SHORT_FOLDERS, short_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,6 +31,9 @@ GRACE_SECONDS = 10.0
 
 # While it waits, the study looks for deferred signals at this interval.
 POLL_SECONDS = 0.1
+
+# The longest name of the folder in which Ray makes its own, whose sockets' names then have at most 103 bytes.
+SOCKET_FOLDER_BYTES = 103 - 68
 
 # A cluster has this long to answer.
 CONNECT_SECONDS = 5.0
@@ -48,7 +52,8 @@ class RayExecutor:
         slots: The number of jobs that run at the same time.
         threads: CPU threads of each job.
         device: The configuration's device. GPUs are reserved unless it is the CPU.
-        address: The cluster's address; None starts Ray on this machine, on the loopback, until `close`.
+        address: The cluster's address, as `executors.ray_cluster` returns it; None starts Ray on this machine, on the
+            loopback, until `close`.
     """
 
     def __init__(self, task: Task, slots: int, threads: int, device: str, address: str | None) -> None:
@@ -104,15 +109,25 @@ def _start(address: str | None, threads: int) -> None:
     with _own_signals():
         if address is None:
             cores = max(len(os.sched_getaffinity(0)), threads)
-            with _on_loopback():
-                ray.init(_node_ip_address="127.0.0.1", include_dashboard=False, num_cpus=cores, **quiet)
+            usual = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or SHORT_FOLDERS[0]
+            folder = short_folder(Path(usual), SOCKET_FOLDER_BYTES) / "ray"
+            own = {"_node_ip_address": "127.0.0.1", "include_dashboard": False, "_temp_dir": str(folder)}
+            try:
+                with _on_loopback():
+                    # Without the word "local", Ray would connect to a cluster that RAY_ADDRESS names.
+                    ray.init(address="local", num_cpus=cores, **own, **quiet)
+            except Exception as error:  # Ray raises errors of the system, of its own, and plain ones
+                ray.shutdown()
+                remedy = "Worker processes do without it: sweep.executor=workers."
+                raise RunError(f"Ray can't be started on this machine ({_reason(error)}). {remedy}") from error
             return
         try:
             _knock(address)
             ray.init(address=address, **quiet)
-        except (OSError, RuntimeError, ValueError) as error:
-            remedy = "Give the address that `ray start --head` printed, or none to start Ray on this machine."
-            raise UserError(f"no Ray answers at {address!r} ({error}). {remedy}", "sweep.ray_address") from error
+        except Exception as error:
+            remedy = "Give the address that `ray start --head` printed, or `local` to start Ray on this machine."
+            named = f"sweep.ray_address{'' if address != os.environ.get('RAY_ADDRESS') else ', RAY_ADDRESS'}"
+            raise UserError(f"no Ray answers at {address!r} ({_reason(error)}). {remedy}", named) from error
 
 
 @contextmanager
@@ -133,6 +148,10 @@ def _on_loopback() -> Iterator[None]:
         del os.environ[name]
         if outside is not None:
             os.environ[name] = outside
+
+
+def _reason(error: Exception) -> str:
+    return one_line(error)[:300].rstrip(".")
 
 
 def _knock(address: str) -> None:

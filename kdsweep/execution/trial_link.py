@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 from hydra.utils import instantiate
+from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage, get_storage
 from optuna.trial import Trial
 
@@ -54,18 +55,30 @@ def open_storage(url: str) -> BaseStorage:
         UserError: The storage can't be opened.
     """
     path = sqlite_path(url)
-    if path is None:
-        # An idle connection may be closed by the server between two trials.
-        options: dict[str, Any] = {"pool_pre_ping": True}
-    else:
-        write_ahead(path)
-        options = {"connect_args": {"timeout": SQLITE_WAIT_SECONDS}}
-    try:
+    with usable(url):
+        if path is None:
+            # An idle connection may be closed by the server between two trials.
+            options: dict[str, Any] = {"pool_pre_ping": True}
+        else:
+            write_ahead(path)
+            options = {"connect_args": {"timeout": SQLITE_WAIT_SECONDS}}
         return get_storage(RDBStorage(url, engine_kwargs=options))
+
+
+@contextmanager
+def usable(url: str) -> Iterator[None]:
+    """Turns what goes wrong with the storage at `url` in this block into a `UserError`."""
+    try:
+        yield
+    except UserError:
+        raise
     except Exception as error:  # SQLAlchemy's, Alembic's, the driver's or Optuna's own
-        reason = one_line(getattr(error, "orig", None) or error)
-        remedy = "Name an existing database that only Optuna uses, such as postgresql://user@host/trials."
-        message = f"Optuna's storage {masked_text(url)} can't be opened: {masked_text(reason)[:300]}. {remedy}"
+        cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ is not None else error
+        reason = one_line(getattr(cause, "orig", None) or cause)
+        remedy = (
+            "Name an existing database that only Optuna uses and you may write, such as postgresql://user@host/trials."
+        )
+        message = f"Optuna's storage {masked_text(url)} can't be used: {masked_text(reason)[:300]}. {remedy}"
         raise UserError(message, "hydra.sweeper.storage") from error
 
 

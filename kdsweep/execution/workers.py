@@ -10,6 +10,8 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
+import tempfile
 import time
 from contextlib import contextmanager, suppress
 from multiprocessing import forkserver, resource_tracker
@@ -21,7 +23,8 @@ from kdsweep.execution.jobs import Job, Outcome, Task
 from kdsweep.execution.serialization import packed_task, received_outcome, worker_environment
 from kdsweep.execution.worker import serve
 from kdsweep.system import interrupts
-from kdsweep.system.errors import RunError
+from kdsweep.system.errors import RunError, one_line
+from kdsweep.system.files import short_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -36,6 +39,10 @@ PRELOADED = [
 
 # A worker that is asked to end has this long to close its MLflow run.
 GRACE_SECONDS = 10.0
+
+# The longest name of the folder of a server's socket, whose own name and folder take 32 of the 103 bytes that every
+# system allows.
+SOCKET_FOLDER_BYTES = 103 - 32
 
 # While it waits, the parent looks for deferred signals at this interval.
 POLL_SECONDS = 0.1
@@ -107,7 +114,7 @@ class Worker:
     def __init__(self, task: bytes, environment: dict[str, str]) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
-        with _without_interrupts(), _environment(environment):
+        with _server_starts(), _without_interrupts(), _environment(environment), _short_sockets(), _own_output():
             forkserver.ensure_running()
         self.job: Job | None = None
         self.connection, theirs = context.Pipe()
@@ -115,7 +122,8 @@ class Worker:
         # for a pipe to take them at once: if Ctrl-C cut them short while the server still imports, the server would
         # print a stack trace.
         self.process: ForkServerProcess = context.Process(target=serve, args=(theirs,), daemon=True)
-        self.process.start()
+        with _server_starts():
+            self.process.start()
         theirs.close()
         with suppress(OSError):
             _send_terminal(self.connection)
@@ -194,6 +202,58 @@ def _without_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+@contextmanager
+def _server_starts() -> Iterator[None]:
+    """Turns what goes wrong while a process is started into a `RunError`, with the last line of the server's output."""
+    try:
+        yield
+    except (OSError, EOFError) as error:
+        # The server is gone if it doesn't answer; its last line says why, if it said anything.
+        said = one_line(error)
+        if _server_output is not None:
+            text = os.pread(_server_output, MOST_BYTES, 0).decode(errors="replace")
+            said = "; ".join([said, *[line.strip() for line in text.splitlines() if line.strip()][-1:]])
+        remedy = "Free memory and processes (`ulimit -u`, `ulimit -n`), lower sweep.n_jobs, or set sweep.n_jobs=1."
+        raise RunError(f"a worker process could not be started ({said}). {remedy}") from error
+
+
+@contextmanager
+def _short_sockets() -> Iterator[None]:
+    """Lets sockets that are made in this block lie in a folder whose name is short enough for them."""
+    before = tempfile.tempdir
+    tempfile.tempdir = str(short_folder(Path(tempfile.gettempdir()), SOCKET_FOLDER_BYTES))
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
+
+
+# The descriptor of the file into which the server prints, and the most that is read of it.
+_server_output: int | None = None
+MOST_BYTES = 100_000
+
+
+@contextmanager
+def _own_output() -> Iterator[None]:
+    """Gives a server that is started in this block a file for its stderr.
+
+    Workers get the terminal from their parent. The server has nothing to say that a user needs: as it ends, after the
+    command, libraries that it has loaded may complain about what is still there ("nanobind: leaked 514 functions!").
+    """
+    global _server_output
+    if _server_output is None:
+        _server_output, path = tempfile.mkstemp()
+        Path(path).unlink()
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    os.dup2(_server_output, 2)
+    try:
+        yield
+    finally:
+        os.dup2(terminal, 2)
+        os.close(terminal)
 
 
 @contextmanager

@@ -42,7 +42,8 @@ def show(report: Report) -> None:
     console.print(sentences)
     _print_trials(console, report)
     if report.files:
-        console.print("\nWritten, and attached to the study's run in MLflow under report/:")
+        attached = ", and attached to the study's run in MLflow under report/" if report.attached else ""
+        console.print(f"\nWritten{attached}:")
         for path in report.files:
             console.print(f"  {path}", soft_wrap=True)
 

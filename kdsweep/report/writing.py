@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 from kdsweep.analysis.study_goals import Goals
 from kdsweep.system.errors import RunError
 from kdsweep.system.progress import note
+from kdsweep.tracking.retry import is_forbidden
 from kdsweep.tracking.run_records import STUDENTS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from kdsweep.analysis.findings import Report
@@ -54,13 +56,25 @@ def write(store: Store, study_name: str | None, out: Path) -> Report:
     files += [out / "report.html", out / "report.json"]
     files[-2].write_text(page, encoding="utf-8")
     files[-1].write_text(json.dumps(_jsonable(report), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    for path in files:
-        store.attach(study.parent.id, path, "report")
+    attached = _attach(store, study.parent.id, files, mlflow_note.note(report))
+    return dataclasses.replace(report, files=tuple(files), attached=attached)
+
+
+def _attach(store: Store, run_id: str, files: Sequence[Path], text: str) -> bool:
+    """Attaches the report to the study's run, unless this user may only read there; returns whether it is attached."""
     try:
-        store.describe(study.parent.id, mlflow_note.note(report))
+        for path in files:
+            store.attach(run_id, path, "report")
+    except RunError as error:
+        if not is_forbidden(error.__cause__):
+            raise
+        note(f"The report isn't attached to the study's run in MLflow: {error}")
+        return False
+    try:
+        store.describe(run_id, text)
     except RunError as error:  # the report is complete without a description
         note(f"The study's run in MLflow keeps the description that it had: {error}")
-    return dataclasses.replace(report, files=tuple(files))
+    return True
 
 
 def default_folder(root: Path, study: StudyRecord) -> Path:

@@ -24,10 +24,11 @@ from kdsweep.config.overrides import (
     require_key,
     without_replaced_sweeps,
 )
-from kdsweep.execution.executors import Executor, InProcess, open_executor, require_executor
-from kdsweep.execution.jobs import Task
+from kdsweep.execution.executors import Executor, InProcess, open_executor, ray_cluster, require_executor
+from kdsweep.execution.jobs import Task, all_overrides
 from kdsweep.execution.trial_link import build_pruner, storage_url
 from kdsweep.report import console, writing
+from kdsweep.study import two_records
 from kdsweep.study.forecast import forecast
 from kdsweep.study.search import (
     Search,
@@ -46,6 +47,7 @@ from kdsweep.study.stages import Baseline, Stages
 from kdsweep.system.environment import cores
 from kdsweep.system.errors import UserError, require
 from kdsweep.system.exit_status import explained
+from kdsweep.system.masking import masked_text
 from kdsweep.system.processes import parse_process, this_process
 from kdsweep.system.progress import note
 from kdsweep.tracking import sending
@@ -57,6 +59,9 @@ if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
     from hydra.types import HydraContext, TaskFunction
 
+    from kdsweep.execution.jobs import Job
+    from kdsweep.study.search import EndedTrial
+    from kdsweep.tracking.run_records import RunRecord
     from kdsweep.tracking.run_writer import Run
     from kdsweep.tracking.store import Store
 
@@ -72,9 +77,10 @@ class Study(OptunaSweeperImpl):
         baselines: For each arm its overrides, its number of seeds, and whether it is a control.
         confirm_seeds: The number of fresh seeds for the chosen setting and for each control.
         executor: The executor's name; None means `in_process` if n_jobs is 1, and `workers` otherwise.
-        ray_address: The address of a Ray cluster; None starts Ray on this machine.
+        ray_address: The address of a Ray cluster, as in `executors.ray_cluster`.
         max_restarts: How often a run whose process died is started again.
-        restart: "fresh" begins anew; None goes on with what is done.
+        restart: "fresh" begins anew; None goes on with what is done; "restore" too, and records trials whose MLflow
+            runs are gone again.
         search: The plug-in's own arguments.
     """
 
@@ -181,10 +187,12 @@ class Study(OptunaSweeperImpl):
             ("max_restarts", self._max_restarts, 0),
         ):
             require(type(value) is int and value >= least, f"{key} >= {least}", value, f"sweep.{key}")
-        require(self._restart in (None, "fresh"), "restart in (null, fresh)", self._restart, "sweep.restart")
+        rule = "restart in (null, fresh, restore)"
+        require(self._restart in (None, "fresh", "restore"), rule, self._restart, "sweep.restart")
         remedy = "It names a folder too: letters, digits and . _ + -"
         plain = self.study_name is not None and NAME.fullmatch(str(self.study_name)) is not None
         require(plain, "a plain name", self.study_name, "sweep.name", remedy)
+        rules.require_places(self.config, Path(self.config.paths.root) / "reports" / str(self.study_name))
         if self._pruner is not None:
             require(len(directions) == 1, "one objective with a pruner", len(directions), "hydra.sweeper.pruner")
             build_pruner(self._pruner)
@@ -270,11 +278,12 @@ class Study(OptunaSweeperImpl):
     # The study's own run
 
     @contextmanager
-    def _parent(self, store: Store, search: Search, params: Mapping[str, object]) -> Iterator[Run]:
+    def _parent(
+        self, store: Store, search: Search, known: RunRecord | None, params: Mapping[str, object]
+    ) -> Iterator[Run]:
         """Opens the MLflow run above all others: the one that the study has, or a new one."""
-        known = store.tagged(study_key=search.key)
-        if known:
-            with store.reopened(known[0].id) as run:
+        if known is not None:
+            with store.reopened(known.id) as run:
                 yield run
         else:
             tags = {ARM_TAG: "study", "kdsweep.study": search.name, "kdsweep.study_key": search.key}
@@ -282,11 +291,20 @@ class Study(OptunaSweeperImpl):
                 yield run
 
     def _run(self, search: Search, overrides: Sequence[Override], objectives: Sequence[tuple[str, str]]) -> None:
+        if self._restart is None:
+            two_records.require_store(search, recording.uri_of(self.config))
         store = recording.open_store(self.config)
         # The records that jobs of an interrupted study couldn't send say which of the jobs are done.
         sending.send_unsent(store, recording.unsent_folder(self.config))
         searched = [override for override in overrides if override.is_sweep_override()]
-        with self._parent(store, search, {**self._own(), **_space_lines(searched)}) as parent:
+        known = two_records.study_run(search, store)
+        runs = [] if known is None else store.children(known.id)
+        two_records.require_known(search, runs)
+        missing = two_records.without_run(search, runs)
+        if self._restart is None:
+            two_records.require_same(search, store, known, missing)
+        with self._parent(store, search, known, {**self._own(), **_space_lines(searched)}) as parent:
+            search.record_in(masked_text(store.uri))
             parent.tag(self._tags(search, objectives))
             stages = Stages(
                 store,
@@ -300,6 +318,8 @@ class Study(OptunaSweeperImpl):
                 self._max_restarts,
                 self.max_failure_rate,
             )
+            for trial in missing:
+                self._record_again(store, stages.trial_job(trial), trial, [name for name, _ in objectives])
             # This measures, so it comes before the workers start and import.
             self._announce(stages)
             with stages.carried_out_by(self._open_executor(any(stages.left().values()))):
@@ -309,6 +329,14 @@ class Study(OptunaSweeperImpl):
             search.write_results(Path(self.sweep_dir) / "optimization_results.yaml")
         folder = writing.default_folder(Path(self.config.paths.root), store.study(parent.id))
         console.show(writing.write(store, parent.id, folder))
+
+    def _record_again(self, store: Store, job: Job, trial: EndedTrial, objectives: Sequence[str]) -> None:
+        """Records a trial whose run is gone, by Optuna's values."""
+        config = self.hydra_context.config_loader.load_sweep_config(self.config, all_overrides(job))
+        names = [key for key in config if isinstance(key, str) and key != "hydra"]
+        metrics = {**dict(zip(objectives, trial.values, strict=False)), "seconds": trial.seconds}
+        recording.record_again(rules.settled(OmegaConf.masked_copy(config, names)), store, metrics, trial.pruned_at)
+        note(f"Trial {trial.number} is recorded again by Optuna's values: it has no curves and no weights.")
 
     def _tags(self, search: Search, objectives: Sequence[tuple[str, str]]) -> dict[str, str]:
         """Returns the tags that tell the report what the study as a whole is."""
@@ -348,7 +376,8 @@ class Study(OptunaSweeperImpl):
         if not any(left.values()):
             note(f"Study {self.study_name}: all {sum(planned.values())} runs are done.")
             return
-        elsewhere = self._executor == "launcher" or self._ray_address is not None
+        on_cluster = self._executor == "ray" and ray_cluster(self._ray_address) is not None
+        elsewhere = self._executor == "launcher" or on_cluster
         found = forecast(
             self.config,
             planned,

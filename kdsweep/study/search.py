@@ -24,10 +24,11 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from kdsweep.config.keys import may_change_when_going_on
 from kdsweep.config.overrides import choices, override_line, value_of
 from kdsweep.config.rules import attempt
 from kdsweep.execution.heartbeat import Pulse, beating, lives_at_once
-from kdsweep.execution.trial_link import BEAT, PROCESS, TRUSTED, VALUES, build_pruner, open_storage
+from kdsweep.execution.trial_link import BEAT, PROCESS, TRUSTED, VALUES, build_pruner, open_storage, usable
 from kdsweep.system.errors import UserError
 from kdsweep.system.processes import ProcessId, parse_process, this_process
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 # The user attributes that the sweeper writes into a trial, and into the study.
 STARTS, PRUNED_AT, CAUSE = "kdsweep.starts", "kdsweep.pruned_at", "kdsweep.cause"
 KEY, CONDITIONS, CONTROLLER = "kdsweep.key", "kdsweep.conditions", "kdsweep.controller"
+STORE = "kdsweep.store"
 
 # What a study searches: each key with Optuna's distribution of its values.
 Space = Mapping[str, BaseDistribution]
@@ -58,9 +60,29 @@ class Setting:
     params: Mapping[str, object]
 
     @property
+    def name(self) -> str:
+        """The name of the trial's job."""
+        return f"trial-{self.number:04d}"
+
+    @property
     def overrides(self) -> list[str]:
         """The values as override lines."""
         return [override_line(key, value) for key, value in self.params.items()]
+
+
+@dataclass(frozen=True)
+class EndedTrial(Setting):
+    """A trial that ended well, as Optuna has it.
+
+    Attributes:
+        values: The value of each objective; of a pruned trial the last one that it reported, if it reported any.
+        pruned_at: The epoch after which the pruner stopped it; None for a trial that reached its end.
+        seconds: The time from its proposal to its end.
+    """
+
+    values: tuple[float, ...]
+    pruned_at: int | None
+    seconds: float
 
 
 class Search:
@@ -94,12 +116,13 @@ class Search:
         self.n_trials, self._max_restarts, self._extend = n_trials, max_restarts, extend
         self._storage = open_storage(url)
         self._pulse = Pulse()
-        self._study = optuna.create_study(
-            study_name=name,
-            storage=self._storage,
-            directions=[StudyDirection[direction.upper()] for direction in directions],
-            load_if_exists=True,
-        )
+        with usable(url):
+            self._study = optuna.create_study(
+                study_name=name,
+                storage=self._storage,
+                directions=[StudyDirection[direction.upper()] for direction in directions],
+                load_if_exists=True,
+            )
         self._study_id = self._storage.get_study_id_from_name(name)
         self._study.sampler = self._sampler(sampler)
         if pruner is not None:
@@ -131,9 +154,30 @@ class Search:
             self._study.set_user_attr(KEY, found)
         return str(found)
 
+    @property
+    def recorded_in(self) -> str | None:
+        """The URI of the MLflow store in which the study's runs were recorded last, without credentials."""
+        found = self._study.user_attrs.get(STORE)
+        return None if found is None else str(found)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the study has had a run in an MLflow store."""
+        # Versions before that attribute didn't set it.
+        return self.recorded_in is not None or self.count_finished() > 0
+
+    def record_in(self, uri: str) -> None:
+        """Notes the URI, without credentials, of the MLflow store that has the study's runs."""
+        if uri != self.recorded_in:
+            self._study.set_user_attr(STORE, uri)
+
     def trials(self) -> list[FrozenTrial]:
         """Returns all trials by number, as Optuna has them."""
         return self._study.get_trials(deepcopy=False)
+
+    def ended_well(self) -> list[EndedTrial]:
+        """Returns the trials that have a result or were pruned."""
+        return [_ended(t) for t in self.trials() if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
 
     def count_finished(self) -> int:
         """Returns how many trials are complete, pruned or failed."""
@@ -154,7 +198,8 @@ class Search:
         if text is None:
             self._study.set_user_attr(CONDITIONS, json.dumps(now))
             return
-        then = json.loads(text)
+        # A key that may change now may have been a condition in an older version.
+        then = {key: value for key, value in json.loads(text).items() if not may_change_when_going_on(key)}
         differing = [key for key in {**then, **now} if then.get(key) != now.get(key)]
         if differing:
             shown = "; ".join(f"{key} was {then.get(key)} and is {now.get(key)}" for key in differing[:3])
@@ -314,6 +359,13 @@ class Search:
     def _set(self, trial: FrozenTrial, name: str, value: object) -> None:
         if not trial.state.is_finished():
             self._storage.set_trial_user_attr(self._id(trial.number), name, value)
+
+
+def _ended(trial: FrozenTrial) -> EndedTrial:
+    pruned_at = trial.user_attrs.get(PRUNED_AT)
+    values = trial.values if pruned_at is None else list(trial.intermediate_values.values())[-1:]
+    seconds = 0.0 if trial.duration is None else trial.duration.total_seconds()
+    return EndedTrial(trial.number, trial.params, tuple(values or ()), pruned_at, seconds)
 
 
 def delete(url: str, name: str) -> None:

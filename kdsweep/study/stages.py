@@ -167,7 +167,7 @@ class Stages:
 
     def _confirmations(self, best: Setting) -> list[tuple[str, str, list[str], bool, int | None]]:
         """Returns the missing confirmations of a trial and of the controls, as arguments of `_job`."""
-        chosen = f"trial-{best.number:04d}"
+        chosen = best.name
         arms = {chosen: best.overrides}
         arms |= {name: list(baseline.overrides) for name, baseline in self._baselines.items() if baseline.control}
         # Seed by seed, so that an interruption leaves whole pairs.
@@ -246,9 +246,12 @@ class Stages:
             for key, value in setting.params.items()
         )
         note(f"Trial {number} ({number + 1} of {self._search.n_trials}){self._eta()}: {shown}")
-        name = f"trial-{number:04d}"
-        self._trials[name] = number
-        return self._job(name, "search", setting.overrides, False, number)
+        self._trials[setting.name] = number
+        return self.trial_job(setting)
+
+    def trial_job(self, setting: Setting) -> Job:
+        """Returns the job of a trial."""
+        return self._job(setting.name, "search", setting.overrides, False, setting.number)
 
     def _tell(self, job: Job, outcome: Outcome) -> None:
         """Tells Optuna how a trial ended."""

@@ -8,25 +8,33 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import time
 import uuid
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 from kdsweep.system import interrupts
+from kdsweep.system.errors import UserError
 from kdsweep.system.processes import ProcessId, this_process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 # A folder in which a file is being written: ".<name>.<host>.<pid>.<birth of the process>.<random>".
 _WORKPLACE = re.compile(r"\..+\.(?P<host>[0-9a-f]{16})\.(?P<pid>\d+)\.(?P<birth>[0-9a-f]{8}-\d+|t\d+)\.[0-9a-f]{8}")
 # No file takes so long to write. A workplace of another machine that is older was left by a killed process: whether the
 # process lives can't be asked from here.
 FOREIGN_SECONDS = 24 * 3600.0
+
+# Folders for temporary files, for when the usual one has too long a name.
+SHORT_FOLDERS = (Path("/tmp"), Path("/var/tmp"), Path("/dev/shm"))
+
+# What the system says if this user may not write somewhere, or nobody may.
+NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 # Seconds between two looks for a signal while a lock is waited for.
 LOCK_SECONDS = 0.5
@@ -101,6 +109,44 @@ def if_free(path: Path) -> Iterator[bool]:
         yield True
     finally:
         lock.release()
+
+
+def require_writable(folder: Path) -> None:
+    """Tries to write into a folder, or where it is still to be made, and leaves nothing behind.
+
+    Permissions alone don't tell: the disk may be read-only, and root may write nearly everywhere.
+
+    Raises:
+        OSError: It can't be written; `filename` is the folder.
+    """
+    place = folder.absolute()
+    while not os.path.lexists(place):
+        place = place.parent
+    try:
+        Path(tempfile.mkdtemp(dir=place, prefix=".kdsweep-")).rmdir()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from error
+
+
+def short_folder(usual: Path, longest: int) -> Path:
+    """Returns a folder for temporary files whose name is short enough: `usual`, or else one that any system has.
+
+    The name of a socket has at most 107 bytes, and TMPDIR may have more by itself.
+
+    Raises:
+        UserError: No other folder can be written.
+    """
+    for folder in (usual, *SHORT_FOLDERS):
+        if len(os.fsencode(folder)) > longest:
+            continue
+        with suppress(OSError):
+            require_writable(folder)
+            return folder
+    raise UserError(
+        f"`the folder of sockets has at most {longest} bytes` must hold, but got {usual}, and none of "
+        f"{', '.join(map(str, SHORT_FOLDERS))} can be written. Set TMPDIR to a folder with a shorter name.",
+        "TMPDIR",
+    )
 
 
 def hash_identity(identity: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from kdsweep.system import interrupts
 from kdsweep.system.errors import RunError, UserError, one_line
+from kdsweep.system.files import NOT_ALLOWED
 from kdsweep.system.masking import masked_text
 from kdsweep.system.progress import note
 
@@ -37,6 +38,12 @@ REASON = re.compile(
     r"|(Connection reset|Connection aborted|Remote end closed connection))",
     re.DOTALL,
 )
+# What a database says, of which SQLAlchemy makes many lines.
+OF_A_DATABASE = re.compile(r"\((?:sqlite3|psycopg\w*|pymysql)\.[\w.]+\) (.+)")
+# What databases say to a user who may only read.
+READ_ONLY = ("readonly database", "permission denied", "read-only transaction")
+# HTTP statuses: not logged in, not allowed.
+FORBIDDEN = (401, 403)
 LOCKED = ("database is locked", "database table is locked", "database schema is locked")
 
 
@@ -82,9 +89,23 @@ def is_disk_full(error: BaseException) -> bool:
     return False
 
 
+def is_forbidden(error: BaseException | None) -> bool:
+    """Returns whether the store, or the disk that it is on, doesn't let this user do what was asked."""
+    if isinstance(error, OSError) and error.errno in NOT_ALLOWED:
+        return True
+    text = str(error)
+    if "sqlite3." in text or "psycopg" in text:
+        return any(words in text for words in READ_ONLY)
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    of_mlflow = getattr(error, "get_http_status_code", None)
+    if of_mlflow is not None:
+        status = of_mlflow()
+    return status in FORBIDDEN
+
+
 def reason(error: BaseException) -> str:
     """Returns why a call failed, in a few words of the error's and without credentials."""
-    found = REASON.search(str(error))
+    found = REASON.search(str(error)) or OF_A_DATABASE.search(str(error))
     if found is not None:
         return next(group for group in found.groups() if group).strip()
     return masked_text(one_line(error, whole=False))[:MAX_CHARACTERS]

@@ -14,6 +14,9 @@ PARENT = "mlflow.parentRunId"
 # arm, have "study" or "group" there.
 ARM_TAG = "kdsweep.role"
 
+# The tag of a run that was recorded again by what Optuna knows of its trial, because the first one was gone.
+RESTORED = "kdsweep.restored"
+
 # The arms in the order of the tables. A study trains the students, and confirms them with fresh seeds.
 ARMS = ("teacher", "scratch", "label_smoothing", "distill")
 STUDENTS = ARMS[1:]

@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from kdsweep.system import interrupts
 from kdsweep.system.errors import RunError, UserError
-from kdsweep.system.files import hash_text
+from kdsweep.system.files import hash_text, require_writable
 from kdsweep.system.masking import masked_text
 from kdsweep.system.sqlite import sqlite_path
 from kdsweep.tracking import mlflow_calls
@@ -26,13 +26,14 @@ from kdsweep.tracking.journal import Journal, Owner
 from kdsweep.tracking.location import (
     artifact_folder,
     correct_locations,
+    file_path,
     holds_store,
     lock_path,
     unsent_folder,
     user_name,
 )
 from kdsweep.tracking.opening import find_experiment, import_mlflow, make_store, opening
-from kdsweep.tracking.retry import PATIENCE_SECONDS, is_disk_full, is_transient, patiently, reason
+from kdsweep.tracking.retry import PATIENCE_SECONDS, is_disk_full, is_forbidden, is_transient, patiently, reason
 from kdsweep.tracking.run_records import ARM_TAG, PARENT, RunRecord, StudyRecord, read_back
 from kdsweep.tracking.run_writer import Run, disk_full, ended, milliseconds
 from kdsweep.tracking.sender import LOCAL, REMOTE, Outbox
@@ -78,6 +79,7 @@ class Store:
         self._unsent = unsent_folder(uri) if unsent is None else unsent
         self._lock = FileLock(lock_path(uri, path))
         self._places: dict[str, str] = {}
+        self._artifacts_tried = False
         with opening(uri), self._lock:
             mlflow = import_mlflow()
             if path is not None and not holds_store(path):
@@ -108,7 +110,39 @@ class Store:
         except Exception as error:
             if is_disk_full(error):
                 raise disk_full(sqlite_path(self.uri) or folder) from error
+            if is_forbidden(error):
+                raise UserError(
+                    f"the MLflow store {self._shown} doesn't allow this: {reason(error)}. Ask for the right to write "
+                    f"into its experiment {self.experiment!r}, give a name that has it (MLFLOW_TRACKING_USERNAME, "
+                    "MLFLOW_TRACKING_PASSWORD), or record in another store.",
+                    "tracking.uri",
+                ) from error
             raise
+
+    def _require_artifacts(self) -> None:
+        """Tries, once, to write where artifacts of runs go, if that is a folder of this machine.
+
+        A server may have been started with a folder of its own machine, into which each client is to write.
+
+        Raises:
+            UserError: The folder can't be written.
+        """
+        if self._artifacts_tried:
+            return
+        folder = file_path(self.ask("get_experiment", self._experiment_id).artifact_location)
+        try:
+            if folder is not None:
+                require_writable(folder)
+        except OSError as error:
+            if is_disk_full(error):
+                raise disk_full(Path(str(folder))) from error
+            remedy = "Set its permissions; or start the server so that it hands them on (--artifacts-destination)."
+            raise UserError(
+                f"the MLflow store {self._shown} keeps the artifacts of {self.experiment!r} in {folder} on this "
+                f"machine, where nothing can be written: {error.strerror}. {remedy}",
+                "tracking.uri",
+            ) from error
+        self._artifacts_tried = True
 
     # Runs that are written
 
@@ -145,6 +179,7 @@ class Store:
         What it couldn't send before the interruption is sent first.
         """
         with interrupts.deferred():
+            self._require_artifacts()
             self.ask("update_run", run_id, status="RUNNING")
             run = self._writer(run_id, self.ask("get_run", run_id).info.run_name)
             with ended(run):
@@ -153,6 +188,7 @@ class Store:
 
     def create(self, name: str, tags: Mapping[str, str], start: int) -> str:
         """Makes a run, whose status is RUNNING, and returns its id; `start` is in ms since 1970."""
+        self._require_artifacts()
         asked = False
 
         def create() -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from records import fresh, record, summary, trial
 
-from kdsweep.tracking.run_records import RunRecord
+from kdsweep.tracking.run_records import RESTORED, RunRecord
 
 
 def about(text: str, *runs: RunRecord, **tags: object) -> str:
@@ -161,5 +163,18 @@ def test_an_incomplete_confirmation_is_counted() -> None:
 
 
 def test_trials_that_are_not_there_are_counted() -> None:
-    """The trials that a finished study lacks have failed."""
-    assert "1 of 3 trials have ended well; the others failed" in missing(trial(0, 0.5, 4), planned={"n_trials": 3})
+    """A trial that a finished study lacks has failed, if there is a failed run of it; else it isn't said to have."""
+    lost = [record("distill", status="FAILED", stage="search", tags={"kdsweep.trial": str(n)}) for n in (0, 1, 1, 2)]
+    planned = {"n_trials": 3}
+    assert "1 of 3 trials have ended well; the others failed." in missing(trial(0, 0.5, 4), *lost, planned=planned)
+    told = missing(trial(0, 0.5, 4), *lost[:3], planned=planned)
+    assert "1 of 3 trials have ended well; 1 failed, and 1 left no finished run here." in told
+    assert "1 of 3 trials have ended well; 2 left no finished run here." in missing(trial(0, 0.5, 4), planned=planned)
+
+
+def test_trials_that_were_recorded_again_are_counted() -> None:
+    """The report says that they are known by Optuna's values alone."""
+    again = trial(0, 0.5, 4)
+    again = replace(again, tags={**again.tags, RESTORED: "true"})
+    assert "1 of the trials are known by Optuna's values alone" in missing(again, trial(1, 0.6, 3))
+    assert "Optuna's values" not in missing(trial(1, 0.6, 3))

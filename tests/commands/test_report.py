@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from read_only import read_only
 from records import SPACE
 
 from kdsweep.commands import report
@@ -161,6 +162,19 @@ def test_the_files_are_attached_to_the_study(printed: str, root: Path) -> None:
     parent = Store(uri).study(NAME).parent
     artifacts = {item.path for item in MlflowClient(tracking_uri=uri).list_artifacts(parent.id, "report")}
     assert artifacts == {f"report/{name}.png" for name in FIGURES} | {"report/report.html", "report/report.json"}
+
+
+def test_a_reader_of_a_study_gets_a_report_too(
+    printed: str, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is written on this machine; that it isn't attached is said."""
+    with read_only(root / "mlartifacts"):
+        report.main([NAME, "--root", str(root), "--out", str(tmp_path)])
+    told = capsys.readouterr()
+    assert "The report isn't attached to the study's run in MLflow: " in told.err
+    assert "Read-only file system" in told.err
+    assert "\nWritten:\n" in told.out
+    assert (tmp_path / "report.html").exists()
 
 
 @pytest.mark.slow

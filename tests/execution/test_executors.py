@@ -9,11 +9,13 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from multiprocessing import forkserver
 from pathlib import Path
+from socket import AF_UNIX, socket
 from typing import Any
 
 import commands
@@ -26,10 +28,11 @@ from jobs import application, job, started
 from rich.console import Console
 
 from kdsweep.execution import workers
-from kdsweep.execution.executors import Executor, open_executor
+from kdsweep.execution.executors import Executor, open_executor, ray_cluster
 from kdsweep.execution.jobs import Job, Outcome, Task, run_job
 from kdsweep.system import interrupts, progress
 from kdsweep.system.errors import RunError, UserError
+from kdsweep.system.files import short_folder
 
 
 @pytest.fixture
@@ -151,7 +154,8 @@ def test_without_ray_its_executor_names_the_extra(task: Task, monkeypatch: pytes
 def test_a_cluster_that_is_not_there_is_refused(task: Task) -> None:
     """The refusal comes at once, and says how to do without a cluster."""
     needs.package("ray")
-    with pytest.raises(UserError, match=r"ray_address: no Ray answers at '127.0.0.1:1' .*refused.* none to start Ray"):
+    refused = r"ray_address: no Ray answers at '127.0.0.1:1' .*refused.* `local` to start Ray"
+    with pytest.raises(UserError, match=refused):
         opened("ray", task, ray_address="127.0.0.1:1")
 
 
@@ -187,10 +191,12 @@ def test_a_launcher_gets_batches(task: Task) -> None:
 
 
 def test_a_launcher_that_fails_has_lost_its_batch(task: Task) -> None:
-    """No job raised its error, so the jobs may be tried again."""
-    died = RuntimeError("a worker was killed")
-    executor = opened("launcher", task, 1, Batches(died))
-    assert only(executor) == Outcome(error=died, lost=True)
+    """No job raised its error, so the jobs may be tried again. If it always fails, its error is one line."""
+    executor = opened("launcher", task, 1, Batches(OSError("sbatch:\nnot found")))
+    outcome = only(executor)
+    assert outcome.lost
+    assert isinstance(outcome.error, RunError)
+    assert str(outcome.error) == "Batches failed (OSError: sbatch: not found)"
 
 
 def test_hydras_own_launcher_runs_jobs(task: Task, tmp_path: Path) -> None:
@@ -366,15 +372,22 @@ def test_close_kills_what_does_not_end(two: Executor, tmp_path: Path, monkeypatc
     assert not alive(started(tmp_path))
 
 
-def start_study(*words: object) -> subprocess.Popen[str]:
+def start_study(*words: object, **env: str) -> subprocess.Popen[str]:
     """Starts a study in a process group of its own, as a terminal does."""
     command = [sys.executable, "-W", "error", jobs.__file__, *map(str, words)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, process_group=0)
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, process_group=0, env={**os.environ, **env})
 
 
-def study(folder: Path, executor: str) -> subprocess.Popen[str]:
+def long_folder(folder: Path) -> str:
+    """Makes a folder whose name is longer than a socket's can be."""
+    made = folder / ("long" * 25)
+    made.mkdir()
+    return str(made)
+
+
+def study(folder: Path, executor: str, **env: str) -> subprocess.Popen[str]:
     """Starts a study, and waits until its two jobs run."""
-    process = start_study(folder, executor)
+    process = start_study(folder, executor, **env)
     eventually(lambda: len(started(folder)) == 2 or process.poll() is not None)
     assert process.poll() is None, process.communicate()
     return process
@@ -415,8 +428,11 @@ def test_ctrl_c_before_the_first_job_is_quiet(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_no_job_survives_its_study(tmp_path: Path) -> None:
-    """After kill -9 of the study, its workers close their runs and end, and so does their server."""
-    process = study(tmp_path, "workers")
+    """After kill -9 of the study, its workers close their runs and end, and so does their server.
+
+    TMPDIR is longer than the name of a socket can be.
+    """
+    process = study(tmp_path, "workers", TMPDIR=long_folder(tmp_path))
     family = {child.pid for child in psutil.Process(process.pid).children(recursive=True)}
     assert started(tmp_path) <= family
     # The server got this when it started, because its libraries read it on import.
@@ -427,11 +443,67 @@ def test_no_job_survives_its_study(tmp_path: Path) -> None:
     assert (ends(tmp_path), err) == (["TerminatedError", "TerminatedError"], "")
 
 
+@pytest.mark.slow
+def test_a_server_that_can_not_start_is_one_line(tmp_path: Path) -> None:
+    """The line has the last one that the server printed, and says what helps."""
+    (tmp_path / "dies.py").write_text("import os\nos.write(2, b'first\\ncannot load libfoo.so\\n')\nos._exit(127)\n")
+    process = start_study(tmp_path, "workers", "dies", PYTHONPATH=os.pathsep.join([*sys.path, str(tmp_path)]))
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert err.startswith("jobs: a worker process could not be started (")
+    assert "; cannot load libfoo.so). " in err
+    assert "ulimit -u" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_what_the_server_says_as_it_ends_is_not_heard(tmp_path: Path) -> None:
+    """Libraries that it has loaded may complain ("nanobind: leaked 514 functions!") when the command is over."""
+    (tmp_path / "talks.py").write_text("import atexit, os\natexit.register(os.write, 2, b'leaked 514 functions!\\n')\n")
+    process = start_study(tmp_path, "workers", "talks", PYTHONPATH=os.pathsep.join([*sys.path, str(tmp_path)]))
+    eventually(lambda: len(started(tmp_path)) == 2 or process.poll() is not None)
+    family = {child.pid for child in psutil.Process(process.pid).children()}
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    eventually(lambda: not alive(family))
+    assert (process.returncode, err) == (130, "jobs: interrupted\n")
+
+
+def test_sockets_have_short_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder with a short name is taken as it is; another one gives way to one of the system's."""
+    monkeypatch.setattr(tempfile, "tempdir", long_folder(tmp_path))
+    with workers._short_sockets(), tempfile.TemporaryDirectory(prefix="pymp-") as made, socket(AF_UNIX) as listener:
+        listener.bind(f"{made}/listener-12345678")
+    assert tempfile.gettempdir() == str(tmp_path / ("long" * 25))
+    assert short_folder(tmp_path, 100) == tmp_path
+    with pytest.raises(UserError, match=r"^TMPDIR: `the folder of sockets has at most 2 bytes` must hold, but got /"):
+        short_folder(tmp_path, 2)
+
+
+@pytest.mark.parametrize(
+    ("key", "variable", "cluster"),
+    [(None, None, None), (None, "a:1", "a:1"), ("b:2", "a:1", "b:2"), ("local", "a:1", None), (None, "local", None)],
+)
+def test_rays_own_variable_names_its_cluster(
+    key: str | None, variable: str | None, cluster: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The configuration's key wins over it."""
+    monkeypatch.setenv("RAY_ADDRESS", variable or "")
+    assert ray_cluster(key) == cluster
+
+
 @pytest.fixture(scope="module")
 def on_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Executor]:
-    """A real Ray on the loopback, which takes seconds to start."""
-    with application(tmp_path_factory.mktemp("ray")) as task, closing(opened("ray", task, 2)) as executor:
-        yield executor
+    """A real Ray on the loopback, which takes seconds to start.
+
+    TMPDIR is longer than the name of a socket can be, and RAY_ADDRESS names a cluster that isn't there.
+    """
+    folder = tmp_path_factory.mktemp("ray")
+    with pytest.MonkeyPatch.context() as patch, application(folder) as task:
+        patch.setenv("TMPDIR", long_folder(folder))
+        patch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+        with closing(opened("ray", task, 2, ray_address="local")) as executor:
+            yield executor
 
 
 @pytest.mark.all

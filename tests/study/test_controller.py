@@ -68,8 +68,8 @@ def children(parent: Run, place: Path) -> list[Run]:
 
 @pytest.fixture(scope="session")
 def partly(finished: Outcome, place: Path) -> Outcome:
-    """The outcome of a study in which one of two trials must fail."""
-    done = kdsweep(*SMALL, "sweep.name=partly", root=place)
+    """The outcome of a study in which one of two trials must fail, and whose jobs Hydra takes to their own folders."""
+    done = kdsweep(*SMALL, "sweep.name=partly", "hydra.job.chdir=true", root=place, env={"KDSWEEP_HOME": "."})
     assert done.status == 0, done.err
     return done
 
@@ -338,6 +338,39 @@ def test_the_same_command_goes_on_with_what_is_missing(partly: Outcome, place: P
     assert {run.data.tags["mlflow.parentRunId"] for run in made} == {study.info.run_id}
     chosen = f"confirm-trial-{int(study.data.tags['kdsweep.chosen']):04d}-1000"
     assert tags(made, "job") == [chosen, "confirm-scratch-1000", "confirm-label_smoothing-1000"]
+
+
+ELSEWHERE = (*SMALL, "sweep.name=partly", "tracking.uri=sqlite:///elsewhere/mlflow.db")
+
+
+def test_a_study_whose_runs_are_elsewhere_is_refused(partly: Outcome, place: Path) -> None:
+    """It names the store that has them, and leaves no store where it looked; nothing is run."""
+    done = run_here(ELSEWHERE, place)
+    assert done.status == 2
+    assert done.err == done.error + "\n"
+    assert f"there is no MLflow store at {place}/elsewhere/mlflow.db. It was recorded in sqlite:///{place}/" in done.err
+    assert not (place / "elsewhere").exists()
+
+
+def test_trials_are_recorded_again_by_optunas_values(partly: Outcome, place: Path) -> None:
+    """In another store: with the parameters that the lost run had, its value, and a word about it in the report."""
+    done = kdsweep(*ELSEWHERE, "sweep.restart=restore", root=place)
+    assert done.status == 0, done.err
+    assert "is recorded again by Optuna's values" in done.err
+    report = json.loads((place / "reports" / "partly" / "report.json").read_text())
+    assert "1 of the trials are known by Optuna's values alone: their MLflow runs were gone." in report["missing"]
+    assert "1 of 2 trials have ended well; 1 left no finished run here." in report["missing"]
+    (again,) = runs(place / "elsewhere", "distill")
+    (before,) = runs(place, "distill", study="partly", stage="search", trial=again.data.tags["kdsweep.trial"])
+    assert again.info.status == before.info.status == "FINISHED"
+    assert again.data.metrics["val/accuracy"] == before.data.metrics["val/accuracy"]
+    differing = {name for name, _ in before.data.params.items() ^ again.data.params.items()}
+    assert {name for name in differing if not name.startswith(("runtime.", "paths."))} == {
+        *("tracking.parent", "tracking.uri", "sweep.restart")
+    }
+    # It goes on there, and where it was.
+    assert kdsweep(*ELSEWHERE, root=place).err == "Study partly: all 3 runs are done.\n"
+    assert run_here((*SMALL, "sweep.name=partly"), place).err == "Study partly: all 3 runs are done.\n"
 
 
 def test_a_fresh_start_forgets_what_was_done(partly: Outcome, place: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
+from read_only import read_only
 
 from kdsweep.config.overrides import parsed
 from kdsweep.execution import heartbeat, trial_link
@@ -350,3 +351,12 @@ def test_choices_come_back_from_optuna_as_values(tmp_path: Path) -> None:
 def test_a_setting_is_written_as_overrides() -> None:
     """Each searched key with its value, in order."""
     assert Setting(3, {"loss.alpha": 0.5, "loss": "kd"}).overrides == ["loss.alpha=0.5", "loss=kd"]
+
+
+def test_a_record_that_can_only_be_read_is_refused(tmp_path: Path) -> None:
+    """A colleague's file, or one on a read-only disk: before any run of the study."""
+    search(tmp_path)
+    trial_link.open_storage.cache_clear()
+    refused = r"^hydra\.sweeper\.storage: Optuna's storage .*optuna\.db can't be used: attempt to write a readonly"
+    with read_only(tmp_path / "optuna.db"), pytest.raises(UserError, match=refused):
+        search(tmp_path)

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from read_only import read_only
 
 from kdsweep.system import files, interrupts
-from kdsweep.system.files import atomic_path, hash_identity, locked
+from kdsweep.system.files import atomic_path, hash_identity, locked, require_writable
 from kdsweep.system.processes import ProcessId, this_process
 from kdsweep.system.tensor_files import write_tensors
 
@@ -122,6 +123,25 @@ def test_a_lock_lets_one_in_and_the_wait_for_it_ends_with_a_signal(
         raise ValueError("anything")
     with locked(path):
         pass
+
+
+def test_a_folder_that_can_be_written_is_left_as_it_was(tmp_path: Path) -> None:
+    """A missing one isn't made either."""
+    require_writable(tmp_path)
+    require_writable(tmp_path / "a" / "b")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_can_not_be_written_is_named(tmp_path: Path) -> None:
+    """It may be there or not; on a read-only disk root can't write either, whatever the permissions say."""
+    with read_only(tmp_path / "disk") as disk:
+        for folder in (disk, disk / "a" / "b"):
+            with pytest.raises(OSError, match="Read-only file system") as error:
+                require_writable(folder)
+            assert error.value.filename == str(folder)
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError):
+        require_writable(tmp_path / "file" / "a")
 
 
 def test_files_have_the_permissions_that_the_umask_leaves(tmp_path: Path, umask: int) -> None:

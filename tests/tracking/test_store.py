@@ -11,21 +11,26 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import fresh_stores
 import pytest
 from matplotlib.figure import Figure
 from needs import lacking
+from read_only import read_only
 
 from kdsweep.system.errors import PrunedError, RunError, UserError
 from kdsweep.system.sqlite import sqlite_path
 from kdsweep.tracking.location import artifact_folder, require_store, store_uri
 from kdsweep.tracking.mlflow_calls import place_file
+from kdsweep.tracking.retry import is_forbidden, is_transient, reason
 from kdsweep.tracking.run_writer import Run
 from kdsweep.tracking.sender import Waiting
 from kdsweep.tracking.store import Store
@@ -670,6 +675,96 @@ def test_a_full_disk_at_the_database_is_one_line(store: Store, small_disk: Path,
         again.summary({"after": 2.0})
     assert own.find(runs[0].id).metrics["after"] == 2.0
     assert own.find(runs[0].id).status == "FINISHED"
+
+
+def test_a_folder_of_artifacts_that_can_only_be_read_is_refused(store: Store, tmp_path: Path) -> None:
+    """Before a run is made: a run without its files would be of no use."""
+    own = Store(copied(store, tmp_path / "own", artifacts=False).uri, unsent=tmp_path / "unsent")
+    before = [run.id for run in own.runs()]
+    with (
+        read_only(tmp_path / "own" / "mlartifacts") as folder,
+        pytest.raises(UserError, match=rf"^tracking\.uri: .*artifacts of 'kdsweep' in {folder} .*: Read-only file"),
+        own.run("x", tags=DISTILL, params={}),
+    ):
+        pass
+    assert [run.id for run in own.runs()] == before
+    with own.run("x", tags=DISTILL, params={}) as run:
+        run.text("config.yaml", "seed: 0")
+
+
+def test_a_database_that_can_only_be_read_is_refused(store: Store, tmp_path: Path) -> None:
+    """The line says so in SQLite's words, and not in SQLAlchemy's."""
+    path = tmp_path / "own.db"
+    shutil.copyfile(fresh_stores.empty_store(), path)
+    with read_only(path), pytest.raises(UserError, match=r"opened: attempt to write a readonly database$"):
+        Store(store_uri(f"sqlite:///{path}", tmp_path))
+
+
+class Reader(BaseHTTPRequestHandler):
+    """An MLflow server for a user who may read, and write nothing."""
+
+    def do_GET(self) -> None:
+        known = {"experiment_id": "1", "name": "kdsweep", "lifecycle_stage": "active"}
+        self._answer(200, {"experiment": {**known, "artifact_location": "mlflow-artifacts:/1"}})
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self._answer(*((200, {}) if self.path.endswith("search") else (403, "Permission denied")))
+
+    def _answer(self, status: int, content: object) -> None:
+        body = content.encode() if isinstance(content, str) else json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Prints nothing."""
+
+
+def test_a_server_on_which_one_may_only_read_is_refused(tmp_path: Path) -> None:
+    """It is asked for what will be done: to make the run."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Reader) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        own = Store(f"http://127.0.0.1:{server.server_port}", unsent=tmp_path)
+        assert own.runs() == []
+        words = r"^tracking\.uri: the MLflow store http.* doesn't allow this: .*403.*Permission denied.* 'kdsweep'"
+        with pytest.raises(UserError, match=words), own.run("x", tags=DISTILL, params={}):
+            pass
+        with pytest.raises(UserError, match=words):
+            own.close_lost("1", "its process was killed")
+        server.shutdown()
+
+
+def of_mlflow(text: str) -> Exception:
+    from mlflow.exceptions import MlflowException
+
+    return MlflowException(text)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "/mlflow"), "Permission denied: '/mlflow'"),
+        (
+            of_mlflow(
+                "(raised as a result of Query-invoked autoflush; consider a block)\n(sqlite3.OperationalError) attempt "
+                "to write a readonly database\n[SQL: INSERT INTO runs]"
+            ),
+            "attempt to write a readonly database",
+        ),
+        (
+            of_mlflow("(psycopg2.errors.InsufficientPrivilege) permission denied for table runs\n\n[SQL: INSERT]"),
+            "permission denied for table runs",
+        ),
+    ],
+)
+def test_what_is_not_allowed_is_known(error: Exception, words: str) -> None:
+    """From a disk, from SQLite and from PostgreSQL; it isn't waited for."""
+    assert is_forbidden(error)
+    assert not is_transient(error)
+    assert reason(error).endswith(words)
+    assert not is_forbidden(OSError(errno.ENOSPC, "No space left on device"))
 
 
 def test_a_locked_database_is_waited_for(store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

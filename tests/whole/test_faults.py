@@ -23,8 +23,10 @@ import optuna
 import pytest
 import torch
 from commands import SHORT, Command, Outcome, artifacts, kdsweep, runs, statuses
+from in_process import run_here
 from needs import lacking
 from optuna.trial import TrialState
+from read_only import read_only
 from torch import Tensor
 
 from kdsweep.system.sqlite import sqlite_uri
@@ -161,6 +163,32 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(tmp_path: Path, disk: Di
     assert hidden(disk.folder) == []
     (run,) = runs(tmp_path, "distill")
     assert int(run.data.tags["kdsweep.resumed_after"]) >= 1
+
+
+# Disks that can be read only
+
+
+@pytest.mark.parametrize(
+    ("place", "words", "start"),
+    [
+        ("cache", SHORT, "paths.cache: `files can be written below {}` must hold, but got: Read-only file system."),
+        ("cache", STUDY, "paths.cache: `files can be written below {}` must hold"),
+        ("unsent", SHORT, "paths.root: `files can be written below {}` must hold"),
+        ("reports", STUDY, "paths.root: `files can be written below {}/alpha_tau` must hold"),
+        ("studies", STUDY, "Read-only file system: {}/alpha_tau."),
+        ("outputs", SHORT, "Read-only file system: {}/"),
+    ],
+)
+def test_a_folder_that_can_only_be_read_is_refused(
+    place: str, words: tuple[str, ...], start: str, tmp_path: Path
+) -> None:
+    """Before anything is trained or recorded, each folder that would be written into is tried."""
+    with read_only(tmp_path / place) as folder:
+        done = run_here((*words, "optimizer.lr=0.02"), tmp_path)
+    assert done.status == 2
+    assert done.err == done.error + "\n"
+    assert done.error.startswith(f"kdsweep: {start.format(folder)}")
+    assert not (tmp_path / "mlflow.db").exists()
 
 
 # Damaged files

@@ -165,9 +165,12 @@ def test_a_run_killed_wherever_its_teacher_commits_something_loses_nothing(tmp_p
 
 
 def test_killed_workers_cost_a_retry_each(tmp_path: Path) -> None:
-    """Two workers are killed in the middle of a run, and at last the controller, which no worker outlives."""
-    words = (*STUDY, "sweep.n_trials=4", "sweep.n_jobs=2", "epochs=12", "n_passes=1")
-    command = Command(*words, root=tmp_path)
+    """Two workers are killed in the middle of a run, and at last the controller, which no worker outlives.
+
+    All paths are relative, and Hydra takes each job to a folder of its own.
+    """
+    words = (*STUDY, "sweep.n_trials=4", "sweep.n_jobs=2", "epochs=12", "n_passes=1", "hydra.job.chdir=true")
+    command = Command(*words, root=tmp_path, env={"KDSWEEP_HOME": "."})
     for _ in range(2):
         worker, _ = two_at_work(command, tmp_path)
         os.kill(worker.pid, signal.SIGKILL)
@@ -176,7 +179,7 @@ def test_killed_workers_cost_a_retry_each(tmp_path: Path) -> None:
     command.signal(signal.SIGKILL)
     command.outcome()
     wait_for_end(workers)
-    done = kdsweep(*words, root=tmp_path)
+    done = kdsweep(*words, root=tmp_path, env={"KDSWEEP_HOME": "."})
     assert done.status == 0, done.err
     assert_whole(tmp_path, sqlite_uri(tmp_path / "studies" / "alpha_tau" / "optuna.db"), n_trials=4)
     assert interruptions(tmp_path) >= 3
