@@ -89,6 +89,7 @@ def summarise(study: StudyRecord, readings: Readings) -> Report:
     findings = (
         *verdict.words(judged),
         *_chosen(found, front),
+        *_others(found),
         *_unconfirmed(found, judged),
         *_teacher(found),
         *verdict.curse_words(judged, found),
@@ -126,6 +127,18 @@ def _chosen(found: Comparison, front: tuple[Trial, ...]) -> Iterable[str]:
         luck = "" if fresh else ": includes the luck of the search"
         stopped = f" ({len(found.pruned)} pruned besides)" if found.pruned else ""
         yield f"{what}, {place} of {len(trials)} trials by {metric}{stopped}; {how}{luck}.{shared}"
+
+
+def _others(found: Comparison) -> Iterable[str]:
+    """Says which other trials have fresh seeds, since a study that was extended may choose anew."""
+    for other in found.others:
+        seeds = f"{len(other.runs)} fresh {'seed' if len(other.runs) == 1 else 'seeds'}"
+        accuracy = "" if other.accuracy is None else f", {other.accuracy.mean:.2%} on test"
+        which = "an earlier choice of this study" if other.earlier else "not the choice that is reported here"
+        yield (
+            f"Trial {other.number} ({setting(other.params)}) has {seeds} too{accuracy}: it is {which}, and no number "
+            "of distill counts them."
+        )
 
 
 def _unconfirmed(found: Comparison, judged: Verdict) -> Iterable[str]:

@@ -104,6 +104,22 @@ class Pruned:
 
 
 @dataclass(frozen=True)
+class OtherChoice:
+    """A trial with fresh seeds that isn't the chosen one: the study chose it before it was extended.
+
+    Attributes:
+        earlier: Whether its fresh seeds began before those of the chosen setting.
+        accuracy: Their test accuracy; None if no run has one.
+    """
+
+    number: int
+    params: dict[str, str]
+    runs: tuple[RunRecord, ...]
+    earlier: bool
+    accuracy: Spread | None
+
+
+@dataclass(frozen=True)
 class Comparison:
     """The sorted runs of a study.
 
@@ -112,6 +128,7 @@ class Comparison:
             baselines, or for distill the runs of the chosen trial.
         trials: All settings of distilled runs, the best first; of equal ones the earlier first.
         chosen: The trial whose setting the distilled arm has; None without trials.
+        others: The trials with fresh seeds that are not the chosen one; no arm has their runs.
         pruned: The trials that were stopped, in the order of their numbers.
         target: The validation accuracy (a fraction) that the column "epochs to target" is about; None without scratch
             runs.
@@ -122,6 +139,7 @@ class Comparison:
     arms: tuple[Arm, ...]
     trials: tuple[Trial, ...]
     chosen: Trial | None
+    others: tuple[OtherChoice, ...]
     pruned: tuple[Pruned, ...]
     target: float | None
     readings: Readings
@@ -155,11 +173,16 @@ def compare(study: StudyRecord, readings: Readings) -> Comparison:
     trials = _trials(runs["distill"], goals)
     chosen = next((trial for trial in trials if trial.number == goals.chosen), trials[0] if trials else None)
     runs["distill"] = [] if chosen is None else list(chosen.runs)
+    number = goals.chosen if chosen is None else chosen.number
+    others = _others(fresh["distill"], number, _searched(study.runs("distill"), goals))
+    elsewhere = {run.id for other in others for run in other.runs}
+    fresh["distill"] = [run for run in fresh["distill"] if run.id not in elsewhere]
     shown = {arm: fresh.get(arm) or runs[arm] for arm in ARMS}
     scratch = spread(run.metrics.get("val/accuracy") for run in shown["scratch"])
     target = None if scratch is None else TARGET_SHARE * scratch.mean
     arms = (_arm(arm, members, bool(fresh.get(arm)), readings, target) for arm, members in shown.items() if members)
-    return Comparison(study, goals, tuple(arms), trials, chosen, _pruned(study, goals, trials), target, readings)
+    pruned = _pruned(study, goals, trials)
+    return Comparison(study, goals, tuple(arms), trials, chosen, others, pruned, target, readings)
 
 
 def finished(study: StudyRecord, arm: str) -> list[RunRecord]:
@@ -223,6 +246,33 @@ def _trials(runs: Sequence[RunRecord], goals: Goals) -> tuple[Trial, ...]:
         for (_, *setting), members in settings.items()
     ]
     return tuple(sorted(trials, key=lambda trial: (-goals.objective.sign * trial.value, trial.number)))
+
+
+def _others(fresh: Sequence[RunRecord], chosen: int | None, keys: Sequence[str]) -> tuple[OtherChoice, ...]:
+    """Returns the trials, by number, whose fresh seeds are not those of the trial with the number `chosen`.
+
+    Args:
+        fresh: The distilled runs of confirmations, in the order of their start.
+        chosen: The number of the chosen trial; None if there is none.
+        keys: The searched keys.
+    """
+    groups: dict[int, list[RunRecord]] = {}
+    for run in fresh:
+        number = run.tags.get("kdsweep.trial", "")
+        if number.isdecimal() and int(number) != chosen:
+            groups.setdefault(int(number), []).append(run)
+    elsewhere = {run.id for runs in groups.values() for run in runs}
+    began = next((place for place, run in enumerate(fresh) if run.id not in elsewhere), len(fresh))
+    return tuple(
+        OtherChoice(
+            number,
+            {key: runs[0].params.get(key, "-") for key in keys},
+            tuple(runs),
+            fresh.index(runs[0]) < began,
+            spread(run.metrics.get("test/accuracy") for run in runs),
+        )
+        for number, runs in sorted(groups.items())
+    )
 
 
 def _searched(runs: Sequence[RunRecord], goals: Goals) -> list[str]:

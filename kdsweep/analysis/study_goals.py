@@ -94,7 +94,7 @@ class Goals:
     Attributes:
         space: The keys that are searched; empty where the parent run doesn't say (a plain grid, or an older version).
         objectives: One, or several in a multi-objective study.
-        chosen: The number of the trial that was confirmed; None without confirmation.
+        chosen: The number of the trial that is confirmed, from its first fresh seed on; None before the choice.
         n_trials, baseline_seeds, confirm_seeds: The budget; None where the parent run doesn't say.
     """
 

@@ -69,11 +69,16 @@ def write(
 
 
 def _spread(store: Store, run: RunRecord) -> Spread | None:
-    """Returns the test accuracy over the fresh seeds of a confirmation's arm; None for other runs."""
+    """Returns the test accuracy over the fresh seeds of a confirmation's setting; None for other runs."""
     from kdsweep.analysis.sorted_runs import spread
 
     parent = run.params.get("tracking.parent", "None")
     if run.stage != "confirmation" or parent == "None":
         return None
-    arm = [other for other in store.children(parent) if (other.arm, other.stage) == (run.arm, run.stage)]
-    return spread(other.metrics.get("test/accuracy") for other in arm if other.status == "FINISHED")
+
+    def repeats(other: RunRecord) -> bool:
+        # A study that was extended may have confirmed another trial before.
+        own, its = ((r.arm, r.stage, r.tags.get("kdsweep.trial")) for r in (run, other))
+        return own == its and other.status == "FINISHED"
+
+    return spread(other.metrics.get("test/accuracy") for other in store.children(parent) if repeats(other))

@@ -127,6 +127,16 @@ def _jsonable(report: Report) -> dict[str, object]:
             for arm in report.arms
         ],
         "chosen": None if found.chosen is None else found.chosen.number,
+        "other_choices": [
+            {
+                "number": other.number,
+                "params": other.params,
+                "runs": [run.id for run in other.runs],
+                "earlier": other.earlier,
+                "test_accuracy": other.accuracy,
+            }
+            for other in found.others
+        ],
         "pareto": [trial.number for trial in report.front],
         "trials": [
             {

@@ -325,7 +325,10 @@ class Study(OptunaSweeperImpl):
             with stages.carried_out_by(self._open_executor(any(stages.left().values()))):
                 stages.run_baselines()
                 stages.run_search()
-                parent.tag({"kdsweep.chosen": str(stages.confirm())})
+                chosen = stages.choose()
+                # Before its first run, so that a report in the middle of a new confirmation takes no other trial's.
+                parent.tag({"kdsweep.chosen": str(chosen.number)})
+                stages.confirm(chosen)
             search.write_results(Path(self.sweep_dir) / "optimization_results.yaml")
         folder = writing.default_folder(Path(self.config.paths.root), store.study(parent.id))
         console.show(writing.write(store, parent.id, folder))

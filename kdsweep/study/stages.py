@@ -145,10 +145,8 @@ class Stages:
         """
         self._work(self._next_trial, self._tell)
 
-    def confirm(self) -> int:
-        """Runs the best setting and the controls with fresh seeds, and returns the number of its trial.
-
-        A run that fails costs a pair of runs, and the report says so.
+    def choose(self) -> Setting:
+        """Returns the setting that is to be confirmed.
 
         Raises:
             RunError: No trial has a result.
@@ -157,13 +155,19 @@ class Stages:
         if best is None:
             message = f"none of the {self._search.n_trials} trials could be finished: the lines above say why."
             raise RunError(message)
+        return best
+
+    def confirm(self, best: Setting) -> None:
+        """Runs the chosen setting and the controls with fresh seeds.
+
+        A run that fails costs a pair of runs, and the report says so.
+        """
 
         def ended(job: Job, outcome: Outcome) -> None:
             if outcome.error is not None:
                 note(f"{job.name} failed: {one_line(outcome.error)}")
 
         self._run_all([self._job(*confirmation) for confirmation in self._confirmations(best)], ended)
-        return best.number
 
     def _confirmations(self, best: Setting) -> list[tuple[str, str, list[str], bool, int | None]]:
         """Returns the missing confirmations of a trial and of the controls, as arguments of `_job`."""

@@ -37,6 +37,22 @@ def test_fresh_seeds_have_no_luck() -> None:
     assert chosen.endswith("its row shows 2 fresh seeds, which chose nothing.")
 
 
+@pytest.mark.parametrize(("seeds", "row"), [(0, "one run: includes the luck"), (2, "its row shows 2 fresh seeds")])
+def test_an_earlier_choice_is_shown_as_what_it_is(seeds: int, row: str) -> None:
+    """Each number of distill is the chosen setting's: row, pairs and winner's curse; the other choice is named."""
+    before = fresh("distill", [0.5, 0.6, 0.7], val=0.5, trial=0, **{"loss.alpha": 0.1, "loss.tau": 1})
+    runs = [trial(0, 0.1, 1), trial(5, 0.625, 4, val=0.95), *before]
+    runs += [*fresh("scratch", [0.9, 0.91, 0.92]), *fresh("distill", [0.93, 0.94][:seeds], val=0.92, trial=5)]
+    found = summary(*runs, chosen=5, planned={"n_trials": 2, "confirm_seeds": 3})
+    assert row in about("distill is trial 5", *runs, chosen=5)
+    assert "Trial 0 (alpha 0.1, tau 1) has 3 fresh seeds too, 60.00% on test: it is an earlier choice" in about(
+        "Trial 0", *runs, chosen=5
+    )
+    assert [paired.firsts for paired in found.verdict.comparisons] == ([(0.93, 0.94)] if seeds else [])
+    assert found.verdict.confirmed == (pytest.approx(0.92) if seeds else None)
+    assert f"label smoothing 0, distill {seeds}" in " ".join(found.missing)
+
+
 def test_ties_are_told() -> None:
     """With few validation pictures several trials share the best accuracy."""
     runs = [trial(number, 0.1 * number, 2) for number in (5, 3, 4)]

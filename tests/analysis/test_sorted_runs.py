@@ -10,6 +10,7 @@ from records import compared, fresh, pruned, record, study, trial
 
 from kdsweep.analysis.sorted_runs import Spread, pareto, repetitions
 from kdsweep.analysis.study_goals import Objective
+from kdsweep.tracking.run_records import RunRecord
 
 # Arms and their spread
 
@@ -77,6 +78,33 @@ def test_the_study_says_which_trial_it_confirmed() -> None:
     found = compared(trial(0, 0.1, 1, val=0.9), trial(1, 0.7, 4, val=0.8), chosen=1)
     assert found.chosen is not None
     assert found.chosen.number == 1
+
+
+def extended(second: int) -> list[RunRecord]:
+    """A study that chose trial 0 and was then extended: trial 5 is better, and has its first `second` fresh seeds."""
+    settings = {0: (0.1, 1), 5: (0.6, 4)}
+    tried = [trial(number, *settings[number], val=0.9 + 0.01 * number) for number in settings]
+    before = fresh("distill", [0.80, 0.81, 0.82], trial=0, **{"loss.alpha": 0.1, "loss.tau": 1})
+    since = fresh("distill", [0.90, 0.91, 0.92][:second], trial=5, **{"loss.alpha": 0.6, "loss.tau": 4})
+    return [*tried, *before, *fresh("scratch", [0.85, 0.86, 0.87]), *since]
+
+
+@pytest.mark.parametrize("second", [0, 1, 3])
+def test_the_row_of_distill_has_one_setting(second: int) -> None:
+    """Fresh seeds of an earlier choice are in no row, also while the new choice has none yet, or not all."""
+    found = compared(*extended(second), chosen=5)
+    assert [run.tags["kdsweep.trial"] for run in found.confirmed("distill")] == ["5"] * second
+    assert {run.tags["kdsweep.trial"] for arm in found.arms if arm.name == "distill" for run in arm.runs} == {"5"}
+    (other,) = found.others
+    assert (other.number, len(other.runs), other.params) == (0, 3, {"loss.alpha": "0.1", "loss.tau": "1"})
+    assert other.accuracy == Spread(pytest.approx(0.81), pytest.approx(0.01), 3)
+
+
+def test_a_record_that_still_names_the_former_choice_mixes_nothing() -> None:
+    """The choice was once written down after its last fresh seed; killed in between, trial 0 was still the choice."""
+    found = compared(*extended(2), chosen=0)
+    assert {run.tags["kdsweep.trial"] for run in found.confirmed("distill")} == {"0"}
+    assert [(other.number, len(other.runs)) for other in found.others] == [(5, 2)]
 
 
 def test_ties_go_to_the_earlier_trial() -> None:

@@ -14,14 +14,16 @@ import pytest
 import torch
 from commands import SHORT, artifacts, client, kdsweep, runs
 from omegaconf import OmegaConf
+from records import fresh
 from safetensors.torch import load_file
 
-from kdsweep.commands import export, network_files, trained_student
+from kdsweep.commands import export, export_description, network_files, trained_student
 from kdsweep.config import build
 from kdsweep.config.saved_config import SavedConfig, parse
 from kdsweep.system.errors import RunError, UserError
 from kdsweep.system.sqlite import sqlite_uri
 from kdsweep.system.tensor_files import hash_tensors, write_tensors
+from kdsweep.tracking.run_records import RunRecord
 from kdsweep.tracking.store import Store
 
 
@@ -293,3 +295,18 @@ def test_a_masked_secret_is_no_value(tmp_path: Path) -> None:
     config = {"data": {**DATA, "token": "***"}, "model": {}, "paths": {"root": "."}}
     with pytest.raises(UserError, match=r"^data: a secret of this group wasn't recorded"):
         trained_student.config_below(tmp_path, config)
+
+
+def test_the_spread_of_a_confirmation_is_its_own_settings() -> None:
+    """A study that was extended has fresh seeds of two trials: a student's card counts those of its trial alone."""
+    held = {"tracking.parent": "study"}
+    first = fresh("distill", [0.5, 0.6], trial=0, **held)
+    second = fresh("distill", [0.8, 0.9], trial=5, **held)
+    controls = fresh("scratch", [0.1, 0.2], **held)
+
+    class Children:
+        def children(self, parent: str) -> list[RunRecord]:
+            return [*first, *controls, *second]
+
+    found = [export_description._spread(Children(), run) for run in (first[0], second[0], controls[0])]  # type: ignore[arg-type]
+    assert [spread.mean if spread else None for spread in found] == pytest.approx([0.55, 0.85, 0.15])

@@ -148,7 +148,9 @@ def carry_out(stages: Stages, executor: AtOnce) -> int:
     with stages.carried_out_by(executor):
         stages.run_baselines()
         stages.run_search()
-        return stages.confirm()
+        chosen = stages.choose()
+        stages.confirm(chosen)
+        return chosen.number
 
 
 @pytest.fixture(scope="module")

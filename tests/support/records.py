@@ -56,11 +56,18 @@ def pruned(number: int, epoch: int, epochs: int = 10) -> RunRecord:
 
 
 def fresh(
-    arm: str, tests: Sequence[float], *, val: float = 0.9, start: int = 1000, **params: object
+    arm: str,
+    tests: Sequence[float],
+    *,
+    val: float = 0.9,
+    start: int = 1000,
+    trial: int | None = None,
+    **params: object,
 ) -> list[RunRecord]:
-    """Returns confirmation runs with these test accuracies, one for each seed."""
+    """Returns confirmation runs with these test accuracies, one for each seed; `trial` is the number of their trial."""
+    tags = {} if trial is None else {"kdsweep.trial": str(trial)}
     return [
-        record(arm, val=val, test=test, stage="confirmation", params={"seed": seed, **params})
+        record(arm, val=val, test=test, stage="confirmation", params={"seed": seed, **params}, tags=tags)
         for seed, test in enumerate(tests, start)
     ]
 
