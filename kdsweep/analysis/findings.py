@@ -227,7 +227,7 @@ def _missing(found: Comparison) -> Iterable[str]:
     if planned is not None and ended < planned:
         # A trial that failed counts as one of the planned ones, so only an interrupted study has trials left.
         going_on = found.study.parent.status != "FINISHED"
-        rest = "the same command goes on with the study" if going_on else _others(found, planned - ended)
+        rest = "the same command goes on with the study" if going_on else _unfinished(found, planned - ended)
         yield f"{ended} of {planned} trials have ended well; {rest}."
     restored = sum(RESTORED in run.tags for trial in found.trials for run in trial.runs)
     restored += sum(RESTORED in run.tags for run in found.study.runs("distill", status="KILLED"))
@@ -236,7 +236,7 @@ def _missing(found: Comparison) -> Iterable[str]:
     yield from _missing_confirmation(found, {arm: len(found.confirmed(arm)) for arm in STUDENTS})
 
 
-def _others(found: Comparison, others: int) -> str:
+def _unfinished(found: Comparison, others: int) -> str:
     """Says what became of the trials that haven't ended well: they failed, unless they have no run here."""
     well = {trial.number for trial in found.trials} | {trial.number for trial in found.pruned}
     runs = [run for status in ("FAILED", "KILLED") for run in found.study.runs("distill", "search", status)]
