@@ -224,7 +224,7 @@ def _missing(found: Comparison) -> Iterable[str]:
 
 def _others(found: Comparison, others: int) -> str:
     """Says what became of the trials that haven't ended well: they failed, unless they have no run here."""
-    well = {trial.number for trial in (*found.trials, *found.pruned)}
+    well = {trial.number for trial in found.trials} | {trial.number for trial in found.pruned}
     runs = [run for status in ("FAILED", "KILLED") for run in found.study.runs("distill", "search", status)]
     failed = {number for run in runs if (number := run.tags.get("kdsweep.trial", "")).isdecimal()}
     n_failed = len({int(number) for number in failed} - well)
