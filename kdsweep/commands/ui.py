@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from kdsweep.system.errors import UserError, one_line, require
 from kdsweep.system.exit_status import one_line_arguments
 from kdsweep.system.masking import masked_text
-from kdsweep.system.sqlite import sqlite_path
+from kdsweep.system.sqlite import driver_uri, sqlite_path
 from kdsweep.tracking import ui_columns
 from kdsweep.tracking.location import artifact_folder, correct_locations, require_store, store_uri
 
@@ -128,8 +128,8 @@ def environment(uri: str) -> dict[str, str]:
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "PYTHONWARNINGS": "ignore",
         **os.environ,
-        "MLFLOW_BACKEND_STORE_URI": uri,
-        "MLFLOW_REGISTRY_STORE_URI": uri,
+        "MLFLOW_BACKEND_STORE_URI": driver_uri(uri),
+        "MLFLOW_REGISTRY_STORE_URI": driver_uri(uri),
     }
 
 

@@ -6,11 +6,12 @@ import logging
 import os
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlparse
 
 from kdsweep.system.errors import RunError, UserError
 from kdsweep.system.files import atomic_path
 from kdsweep.system.masking import masked_text
-from kdsweep.system.sqlite import sqlite_path, sqlite_uri, write_ahead
+from kdsweep.system.sqlite import driver_uri, sqlite_path, sqlite_uri, write_ahead
 from kdsweep.tracking import ui_columns
 from kdsweep.tracking.retry import AwayError, is_transient, reason
 
@@ -46,7 +47,7 @@ def make_store(mlflow: Any, path: Path) -> None:
     """Makes a fresh SQLite store."""
     # In another place first: MLflow takes seconds, and can't open a store that was left half-made.
     with atomic_path(path) as temporary:
-        mlflow.MlflowClient(tracking_uri=sqlite_uri(temporary)).search_experiments(max_results=1)
+        mlflow.MlflowClient(tracking_uri=driver_uri(sqlite_uri(temporary))).search_experiments(max_results=1)
     write_ahead(path)
 
 
@@ -82,6 +83,17 @@ def find_experiment(client: Any, uri: str, name: str, location: str | None) -> s
     return str(found.experiment_id)
 
 
+def through_proxy(uri: str) -> str:
+    """Returns words for a message about a server that is asked through a proxy; "" if it is asked directly."""
+    from requests.utils import get_environ_proxies, select_proxy
+
+    proxy = select_proxy(uri, get_environ_proxies(uri)) if uri.startswith("http") else None
+    if proxy is None:
+        return ""
+    host = urlparse(uri).hostname
+    return f" (asked through the proxy {masked_text(proxy)}; with NO_PROXY={host} it is asked directly)"
+
+
 @contextmanager
 def opening(uri: str) -> Iterator[None]:
     """Turns what goes wrong while a store is opened into a `UserError`, and gives a server seconds to answer."""
@@ -97,7 +109,7 @@ def opening(uri: str) -> Iterator[None]:
         raise
     except Exception as error:
         cause = error.__cause__ if isinstance(error, RunError) and error.__cause__ is not None else error
-        message = f"The MLflow store {masked_text(uri)} cannot be opened: {reason(cause)}"
+        message = f"The MLflow store {masked_text(uri)} cannot be opened: {reason(cause)}{through_proxy(uri)}"
         if path is None and is_transient(cause):
             remedy = "Start it; or keep this run here with tracking.offline=true, and send it later with `kdsweep-sync`"
             raise AwayError(f"{message}. {remedy}.", "uri") from cause

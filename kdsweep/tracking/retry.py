@@ -97,9 +97,7 @@ def is_forbidden(error: BaseException | None) -> bool:
     if "sqlite3." in text or "psycopg" in text:
         return any(words in text for words in READ_ONLY)
     status = getattr(getattr(error, "response", None), "status_code", None)
-    of_mlflow = getattr(error, "get_http_status_code", None)
-    if of_mlflow is not None:
-        status = of_mlflow()
+    status = getattr(error, "get_http_status_code", lambda: status)()  # of an error of MLflow's
     return status in FORBIDDEN
 
 

@@ -20,7 +20,7 @@ from kdsweep.system import interrupts
 from kdsweep.system.errors import RunError, UserError
 from kdsweep.system.files import hash_text, require_writable
 from kdsweep.system.masking import masked_text
-from kdsweep.system.sqlite import sqlite_path
+from kdsweep.system.sqlite import driver_uri, sqlite_path
 from kdsweep.tracking import mlflow_calls
 from kdsweep.tracking.journal import Journal, Owner
 from kdsweep.tracking.location import (
@@ -32,7 +32,7 @@ from kdsweep.tracking.location import (
     unsent_folder,
     user_name,
 )
-from kdsweep.tracking.opening import find_experiment, import_mlflow, make_store, opening
+from kdsweep.tracking.opening import find_experiment, import_mlflow, make_store, opening, through_proxy
 from kdsweep.tracking.retry import PATIENCE_SECONDS, is_disk_full, is_forbidden, is_transient, patiently, reason
 from kdsweep.tracking.run_records import ARM_TAG, PARENT, RunRecord, StudyRecord, read_back
 from kdsweep.tracking.run_writer import Run, disk_full, ended, milliseconds
@@ -86,7 +86,7 @@ class Store:
                 make_store(mlflow, path)
             if path is not None:
                 correct_locations(path)
-            self._client = mlflow.MlflowClient(tracking_uri=uri)
+            self._client = mlflow.MlflowClient(tracking_uri=driver_uri(uri))
             location = None if path is None else artifact_folder(path).as_uri()
             self._experiment_id = patiently(
                 lambda: find_experiment(self._client, uri, experiment, location),
@@ -112,9 +112,9 @@ class Store:
                 raise disk_full(sqlite_path(self.uri) or folder) from error
             if is_forbidden(error):
                 raise UserError(
-                    f"the MLflow store {self._shown} doesn't allow this: {reason(error)}. Ask for the right to write "
-                    f"into its experiment {self.experiment!r}, give a name that has it (MLFLOW_TRACKING_USERNAME, "
-                    "MLFLOW_TRACKING_PASSWORD), or record in another store.",
+                    f"the MLflow store {self._shown} doesn't allow this: {reason(error)}{through_proxy(self.uri)}. Ask "
+                    f"for the right to write into its experiment {self.experiment!r}, give a name that has it "
+                    "(MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD), or record in another store.",
                     "tracking.uri",
                 ) from error
             raise

@@ -27,10 +27,10 @@ from needs import lacking
 from read_only import read_only
 
 from kdsweep.system.errors import PrunedError, RunError, UserError
-from kdsweep.system.sqlite import sqlite_path
+from kdsweep.system.sqlite import driver_uri, sqlite_path
 from kdsweep.tracking.location import artifact_folder, require_store, store_uri
 from kdsweep.tracking.mlflow_calls import place_file
-from kdsweep.tracking.retry import is_forbidden, is_transient, reason
+from kdsweep.tracking.retry import AwayError, is_forbidden, is_transient, reason
 from kdsweep.tracking.run_writer import Run
 from kdsweep.tracking.sender import Waiting
 from kdsweep.tracking.store import Store
@@ -136,6 +136,41 @@ def test_artifacts_lie_beside_the_store(store: Store, recorded: str) -> None:
     assert (folder / "config.yaml").read_text() == "loss:\n  alpha: 0.5\n"
     assert (folder / "weights.bin").read_bytes() == (folder / "kept" / "model.bin").read_bytes() == b"\x00\x01"
     assert (folder / "learning_curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_folder_whose_name_needs_quoting_gets_no_sibling(tmp_path: Path) -> None:
+    """MLflow would make the folder that is named as the quoted one; others have the URI that they had."""
+    own = Store(store_uri(None, tmp_path / "50% ?"))
+    with own.run("x", tags=DISTILL, params={}) as run:
+        run.text("config.yaml", "seed: 0")
+    assert own.text(run.id, "config.yaml") == "seed: 0"
+    assert [folder.name for folder in tmp_path.iterdir()] == ["50% ?"]
+    for uri in ("sqlite:////plain/mlflow.db", "http://host/50%25", "postgresql://me@host/50%25"):
+        assert driver_uri(uri) == uri
+
+
+@pytest.mark.parametrize(
+    ("no_proxy", "words"),
+    [
+        (
+            "",
+            r"Connection refused \(asked through the proxy http://me:\*\*\*@127.0.0.1:9; with NO_PROXY=127.0.0.1 it is",
+        ),
+        ("127.0.0.0/8", r"Connection refused\. Start it"),
+    ],
+)
+def test_a_refusal_through_a_proxy_mentions_it(
+    no_proxy: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server of this machine is often meant to be asked directly; where it is, nothing is said."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", "http://me:secret@127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", no_proxy)
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        uri = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+    with pytest.raises(AwayError, match=words):
+        Store(uri, unsent=tmp_path, wait=0)
 
 
 def test_more_parameters_and_metrics_than_one_call_takes(store: Store) -> None:
