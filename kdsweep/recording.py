@@ -48,11 +48,15 @@ STUDY_SECONDS = 240.0
 
 
 def open_store(cfg: DictConfig) -> Store:
-    """Opens the MLflow store that the configuration names."""
+    """Opens the MLflow store that the configuration names, and closes the runs in it whose process has died here."""
     uri = uri_of(cfg)
     # A study's run waits until a server has been restarted. A single run doesn't, since somebody waits for it.
     wait = OPEN_SECONDS if cfg.tracking.parent is None else STUDY_SECONDS
     store: Store = attempt("tracking", lambda: Store(uri, cfg.tracking.experiment, unsent_folder(cfg), wait=wait))
+    # A study closes its own runs, and has looked before its first one.
+    if cfg.tracking.parent is None:
+        for run, cause in store.close_all_dead():
+            note(f"{run.name}, run {run.id}, was still marked as running, but {cause}: it is closed.")
     return store
 
 

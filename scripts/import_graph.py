@@ -55,7 +55,7 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
     ),
     "system": (
         *("exit_status", "checkpoint", "environment", "tensor_files", "masking", "files", "sqlite", "progress"),
-        *("interrupts", "processes", "errors"),
+        *("interrupts", "fatal_signals", "processes", "errors"),
     ),
     "words": ("config.keys", "analysis.metrics"),
 }

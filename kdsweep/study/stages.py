@@ -214,7 +214,7 @@ class Stages:
                 running -= 1
                 self._ended += not outcome.lost
                 if outcome.lost:
-                    self._close_lost(job.name)
+                    self._close_lost(job.name, one_line(outcome.error))
                 ended(job, outcome)
 
     def _run_all(self, jobs: Iterable[Job], ended: Callable[[Job, Outcome], None]) -> None:
@@ -314,7 +314,7 @@ class Stages:
             runs = self._store.children(self._parent_id)
         for run in runs:
             if run.status == "RUNNING":
-                self._store.close_lost(run.id, "its process was killed")
+                self._store.close_dead(run)
         done = {run.tags["kdsweep.job"]: run for run in runs if run.status == "FINISHED" and "kdsweep.job" in run.tags}
         for number in self._search.orphans()[0]:
             job = done.get(f"trial-{number:04d}")
@@ -322,10 +322,10 @@ class Stages:
             note(f"Trial {number} was interrupted: {self._search.recover(number, values)}.")
         return set(done)
 
-    def _close_lost(self, name: str) -> None:
+    def _close_lost(self, name: str, cause: str) -> None:
         for run in self._store.children(self._parent_id):
             if run.status == "RUNNING" and run.tags.get("kdsweep.job") == name:
-                self._store.close_lost(run.id, "its process was killed")
+                self._store.close_dead(run, cause)
 
 
 def _living_process(run: RunRecord) -> ProcessId | None:

@@ -38,6 +38,12 @@ class ProcessId:
         """Whether it runs or ran on this machine."""
         return self.host == socket.gethostname()
 
+    @property
+    def same_boot(self) -> bool:
+        """Whether it ran on this machine after its last start; a machine of the same name may be another one."""
+        boot = self.birth.partition("-")[0]
+        return self.is_here and boot != "" and boot == this_process().birth.partition("-")[0]
+
     def lives(self) -> bool:
         """Returns whether it still runs; ask only about processes of this machine."""
         try:

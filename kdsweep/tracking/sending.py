@@ -89,8 +89,9 @@ def _send_journal(store: Store, path: Path, patience: float, sent: Sent) -> None
             note(f"{len(entries) - len(whole)} artifacts of {owner.name} (run {owner.run}) are missing in {path}.")
         store.deliver(owner.run, whole, path, patience)
         # A run without a final status was killed, and couldn't record that.
-        if not any(entry["kind"] == "status" for entry in entries) and store.find(owner.run).status == "RUNNING":
-            store.close_lost(owner.run, "its process was killed")
+        run = store.find(owner.run)
+        if run.status == "RUNNING" and not any(entry["kind"] == "status" for entry in entries):
+            store.close_dead(run)
         held.clear()
         sent.runs += 1
     except StoreAwayError:

@@ -10,16 +10,17 @@ named by its URI. Only MLflow's client is used, and never its fluent interface: 
 from __future__ import annotations
 
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from kdsweep.system import interrupts
+from kdsweep.system import fatal_signals, interrupts
 from kdsweep.system.errors import RunError, UserError
 from kdsweep.system.files import hash_text, require_writable
 from kdsweep.system.masking import masked_text
+from kdsweep.system.processes import parse_process, this_process
 from kdsweep.system.sqlite import driver_uri, sqlite_path
 from kdsweep.tracking import mlflow_calls
 from kdsweep.tracking.journal import Journal, Owner
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
 NOTE = "mlflow.note.content"
 # Hash of the description that kdsweep wrote.
 DESCRIBED = "kdsweep.described"
+# What ended a run that isn't FINISHED, and the process in which it goes on.
+ERROR, PROCESS = "kdsweep.error", "kdsweep.process"
 
 # Seconds for which a store that doesn't answer is asked again while it is opened.
 OPEN_SECONDS = 4.0
@@ -77,6 +80,7 @@ class Store:
         path = sqlite_path(uri)
         self._waiting = REMOTE if path is None else LOCAL
         self._unsent = unsent_folder(uri) if unsent is None else unsent
+        self._crashes = self._unsent.with_name("crashes")
         self._lock = FileLock(lock_path(uri, path))
         self._places: dict[str, str] = {}
         self._artifacts_tried = False
@@ -166,7 +170,7 @@ class Store:
         if parent is not None:
             own[PARENT] = parent
         # A signal in the middle of a transaction would keep the database locked, and the run could not be closed.
-        with interrupts.deferred():
+        with interrupts.deferred(), fatal_signals.written_down(self._crashes):
             run = self._writer(self.create(name, {**own, **tags}, milliseconds()), name)
             with ended(run):
                 run.params(params)
@@ -178,10 +182,15 @@ class Store:
 
         What it couldn't send before the interruption is sent first.
         """
-        with interrupts.deferred():
+        with interrupts.deferred(), fatal_signals.written_down(self._crashes):
             self._require_artifacts()
+            before = self.ask("get_run", run_id)
+            # First, so that nobody takes it for a run whose process is gone.
+            self.ask("set_tag", run_id, PROCESS, str(this_process()))
+            if ERROR in before.data.tags:
+                self.ask("delete_tag", run_id, ERROR)
             self.ask("update_run", run_id, status="RUNNING")
-            run = self._writer(run_id, self.ask("get_run", run_id).info.run_name)
+            run = self._writer(run_id, before.info.run_name)
             with ended(run):
                 run.catch_up()
                 yield run
@@ -251,8 +260,31 @@ class Store:
 
     def close_lost(self, run_id: str, cause: str) -> None:
         """Ends a run whose process is gone: its status becomes KILLED."""
-        self.ask("set_tag", run_id, "kdsweep.error", cause)
+        self.ask("set_tag", run_id, ERROR, cause)
         self.ask("set_terminated", run_id, "KILLED")
+
+    def close_dead(self, run: RunRecord, cause: str = "its process was killed") -> str:
+        """Ends a run whose process is gone, and returns the cause: a signal, where the process has written it down."""
+        process = run.tags.get(PROCESS)
+        signal = None if process is None else fatal_signals.ended_by(self._crashes, parse_process(process))
+        cause = cause if signal is None else f"its process was ended by {signal}"
+        self.close_lost(run.id, cause)
+        return cause
+
+    def close_all_dead(self) -> list[tuple[RunRecord, str]]:
+        """Ends the experiment's runs whose process, of this machine, is gone; returns them, each with the cause.
+
+        It leaves runs alone that the store doesn't let it end.
+        """
+        from mlflow.exceptions import MlflowException
+
+        closed = []
+        for run in self._search("attributes.status = 'RUNNING'"):
+            process = parse_process(run.tags[PROCESS]) if PROCESS in run.tags else None
+            if process is not None and process.same_boot and not process.lives():
+                with suppress(MlflowException):
+                    closed.append((run, self.close_dead(run)))
+        return closed
 
     def group(self, key: str, name: str) -> str:
         """Returns the id of the run above the runs of one plain multirun; the first job that asks makes it.

@@ -15,14 +15,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 
-def kill_at(place: str, when: Literal["before", "after"], call: int = 1, about: str = "") -> None:
-    """Sends SIGKILL to this process at a call of a function.
+def kill_at(
+    place: str, when: Literal["before", "after"], call: int = 1, about: str = "", by: int = signal.SIGKILL
+) -> None:
+    """Sends a signal to this process at a call of a function.
 
     Args:
         place: The function, where its callers look it up: "package.module:function" or "package.module:Class.method".
         when: Before the function does its work, or after it.
         call: Which call, from 1.
         about: Calls count only if this text is in one of their arguments.
+        by: The signal.
     """
     calls = 0
 
@@ -30,10 +33,10 @@ def kill_at(place: str, when: Literal["before", "after"], call: int = 1, about: 
         nonlocal calls
         calls += any(about in str(argument) for argument in arguments) if about else 1
         if calls == call and when == "before":
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), by)
         result = function(*arguments, **named)
         if calls == call:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), by)
         return result
 
     _replace(place, counted)

@@ -27,6 +27,7 @@ from needs import lacking
 from read_only import read_only
 
 from kdsweep.system.errors import PrunedError, RunError, UserError
+from kdsweep.system.processes import ProcessId, this_process
 from kdsweep.system.sqlite import driver_uri, sqlite_path
 from kdsweep.tracking.location import artifact_folder, require_store, store_uri
 from kdsweep.tracking.mlflow_calls import place_file
@@ -300,6 +301,29 @@ def test_a_lost_run_is_closed_by_another_process(store: Store) -> None:
     assert (found.info.status, found.data.metrics) == ("KILLED", {"val/accuracy": 0.5})
     assert found.data.tags["kdsweep.error"] == "its process was killed"
     assert found.info.end_time is not None
+
+
+def test_runs_whose_process_has_died_are_closed(store: Store) -> None:
+    """Those of a living process, of another machine and of an earlier boot are left alone."""
+    here = this_process()
+    boot = here.birth.partition("-")[0]
+    dead = ProcessId(here.host, 2**22 + 1, 0.0, f"{boot}-1")
+    others = (
+        here,
+        ProcessId("elsewhere", 2**22 + 1, 0.0, f"{boot}-1"),
+        ProcessId(here.host, 2**22 + 1, 0.0, "00000000-1"),
+    )
+    ids = [store.create("run", {**DISTILL, "kdsweep.process": str(process)}, 0) for process in (dead, *others)]
+    untagged = store.create("run", DISTILL, 0)
+    store._crashes.mkdir(parents=True)
+    (store._crashes / f"{dead.pid}-{dead.birth}").write_text("Fatal Python error: Segmentation fault\n\nFile ...")
+    assert [(run.id, cause) for run, cause in store.close_all_dead()] == [(ids[0], "its process was ended by SIGSEGV")]
+    assert [read(store, run).info.status for run in (*ids, untagged)] == ["KILLED", *["RUNNING"] * 4]
+    assert store.close_all_dead() == []
+    with store.reopened(ids[0]):
+        tags = read(store, ids[0]).data.tags
+    assert tags["kdsweep.process"] == str(here)
+    assert "kdsweep.error" not in tags
 
 
 def test_a_run_that_cannot_be_written_is_not_left_running(store: Store) -> None:

@@ -23,6 +23,7 @@ import optuna
 import pytest
 import torch
 from commands import SHORT, Command, Outcome, artifacts, kdsweep, runs, statuses
+from crashes import kill_at
 from in_process import run_here
 from needs import lacking
 from optuna.trial import TrialState
@@ -442,3 +443,23 @@ def test_each_promise_names_tests_that_exist() -> None:
     assert len(named) > 30
     sources = {path.name: path.read_text(encoding="utf-8") for path in folder.rglob("test_*.py")}
     assert sorted(pair for pair in named if f"def {pair[1]}(" not in sources.get(pair[0], "")) == []
+
+
+# Crashes in native code
+
+
+def test_a_crash_leaves_no_run_running(tmp_path: Path) -> None:
+    """The next command, here of another run, closes it and names the signal; the same command then goes on with it."""
+    words = (*SHORT, "teacher=none", "loss=ce", "arm=scratch", "checkpoint_share=1")
+    crash = partial(kill_at, "kdsweep.tracking.run_writer:Run.log", "after", by=signal.SIGSEGV)
+    crashed = Command(*words, root=tmp_path, prepare=crash).outcome()
+    assert (crashed.status, statuses(tmp_path)) == (-signal.SIGSEGV, ["RUNNING"])
+    other = kdsweep(*words, "seed=1", "epochs=1", root=tmp_path)
+    assert "was still marked as running, but its process was ended by SIGSEGV: it is closed." in other.err
+    assert statuses(tmp_path) == ["KILLED", "FINISHED"]
+    assert runs(tmp_path)[0].data.tags["kdsweep.error"] == "its process was ended by SIGSEGV"
+    again = kdsweep(*words, root=tmp_path)
+    assert "goes on after epoch 1" in again.err
+    assert statuses(tmp_path) == ["FINISHED", "FINISHED"]
+    assert "kdsweep.error" not in runs(tmp_path)[0].data.tags
+    assert not (tmp_path / "crashes").exists()
