@@ -42,6 +42,7 @@ class Metric:
         direction: Which way is better; None where neither is.
         unit: "%" for fractions: they are logged in [0, 1] and printed as per cent. "" for plain numbers.
         objective: Whether a search may optimise it. The test split is never searched on.
+        counted: Whether it is a share of pictures, so that its values have steps of one picture.
         clock: Whether it depends on the machine's speed, so that two equal runs differ in it.
         column: Its column in the report's table of arms, if it has one.
         card: Its name in the model card, for readers who don't know this project; empty where the card leaves it out.
@@ -52,6 +53,7 @@ class Metric:
     direction: Direction | None = None
     unit: str = ""
     objective: bool = False
+    counted: bool = False
     clock: bool = False
     column: Column | None = None
     card: str = ""
@@ -89,21 +91,23 @@ METRICS = (
     Metric(
         *("val/accuracy", "validation accuracy", "maximize", "%"),
         objective=True,
+        counted=True,
         column=Column("\nvalidation\naccuracy %", 2),
         card="validation accuracy",
     ),
     Metric("val/nll", "validation NLL", "minimize", objective=True, card="validation NLL"),
     Metric("val/ece", "validation ECE", "minimize", "%", objective=True),
-    Metric("val/top5", "validation top-5 accuracy", "maximize", "%", objective=True),
-    Metric("val/agreement", "validation agreement", "maximize", "%", objective=True),
+    Metric("val/top5", "validation top-5 accuracy", "maximize", "%", objective=True, counted=True),
+    Metric("val/agreement", "validation agreement", "maximize", "%", objective=True, counted=True),
     Metric("val/teacher_kl", "validation KL to the teacher", "minimize", objective=True),
     # Logged at the end, on the test split.
     Metric(
         *("test/accuracy", "test accuracy", "maximize", "%"),
+        counted=True,
         column=Column("\ntest\naccuracy %", 2),
         card="test accuracy",
     ),
-    Metric("test/top5", "test top-5 accuracy", "maximize", "%", card="test top-5 accuracy"),
+    Metric("test/top5", "test top-5 accuracy", "maximize", "%", counted=True, card="test top-5 accuracy"),
     Metric("test/nll", "test NLL", "minimize", column=Column("\ntest\nNLL", 3), card="test NLL"),
     Metric(
         *("test/ece", "test ECE", "minimize", "%"),
@@ -112,12 +116,13 @@ METRICS = (
     ),
     Metric(
         *("test/agreement", "test agreement", "maximize", "%"),
+        counted=True,
         column=Column("\nagree-\nment %", 1),
         card="test agreement with the teacher",
     ),
     Metric("test/teacher_kl", "test KL to the teacher", "minimize"),
     # Logged at the end, about the run as a whole.
-    Metric("best/val_accuracy", "best validation accuracy", "maximize", "%", objective=True),
+    Metric("best/val_accuracy", "best validation accuracy", "maximize", "%", objective=True, counted=True),
     Metric("best/epoch", "best epoch"),
     # The report computes this one from the validation accuracy of each epoch; no run logs it.
     Metric(EPOCHS_TO_TARGET, "epochs to the target accuracy", "minimize", column=Column("epochs\nto\ntarget", 1)),
