@@ -42,6 +42,7 @@ SUBCOMMANDS = (
     "probe",
     "teacher",
     "tables",
+    "verdicts",
     "report",
 )
 

@@ -45,6 +45,7 @@ class Metric:
         unit: "%" for fractions: they are logged in [0, 1] and printed as per cent. "" for plain numbers.
         objective: Whether a search may optimise it. The test split is never searched on.
         needs: What a run must have for it; None if every run has it.
+        counted: Whether it is a share of pictures, so that its values have steps of one picture.
         clock: Whether it depends on the machine's speed, so that two equal runs differ in it.
         column: Its column in the report's table of arms, if it has one.
         card: Its name in the model card, for readers who don't know this project; empty where the card leaves it out.
@@ -56,6 +57,7 @@ class Metric:
     unit: str = ""
     objective: bool = False
     needs: Need | None = None
+    counted: bool = False
     clock: bool = False
     column: Column | None = None
     card: str = ""
@@ -93,21 +95,23 @@ METRICS = (
     Metric(
         *("val/accuracy", "validation accuracy", "maximize", "%"),
         objective=True,
+        counted=True,
         column=Column("\nvalidation\naccuracy %", 2),
         card="validation accuracy",
     ),
     Metric("val/nll", "validation NLL", "minimize", objective=True, card="validation NLL"),
     Metric("val/ece", "validation ECE", "minimize", "%", objective=True),
-    Metric("val/top5", "validation top-5 accuracy", "maximize", "%", objective=True, needs="classes"),
-    Metric("val/agreement", "validation agreement", "maximize", "%", objective=True, needs="teacher"),
+    Metric("val/top5", "validation top-5 accuracy", "maximize", "%", objective=True, needs="classes", counted=True),
+    Metric("val/agreement", "validation agreement", "maximize", "%", objective=True, needs="teacher", counted=True),
     Metric("val/teacher_kl", "validation KL to the teacher", "minimize", objective=True, needs="teacher"),
     # Logged at the end, on the test split.
     Metric(
         *("test/accuracy", "test accuracy", "maximize", "%"),
+        counted=True,
         column=Column("\ntest\naccuracy %", 2),
         card="test accuracy",
     ),
-    Metric("test/top5", "test top-5 accuracy", "maximize", "%", card="test top-5 accuracy"),
+    Metric("test/top5", "test top-5 accuracy", "maximize", "%", counted=True, card="test top-5 accuracy"),
     Metric("test/nll", "test NLL", "minimize", column=Column("\ntest\nNLL", 3), card="test NLL"),
     Metric(
         *("test/ece", "test ECE", "minimize", "%"),
@@ -116,12 +120,18 @@ METRICS = (
     ),
     Metric(
         *("test/agreement", "test agreement", "maximize", "%"),
+        counted=True,
         column=Column("\nagree-\nment %", 1),
         card="test agreement with the teacher",
     ),
     Metric("test/teacher_kl", "test KL to the teacher", "minimize"),
     # Logged at the end, about the run as a whole.
-    Metric("best/val_accuracy", "best validation accuracy", "maximize", "%", objective=True, needs="epochs"),
+    Metric(
+        *("best/val_accuracy", "best validation accuracy", "maximize", "%"),
+        objective=True,
+        needs="epochs",
+        counted=True,
+    ),
     Metric("best/epoch", "best epoch"),
     # The report computes this one from the validation accuracy of each epoch; no run logs it.
     Metric(EPOCHS_TO_TARGET, "epochs to the target accuracy", "minimize", column=Column("epochs\nto\ntarget", 1)),

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from kdsweep.analysis.metrics import COLUMNS, EPOCHS_TO_TARGET
+from kdsweep.analysis.metrics import COLUMNS, EPOCHS_TO_TARGET, row
 from kdsweep.analysis.study_goals import PARAMETERS, Goals, Objective
 from kdsweep.config.keys import in_setting, may_differ_in_repeats
 from kdsweep.tracking.run_records import ARMS, STUDENTS
@@ -152,6 +152,22 @@ class Comparison:
         """Returns the confirmation runs of an arm; empty if there are none."""
         arm = self.arm(name)
         return arm.runs if arm is not None and arm.confirmed else ()
+
+    @property
+    def test_pictures(self) -> int | None:
+        """The number of pictures in the test split, from the reliability diagrams; None without any."""
+        totals = [sum(int(bar["count"] or 0) for bar in diagram) for diagram in self.readings.bins.values()]
+        return min((total for total in totals if total), default=None)
+
+    def resolution(self, metric: str) -> float:
+        """Returns the step of a metric that is counted on a split, 1 / pictures; 0 if there is none, or none known."""
+        if not row(metric).counted:
+            return 0.0
+        if metric.startswith("test/"):
+            return 0.0 if self.test_pictures is None else 1 / self.test_pictures
+        sizes = {run.params.get("data.val_size", "") for run in self.study.children}
+        counts = [int(size) for size in sizes if size.isdecimal() and int(size) > 0]
+        return 1 / min(counts) if counts else 0.0
 
     def seconds(self, arm: str) -> list[float]:
         """Returns the seconds of each finished run of an arm, without the teacher's passes if the run logged those."""

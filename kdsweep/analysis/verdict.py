@@ -6,16 +6,19 @@ Only confirmation runs are compared: their seeds chose nothing, and only there i
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import median
 from typing import TYPE_CHECKING
 
 from kdsweep.analysis import statistics
-from kdsweep.analysis.sorted_runs import Comparison, arm_label, repetitions
+from kdsweep.analysis.sorted_runs import Comparison, arm_label, finished, repetitions
+from kdsweep.tracking.run_records import STUDENTS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from kdsweep.analysis.statistics import Difference, NoiseFloor, WinnersCurse
+    from kdsweep.analysis.statistics import Difference, NoiseFloor, SeedsNeeded, WinnersCurse
+    from kdsweep.tracking.run_records import RunRecord
 
 METRIC = "test/accuracy"
 
@@ -28,6 +31,21 @@ WANTED = 0.001
 
 
 @dataclass(frozen=True)
+class Outlier:
+    """A run that makes up nearly all of a comparison's noise, as one that collapsed.
+
+    Attributes:
+        accuracy: Its test accuracy, a fraction.
+        others: The median of its arm's other confirmation runs.
+    """
+
+    arm: str
+    seed: int
+    accuracy: float
+    others: float
+
+
+@dataclass(frozen=True)
 class Paired:
     """One arm against another, paired by seed; accuracies are fractions of the test split.
 
@@ -35,11 +53,15 @@ class Paired:
         first, second: The names of the two arms.
         seeds: The seeds of the pairs.
         firsts, seconds: The accuracies of the two arms, in the order of the seeds.
-        difference: The mean difference with its intervals.
-        adjusted_p: The p value after Holm's correction for all comparisons of the verdict; NaN for one pair.
+        difference: The mean difference with its interval.
+        adjusted_p: The p value after Holm's correction for all comparisons of the verdict; NaN below three pairs.
         outcome: The verdict.
-        bound: The arms are not more than this apart (two one-sided tests, 95 %); NaN for one pair.
-        seeds_needed: The seeds per arm that show a difference of `WANTED` with the power `POWER`; None for one pair.
+        bound: The arms are not more than this apart (two one-sided tests, 95 %); NaN below three pairs.
+        pooled: The noise of paired differences over all arms; None if it is unknown.
+        seeds_needed: The seeds per arm that show a difference of `WANTED` with the power `POWER`, from `pooled`; None
+            if that or the outcome is unknown.
+        outliers: The runs that dominate the comparison.
+        without: The same comparison without these runs; None if there are none, or no pairs are left.
     """
 
     first: str
@@ -51,7 +73,10 @@ class Paired:
     adjusted_p: float
     outcome: statistics.Verdict
     bound: float
-    seeds_needed: int | None
+    pooled: NoiseFloor | None = None
+    seeds_needed: SeedsNeeded | None = None
+    outliers: tuple[Outlier, ...] = ()
+    without: Paired | None = None
 
 
 @dataclass(frozen=True)
@@ -61,19 +86,24 @@ class Verdict:
     Attributes:
         comparisons: The comparisons that could be made; empty without confirmation.
         noise: The standard deviation of test accuracy over seeds; None if no setting was repeated.
-        validation_noise: The same for the search's objective.
+        pair_noise: The standard deviation of the difference of two arms' runs with one seed, over all arms, on test;
+            None if it is unknown.
+        validation_noise: The noise of the search's objective over seeds.
         curse: By how much the search overstated the chosen setting, in the objective's unit; a positive number means
             that the search was too optimistic. None without confirmation.
-        expected_curse: By how much the best of as many equal settings would be overstated, from `validation_noise`;
-            None without that noise.
+        expected_curse: By how much the best of as many equal settings would be overstated, by the noise in which their
+            trials differ; None if that is unknown.
+        shared_seed: The seed that all trials have, if `expected_curse` leaves out what it does to all settings alike.
         promised, confirmed: The chosen setting's objective in the search, and its mean over fresh seeds.
     """
 
     comparisons: tuple[Paired, ...] = ()
     noise: NoiseFloor | None = None
+    pair_noise: NoiseFloor | None = None
     validation_noise: NoiseFloor | None = None
     curse: WinnersCurse | None = None
     expected_curse: float | None = None
+    shared_seed: int | None = None
     promised: float | None = None
     confirmed: float | None = None
 
@@ -85,26 +115,125 @@ class Verdict:
 def judge(found: Comparison) -> Verdict:
     """Computes the verdict's numbers from the sorted runs of a study."""
     objective = found.goals.objective
-    noise = statistics.noise_floor(repetitions(found.study, METRIC))
-    validation_noise = statistics.noise_floor(repetitions(found.study, objective.metric))
+    noise, validation_noise = (
+        statistics.noise_floor(repetitions(found.study, metric), resolution=found.resolution(metric))
+        for metric in (METRIC, objective.metric)
+    )
+    luck, shared = _luck(found, validation_noise)
     expected = None
-    if validation_noise is not None and len(found.trials) > 1:
-        expected = statistics.expected_winners_curse(validation_noise.sd, len(found.trials))
+    if luck is not None and len(found.trials) > 1:
+        expected = statistics.expected_winners_curse(luck, len(found.trials))
     values = [run.metrics[objective.metric] for run in found.confirmed("distill") if objective.metric in run.metrics]
     curse = promised = confirmed = None
     if values and found.chosen is not None:
         promised, confirmed = found.chosen.value, math.fsum(values) / len(values)
-        curse = statistics.winners_curse(objective.sign * promised, [objective.sign * value for value in values])
-    return Verdict(_comparisons(found), noise, validation_noise, curse, expected, promised, confirmed)
+        curse = statistics.winners_curse(
+            objective.sign * promised,
+            [objective.sign * value for value in values],
+            resolution=found.resolution(objective.metric),
+        )
+    arms = {arm: _by_seed(found.confirmed(arm), METRIC) for arm in STUDENTS}
+    resolution = found.resolution(METRIC)
+    compared = comparisons(arms, resolution)
+    return Verdict(
+        comparisons=tuple(_planned(paired, len(compared)) for paired in compared),
+        noise=noise,
+        pair_noise=_pooled(arms, resolution),
+        validation_noise=validation_noise,
+        curse=curse,
+        expected_curse=expected,
+        shared_seed=shared,
+        promised=promised,
+        confirmed=confirmed,
+    )
 
 
-def _comparisons(found: Comparison) -> tuple[Paired, ...]:
-    paired = []
+def _luck(found: Comparison, noise: NoiseFloor | None) -> tuple[float | None, int | None]:
+    """Returns the standard deviation of the noise by which trials of equal settings differ, and the seed they share.
+
+    What a seed does to all settings alike moves no trial before another, if all trials have it. The rest is measured
+    where arms have the same seeds.
+
+    Args:
+        found: The sorted runs.
+        noise: The noise of one run's objective over seeds.
+    """
+    seeds = {run.seed for trial in found.trials for run in trial.runs}
+    shared = next(iter(seeds)) if len(seeds) == 1 else None
+    if shared is None:
+        return None if noise is None else noise.sd, None
+    metric = found.goals.objective.metric
+    blocks = []
+    for stage in ("baseline", "confirmation"):
+        arms = [_by_seed(_of_stage(found, arm, stage), metric) for arm in STUDENTS]
+        blocks.append(_block([arm for arm in arms if arm]))
+    pairs = statistics.pair_noise(*blocks, resolution=found.resolution(metric))
+    if pairs is None:
+        return None if noise is None else noise.sd, None
+    return pairs.sd / math.sqrt(2), shared
+
+
+def _of_stage(found: Comparison, arm: str, stage: str) -> Sequence[RunRecord]:
+    if stage == "confirmation":
+        return found.confirmed(arm)
+    return [run for run in finished(found.study, arm) if run.stage == stage]
+
+
+def _block(arms: Sequence[Mapping[int, float]]) -> list[list[float]]:
+    """Returns the values of the seeds that all arms have, (arms, seeds); the arms are seed -> value."""
+    common = sorted(set(arms[0]).intersection(*arms[1:])) if arms else []
+    return [[arm[seed] for seed in common] for arm in arms]
+
+
+def comparisons(arms: Mapping[str, Mapping[int, float]], resolution: float = 0.0) -> tuple[Paired, ...]:
+    """Compares the students' arms pair by pair, without `seeds_needed`.
+
+    Args:
+        arms: Arm -> seed -> test accuracy.
+        resolution: The step of the accuracies, 1 / pictures; 0 if it is unknown.
+    """
+    outliers = _outliers(arms, resolution)
+    clean = {
+        arm: {seed: value for seed, value in values.items() if (arm, seed) not in outliers}
+        for arm, values in arms.items()
+    }
+    everything, pooled = (_pooled(kept, resolution) for kept in (arms, clean))
+    compared = _compared(arms, everything, pooled, resolution, outliers)
+    if not outliers:
+        return compared
+    without = {(c.first, c.second): c for c in _compared(clean, pooled, pooled, resolution, {})}
+    return tuple(replace(c, without=without.get((c.first, c.second))) if c.outliers else c for c in compared)
+
+
+def _pooled(arms: Mapping[str, Mapping[int, float]], resolution: float) -> NoiseFloor | None:
+    return statistics.pair_noise(_block([values for values in arms.values() if values]), resolution=resolution)
+
+
+def _compared(
+    arms: Mapping[str, Mapping[int, float]],
+    everything: NoiseFloor | None,
+    pooled: NoiseFloor | None,
+    resolution: float,
+    outliers: Mapping[tuple[str, int], Outlier],
+) -> tuple[Paired, ...]:
+    """Compares the arms pair by pair.
+
+    Args:
+        arms: Arm -> seed -> test accuracy.
+        everything: The noise of paired differences over all arms and seeds.
+        pooled: The same without outliers: a run that collapsed says nothing about the noise of other arms.
+        resolution: The step of the accuracies.
+        outliers: (arm, seed) -> the runs that dominate a comparison.
+    """
+    rows = []
     for first, second in PAIRS:
-        firsts, seconds = _by_seed(found, first), _by_seed(found, second)
-        if seeds := sorted(firsts.keys() & seconds.keys()):
-            paired.append((first, second, seeds, [firsts[seed] for seed in seeds], [seconds[seed] for seed in seeds]))
-    differences = [statistics.paired_difference(ours, theirs, CONFIDENCE) for *_, ours, theirs in paired]
+        if seeds := sorted(arms[first].keys() & arms[second].keys()):
+            rows.append((first, second, seeds, [arms[first][s] for s in seeds], [arms[second][s] for s in seeds]))
+    own = [tuple(o for o in outliers.values() if o.arm in row[:2] and o.seed in row[2]) for row in rows]
+    differences = [
+        statistics.paired_difference(x, y, CONFIDENCE, pooled=None if alone else pooled, resolution=resolution)
+        for (*_, x, y), alone in zip(rows, own, strict=True)
+    ]
     adjusted = statistics.holm([difference.p for difference in differences])
     return tuple(
         Paired(
@@ -117,26 +246,48 @@ def _comparisons(found: Comparison) -> tuple[Paired, ...]:
             p,
             statistics.verdict(difference, p, SIGNIFICANCE),
             statistics.equivalence_bound(difference, CONFIDENCE),
-            _seeds_needed(difference, len(paired)),
+            everything if alone else pooled,
+            outliers=alone,
         )
-        for (first, second, seeds, firsts, seconds), difference, p in zip(paired, differences, adjusted, strict=True)
+        for (first, second, seeds, firsts, seconds), difference, p, alone in zip(
+            rows, differences, adjusted, own, strict=True
+        )
     )
 
 
-def _by_seed(found: Comparison, arm: str) -> dict[int, float]:
-    """Returns seed -> test accuracy of an arm's confirmation runs."""
-    return {
-        run.seed: run.metrics[METRIC]
-        for run in found.confirmed(arm)
-        if run.seed is not None and math.isfinite(run.metrics.get(METRIC, math.nan))
-    }
-
-
-def _seeds_needed(difference: Difference, comparisons: int) -> int | None:
-    if difference.n < 2:
-        return None
+def _planned(paired: Paired, n_comparisons: int) -> Paired:
+    """Adds the seeds that it takes to see a difference of `WANTED`."""
+    if paired.outcome == "unknown" or paired.pooled is None:
+        return paired
     # A plan has to count on Holm's first step, which is Bonferroni's.
-    return statistics.seeds_needed(WANTED, difference.sd, POWER, SIGNIFICANCE / comparisons)
+    significance = SIGNIFICANCE / n_comparisons
+    return replace(paired, seeds_needed=statistics.seeds_range(WANTED, paired.pooled, POWER, significance))
+
+
+def _outliers(arms: Mapping[str, Mapping[int, float]], resolution: float) -> dict[tuple[str, int], Outlier]:
+    """Returns the runs that dominate a comparison: of such a pair, the run that is farther from its arm's others."""
+    found = {}
+    for first, second in PAIRS:
+        seeds = sorted(arms[first].keys() & arms[second].keys())
+        for place in statistics.dominating([arms[first][s] - arms[second][s] for s in seeds], resolution):
+            seed = seeds[place]
+            runs = [Outlier(arm, seed, arms[arm][seed], _others(arms[arm], seed)) for arm in (first, second)]
+            run = max(runs, key=lambda run: abs(run.accuracy - run.others))
+            found[run.arm, seed] = run
+    return found
+
+
+def _others(values: Mapping[int, float], seed: int) -> float:
+    return median(value for other, value in values.items() if other != seed)
+
+
+def _by_seed(runs: Iterable[RunRecord], metric: str) -> dict[int, float]:
+    """Returns seed -> value of the runs that have a metric."""
+    return {
+        run.seed: run.metrics[metric]
+        for run in runs
+        if run.seed is not None and math.isfinite(run.metrics.get(metric, math.nan))
+    }
 
 
 def headline(verdict: Verdict) -> str:
@@ -145,17 +296,56 @@ def headline(verdict: Verdict) -> str:
     if scratch is None:
         return "No verdict: that takes fresh seeds of the chosen setting and of scratch, and there are none."
     if scratch.outcome == "unknown":
-        return "No verdict: one pair of runs says nothing about the noise over seeds."
+        return f"No verdict: {_unknown(scratch)}."
     interval = f"({_interval(scratch.difference, _sign(scratch))})"
+    dominated = f" {_dominated(scratch)}" if scratch.outliers else ""
     if scratch.outcome == "not distinguishable":
         return (
             f"Distillation is not distinguishable from scratch: {_signed(scratch.difference.mean)} points on test "
-            f"{interval}, and not more than {_points(scratch.bound)} points apart.{_aside(smoothing)}"
+            f"{interval}, and not more than {_points(scratch.bound)} points apart.{dominated}{_aside(smoothing)}"
         )
     size = _points(abs(scratch.difference.mean))
     if scratch.outcome == "worse":
-        return f"Distillation is worse than scratch, by {size} points on test {interval}.{_aside(smoothing)}"
-    return f"Distillation is better than scratch, by {size} points on test {interval}{_control(smoothing)}"
+        return f"Distillation is worse than scratch, by {size} points on test {interval}.{dominated}{_aside(smoothing)}"
+    return f"Distillation is better than scratch, by {size} points on test {interval}{_control(smoothing)}{dominated}"
+
+
+def _unknown(paired: Paired) -> str:
+    """Says why there is no verdict."""
+    n = paired.difference.n
+    if n >= statistics.FEWEST_PAIRS:
+        return "all pairs differ by the same, and how many test pictures that took is not recorded"
+    few = "one pair of runs says nothing" if n == 1 else "two pairs of runs say too little"
+    return f"{few} about the noise over seeds; three are the least (sweep.confirm_seeds=3)"
+
+
+def _dominated(paired: Paired) -> str:
+    """Names the runs that dominate a comparison."""
+    runs = " and ".join(f"{arm_label(run.arm)} with seed {run.seed}" for run in paired.outliers)
+    return f"{'One run dominates' if len(paired.outliers) == 1 else 'A few runs dominate'} that: {runs}."
+
+
+def _without(paired: Paired) -> str:
+    """Says what a comparison is without the runs that dominate it."""
+    what = ", ".join(
+        f"{arm_label(run.arm)} with seed {run.seed} ({run.accuracy:.2%} on test, its arm's other seeds "
+        f"{run.others:.2%} in the middle)"
+        for run in paired.outliers
+    )
+    one = len(paired.outliers) == 1
+    told = f" {'One run dominates' if one else 'A few runs dominate'} this: {what}."
+    rest = paired.without
+    if rest is None:
+        return told
+    them, counted = ("it", "it is counted") if one else ("them", "they are counted")
+    pairs = f"{rest.difference.n} {'pair' if rest.difference.n == 1 else 'pairs'}"
+    if rest.outcome == "unknown":
+        return f"{told} Without {them}: {_signed(rest.difference.mean)} points in {pairs}, too few for a verdict."
+    return (
+        f"{told} Without {them} the verdict would be: {rest.outcome}, {_signed(rest.difference.mean)} points "
+        f"({_interval(rest.difference)}, {pairs}, adjusted p {shown_p(rest.adjusted_p)}). Above {counted}, since a "
+        "collapse may belong to the arm."
+    )
 
 
 def _control(smoothing: Paired | None) -> str:
@@ -199,29 +389,37 @@ def sentence(paired: Paired, comparisons: int) -> str:
     first, second = arm_label(paired.first), arm_label(paired.second)
     difference = paired.difference
     if paired.outcome == "unknown":
-        return (
-            f"{first} - {second}: {_signed(difference.mean)} points on test in one pair of runs, which says nothing "
-            "about the noise over seeds."
-        )
+        return f"{first} - {second}: {_signed(difference.mean)} points on test, without a verdict: {_unknown(paired)}."
     interval = _interval(difference, _sign(paired))
     details = f"({interval}, {difference.n} pairs, adjusted p {shown_p(paired.adjusted_p)})"
+    without = _without(paired) if paired.outliers else ""
     if paired.outcome != "not distinguishable":
         size = _points(abs(difference.mean))
-        low, high = difference.bootstrap_low, difference.bootstrap_high
-        doubt = f" The bootstrap's interval, {_signed(low)} to {_signed(high)}, holds 0." if low < 0 < high else ""
-        return f"{first} is {paired.outcome} than {second} by {size} points on test {details}.{doubt}"
+        return f"{first} is {paired.outcome} than {second} by {size} points on test {details}.{without}"
     text = (
         f"{first} and {second} are not distinguishable on test: {_signed(difference.mean)} points {details}, and not "
         f"more than {_points(paired.bound)} points apart."
     )
     if difference.p <= SIGNIFICANCE:
         text += f" Alone it would pass (p {shown_p(difference.p)}), but not as one of {comparisons} comparisons."
-    if paired.seeds_needed is not None and paired.seeds_needed > difference.n:
+    needed = paired.seeds_needed
+    if needed is not None and (needed.likely is None or needed.likely > difference.n):
         text += (
-            f" To see a difference of {100 * WANTED:.1f} points would take {paired.seeds_needed:,} seeds an arm "
-            f"(now {difference.n})."
+            f" To see a difference of {100 * WANTED:.1f} points would take {seeds_range(needed)} seeds an arm (the "
+            f"noise's 95% interval; now {difference.n})."
         )
-    return text
+    return text + without
+
+
+def seeds_range(needed: SeedsNeeded) -> str:
+    """Prints how many seeds it takes as the range that the noise leaves: "41 to 290", "400 to more than 1,000"."""
+    low, high = seed_count(needed.low), seed_count(needed.high)
+    return low if low == high else f"{low} to {high}"
+
+
+def seed_count(n: int | None) -> str:
+    """Prints a number of seeds; None stands for more than anybody trains."""
+    return f"more than {statistics.MOST_SEEDS:,}" if n is None else f"{n:,}"
 
 
 def _sign(paired: Paired) -> int:
@@ -264,13 +462,20 @@ def curse_words(verdict: Verdict, found: Comparison) -> Iterator[str]:
     if verdict.expected_curse is not None:
         expected = (
             f" By seed noise alone the best of {len(found.trials)} equal settings overstates by "
-            f"{size(verdict.expected_curse)}."
+            f"{size(verdict.expected_curse)}"
         )
+        if verdict.shared_seed is None:
+            expected += "."
+        else:
+            expected += (
+                f": all trials have seed {verdict.shared_seed}, so what that seed does to all settings alike, up or "
+                "down, is left out."
+            )
     if verdict.curse is not None and verdict.promised is not None and verdict.confirmed is not None:
         curse = verdict.curse
         way = "overstated" if curse.mean >= 0 else "understated"
         limits = sorted((curse.low, curse.high) if curse.mean >= 0 else (-curse.low, -curse.high))
-        interval = "" if curse.n < 2 else f", 95% interval {' to '.join(map(objective.shown, limits))}"
+        interval = "" if math.isnan(curse.low) else f", 95% interval {' to '.join(map(objective.shown, limits))}"
         yield (
             f"The search {way} its choice by {size(abs(curse.mean))} ({objective.heading}: "
             f"{objective.shown(verdict.promised)} in the search, {objective.shown(verdict.confirmed)} over "

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 # A plan is made for this difference and this search, if neither the user nor a study says otherwise.
 DIFFERENCE_POINTS, N_TRIALS = 0.3, 30
-# With fewer pairs, the noise of single runs says more about the noise of a difference than the pairs do.
-FEWEST_PAIRS = 4
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -83,7 +81,7 @@ def _show_plan(options: argparse.Namespace) -> None:
 
     known = {} if options.noise is not None and options.study is None else _of_study(options)
     if options.noise is not None:
-        known = {**known, "noise_sd": options.noise / 100, "paired_sd": None}
+        known = {**known, "noise_sd": options.noise / 100, "paired_sd": None, "paired_interval": None}
     if options.seconds is not None:
         known["seconds_per_run"] = options.seconds
     if options.trials is not None:
@@ -113,11 +111,12 @@ def _of_study(options: argparse.Namespace) -> dict[str, object]:
             "accuracy. Give it in points: --noise 0.2.",
             "--noise",
         )
-    pairs = report.verdict.of("distill", "scratch")
+    pairs = report.verdict.pair_noise
     goals = report.comparison.goals
     told: dict[str, object] = {
         "noise_sd": None if noise is None else noise.sd,
-        "paired_sd": pairs.difference.sd if pairs is not None and pairs.difference.n >= FEWEST_PAIRS else None,
+        "paired_sd": None if pairs is None else pairs.sd,
+        "paired_interval": None if pairs is None else (pairs.low, pairs.high),
         "seconds_per_run": report.cost.seconds["scratch"].mean if "scratch" in report.cost.seconds else None,
         "n_trials": goals.n_trials,
         "baseline_seeds": goals.baseline_seeds,

@@ -92,27 +92,26 @@ def comparisons(report: Report) -> Table:
     rows = []
     for paired in report.verdict.comparisons:
         difference = paired.difference
-        needed = "-" if paired.seeds_needed is None else f"{paired.seeds_needed:,}"
+        unknown = paired.outcome == "unknown"
         rows.append(
             (
                 f"{arm_label(paired.first)} - {arm_label(paired.second)}",
                 f"{100 * difference.mean:+.2f}",
                 _limits(difference.low, difference.high),
-                _limits(difference.bootstrap_low, difference.bootstrap_high),
                 str(difference.n),
-                "-" if difference.n < 2 else verdict.shown_p(paired.adjusted_p),
-                "-" if difference.n < 2 else f"{100 * paired.bound:.2f}",
-                needed,
+                "-" if unknown else verdict.shown_p(paired.adjusted_p),
+                "-" if unknown else f"{100 * paired.bound:.2f}",
+                "-" if paired.seeds_needed is None else verdict.seeds_range(paired.seeds_needed),
                 paired.outcome,
             )
         )
     headings = (
-        *("difference", "points", "95% (t)", "95% (bootstrap)", "pairs", "adjusted p", "at most apart"),
+        *("difference", "points", "95% interval", "pairs", "adjusted p", "at most apart"),
         *(f"seeds for {100 * verdict.WANTED:.1f} points", "verdict"),
     )
     caption = (
         "Test accuracy, paired by seed; p by the paired t test, adjusted for all comparisons (Holm); at most apart: "
-        f"two one-sided tests at 5%; seeds: an arm, for a power of {verdict.POWER:.0%}."
+        f"two one-sided tests at 5%; seeds: an arm, for a power of {verdict.POWER:.0%}, over the noise's 95% interval."
     )
     return Table(headings, tuple(rows), caption, named=True)
 

@@ -108,7 +108,7 @@ def test_without_test_accuracies_validation_is_compared() -> None:
 
 def test_a_verdict_replaces_the_first_difference() -> None:
     """With a confirmation, nothing is concluded from other runs."""
-    runs = [trial(0, 0.5, 4), *fresh("scratch", [0.9, 0.91]), *fresh("distill", [0.92, 0.925])]
+    runs = [trial(0, 0.5, 4), *fresh("scratch", [0.9, 0.91, 0.9]), *fresh("distill", [0.92, 0.925, 0.9])]
     assert not any("no significance" in finding for finding in summary(*runs).findings)
     assert summary(*runs).findings[0].startswith("distill and scratch are not distinguishable")
 

@@ -72,8 +72,10 @@ def test_what_the_set_seeds_see() -> None:
 
 
 def test_the_winners_curse_grows_with_trials_alone() -> None:
-    """It is a run's noise times the expected largest of so many, whatever difference is wanted."""
+    """It is a run's noise, but for what a seed does to all settings, times the expected largest of so many."""
     assert plan(0.002, 0.003, 30).curse == pytest.approx(expected_winners_curse(0.002, 30))
+    shared = plan(0.002, 0.003, 30, paired_sd=0.001).curse
+    assert shared == pytest.approx(expected_winners_curse(0.001 / math.sqrt(2), 30))
     assert plan(0.002, 0.003, 1).curse == pytest.approx(0)
 
 
@@ -117,12 +119,27 @@ def test_without_seconds_the_plan_says_how_to_get_them() -> None:
     assert "(--seconds)" in text
     assert "1 trial, then" in text
     assert "Winner's curse" not in text
-    assert "0.001 923,379 2,770,145 wanted" in text
+    assert "0.001 more than 1,000 - wanted" in text
 
 
-def test_absurd_differences_have_a_limit() -> None:
-    """A count of a million seeds stands for more."""
-    assert "takes 1,000,000 or more seeds an arm" in told(plan(0.01, 1e-7, 30))
+def test_what_nobody_trains_is_no_number() -> None:
+    """More than a thousand seeds are called so, without runs and hours."""
+    text = told(plan(0.01, 1e-7, 30, seconds_per_run=60))
+    assert text.startswith(
+        "To see a difference of 1e-05 points with a probability of 80% takes more than 1,000 seeds an"
+    )
+    assert "1e-05 more than 1,000 - - wanted" in text
+    assert "of the runs" not in text
+
+
+def test_measured_noise_gives_a_range() -> None:
+    """A plan from a study says what it takes over the interval of the study's noise."""
+    planned = plan(0.002, 0.003, 30, paired_sd=0.003, paired_interval=(0.002, 0.006))
+    ends = [plan(0.002, 0.003, 30, paired_sd=sd).wanted.seeds for sd in (0.002, 0.006)]
+    assert planned.seeds is not None
+    assert [planned.seeds.low, planned.seeds.high] == ends
+    assert f"over its 95% interval it takes {ends[0]} to {ends[1]} seeds an arm" in told(planned)
+    assert "interval" not in told(plan(0.002, 0.003, 30))
 
 
 def test_a_narrow_terminal_shows_it_too() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import numpy as np
@@ -10,20 +9,25 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from kdsweep.analysis import statistics
 from kdsweep.analysis.statistics import (
+    FEWEST_PAIRS,
+    MOST_SEEDS,
     Difference,
-    bootstrap_interval,
+    NoiseFloor,
+    SeedsNeeded,
     detectable_difference,
+    dominating,
     equivalence,
     equivalence_bound,
     expected_winners_curse,
     holm,
     noise_floor,
+    pair_noise,
     paired_difference,
     power,
     rank_correlation,
     seeds_needed,
+    seeds_range,
     verdict,
     winners_curse,
 )
@@ -34,12 +38,6 @@ SECOND = [0.909, 0.911, 0.910, 0.913, 0.911]
 N_STUDIES = 2000
 # Three standard errors above 5 %, for so many studies: an exact test stays below, a test of 7 % doesn't.
 FIVE_PERCENT = 0.05 + 3 * math.sqrt(0.05 * 0.95 / N_STUDIES)
-
-
-@pytest.fixture
-def no_bootstrap(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaves out the bootstrap's interval: for claims about thousands of studies that don't look at it."""
-    monkeypatch.setattr(statistics, "bootstrap_interval", lambda *_: (math.nan, math.nan))
 
 
 def differences(n: int, mean: float = 0.0, n_studies: int = N_STUDIES, seed: int = 0) -> list[Difference]:
@@ -58,12 +56,13 @@ def studies(n: int, *, gain: float = 0.0, seed: int = 0) -> NDArray[np.float64]:
 
 def verdicts(arms: NDArray[np.float64]) -> list[str]:
     """Verdicts of one study: distill against both controls, and one control against the other, after Holm."""
-    found = [paired_difference(arms[a], arms[b]) for a, b in ((2, 0), (2, 1), (1, 0))]
+    pooled = pair_noise(arms)
+    found = [paired_difference(arms[a], arms[b], pooled=pooled) for a, b in ((2, 0), (2, 1), (1, 0))]
     return [verdict(d, p) for d, p in zip(found, holm([d.p for d in found]), strict=True)]
 
 
 def test_paired_difference_is_scipys_paired_t_test() -> None:
-    """Mean, p and interval are those of scipy.stats.ttest_rel."""
+    """Without floors, mean, p and interval are those of scipy.stats.ttest_rel."""
     ours, theirs = paired_difference(FIRST, SECOND, confidence=0.9), stats.ttest_rel(FIRST, SECOND)
     interval = theirs.confidence_interval(0.9)
     assert ours.mean == pytest.approx(np.mean(FIRST) - np.mean(SECOND))
@@ -75,27 +74,47 @@ def test_swapping_the_arms_turns_the_difference_round() -> None:
     """Second - first is first - second with the sign changed, p unchanged."""
     one, other = paired_difference(FIRST, SECOND), paired_difference(SECOND, FIRST)
     assert (other.mean, other.low, other.high) == pytest.approx((-one.mean, -one.high, -one.low))
-    assert (other.bootstrap_low, other.p) == pytest.approx((-one.bootstrap_high, one.p), rel=1e-3)
+    assert other.p == pytest.approx(one.p)
 
 
-def test_one_pair_has_a_mean_and_nothing_else() -> None:
-    """One pair has no spread, so there is no interval and no p, and the verdict says so."""
-    lone = paired_difference([0.92], [0.91])
-    assert lone.mean == pytest.approx(0.01)
-    assert np.isnan([lone.sd, lone.low, lone.high, lone.bootstrap_low, lone.bootstrap_high, lone.p]).all()
-    assert verdict(lone, lone.p) == "unknown"
-    assert math.isnan(equivalence(lone, 1))
-    assert math.isnan(equivalence_bound(lone))
+@pytest.mark.parametrize("n", [1, 2])
+def test_two_pairs_give_no_verdict(n: int) -> None:
+    """They have a mean and nothing else, however large it is, and whatever the noise of other arms."""
+    pooled = noise_floor([[0.1, 0.1001, 0.0999]])
+    few = paired_difference([0.92, 0.93][:n], [0.11, 0.12][:n], pooled=pooled, resolution=1e-4)
+    assert (few.mean, few.n) == (pytest.approx(0.81), n)
+    assert np.isnan([few.noise, few.low, few.high, few.p]).all()
+    assert verdict(few, few.p) == "unknown"
+    assert math.isnan(equivalence(few, 1))
+    assert math.isnan(equivalence_bound(few))
 
 
-def test_differences_that_are_equal_but_for_rounding_have_no_spread() -> None:
-    """0.92 - 0.91 isn't 0.93 - 0.92 in floating point, but that must not give a standard deviation."""
-    same = paired_difference([0.92, 0.93, 0.94, 0.95], [0.91, 0.92, 0.93, 0.94])
-    assert (same.sd, same.p) == (0, 0)
-    assert same.low == same.high == same.bootstrap_low == pytest.approx(0.01)
-    assert paired_difference(FIRST, FIRST).p == 1
-    assert equivalence(same, 0.02) == 0
-    assert equivalence(same, 0.005) == 1
+@pytest.mark.parametrize("gain", [0, 0.01])
+def test_equal_differences_are_no_certainty(gain: float) -> None:
+    """Counted on 100 pictures, they may differ by a step; without a known step nothing is known."""
+    first, second = [0.92 + gain, 0.93 + gain, 0.94 + gain, 0.95 + gain], [0.92, 0.93, 0.94, 0.95]
+    unknown = paired_difference(first, second)
+    assert unknown.sd == 0  # 0.93 - 0.92 isn't 0.94 - 0.93 in floating point
+    assert verdict(unknown, unknown.p) == "unknown"
+    assert math.isnan(equivalence_bound(unknown))
+    counted = paired_difference(first, second, resolution=0.01)
+    margin = stats.t.isf(0.025, 3) * 0.01 / 2
+    assert (counted.low, counted.high) == pytest.approx((gain - margin, gain + margin))
+    assert verdict(counted, counted.p) == "not distinguishable"
+    assert equivalence_bound(counted) == pytest.approx(gain + stats.t.isf(0.05, 3) * 0.01 / 2)
+    far = paired_difference(first, np.subtract(second, 0.5), resolution=0.01)
+    assert verdict(far, far.p) == "better"
+
+
+def test_the_noise_of_all_arms_is_a_floor() -> None:
+    """Differences that are alike by luck get the pooled noise and its degrees of freedom; a noisy one keeps its own."""
+    pooled = NoiseFloor(0.004, 0.002, 0.008, 15, 7.5)
+    quiet = paired_difference([0.9101, 0.9202, 0.93, 0.94], [0.9, 0.91, 0.92, 0.93], pooled=pooled)
+    assert (quiet.noise, quiet.degrees) == (0.004, 7.5)
+    assert quiet.p == pytest.approx(2 * stats.t.sf(quiet.mean / 0.004 * 2, 7.5))
+    assert quiet.high - quiet.mean == pytest.approx(stats.t.isf(0.025, 7.5) * 0.004 / 2)
+    noisy = paired_difference([0.9, 0.92, 0.9, 0.92], [0.9, 0.9, 0.9, 0.9], pooled=pooled)
+    assert noisy.noise == noisy.sd > 0.004
 
 
 @pytest.mark.parametrize(("first", "second"), [([1.0, 2.0], [1.0]), ([], [])])
@@ -105,32 +124,61 @@ def test_unpaired_values_are_refused(first: list[float], second: list[float]) ->
         paired_difference(first, second)
 
 
-def test_bootstrap_is_the_studentised_one_over_all_resamples() -> None:
-    """The slow transcription of Efron and Tibshirani's formula, over all 3,125 resamples of five values."""
-    values = np.subtract(FIRST, SECOND)
-    mean, error = values.mean(), values.std(ddof=1) / math.sqrt(5)
-    distances = []
-    for drawn in itertools.product(values, repeat=5):
-        spread = np.std(drawn, ddof=1) if len(set(drawn)) > 1 else 0
-        shift = np.mean(drawn) - mean
-        distances.append(shift / (spread / math.sqrt(5)) if spread else math.copysign(math.inf, shift))
-    distances.sort()
-    low, high = distances[math.ceil(0.025 * 3125) - 1], distances[math.ceil(0.975 * 3125) - 1]
-    assert bootstrap_interval(values) == pytest.approx((mean - high * error, mean - low * error))
+def test_pair_noise_is_the_residual_of_arms_and_seeds() -> None:
+    """For two arms it is the deviation of the differences; for three, the root mean square over the three of them."""
+    assert pair_noise([FIRST, SECOND]).sd == pytest.approx(paired_difference(FIRST, SECOND).sd)  # type: ignore[union-attr]
+    arms = np.random.default_rng(0).normal(0.9, 0.01, (3, 6))
+    found = pair_noise(arms)
+    assert found is not None
+    own = [np.var(arms[a] - arms[b], ddof=1) for a, b in ((0, 1), (0, 2), (1, 2))]
+    assert found.sd == pytest.approx(math.sqrt(np.mean(own)))
+    assert found.low < found.sd < found.high
+    both = pair_noise(arms, 100 * arms[:2, :3], [[1.0]])
+    squares = 10 * found.sd**2 + 2 * np.var(100 * (arms[0, :3] - arms[1, :3]), ddof=1)
+    assert both is not None
+    assert both.sd == pytest.approx(math.sqrt(squares / 12))
 
 
-def test_bootstrap_follows_scale_and_shift() -> None:
-    """Points instead of fractions give 100 times the interval; random resamples depend on the seed alone."""
-    values = np.random.default_rng(0).normal(size=8)
-    low, high = bootstrap_interval(values, seed=3)
-    assert bootstrap_interval(100 * values + 7, seed=3) == pytest.approx((100 * low + 7, 100 * high + 7))
-    assert bootstrap_interval(values, seed=4) != (low, high)
+def test_unequal_arms_have_fewer_degrees_of_freedom() -> None:
+    """Greenhouse and Geisser's epsilon, from the covariance of the arms; one noisy arm of three halves it."""
+    arms = np.random.default_rng(1).normal(0, 1, (3, 8)) * [[1], [1], [2]]
+    covariance = np.cov(arms)
+    centre = np.eye(3) - 1 / 3
+    centred = centre @ covariance @ centre
+    epsilon = np.trace(centred) ** 2 / (2 * np.trace(centred @ centred))
+    assert pair_noise(arms).degrees == pytest.approx(14 * epsilon)  # type: ignore[union-attr]
+    assert pair_noise(arms * [[1e-6], [1e-6], [1]]).degrees == pytest.approx(7)  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("values", [[0.1, 0.2, 0.3], [0.1, 0.1, 0.1, 0.3, 0.1]])
-def test_bootstrap_has_no_limits_for_few_or_tied_values(values: list[float]) -> None:
-    """If many resamples have no spread, a limit would be infinite, so none is given."""
-    assert np.isnan(bootstrap_interval(values)).all()
+def test_noise_that_cannot_be_known_is_none() -> None:
+    """One arm, one seed, or values that never differ; a step makes the last one known."""
+    assert pair_noise([[0.9, 0.8]]) is None
+    assert pair_noise([[0.9], [0.8]], []) is None
+    equal = [[0.9, 0.9, 0.9], [0.8, 0.8, 0.8]]
+    assert (pair_noise(equal), noise_floor(equal)) == (None, None)
+    assert pair_noise(equal, resolution=0.01).sd == 0.01  # type: ignore[union-attr]
+    floor = noise_floor(equal, resolution=0.01)
+    assert floor is not None
+    assert floor.sd == pytest.approx(0.01 / math.sqrt(2))
+    assert floor.low < floor.sd < floor.high
+
+
+def test_a_value_that_makes_up_all_the_spread_is_found() -> None:
+    """One of five, also of equal ones that are counted; two of ten; but none of three that are spread evenly."""
+    assert dominating([0.01, 0.012, 0.8, 0.009, 0.011]) == (2,)
+    assert dominating([0.02, 0.02, 0.525], resolution=0.005) == (2,)
+    assert dominating([0.8, *np.linspace(0, 0.01, 8), -0.5]) == (0, 9)
+    assert dominating([0.0, 0.01, 0.02]) == ()
+    assert dominating([0.0, 0.0, 0.0, 0.01], resolution=0.01) == ()  # one picture
+    assert dominating([0.0, 0.0, 0.0, 0.0]) == dominating([0.0, 0.9]) == ()
+
+
+def test_dominating_values_are_rare_in_normal_noise() -> None:
+    """At most 5 % of samples, as the test promises, and fewer for more values."""
+    rng = np.random.default_rng(0)
+    found = [np.mean([bool(dominating(row)) for row in rng.normal(size=(500, n))]) for n in (3, 5, 10)]
+    assert max(found) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 500)
+    assert found[-1] < 0.01
 
 
 def test_noise_floor_pools_variances_and_skips_lone_values() -> None:
@@ -182,22 +230,23 @@ def test_the_bound_is_the_margin_at_which_equivalence_is_just_shown() -> None:
     assert equivalence(difference, equivalence_bound(difference, 0.9)) == pytest.approx(0.1)
 
 
-def test_power_at_no_difference_is_alpha_and_grows_with_pairs() -> None:
-    """This holds even where scipy's distribution function is NaN; one pair detects nothing."""
+def test_power_at_no_difference_is_the_significance_and_grows_with_pairs() -> None:
+    """This holds even where scipy's distribution function is NaN; two pairs detect nothing."""
     assert power(5, 0, 1) == pytest.approx(0.05)
-    assert power(1, 100, 1) == 0
+    assert power(1, 100, 1) == power(2, 100, 1) == 0
     assert (power(3, 0.1, 0), power(3, 0, 0)) == (1, 0.05)
     for shift in np.geomspace(0.01, 1e5, 30):
-        powers = [power(n, shift, 1) for n in (2, 3, 5, 10, 1000)]
+        powers = [power(n, shift, 1) for n in (3, 5, 10, 1000)]
         assert powers == pytest.approx(sorted(powers), abs=1e-9)
 
 
-def test_power_of_two_pairs_is_the_integral_over_their_spread() -> None:
-    """At a difference of 9.25 sd half of scipy's sum is NaN; the reference integrates over the sample's sd."""
-    sd = stats.chi.ppf((np.arange(200_000) + 0.5) / 200_000, 1)
-    limit, shift = stats.t.isf(0.025, 1), 9.25 * math.sqrt(2)
-    by_hand = np.mean(stats.norm.cdf(shift - limit * sd) + stats.norm.cdf(-shift - limit * sd))
-    assert power(2, 9.25, 1) == pytest.approx(by_hand, abs=1e-5)
+def test_power_of_three_pairs_is_the_integral_over_their_spread() -> None:
+    """The reference integrates over the sample's standard deviation, also far out, where scipy's sum has been NaN."""
+    sd = stats.chi.ppf((np.arange(200_000) + 0.5) / 200_000, 2) / math.sqrt(2)
+    for difference in (1, 9.25):
+        limit, shift = stats.t.isf(0.025, 2), difference * math.sqrt(3)
+        by_hand = np.mean(stats.norm.cdf(shift - limit * sd) + stats.norm.cdf(-shift - limit * sd))
+        assert power(3, difference, 1) == pytest.approx(by_hand, abs=1e-5)
 
 
 def test_seeds_needed_is_the_fewest() -> None:
@@ -205,16 +254,26 @@ def test_seeds_needed_is_the_fewest() -> None:
     assert seeds_needed(0.5, 1) == 34
     assert power(33, 0.5, 1) < 0.8 <= power(34, 0.5, 1)
     assert seeds_needed(-0.5, 1) == 34
-    assert [seeds_needed(0.5, 0), seeds_needed(50, 1), seeds_needed(1e-9, 1)] == [2, 2, 1_000_000]
+    assert [seeds_needed(0.5, 0), seeds_needed(50, 1), seeds_needed(1e-9, 1)] == [FEWEST_PAIRS, FEWEST_PAIRS, None]
+    assert power(MOST_SEEDS, 0.0887, 1) > 0.8
+    assert seeds_needed(0.0887, 1) == MOST_SEEDS
     with pytest.raises(UserError, match="`difference != 0` must hold"):
         seeds_needed(0, 1)
+
+
+def test_the_range_of_seeds_follows_the_noise() -> None:
+    """It has the seeds for the noise, and for the limits of its interval; what nobody trains is no number."""
+    known = seeds_range(0.001, NoiseFloor(0.003, 0.002, 0.005, 10, 9))
+    assert known == SeedsNeeded(*(seeds_needed(0.001, sd) for sd in (0.003, 0.002, 0.005)))
+    assert (known.low or 0) < (known.likely or 0) < (known.high or 0)
+    assert seeds_range(0.001, NoiseFloor(0.003, 0.002, 0.5, 10, 9)).high is None
 
 
 def test_detectable_difference_undoes_power() -> None:
     """A difference that n pairs just detect takes n pairs."""
     seen = detectable_difference(7, 0.003, 0.9, 0.01)
     assert power(7, seen, 0.003, 0.01) == pytest.approx(0.9)
-    assert (detectable_difference(1, 0.003), detectable_difference(2, 0)) == (math.inf, 0)
+    assert [detectable_difference(n, sd) for n, sd in ((1, 0.003), (2, 0), (3, 0))] == [math.inf, math.inf, 0]
 
 
 def test_expected_winners_curse_has_its_closed_forms() -> None:
@@ -229,6 +288,9 @@ def test_winners_curse_has_the_interval_of_the_confirmed_mean() -> None:
     assert (curse.low, curse.high) == pytest.approx((0.93 - mean.high, 0.93 - mean.low))
     assert curse.mean == pytest.approx(0.93 - np.mean(FIRST))
     assert math.isnan(winners_curse(0.93, [0.92]).low)
+    assert math.isnan(winners_curse(0.93, [0.92, 0.92]).low)
+    counted = winners_curse(0.93, [0.92, 0.92], resolution=0.01)
+    assert counted.low < counted.mean < counted.high
 
 
 def test_rank_correlation_is_scipys_with_limits_that_hold_it() -> None:
@@ -261,21 +323,9 @@ def test_rank_correlation_is_unknown_without_order() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("n", [4, 5, pytest.param(10, marks=pytest.mark.all)])
 def test_intervals_of_the_difference_cover_the_truth(n: int) -> None:
-    """Both 95 % intervals hold the true difference in 93 to 97 % of simulated studies."""
+    """Without floors, the 95 % interval holds the true difference in 93 to 97 % of simulated studies."""
     found = differences(n, mean=0.5, seed=n)
-    student = np.mean([d.low <= 0.5 <= d.high for d in found])
-    bootstrap = np.mean([d.bootstrap_low <= 0.5 <= d.bootstrap_high for d in found])
-    assert 0.93 <= student <= 0.97
-    assert 0.93 <= bootstrap <= 0.97
-
-
-@pytest.mark.slow
-def test_bootstrap_covers_better_where_noise_is_skewed() -> None:
-    """For five exponential values, Student's interval holds the mean in less than 91 %, the bootstrap's in more."""
-    values = np.random.default_rng(0).exponential(size=(N_STUDIES, 5))
-    found = [paired_difference(row, np.ones(5)) for row in values]
-    assert np.mean([d.low <= 0 <= d.high for d in found]) < 0.91
-    assert 0.92 <= np.mean([d.bootstrap_low <= 0 <= d.bootstrap_high for d in found]) <= 0.97
+    assert 0.93 <= np.mean([d.low <= 0.5 <= d.high for d in found]) <= 0.97
 
 
 @pytest.mark.slow
@@ -290,7 +340,6 @@ def test_interval_of_the_noise_floor_covers_the_truth() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("no_bootstrap")
 def test_without_a_difference_a_verdict_is_rare() -> None:
     """In at most 5 % of studies any of three comparisons of equal arms says "better"; the same goes for "worse"."""
     told = [set(verdicts(arms)) for arms in studies(5)]
@@ -299,7 +348,6 @@ def test_without_a_difference_a_verdict_is_rare() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("no_bootstrap")
 def test_a_true_gain_does_not_loosen_the_other_comparison() -> None:
     """Only distill gains; label smoothing is told apart from scratch in at most 5 % of studies."""
     told = [verdicts(arms) for arms in studies(5, gain=0.02)]
@@ -308,7 +356,6 @@ def test_a_true_gain_does_not_loosen_the_other_comparison() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("no_bootstrap")
 @pytest.mark.parametrize("difference", [0.8, 1.5])
 def test_planned_power_is_had(difference: float) -> None:
     """With the planned seeds a true difference is seen as often as planned, within 3 points."""
@@ -319,7 +366,6 @@ def test_planned_power_is_had(difference: float) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("no_bootstrap")
 def test_equivalence_is_rarely_claimed_wrongly() -> None:
     """Arms that are exactly the margin apart are called equivalent in 5 % of studies, and pass the bound as often."""
     found = differences(5, mean=2.0)

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
 NAME = "first [bold]study[/bold] :smile: [/]"
 BASELINE = {"kdsweep.stage": "baseline"}
 BINS = [{"count": 0, "confidence": None, "accuracy": None}] * 10 + [
-    {"count": 9, "confidence": 0.7, "accuracy": 0.8}
+    {"count": 2000, "confidence": 0.7, "accuracy": 0.8}
 ] * 5
 FIGURES = ("differences", "alpha_tau_surface", "learning_curves", "reach", "reliability", "history", "parallel")
 

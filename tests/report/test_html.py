@@ -80,7 +80,7 @@ def test_the_verdict_has_its_colour() -> None:
     """It depends on distillation against scratch, and is grey without a verdict."""
     assert 'class="verdict better"' in render(confirmed(), {})
     assert 'class="verdict unknown"' in render(summary(), {})
-    same = summary(*fresh("scratch", [0.9, 0.91]), *fresh("distill", [0.9, 0.92]))
+    same = summary(*fresh("scratch", [0.9, 0.91, 0.9]), *fresh("distill", [0.9, 0.92, 0.9]))
     assert 'class="verdict not-distinguishable"' in render(same, {})
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kdsweep.analysis.statistics import perfect_calibration_error
 from kdsweep.report.figures.curves import BLACK, ORANGE, Array, Curve, arm_style, legend_below, panels
 
 if TYPE_CHECKING:
@@ -103,16 +104,20 @@ def _reached(runs: Sequence[tuple[Curve, Curve]]) -> tuple[Array, Array, Array]:
 def reliability(arms: Mapping[str, Sequence[Sequence[Mapping[str, float | None]]]]) -> Figure:
     """Draws how often an arm is right against how sure it is, on test, over all its runs; below, how many pictures.
 
+    The calibration errors are those of single runs, on average, as in the table of arms. Beside each stands the error
+    that a perfect model would have with as many pictures as sure.
+
     Args:
         arms: Arm -> the diagrams of its runs: bins with "count", "confidence" and "accuracy" (None in an empty bin).
     """
     figure, (upper, lower) = panels(5.4, 6.4, 1, heights=(3, 1))
+    pictures = min(int(_counted(diagram)[0].sum()) for diagrams in arms.values() for diagram in diagrams)
     upper.plot([0, 100], [0, 100], color="grey", linestyle=":", label="as sure as right")
     for arm, diagrams in arms.items():
         colour, line = arm_style(arm)
         count, confidence, accuracy = _pooled(diagrams)
-        error = float((count * np.abs(accuracy - confidence)).sum() / count.sum())
-        label = f"{arm} (calibration error {error:.1f}%)"
+        error, perfect = (float(np.mean(each)) for each in zip(*map(_errors, diagrams), strict=True))
+        label = f"{arm} (calibration error {error:.1f}%, a perfect model's {perfect:.1f}%)"
         # Bins with a handful of pictures are noisy, so a smaller bin gets a smaller marker.
         upper.plot(confidence, accuracy, line, color=colour, label=label, linewidth=1.5)
         upper.scatter(confidence, accuracy, 8 + 60 * np.sqrt(count / count.max()), color=colour, zorder=3)
@@ -122,18 +127,30 @@ def reliability(arms: Mapping[str, Sequence[Sequence[Mapping[str, float | None]]
     for axis in (upper, lower):
         axis.grid(alpha=0.25)
     upper.legend(frameon=False, fontsize=9)
-    upper.set_title("Reliability on test, confirmation runs", fontsize=11)
+    upper.set_title(f"Reliability on test ({pictures:,} pictures), confirmation runs", fontsize=11)
     return figure
+
+
+def _counted(diagram: Sequence[Mapping[str, float | None]]) -> tuple[Array, Array, Array]:
+    """Returns count, confidence and accuracy (fractions) of each bin of a diagram that isn't empty."""
+    full = [(b["count"] or 0, b["confidence"] or 0, b["accuracy"] or 0) for b in diagram if b["count"]]
+    count, confidence, accuracy = np.array(full, float).reshape(-1, 3).T
+    return count, confidence, accuracy
+
+
+def _errors(diagram: Sequence[Mapping[str, float | None]]) -> tuple[float, float]:
+    """Returns the calibration error of a diagram, and that of a perfect model with its confidences, in per cent."""
+    count, confidence, accuracy = _counted(diagram)
+    error = float((count * np.abs(accuracy - confidence)).sum() / count.sum())
+    return 100 * error, 100 * perfect_calibration_error(count, confidence)
 
 
 def _pooled(diagrams: Sequence[Sequence[Mapping[str, float | None]]]) -> tuple[Array, Array, Array]:
     """Pools diagrams of the same bins; returns count, confidence (%) and accuracy (%) of each bin that isn't empty."""
     bins = []
     for same in zip(*diagrams, strict=True):
-        full = [(b["count"] or 0, b["confidence"] or 0, b["accuracy"] or 0) for b in same if b["count"]]
-        if full:
-            count, confidence, accuracy = np.array(full, float).T
-            total = count.sum()
+        count, confidence, accuracy = _counted(same)
+        if total := count.sum():
             bins.append((total, 100 * (count @ confidence) / total, 100 * (count @ accuracy) / total))
     count, confidence, accuracy = np.array(bins, float).reshape(-1, 3).T
     return count, confidence, accuracy

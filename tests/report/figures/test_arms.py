@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from kdsweep.analysis.statistics import perfect_calibration_error
 from kdsweep.report.figures.arms import Interval, differences, reach, reliability
 
 EMPTY = {"count": 0, "confidence": None, "accuracy": None}
@@ -55,13 +57,30 @@ def test_without_seconds_there_is_one_panel(tmp_path: Path) -> None:
 
 
 def test_reliability_pools_runs_by_their_counts() -> None:
-    """One picture at 50 % and three at 100 % are 87.5 % together; the error is the distance to the confidence."""
+    """One picture at 50 % and three at 100 % are 87.5 % together; the error is that of single runs, as in the table."""
     first = [EMPTY, {"count": 1, "confidence": 0.9, "accuracy": 0.5}]
     second = [EMPTY, {"count": 3, "confidence": 0.9, "accuracy": 1.0}]
     figure = reliability({"distill": [first, second]})
     line = figure.axes[0].lines[1]
     assert (list(line.get_xdata()), list(line.get_ydata())) == ([pytest.approx(90)], [pytest.approx(87.5)])
-    assert line.get_label() == "distill (calibration error 2.5%)"
+    assert line.get_label() == "distill (calibration error 25.0%, a perfect model's 16.3%)"
+    assert "(1 pictures)" in figure.axes[0].get_title()
+
+
+def test_a_perfect_model_has_a_calibration_error_too() -> None:
+    """It is what chance gives: a model that is right as often as it is sure, simulated on 500 pictures."""
+    rng = np.random.default_rng(0)
+    sure = rng.uniform(0.1, 1, 500)
+    bins = np.ceil(15 * sure).astype(int) - 1
+    filled = sorted(set(bins))
+    counts = [int((bins == b).sum()) for b in filled]
+    confidences = [float(sure[bins == b].mean()) for b in filled]
+    right = rng.random((400, 500)) < sure
+    errors = [sum(abs((one - sure)[bins == b].sum()) for b in filled) / 500 for one in right]
+    expected = perfect_calibration_error(counts, confidences)
+    assert expected == pytest.approx(np.mean(errors), rel=0.03)
+    assert 0.05 < expected < 0.065  # 5 to 6 points, which isn't the model's fault
+    assert perfect_calibration_error([10, 5], [1.0, 1.0]) == 0
 
 
 def test_the_share_of_pictures_is_below(tmp_path: Path) -> None:
