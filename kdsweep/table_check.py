@@ -40,8 +40,11 @@ NOISE_ALLOWED = 2.0
 NOISE_ALLOWED_AT_MOST = 10.0
 SPREAD_ALLOWED = 1 / 20
 
-# Below this ratio of spread to noise, another picture's answers could pass as this one's.
-TELLS_APART = 4.0
+# Below this ratio of spread to noise, another view's answers could pass as this one's.
+TELLS_APART = 8.0
+
+# Heads compute in float32, whatever the precision of the rest, and round their sums to it.
+HEAD_ROUNDOFF = 2.0**-24
 
 # The spread over pictures is taken from this many rows.
 SPREAD_ROWS = 1024
@@ -120,8 +123,8 @@ def _distances(table: Tensor, n_rows: int, network: Asked) -> Comparison:
     """Returns the distances, taken over some of the rows."""
     rows = _spaced(len(table), n_rows)
     now = network.plain(rows).cpu()
-    distance, noise = _rms(table[rows] - now), _rms(network.shaken(rows).cpu() - now)
-    return Comparison(distance, noise, _spread(table[_spaced(len(table), SPREAD_ROWS)]))
+    noise = math.hypot(_rms(network.shaken(rows).cpu() - now), HEAD_ROUNDOFF * _rms(now))
+    return Comparison(_rms(table[rows] - now), noise, _spread(table[_spaced(len(table), SPREAD_ROWS)]))
 
 
 def _spaced(n: int, most: int) -> Tensor:
