@@ -405,21 +405,10 @@ def sentence(paired: Paired, comparisons: int) -> str:
     needed = paired.seeds_needed
     if needed is not None and (needed.likely is None or needed.likely > difference.n):
         text += (
-            f" To see a difference of {100 * WANTED:.1f} points would take {seeds_range(needed)} seeds an arm (the "
+            f" To see a difference of {100 * WANTED:.1f} points would take {needed} seeds an arm (the "
             f"noise's 95% interval; now {difference.n})."
         )
     return text + without
-
-
-def seeds_range(needed: SeedsNeeded) -> str:
-    """Prints how many seeds it takes as the range that the noise leaves: "41 to 290", "400 to more than 1,000"."""
-    low, high = seed_count(needed.low), seed_count(needed.high)
-    return low if low == high else f"{low} to {high}"
-
-
-def seed_count(n: int | None) -> str:
-    """Prints a number of seeds; None stands for more than anybody trains."""
-    return f"more than {statistics.MOST_SEEDS:,}" if n is None else f"{n:,}"
 
 
 def _sign(paired: Paired) -> int:

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kdsweep import recording
 from kdsweep.analysis import metrics
+from kdsweep.analysis.study_goals import Goals
 from kdsweep.config import build, checks, keys, rules
 from kdsweep.config.keys import flatten
 from kdsweep.config.overrides import parsed, require_key, with_float_bounds, without_replaced_sweeps
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
     from hydra.types import HydraContext, TaskFunction
 
+    from kdsweep.tracking.run_records import RunRecord
     from kdsweep.tracking.run_writer import Run
     from kdsweep.tracking.store import Store
 
@@ -219,6 +221,7 @@ class Study(OptunaSweeperImpl):
         # The records that jobs of an interrupted study couldn't send say which of the jobs are done.
         sending.send_unsent(store, recording.unsent_folder(self.config))
         searched = [override for override in overrides if override.is_sweep_override()]
+        looks = _looks(store.tagged(study_key=search.key))
         with self._parent(store, search, {**self._own(), **_space_lines(searched)}) as parent:
             parent.tag(self._tags(search, objectives))
             stages = Stages(
@@ -242,6 +245,10 @@ class Study(OptunaSweeperImpl):
                 # Before its first run, so that a report in the middle of a new confirmation takes no other trial's.
                 parent.tag({"kdsweep.chosen": str(chosen.number)})
                 stages.confirm(chosen)
+            look = (chosen.number, self._confirm_seeds)
+            if self._confirm_seeds and look not in looks[-1:]:
+                looks.append(look)
+            parent.tag({"kdsweep.looks": json.dumps(looks)})
             search.write_results(Path(self.sweep_dir) / "optimization_results.yaml")
         folder = writing.default_folder(Path(self.config.paths.root), store.study(parent.id))
         console.show(writing.write(store, parent.id, folder))
@@ -319,6 +326,20 @@ def only_controller(folder: Path, name: str) -> Iterator[None]:
     finally:
         holder.unlink(missing_ok=True)
         lock.release()
+
+
+def _looks(known: Sequence[RunRecord]) -> list[tuple[int, int]]:
+    """Returns at what the study ended with a verdict before: the trial and the number of fresh seeds of each.
+
+    Args:
+        known: The study's own run, if it has one. An older one that has finished ended with one verdict at least.
+    """
+    if not known:
+        return []
+    goals = Goals.read(known[0].tags)
+    if not goals.looks and known[0].status == "FINISHED" and goals.chosen is not None and goals.confirm_seeds:
+        return [(goals.chosen, goals.confirm_seeds)]
+    return list(goals.looks)
 
 
 def _space_lines(searched: Iterable[Override]) -> dict[str, object]:

@@ -14,8 +14,9 @@ from commands import SHORT, Command, Outcome, artifacts, kdsweep, runs, statuses
 from in_process import run_here
 from omegaconf import OmegaConf
 from optuna.trial import TrialState
+from records import record
 
-from kdsweep.study.controller import only_controller
+from kdsweep.study.controller import _looks, only_controller
 from kdsweep.system.errors import UserError
 from kdsweep.system.sqlite import sqlite_uri
 
@@ -300,6 +301,17 @@ def test_the_same_command_goes_on_with_what_is_missing(partly: Outcome, place: P
     assert {run.data.tags["mlflow.parentRunId"] for run in made} == {study.info.run_id}
     chosen = f"confirm-trial-{int(study.data.tags['kdsweep.chosen']):04d}-1000"
     assert tags(made, "job") == [chosen, "confirm-scratch-1000", "confirm-label_smoothing-1000"]
+    assert json.loads(study.data.tags["kdsweep.looks"]) == [[int(study.data.tags["kdsweep.chosen"]), 1]]
+
+
+def test_a_study_knows_how_often_it_ended_with_a_verdict() -> None:
+    """One that an older version finished ended once, at its plan; one that was interrupted did not."""
+    planned = {"kdsweep.chosen": "3", "kdsweep.planned": json.dumps({"confirm_seeds": 5})}
+    assert _looks([]) == []
+    assert _looks([record("study", tags=planned)]) == [(3, 5)]
+    assert _looks([record("study", tags=planned, status="KILLED")]) == []
+    assert _looks([record("study", tags={**planned, "kdsweep.looks": "[[0, 3], [3, 4]]"})]) == [(0, 3), (3, 4)]
+    assert _looks([record("study", tags={"kdsweep.chosen": "3"})]) == []
 
 
 def test_a_fresh_start_forgets_what_was_done(partly: Outcome, place: Path) -> None:
