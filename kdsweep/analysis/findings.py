@@ -132,7 +132,9 @@ def _chosen(found: Comparison, front: tuple[Trial, ...]) -> Iterable[str]:
 def _looks(found: Comparison, judged: Verdict) -> Iterable[str]:
     """Says that a verdict that was looked at before is looked at again: nothing corrects for that."""
     main = judged.of("distill", "scratch")
-    looks = [look for look in found.goals.looks if look[1] >= FEWEST_PAIRS]
+    # Studies of before don't say how often they ended, but an earlier choice had a verdict of its own.
+    before = found.goals.looks or [(other.number, len(other.runs)) for other in found.others if other.earlier]
+    looks = [look for look in before if look[1] >= FEWEST_PAIRS]
     if main is not None and found.chosen is not None and main.outcome != "unknown":
         now = (found.chosen.number, main.difference.n)
         # Runs that failed make fewer pairs than seeds.

@@ -134,6 +134,13 @@ def test_looking_while_a_study_is_extended_is_looking() -> None:
     assert "5 of trial 2, then 5 of trial 0" in confirmed_with(5, looks=[[2, 5]])
 
 
+def test_an_earlier_choice_was_a_look() -> None:
+    """A study that an older version extended has no record of its looks, but the runs of both choices."""
+    runs = [trial(0, 0.5, 4), trial(1, 0.6, 4, val=0.95), *fresh("scratch", [0.9, 0.905, 0.91])]
+    runs += [*fresh("distill", [0.9, 0.91, 0.9], trial=0), *fresh("distill", [0.9, 0.91, 0.93], trial=1)]
+    assert "3 of trial 0, then 3 of trial 1" in about("looked at", *runs, chosen=1)
+
+
 @pytest.mark.parametrize(("n", "looks"), [(5, [[0, 5]]), (4, [[0, 5]]), (5, []), (2, [[0, 1]]), (5, [[0, 2]])])
 def test_one_look_is_no_repetition(n: int, looks: list[list[int]]) -> None:
     """Neither is a report of the same seeds, with a pair that failed, nor a number of pairs that has no verdict."""

@@ -7,6 +7,7 @@ import os
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest.mock import MagicMock, call
 
 import optuna
 import pytest
@@ -16,7 +17,9 @@ from omegaconf import OmegaConf
 from optuna.trial import TrialState
 from records import record
 
+from kdsweep.study import controller
 from kdsweep.study.controller import _looks, only_controller
+from kdsweep.study.search import Setting
 from kdsweep.system.errors import UserError
 from kdsweep.system.sqlite import sqlite_uri
 
@@ -302,6 +305,22 @@ def test_the_same_command_goes_on_with_what_is_missing(partly: Outcome, place: P
     chosen = f"confirm-trial-{int(study.data.tags['kdsweep.chosen']):04d}-1000"
     assert tags(made, "job") == [chosen, "confirm-scratch-1000", "confirm-label_smoothing-1000"]
     assert json.loads(study.data.tags["kdsweep.looks"]) == [[int(study.data.tags["kdsweep.chosen"]), 1]]
+
+
+def test_a_choice_is_written_down_before_its_first_fresh_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a new confirmation is interrupted, the study names the new choice and not the one of before."""
+    study, store, stages = MagicMock(), MagicMock(), MagicMock()
+    store.tagged.return_value = []
+    stages.choose.return_value = Setting(5, {})
+    stages.confirm.side_effect = KeyboardInterrupt
+    monkeypatch.setattr(controller.recording, "open_store", lambda _: store)
+    monkeypatch.setattr(controller.recording, "unsent_folder", lambda _: None)
+    monkeypatch.setattr(controller.sending, "send_unsent", lambda *_: None)
+    monkeypatch.setattr(controller, "Stages", lambda *_: stages)
+    with pytest.raises(KeyboardInterrupt):
+        controller.Study._run(study, MagicMock(), [], [])
+    parent = study._parent.return_value.__enter__.return_value
+    assert parent.tag.call_args_list[-1] == call({"kdsweep.chosen": "5"})
 
 
 def test_a_study_knows_how_often_it_ended_with_a_verdict() -> None:
