@@ -17,6 +17,7 @@ from kdsweep.analysis.sorted_runs import (
     differing,
     pareto,
 )
+from kdsweep.analysis.statistics import FEWEST_PAIRS
 from kdsweep.analysis.study_goals import setting
 from kdsweep.config.keys import in_setting, in_training
 from kdsweep.tracking.run_records import RESTORED, STUDENTS
@@ -88,6 +89,7 @@ def summarise(study: StudyRecord, readings: Readings) -> Report:
     front = pareto(found.trials, objectives) if len(objectives) > 1 else ()
     findings = (
         *verdict.words(judged),
+        *_looks(found, judged),
         *_chosen(found, front),
         *_others(found),
         *_unconfirmed(found, judged),
@@ -127,6 +129,26 @@ def _chosen(found: Comparison, front: tuple[Trial, ...]) -> Iterable[str]:
         luck = "" if fresh else ": includes the luck of the search"
         stopped = f" ({len(found.pruned)} pruned besides)" if found.pruned else ""
         yield f"{what}, {place} of {len(trials)} trials by {metric}{stopped}; {how}{luck}.{shared}"
+
+
+def _looks(found: Comparison, judged: Verdict) -> Iterable[str]:
+    """Says that a verdict that was looked at before is looked at again: nothing corrects for that."""
+    main = judged.of("distill", "scratch")
+    # Studies of before don't say how often they ended, but an earlier choice had a verdict of its own.
+    before = found.goals.looks or [(other.number, len(other.runs)) for other in found.others if other.earlier]
+    looks = [look for look in before if look[1] >= FEWEST_PAIRS]
+    if main is not None and found.chosen is not None and main.outcome != "unknown":
+        now = (found.chosen.number, main.difference.n)
+        # Runs that failed make fewer pairs than seeds.
+        if not looks or now[0] != looks[-1][0] or now[1] > looks[-1][1]:
+            looks.append(now)
+    if len(looks) < 2 or not judged.comparisons:
+        return
+    told = ", then ".join(f"{seeds} of trial {trial}" for trial, seeds in looks)
+    yield (
+        f"This study was extended, and its verdict looked at {len(looks)} times: with fresh seeds {told}. P values and "
+        "intervals don't correct for looking again: of equal arms, more than the promised 5% are told apart that way."
+    )
 
 
 def _others(found: Comparison) -> Iterable[str]:

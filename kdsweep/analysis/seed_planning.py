@@ -197,10 +197,7 @@ def _remarks(planned: Plan) -> Iterator[str]:
         f"difference of two runs with one seed {_points(planned.paired_sd)}."
     )
     if planned.seeds is not None:
-        from kdsweep.analysis.verdict import seeds_range
-
-        shown = seeds_range(planned.seeds)
-        yield f"The noise is known from few runs: over its 95% interval it takes {shown} seeds an arm."
+        yield f"The noise is known from few runs: over its 95% interval it takes {planned.seeds} seeds an arm."
     yield (
         f"Runs: 1 teacher, {planned.baseline_seeds} each of scratch and label smoothing, {trials}, then fresh seeds of "
         "the chosen setting, scratch and label smoothing."
@@ -234,7 +231,7 @@ def _points(fraction: float) -> str:
 
 
 def _count(seeds: int | None) -> str:
-    from kdsweep.analysis.verdict import seed_count
+    from kdsweep.analysis.statistics import seed_count
 
     return seed_count(seeds)
 

@@ -82,6 +82,16 @@ class SeedsNeeded:
     low: int | None
     high: int | None
 
+    def __str__(self) -> str:
+        """The range that the noise leaves: "41 to 290", "400 to more than 1,000"."""
+        low, high = seed_count(self.low), seed_count(self.high)
+        return low if low == high else f"{low} to {high}"
+
+
+def seed_count(n: int | None) -> str:
+    """Prints a number of seeds; None stands for more than anybody trains."""
+    return f"more than {MOST_SEEDS:,}" if n is None else f"{n:,}"
+
 
 @dataclass(frozen=True)
 class WinnersCurse:

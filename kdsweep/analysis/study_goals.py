@@ -96,6 +96,7 @@ class Goals:
         objectives: One, or several in a multi-objective study.
         chosen: The number of the trial that is confirmed, from its first fresh seed on; None before the choice.
         n_trials, baseline_seeds, confirm_seeds: The budget; None where the parent run doesn't say.
+        looks: The number of the confirmed trial and of its fresh seeds, each time that the study ended with a verdict.
     """
 
     space: tuple[Dimension, ...] = ()
@@ -104,10 +105,14 @@ class Goals:
     n_trials: int | None = None
     baseline_seeds: int | None = None
     confirm_seeds: int | None = None
+    looks: tuple[tuple[int, int], ...] = ()
 
     @classmethod
     def read(cls, tags: Mapping[str, str]) -> Goals:
-        """Reads the tags kdsweep.space, .objectives, .chosen and .planned; what isn't there keeps its default."""
+        """Reads the tags kdsweep.space, .objectives, .chosen, .planned and .looks.
+
+        What isn't there keeps its default.
+        """
         space = json.loads(tags.get("kdsweep.space", "{}"))
         objectives = json.loads(tags.get("kdsweep.objectives", "[]"))
         chosen = tags.get("kdsweep.chosen", "")
@@ -116,6 +121,7 @@ class Goals:
             space=tuple(_dimension(key, limits) for key, limits in space.items()),
             objectives=tuple(Objective(metric, way == "maximize") for metric, way in objectives) or cls.objectives,
             chosen=int(chosen) if chosen.isdecimal() else None,
+            looks=tuple((trial, seeds) for trial, seeds in json.loads(tags.get("kdsweep.looks", "[]"))),
             **{name: planned.get(name) for name in ("n_trials", "baseline_seeds", "confirm_seeds")},
         )
 

@@ -101,7 +101,7 @@ def comparisons(report: Report) -> Table:
                 str(difference.n),
                 "-" if unknown else verdict.shown_p(paired.adjusted_p),
                 "-" if unknown else f"{100 * paired.bound:.2f}",
-                "-" if paired.seeds_needed is None else verdict.seeds_range(paired.seeds_needed),
+                "-" if paired.seeds_needed is None else str(paired.seeds_needed),
                 paired.outcome,
             )
         )

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kdsweep import recording
 from kdsweep.analysis import metrics
+from kdsweep.analysis.study_goals import Goals
 from kdsweep.config import build, checks, keys, rules
 from kdsweep.config.keys import flatten
 from kdsweep.config.overrides import (
@@ -303,6 +304,7 @@ class Study(OptunaSweeperImpl):
         missing = two_records.without_run(search, runs)
         if self._restart is None:
             two_records.require_same(search, store, known, missing)
+        looks = _looks(known)
         with self._parent(store, search, known, {**self._own(), **_space_lines(searched)}) as parent:
             search.record_in(masked_text(store.uri))
             parent.tag(self._tags(search, objectives))
@@ -329,6 +331,10 @@ class Study(OptunaSweeperImpl):
                 # Before its first run, so that a report in the middle of a new confirmation takes no other trial's.
                 parent.tag({"kdsweep.chosen": str(chosen.number)})
                 stages.confirm(chosen)
+            look = (chosen.number, self._confirm_seeds)
+            if self._confirm_seeds and look not in looks[-1:]:
+                looks.append(look)
+            parent.tag({"kdsweep.looks": json.dumps(looks)})
             search.write_results(Path(self.sweep_dir) / "optimization_results.yaml")
         folder = writing.default_folder(Path(self.config.paths.root), store.study(parent.id))
         console.show(writing.write(store, parent.id, folder))
@@ -428,6 +434,20 @@ def _beside(options: str) -> Iterator[None]:
             raise
         remedy = "What is set or searched beside a searched group has to fit each option: make a study for each if not."
         raise UserError(f"with {options}, {known.message} {remedy}", known.key) from error
+
+
+def _looks(known: RunRecord | None) -> list[tuple[int, int]]:
+    """Returns at what the study ended with a verdict before: the trial and the number of fresh seeds of each.
+
+    Args:
+        known: The study's own run, if it has one. An older one that has finished ended with one verdict at least.
+    """
+    if known is None:
+        return []
+    goals = Goals.read(known.tags)
+    if not goals.looks and known.status == "FINISHED" and goals.chosen is not None and goals.confirm_seeds:
+        return [(goals.chosen, goals.confirm_seeds)]
+    return list(goals.looks)
 
 
 def _space_lines(searched: Iterable[Override]) -> dict[str, object]:

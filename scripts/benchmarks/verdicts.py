@@ -8,7 +8,7 @@ once.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ PICTURES = (100, 500, 2000, 10_000)
 NOISES = (0.05, 0.2, 0.5)
 GAIN = 2.0  # of distill, in standard deviations of one run: the power is that of seeing it against scratch
 COLLAPSE = 1 / 20
+LOOKS = {"5, 10, 15 and 20 seeds": (5, 10, 15, 20), "each number of seeds from 3 to 10": tuple(range(3, 11))}
 
 
 def _normal(*scales: float, shared: float = 0.0) -> Noise:
@@ -90,9 +91,13 @@ def accuracies(setup: Setup, n_studies: int, seed: int = 0) -> Array:
 
 def verdicts(setup: Setup, n_studies: int, seed: int = 0) -> Iterator[tuple[Paired, ...]]:
     """Yields the comparisons of each simulated study."""
-    for study in accuracies(setup, n_studies, seed):
-        arms = {arm: dict(enumerate(values)) for arm, values in zip(ARMS, study.tolist(), strict=True)}
+    for study in accuracies(setup, n_studies, seed).tolist():
+        arms = {arm: dict(enumerate(values)) for arm, values in zip(ARMS, study, strict=True)}
         yield comparisons(arms, 1 / setup.pictures)
+
+
+def _told(arms: Mapping[str, Mapping[int, float]], setup: Setup) -> bool:
+    return any(c.outcome in ("better", "worse") for c in comparisons(arms, 1 / setup.pictures))
 
 
 def false_rate(setup: Setup, n_studies: int, seed: int = 0) -> float:
@@ -116,6 +121,16 @@ def worst_false_rate(scenario: str, n_pairs: int, n_studies: int) -> tuple[float
     return false_rate(worst, 4 * n_studies, seed=1), worst
 
 
+def peeking_rate(looks: Sequence[int], n_studies: int, seed: int = 0) -> float:
+    """Returns the share of studies without a gain that get a false verdict at any look: after so many seeds each."""
+    setup = Setup("normal", max(looks), 10_000, 0.5)
+    told = []
+    for study in accuracies(setup, n_studies, seed).tolist():
+        seen = ([dict(enumerate(values[:n])) for values in study] for n in looks)
+        told.append(any(_told(dict(zip(ARMS, arms, strict=True)), setup) for arms in seen))
+    return float(np.mean(told))
+
+
 def measure(arguments: argparse.Namespace) -> Finding:
     """How often the verdict is false, and how often it sees a true difference, in simulated studies"""
     figures, rows = [], []
@@ -133,6 +148,10 @@ def measure(arguments: argparse.Namespace) -> Finding:
                     note=f"power {seen:.2f}; worst at {where.pictures:,} pictures, noise {where.noise:g} points",
                 )
             )
+    for name, looks in LOOKS.items():
+        rate = peeking_rate(looks, arguments.studies)
+        rows.append({"looks": looks, "false": rate})
+        figures.append(Figure(f"false verdicts, looking at {name}", 100 * rate, unit="%", note="not corrected"))
     rest: dict[str, Any] = {"studies": arguments.studies, "rows": rows}
     return Finding("Verdicts of simulated studies", figures, rest)
 

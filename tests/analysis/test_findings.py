@@ -113,6 +113,42 @@ def test_a_verdict_replaces_the_first_difference() -> None:
     assert summary(*runs).findings[0].startswith("distill and scratch are not distinguishable")
 
 
+# Looking again
+
+
+def confirmed_with(n: int, **tags: object) -> str:
+    """The findings about a study whose trial 0 has `n` fresh seeds."""
+    scratch, distill = ([0.9, 0.905, 0.9, 0.91, 0.9][:n], [0.91, 0.9, 0.9, 0.9, 0.91][:n])
+    runs = [trial(0, 0.5, 4), *fresh("scratch", scratch), *fresh("distill", distill, trial=0)]
+    return " ".join(summary(*runs, chosen=0, **tags).findings)
+
+
+def test_looking_again_is_told() -> None:
+    """A study that ended with a verdict, was extended and ends with another says that nothing corrects for it."""
+    told = confirmed_with(5, looks=[[0, 3], [0, 5]])
+    assert "looked at 2 times: with fresh seeds 3 of trial 0, then 5 of trial 0. P values" in told
+    assert "don't correct for looking again" in told
+
+
+def test_looking_while_a_study_is_extended_is_looking() -> None:
+    """The seeds that are there so far are another look; so is another choice."""
+    assert "3 of trial 0, then 4 of trial 0" in confirmed_with(4, looks=[[0, 3]])
+    assert "5 of trial 2, then 5 of trial 0" in confirmed_with(5, looks=[[2, 5]])
+
+
+def test_an_earlier_choice_was_a_look() -> None:
+    """A study that an older version extended has no record of its looks, but the runs of both choices."""
+    runs = [trial(0, 0.5, 4), trial(1, 0.6, 4, val=0.95), *fresh("scratch", [0.9, 0.905, 0.91])]
+    runs += [*fresh("distill", [0.9, 0.91, 0.9], trial=0), *fresh("distill", [0.9, 0.91, 0.93], trial=1)]
+    assert "3 of trial 0, then 3 of trial 1" in about("looked at", *runs, chosen=1)
+
+
+@pytest.mark.parametrize(("n", "looks"), [(5, [[0, 5]]), (4, [[0, 5]]), (5, []), (2, [[0, 1]]), (5, [[0, 2]])])
+def test_one_look_is_no_repetition(n: int, looks: list[list[int]]) -> None:
+    """Neither is a report of the same seeds, with a pair that failed, nor a number of pairs that has no verdict."""
+    assert "looked at" not in confirmed_with(n, looks=looks)
+
+
 # Teacher and fairness
 
 

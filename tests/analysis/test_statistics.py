@@ -339,6 +339,13 @@ def test_interval_of_the_noise_floor_covers_the_truth() -> None:
     assert np.mean([floor.sd**2 for floor in known]) == pytest.approx(0.003**2, rel=0.04)
 
 
+def test_interval_of_the_pair_noise_covers_the_truth() -> None:
+    """For three arms with four seeds it does in 93 to 97 % of studies, or more; so does the range of seeds from it."""
+    found = [pair_noise(arms) for arms in np.random.default_rng(0).normal(0, 1, (N_STUDIES, 3, 4))]
+    truth = math.sqrt(2)
+    assert 0.93 <= np.mean([noise.low <= truth <= noise.high for noise in found if noise is not None]) <= 0.99
+
+
 @pytest.mark.slow
 def test_without_a_difference_a_verdict_is_rare() -> None:
     """In at most 5 % of studies any of three comparisons of equal arms says "better"; the same goes for "worse"."""

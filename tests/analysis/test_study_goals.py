@@ -13,18 +13,20 @@ def test_a_study_without_tags_maximises_validation_accuracy() -> None:
 
 
 def test_tags_are_read() -> None:
-    """They hold the space with limits or choices, the objectives with directions, the chosen trial and the plan."""
+    """They hold the space with limits or choices, the objectives with directions, the choice, the plan, the looks."""
     space = {"loss.tau": {"low": 1, "high": 20, "log": True}, "model.name": {"choices": ["a", 2]}}
     tags = {
         "kdsweep.space": json.dumps(space),
         "kdsweep.objectives": json.dumps([["val/nll", "minimize"], ["val/accuracy", "maximize"]]),
         "kdsweep.chosen": "0",
         "kdsweep.planned": json.dumps({"n_trials": 30, "confirm_seeds": 0}),
+        "kdsweep.looks": json.dumps([[0, 5], [3, 5]]),
     }
     goals = Goals.read(tags)
     assert goals.space == (Dimension("loss.tau", 1.0, 20.0, True), Dimension("model.name", choices=("a", "2")))
     assert goals.objectives == (Objective("val/nll", False), Objective("val/accuracy", True))
     assert (goals.chosen, goals.n_trials, goals.baseline_seeds, goals.confirm_seeds) == (0, 30, None, 0)
+    assert goals.looks == ((0, 5), (3, 5))
 
 
 def test_objectives_have_names_and_units() -> None:

@@ -200,6 +200,8 @@ def test_a_collapsed_seed_is_named_and_kept() -> None:
     assert "scratch with seed 1002 (10.00% on test, its arm's other seeds 90.15% in the middle)" in told
     assert "Without it the verdict would be: better, +1.0" in told
     assert "it is counted" in told
+    assert sum("Runs that collapse cost power" in words for words in verdict.words(found)) == 1
+    assert not any("collapse" in words for words in verdict.words(judged(0.01, 0.0)))
 
 
 def test_a_collapsed_seed_doesnt_blur_the_other_arms() -> None:
@@ -258,9 +260,9 @@ def test_what_the_correction_took_is_told() -> None:
 
 def test_nobody_is_told_a_number_of_seeds_that_nobody_trains() -> None:
     """Beyond a thousand it says "more than 1,000"."""
-    assert verdict.seeds_range(SeedsNeeded(87, 41, 290)) == "41 to 290"
-    assert verdict.seeds_range(SeedsNeeded(900, 400, None)) == "400 to more than 1,000"
-    assert verdict.seeds_range(SeedsNeeded(None, None, None)) == "more than 1,000"
+    assert str(SeedsNeeded(87, 41, 290)) == "41 to 290"
+    assert str(SeedsNeeded(900, 400, None)) == "400 to more than 1,000"
+    assert str(SeedsNeeded(None, None, None)) == "more than 1,000"
 
 
 def test_seeds_are_planned_from_the_noise_of_all_arms() -> None:
@@ -317,6 +319,17 @@ def test_what_is_expected_of_luck_is_what_luck_gives(seeds: list[int], noise: fl
     overstated = [verdict.curse.mean for verdict in found if verdict.curse is not None]
     assert np.mean(overstated) == pytest.approx(expected, abs=3 * float(np.std(overstated)) / 4)
     assert {verdict.shared_seed for verdict in found} == {0 if len(set(seeds)) == 1 else None}
+
+
+def test_luck_that_cannot_be_measured_is_not_told() -> None:
+    """If all trials have one seed and a single arm was repeated, nobody knows what that seed does to all alike."""
+    scratch = [record("scratch", val=0.9 + 0.01 * s, stage="baseline", params={"seed": s}) for s in range(3)]
+    shared, fresh_seeds = (
+        judge(compared(trial(0, 0.1, 1, seed=0), trial(1, 0.5, 4, seed=seed), *scratch)).expected_curse
+        for seed in (0, 1)
+    )
+    assert shared is None
+    assert fresh_seeds == pytest.approx(expected_winners_curse(0.01, 2))
 
 
 def test_a_shared_seed_is_told_beside_the_expectation() -> None:

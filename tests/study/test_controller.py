@@ -7,6 +7,7 @@ import os
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest.mock import MagicMock, call
 
 import optuna
 import pytest
@@ -15,10 +16,13 @@ from commands import SHORT, Command, Outcome, artifacts, kdsweep, runs, statuses
 from in_process import run_here
 from omegaconf import DictConfig, OmegaConf
 from optuna.trial import TrialState
+from records import record
 from torchvision.models import shufflenet_v2_x0_5
 
 from kdsweep.config.overrides import parsed
-from kdsweep.study.controller import Study, only_controller
+from kdsweep.study import controller
+from kdsweep.study.controller import Study, _looks, only_controller
+from kdsweep.study.search import Setting
 from kdsweep.system.errors import UserError
 from kdsweep.system.sqlite import sqlite_uri
 
@@ -338,6 +342,33 @@ def test_the_same_command_goes_on_with_what_is_missing(partly: Outcome, place: P
     assert {run.data.tags["mlflow.parentRunId"] for run in made} == {study.info.run_id}
     chosen = f"confirm-trial-{int(study.data.tags['kdsweep.chosen']):04d}-1000"
     assert tags(made, "job") == [chosen, "confirm-scratch-1000", "confirm-label_smoothing-1000"]
+    assert json.loads(study.data.tags["kdsweep.looks"]) == [[int(study.data.tags["kdsweep.chosen"]), 1]]
+
+
+def test_a_choice_is_written_down_before_its_first_fresh_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a new confirmation is interrupted, the study names the new choice and not the one of before."""
+    study, store, stages = MagicMock(), MagicMock(), MagicMock()
+    store.tagged.return_value, store.uri = [], ""
+    stages.choose.return_value = Setting(5, {})
+    stages.confirm.side_effect = KeyboardInterrupt
+    monkeypatch.setattr(controller.recording, "open_store", lambda _: store)
+    monkeypatch.setattr(controller.recording, "unsent_folder", lambda _: None)
+    monkeypatch.setattr(controller.sending, "send_unsent", lambda *_: None)
+    monkeypatch.setattr(controller, "Stages", lambda *_: stages)
+    with pytest.raises(KeyboardInterrupt):
+        controller.Study._run(study, MagicMock(), [], [])
+    parent = study._parent.return_value.__enter__.return_value
+    assert parent.tag.call_args_list[-1] == call({"kdsweep.chosen": "5"})
+
+
+def test_a_study_knows_how_often_it_ended_with_a_verdict() -> None:
+    """One that an older version finished ended once, at its plan; one that was interrupted did not."""
+    planned = {"kdsweep.chosen": "3", "kdsweep.planned": json.dumps({"confirm_seeds": 5})}
+    assert _looks(None) == []
+    assert _looks(record("study", tags=planned)) == [(3, 5)]
+    assert _looks(record("study", tags=planned, status="KILLED")) == []
+    assert _looks(record("study", tags={**planned, "kdsweep.looks": "[[0, 3], [3, 4]]"})) == [(0, 3), (3, 4)]
+    assert _looks(record("study", tags={"kdsweep.chosen": "3"})) == []
 
 
 ELSEWHERE = (*SMALL, "sweep.name=partly", "tracking.uri=sqlite:///elsewhere/mlflow.db")

@@ -23,7 +23,7 @@ RUN_TAGS = {
     *("kdsweep.group", "kdsweep.process", "kdsweep.teacher", "kdsweep.weights", "kdsweep.test_read"),
     *("kdsweep.git_commit", "kdsweep.git_dirty", "kdsweep.reproduces", "kdsweep.resumed_after"),
     *("kdsweep.pruned", "kdsweep.error", "kdsweep.described"),
-    *("kdsweep.space", "kdsweep.objectives", "kdsweep.planned", "kdsweep.chosen"),
+    *("kdsweep.space", "kdsweep.objectives", "kdsweep.planned", "kdsweep.chosen", "kdsweep.looks"),
     *("kdsweep.sent", "kdsweep.sent_end", "kdsweep.sent_from"),
 }
 
