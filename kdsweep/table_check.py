@@ -8,10 +8,11 @@ of the very rows, which `numerics.rounding_noise` measures.
 1. A few rows are computed again. If they have the bits that the same computation gave when the table was made, then
    network, preprocessing, pictures and views are the same.
 2. Otherwise the table's distance from the network's answers is compared with the distance that rounding errors cause.
-   `NOISE_ALLOWED` times that is allowed, and more where rounding errors are far below what tells pictures apart: then
-   a twentieth of what tells them apart, but no more than `NOISE_ALLOWED_AT_MOST` times the noise.
+   `NOISE_ALLOWED` times that is allowed. Where rounding errors are far below what tells pictures apart, more is
+   allowed, up to `NOISE_ALLOWED_AT_MOST` times: the limit then lies half-way, on a logarithmic scale, between rounding
+   and another view of a picture.
 3. The nearer rounding noise is to what tells pictures apart, the more rows are computed for the comparison. Where it is
-   as large, no comparison can tell, and the table is neither believed nor refused.
+   too near, no comparison can tell, and the table is neither believed nor refused.
 
 Distances are root mean squares over rows and outputs. docs/reliability.md has the error rates.
 """
@@ -35,13 +36,19 @@ OUTPUTS = 128
 MANY_ROWS = 64
 CLEAR = 100.0
 
-# Two right computations differ by at most 1.3 times the measured noise; a mirrored picture, by at least 2.6 times.
+# Two right computations differ by 1.3 times the measured noise at most. Where pictures have large areas of one colour,
+# it was up to 3.1 times, since rounding errors there are the same at all positions and don't average out.
 NOISE_ALLOWED = 2.0
 NOISE_ALLOWED_AT_MOST = 10.0
-SPREAD_ALLOWED = 1 / 20
+
+# Another view of a picture is at least this share of the spread away.
+VIEW = 0.15
 
 # Below this ratio of spread to noise, another view's answers could pass as this one's.
-TELLS_APART = 8.0
+TELLS_APART = 12.0
+
+# Below this ratio, a network's answers are hardly worth learning from.
+POOR = 4.0
 
 # Heads compute in float32, whatever the precision of the rest, and round their sums to it.
 HEAD_ROUNDOFF = 2.0**-24
@@ -79,14 +86,20 @@ class Comparison:
 
     @property
     def agrees(self) -> bool:
-        """Whether the distance is no more than rounding errors explain. NaN doesn't agree."""
-        room = min(SPREAD_ALLOWED * self.spread, NOISE_ALLOWED_AT_MOST * self.noise)
-        return self.distance <= max(NOISE_ALLOWED * self.noise, room)
+        """Whether the distance is no more than rounding errors explain. NaN and infinity don't agree."""
+        room = math.sqrt(NOISE_ALLOWED * self.noise * VIEW * self.spread)
+        allowed = max(NOISE_ALLOWED * self.noise, min(room, NOISE_ALLOWED_AT_MOST * self.noise))
+        return math.isfinite(self.distance) and self.distance <= allowed
 
     @property
     def tells(self) -> bool:
         """Whether the noise is small enough for wrong rows to be noticed."""
         return self.spread == 0 or self.spread >= TELLS_APART * self.noise
+
+    @property
+    def poor(self) -> bool:
+        """Whether the noise is so large that little is left of what the network says."""
+        return 0 < self.spread < POOR * self.noise
 
 
 def control_rows(n: int) -> Tensor:

@@ -226,7 +226,7 @@ class Tables:
             return
         comparison = distances(table.outputs, network)
         _refuse_other(path, comparison)
-        if not comparison.tells:
+        if comparison.poor:
             log.warning(
                 "In this precision, rounding moves the network's outputs by %.2g and another picture by %.2g, so that "
                 "they say little about a picture. Take a better one, such as teacher.precision=fp32.",
