@@ -261,7 +261,7 @@ def student(cfg: DictConfig, data: Dataset) -> tuple[Classifier, str]:
         precision = "fp32"
     layer = overrun(built.net, precision, device)
     if layer is not None:
-        fault = f"this processor can't train the network's {layer} in channels_last (oneDNN crashes on AVX2)"
+        fault = f"this processor can't train the network's {layer} in channels_last (oneDNN crashes in it)"
         if cfg.compiled:
             raise UserError(f"{fault}, which torch.compile takes. Set compiled=false.", "compiled")
         if cfg.memory_format == "channels_last":
