@@ -44,7 +44,7 @@ NEEDS_DOWNLOAD = {"cifar10", "cifar100"}
 
 # The modules that know the configuration.
 READERS = (
-    *("train", "recording", "config/build", "config/checks", "commands/reproduce"),
+    *("train", "recording", "config/build", "config/checks", "config/rules", "commands/reproduce"),
     *("study/controller", "study/forecast", "study/measure_speed"),
 )
 
