@@ -46,11 +46,11 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
         *("run_records", "ui_columns", "location"),
     ),
     "the experiment": (
-        *("experiment", "training", "teachers", "tables", "evaluation", "models", "data", "views"),
+        *("experiment", "training", "teachers", "tables", "table_check", "evaluation", "models", "data", "views"),
         *("losses", "loss_rules", "schedules"),
     ),
     "numerics": (
-        *("logistic", "compiling", "small_convolutions", "strided_convolutions"),
+        *("logistic", "compiling", "rounding_noise", "small_convolutions", "strided_convolutions"),
         *("weight_files", "picture_files", "hardware"),
     ),
     "system": (
