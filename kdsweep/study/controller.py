@@ -31,6 +31,7 @@ from kdsweep.report import console, writing
 from kdsweep.study import two_records
 from kdsweep.study.forecast import forecast
 from kdsweep.study.search import (
+    CODE,
     Search,
     Setting,
     Space,
@@ -273,7 +274,8 @@ class Study(OptunaSweeperImpl):
         """Returns what must be the same when the study goes on."""
         own = {key: value for key, value in self._own().items() if not keys.may_change_when_going_on(key)}
         arms = {f"baselines.{name}": (list(arm.overrides), arm.control) for name, arm in self._baselines.items()}
-        return {**own, **_space_lines(searched), **arms}
+        code = {f"{CODE}{name}": digest[:12] for name, digest in build.sources(self.config).items()}
+        return {**own, **_space_lines(searched), **arms, **code}
 
     # The study's own run
 
