@@ -27,7 +27,10 @@ OF_ARCHITECTURES = {*Architecture.__dataclass_fields__} - {*SETTINGS}
 
 
 class Network(Protocol):
-    """What a network of the user's own does: it is an `nn.Module` like this."""
+    """What a network of the user's own does.
+
+    It is an `nn.Module` whose logits are made by a plain `nn.Linear`, the last one that is used.
+    """
 
     def __call__(self, pictures: Tensor) -> Tensor:
         """Computes the logits of pictures.

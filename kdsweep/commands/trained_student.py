@@ -141,6 +141,7 @@ def network(store: Store, run: RunRecord, cfg: DictConfig, inputs: Inputs, folde
     # The weights that training began with needn't be there any more.
     described = build.architecture("model", build.key_of(cfg.model), weights=False)
     built: Classifier = described.build(len(inputs.classes), inputs.mean, inputs.std)
+    built.check_size(*inputs.pictures.shape[1:3])  # which finds the layout of the pictures that it takes
     built.net.load_state_dict(weights)
     # A file would hold channels_last weights in that order, and not every reader expects it.
     return built.to(memory_format=torch.contiguous_format).eval().requires_grad_(False)

@@ -274,7 +274,8 @@ class Study(OptunaSweeperImpl):
         """Returns what must be the same when the study goes on."""
         own = {key: value for key, value in self._own().items() if not keys.may_change_when_going_on(key)}
         arms = {f"baselines.{name}": (list(arm.overrides), arm.control) for name, arm in self._baselines.items()}
-        code = {f"{CODE}{name}": digest[:12] for name, digest in build.sources(self.config).items()}
+        named = build.sources(*(self.config[group] for group in keys.GROUPS))
+        code = {f"{CODE}{name}": digest[:12] for name, digest in named.items()}
         return {**own, **_space_lines(searched), **arms, **code}
 
     # The study's own run

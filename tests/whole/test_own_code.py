@@ -6,10 +6,11 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
-from commands import SHORT, Outcome, artifacts, runs
+from commands import SHORT, Command, Outcome, artifacts, runs
 from in_process import run_here
 
 from kdsweep.config import build
@@ -24,9 +25,9 @@ TINY = (
 )
 
 
-def forget(package: str = "tinynets") -> None:
-    """A command begins without anything of the package, as in a process of its own."""
-    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+def forget() -> None:
+    """A command begins without anything of the user's code, as in a process of its own."""
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("tinynets", "faulty")]:
         del sys.modules[name]
     build.architecture.cache_clear()
     build._rehearsed.clear()
@@ -122,6 +123,56 @@ def test_an_error_of_a_network_is_one_line_with_its_file_and_line(
     assert not (place / "mlflow.db").exists()
 
 
+FAULTY = """
+from kdsweep.losses import ce
+
+
+def loss(student_logits, teacher_logits, labels, *, weight):
+    return ce(student_logits, teacher_logits, labels) * {}["loss"]
+
+
+def optimizer(params, lr):
+    raise OSError("no optimizer")
+
+
+def schedule(optimizer, total_steps):
+    return optimizer.schedule
+
+
+def data():
+    return open("/nowhere/pictures.npz")
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (
+            ("loss._target_=faulty.loss", "+loss.weight=1"),
+            r"^kdsweep: loss: .*KeyError: 'loss' \({}, line 6, in loss\)",
+        ),
+        (("optimizer=mine",), r"^kdsweep: optimizer: .*OSError: no optimizer \({}, line 10, in optimizer\)"),
+        (("schedule=mine",), r"^kdsweep: schedule: .*AttributeError: .* \({}, line 14, in schedule\)"),
+        (("data=mine",), r"^kdsweep: data: .*FileNotFoundError: .*pictures\.npz.* \({}, line 18, in data\)"),
+    ],
+)
+def test_an_error_of_any_other_component_is_one_line_too(words: tuple[str, ...], expected: str, place: Path) -> None:
+    """A loss, an optimizer, a schedule and a data set, by the key of their group."""
+    (place / "faulty.py").write_text(FAULTY)
+    arguments = {"optimizer": "lr: 0.1", "schedule": "", "data": ""}
+    for group, line in arguments.items():
+        (place / "conf" / group).mkdir()
+        partial = "" if group == "data" else "_partial_: true"
+        (place / "conf" / group / "mine.yaml").write_text(f"_target_: faulty.{group}\n{partial}\n{line}\n")
+    tiny = [word for word in TINY if not (words == ("data=mine",) and word.startswith("data"))]
+    forget()
+    every = ["--config-dir", "conf", *tiny, "experiment=scratch", "model=tiny", *words]
+    done = run_here(every, place, {"KDSWEEP_TRUST": "tinynets.* faulty.*"})
+    assert done.status == 2
+    assert re.search(expected.format(re.escape(str(place / "faulty.py"))), done.err), done.err
+    assert done.err.count("\n") == 1
+
+
 def test_the_trace_behind_it_is_shown_on_demand(place: Path) -> None:
     edit(place / "tinynets" / "nets.py", "return self.fc", "return self.fcc")
     words = ["--config-dir", "conf", *TINY, "experiment=scratch", "model=tiny"]
@@ -161,6 +212,22 @@ def test_a_network_that_is_badly_configured_is_refused(words: tuple[str, ...], e
     assert done.status == 2
     assert re.search(expected, done.err), done.err
     assert done.err.count("\n") == 1
+
+
+@pytest.mark.all
+def test_the_example_is_studied_and_an_edited_study_does_not_go_on(place: Path) -> None:
+    """The whole study of two networks of one's own; after an edit its command names the file, and does nothing."""
+    study = ("--config-dir", "conf", *TINY, "model=tiny", "model.width=4", "sweep=alpha_tau", "sweep.n_trials=2")
+    study += ("teacher=own", "teacher.network._target_=tinynets.wide_net", "sweep.baseline_seeds=1")
+    study += ("sweep.confirm_seeds=1",)
+    find = partial(sys.path.insert, 0, str(place))
+    done = Command(*study, root=place, env=TRUST, prepare=find).outcome()
+    assert done.status == 0, done.err
+    assert len(runs(place, "distill", stage="search")) == 2
+    edit(place / "tinynets" / "nets.py", "width: int = 16", "width: int = 8")
+    done = Command(*study, root=place, env=TRUST, prepare=find).outcome()
+    assert done.status == 2
+    assert re.search(r"begun with another configuration \(your code tinynets/nets\.py was \w+ and is \w+", done.err)
 
 
 @pytest.mark.slow
