@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from kdsweep.experiment import Result, run
     from kdsweep.losses import ce, kd, kl_divergence, label_smoothing
     from kdsweep.models import Architecture, Classifier
+    from kdsweep.own_networks import Network, NetworkFunction
     from kdsweep.system.errors import RunError, UserError
     from kdsweep.teachers import Teacher
     from kdsweep.training import Fit, fit_head, predict
@@ -27,6 +28,8 @@ __all__ = [
     "Classifier",
     "Dataset",
     "Fit",
+    "Network",
+    "NetworkFunction",
     "Result",
     "RunError",
     "Split",
@@ -50,6 +53,7 @@ _NAMES_OF = {
     "experiment": ("Result", "run"),
     "losses": ("ce", "kd", "kl_divergence", "label_smoothing"),
     "models": ("Architecture", "Classifier"),
+    "own_networks": ("Network", "NetworkFunction"),
     "system.errors": ("RunError", "UserError"),
     "teachers": ("Teacher",),
     "training": ("Fit", "fit_head", "predict"),

@@ -18,7 +18,8 @@ from torch.nn import functional as F
 
 from kdsweep.numerics.picture_files import MAX_SIDE
 from kdsweep.numerics.weight_files import head_tensors, load_weights, locate
-from kdsweep.system.errors import SEE_TRACEBACK, UserError, is_number, one_line, require
+from kdsweep.system import user_code
+from kdsweep.system.errors import SEE_TRACEBACK, UserError, is_number, require
 from kdsweep.system.tensor_files import hash_tensors
 
 # In training these return a tuple, and their published weights expect another normalisation inside the network.
@@ -26,6 +27,12 @@ AUXILIARY_OUTPUTS = ("googlenet", "inception_v3")
 
 # Memory layouts of weights and pictures.
 FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+
+# What torch says where `view` meets channels_last.
+VIEW_FAULT = "view size is not compatible"
+
+# A sum of probabilities in float32 may differ from 1 by this much.
+PROBABILITY_TOLERANCE = 1e-5
 
 # The smallest standard deviation that pictures in [0, 1] may be divided by: float32 has to hold the result.
 MIN_STD = 1e-6
@@ -170,30 +177,51 @@ class Classifier(nn.Module):
     def check_size(self, height: int, width: int) -> None:
         """Tries one blank picture of this size, in pixels.
 
+        A network that can't take channels_last, such as one that flattens its maps by `view`, gets the layout
+        "contiguous".
+
         Raises:
             UserError: The network can't take it, or returns something other than its logits.
         """
         training = self.training
+        used: list[nn.Module] = []
+        linear = [module for module in self.net.modules() if isinstance(module, nn.Linear)]
+        hooks = [module.register_forward_pre_hook(lambda own, _: used.append(own)) for module in linear]
         self.eval()
         try:
-            with torch.inference_mode():
-                answer = self(torch.zeros(1, height, width, 3, dtype=torch.uint8, device=self.mean.device))
+            answer = self._tried(torch.zeros(1, height, width, 3, dtype=torch.uint8, device=self.mean.device))
             self.require_logits(answer, 1)
+            _require_no_probabilities(answer)
+            rule = "the head is the last linear layer that is used"
+            remedy = "Name the one that makes the logits: head=<name of the module>."
+            require(used[-1:] == [self.head], rule, self.head_name, "head", remedy)
         except UserError:
             raise
         except (AssertionError, RuntimeError, ValueError) as error:
-            fault = one_line(f"{type(error).__name__}: {error}", whole=False)
             message = (
                 f"the network must take its input, but got input_size={self.input_size} with pictures of {height} x "
-                f"{width} pixels ({fault}). Set the size that it was made for, such as input_size=224."
+                f"{width} pixels ({user_code.fault(error)}). Set the size that it was made for, such as input_size=224."
             )
             raise UserError(message, "input_size") from error
         except (AttributeError, LookupError, TypeError) as error:
-            fault = one_line(f"{type(error).__name__}: {error}", whole=False)
             rule = "the network takes pictures (B, 3, H, W) and nothing else"
+            fault = user_code.fault(error)
             raise UserError(f"`{rule}` must hold, but it ended in {fault}. {SEE_TRACEBACK}") from error
         finally:
+            for hook in hooks:
+                hook.remove()
             self.train(training)
+
+    def _tried(self, pictures: Tensor) -> Tensor:
+        """Returns the network's answer, in its layout, or else in "contiguous"."""
+        try:
+            with torch.inference_mode():
+                return cast("Tensor", self(pictures))
+        except RuntimeError as error:
+            if VIEW_FAULT not in str(error) or self._format is torch.contiguous_format:
+                raise
+        self.in_format("contiguous")
+        return self._tried(pictures)
 
     def require_logits(self, answer: object, n: int) -> None:
         """Refuses what the network has returned for `n` pictures unless it is their logits (n, n_classes).
@@ -260,13 +288,9 @@ class Architecture:
         _require_choice(self.weights_by, ("name", "order"), "weights_by")
         _require_choice(self.head, ("new", "keep"), "head")
         _require_choice(self.freeze, ("none", "backbone"), "freeze")
-        size = self.input_size
-        whole = isinstance(size, int) and not isinstance(size, bool)
-        require(size is None or (whole and size > 0), "input_size is null or a whole number > 0", size, "input_size")
-        require(size is None or size <= MAX_SIDE, f"input_size <= {MAX_SIDE}", size, "input_size", "It is in pixels.")
-        object.__setattr__(self, "mean", _three_numbers(self.mean, "mean"))
-        object.__setattr__(self, "std", _three_numbers(self.std, "std"))
-        require(self.std is None or min(self.std) >= MIN_STD, "std > 0", self.std, "std", f"The least is {MIN_STD}.")
+        mean, std = checked_preprocessing(self.input_size, self.mean, self.std)
+        object.__setattr__(self, "mean", mean)
+        object.__setattr__(self, "std", std)
         _require_name(self.name, self.library)
         if self.weights is None:
             require(self.head == "new", "head = new without weights", self.head, "head")
@@ -300,6 +324,11 @@ class Architecture:
             std=data_std if self.std is None else self.std,
         )
 
+    @property
+    def brings_head(self) -> bool:
+        """Whether the network's final layer comes trained."""
+        return self.head == "keep"
+
     def _network(self, n_classes: int) -> tuple[nn.Module, str]:
         """Returns the randomly initialised network with its stem and `Head`, and the name of the head in it."""
         if self.library == "timm":
@@ -320,8 +349,7 @@ class Architecture:
                 f"`the last layer is linear` must hold, but got name={self.name!r}. Choose another.", "name"
             )
         head_name = next(name for name, module in net.named_modules() if module is last)
-        parent, _, leaf = head_name.rpartition(".")
-        setattr(net.get_submodule(parent), leaf, Head.of(last))
+        replace_head(net, head_name)
         if self.stem == "cifar":
             self._set_cifar_stem(net)
         return net, head_name
@@ -334,6 +362,42 @@ class Architecture:
         net.conv1 = nn.Conv2d(3, first.out_channels, kernel_size=3, stride=1, padding=1, bias=False)
         nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")  # as the ResNets themselves
         net.maxpool = nn.Identity()
+
+
+def _require_no_probabilities(answer: Tensor) -> None:
+    """Refuses what a softmax has made: the losses, and a temperature, expect logits."""
+    total = float(answer.float().sum())
+    if answer.shape[1] > 1 and float(answer.min()) >= 0 and abs(total - 1) < PROBABILITY_TOLERANCE:
+        raise UserError(
+            "`the network returns logits` must hold, but for a blank picture it returned numbers >= 0 that sum to 1. "
+            "Leave out its softmax: the loss has one."
+        )
+
+
+def checked_preprocessing(
+    size: int | None, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+    """Refuses wrong settings of how pictures are prepared; returns mean and std as tuples.
+
+    Args:
+        size: `input_size`, in pixels.
+        mean: Three numbers, or None.
+        std: Three numbers > 0, or None.
+    """
+    whole = isinstance(size, int) and not isinstance(size, bool)
+    require(size is None or (whole and size > 0), "input_size is null or a whole number > 0", size, "input_size")
+    require(size is None or size <= MAX_SIDE, f"input_size <= {MAX_SIDE}", size, "input_size", "It is in pixels.")
+    means, stds = _three_numbers(mean, "mean"), _three_numbers(std, "std")
+    require(stds is None or min(stds) >= MIN_STD, "std > 0", stds, "std", f"The least is {MIN_STD}.")
+    return means, stds
+
+
+def replace_head(net: nn.Module, name: str) -> None:
+    """Puts a `Head` in the place of a network's linear layer; it has the layer's parameters."""
+    parent, _, leaf = name.rpartition(".")
+    linear = net.get_submodule(name)
+    assert isinstance(linear, nn.Linear)
+    setattr(net.get_submodule(parent), leaf, Head.of(linear))
 
 
 def _require_name(name: str, library: str) -> None:

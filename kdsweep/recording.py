@@ -13,8 +13,18 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from kdsweep.config.build import container, hardware, in_force, inputs, key_of, student, teacher_id
-from kdsweep.config.keys import flatten, may_be_searched
+from kdsweep.config.build import (
+    container,
+    hardware,
+    in_force,
+    inputs,
+    key_of,
+    source_files,
+    sources,
+    student,
+    teacher_id,
+)
+from kdsweep.config.keys import flatten, may_be_searched, network_name
 from kdsweep.config.overrides import UNKNOWN
 from kdsweep.config.rules import attempt
 from kdsweep.config.saved_config import saved_text
@@ -42,6 +52,9 @@ if TYPE_CHECKING:
     from kdsweep.training import Metrics
 
 log = logging.getLogger(__name__)
+
+# The folder of a run's artifacts that has the user's own code, as it was when the run began.
+SOURCES = "source"
 
 # A study's run waits this long for an MLflow server that doesn't answer when the run starts.
 STUDY_SECONDS = 240.0
@@ -175,6 +188,7 @@ def started(
     device, precision = hardware(cfg)
     runtime = {"device": str(device), "precision": precision, "threads": surroundings["threads"]}
     params = flatten({**config, "runtime": runtime})
+    code = source_files(cfg)
     new = store.run(_name(cfg), tags=_tags(cfg, surroundings, teacher), params=params, parent=_parent(cfg, store))
     with new if run_id is None else store.reopened(run_id) as run:
         record = {
@@ -190,6 +204,7 @@ def started(
                 "picture": list(data.test.images.shape[1:3]),
             },
             "teacher": None if teacher is None else teacher_id(cfg, teacher),
+            **({"sources": sources(cfg)} if code else {}),
         }
         recording = Recording(cfg, config, run, record)
         if run_id is None:
@@ -204,6 +219,8 @@ def started(
             changes = environment.uncommitted_changes()
             if changes is not None:
                 run.text("uncommitted.patch", masked_text(changes))
+            for name, content in code.items():
+                run.text(f"{SOURCES}/{name}", masked_text(content.decode(errors="backslashreplace")))
         try:
             yield recording
         except RunError as error:
@@ -268,7 +285,7 @@ def _fills_a_key(choice: str, cfg: DictConfig) -> bool:
 def _name(cfg: DictConfig) -> str:
     """Names a run by its arm and by what distinguishes it within the arm."""
     if cfg.arm == "teacher":
-        return f"teacher {cfg.teacher.network.name}"
+        return f"teacher {network_name(flatten(container(cfg)), 'teacher.network')}"
     numbers = {key: value for key, value in cfg.loss.items() if isinstance(value, int | float) and key != "_partial_"}
     return " ".join([cfg.arm, *(f"{key}={value:.4g}" for key, value in numbers.items()), f"seed={cfg.seed}"])
 

@@ -21,7 +21,7 @@ from kdsweep.table_check import Asked
 from kdsweep.tables import Compute, Tables
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from kdsweep.data import Dataset
@@ -54,6 +54,7 @@ class Teacher:
         batch_size: The number of pictures in a forward pass when a table is filled.
         precision: fp16, bf16, tf32 or fp32.
         compiled: Whether a compiled network computes the passes; None decides by the length of a pass.
+        sources: For a network of the user's own the hashes of its source files, by name.
 
     Attributes:
         features_key: A hash of everything that the features depend on.
@@ -74,6 +75,7 @@ class Teacher:
         batch_size: int,
         precision: str,
         compiled: bool | None = False,
+        sources: Mapping[str, str] | None = None,
     ) -> None:
         require(mode in MODES, f"mode in {MODES}", mode, "mode")
         rule = "compiled is true, false or null"
@@ -84,7 +86,7 @@ class Teacher:
         self._data, self._views, self._precision = data, views, precision
         self._device = network.head.weight.device
         self._batch_size = batch_size
-        self._root = tables
+        self._root, self._sources = tables, sources
         self._check_features()
         self._may_compile = compiled is None
         self._compiled = self._compiles(compiled)
@@ -270,7 +272,9 @@ class Teacher:
             "precision": self._precision,
             "backend": f"torch {torch.__version__} {self._device.type}{' compiled' if self._compiled else ''}",
         }
-        return Tables(self._root, {**common, **identity}, self._batch_size)
+        # What a network of the user's own computes isn't told by the names of its layers and its weights.
+        own = {} if self._sources is None else {"sources": dict(self._sources)}
+        return Tables(self._root, {**common, **own, **identity}, self._batch_size)
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import kdsweep
 from kdsweep.config import help_page
 from kdsweep.config.folder import CONFIG_FOLDER
-from kdsweep.system import exit_status, interrupts, masking
+from kdsweep.system import exit_status, interrupts, masking, user_code
 from kdsweep.system.errors import RunError, UserError, one_line
 from kdsweep.system.progress import note
 
@@ -116,6 +116,12 @@ def train(cfg: DictConfig) -> Trained:
         DivergedError: The loss became NaN or infinite.
         PrunedError: The run is a trial that its study's pruner stops.
     """
+    # A worker sends an error without its stack trace, so the place in the user's code is put into the message here.
+    with user_code.explained():
+        return _train(cfg)
+
+
+def _train(cfg: DictConfig) -> Trained:
     from kdsweep.config.rules import check_values, objectives, require_places, settled
 
     cfg = settled(cfg)

@@ -24,7 +24,8 @@ from kdsweep.numerics.hardware import (
 )
 from kdsweep.numerics.logistic import LogisticRegression
 from kdsweep.numerics.small_convolutions import small_maps
-from kdsweep.system.errors import SEE_TRACEBACK, RunError, UserError, is_number, one_line, require
+from kdsweep.system import user_code
+from kdsweep.system.errors import SEE_TRACEBACK, RunError, UserError, is_number, require
 from kdsweep.system.progress import progress
 from kdsweep.views import Views, batch_order, pass_of_epoch
 
@@ -267,7 +268,7 @@ def rehearse(
     except Exception as error:
         if is_out_of_memory(error):  # the run itself says which settings take less
             return
-        fault = one_line(f"{type(error).__name__}: {error}", whole=False)
+        fault = user_code.fault(error)
         if ONE_VALUE in fault:
             rule = "batch normalisation sees more than one value a channel"
             remedy = "Set batch_size >= 2, or a larger model.input_size."

@@ -46,7 +46,8 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
         *("run_records", "ui_columns", "location"),
     ),
     "the experiment": (
-        *("experiment", "training", "teachers", "tables", "table_check", "evaluation", "models", "data", "views"),
+        *("experiment", "training", "teachers", "tables", "table_check", "evaluation"),
+        *("own_networks", "models", "data", "views"),
         *("losses", "loss_rules", "schedules"),
     ),
     "numerics": (
@@ -55,7 +56,7 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
     ),
     "system": (
         *("exit_status", "checkpoint", "environment", "tensor_files", "masking", "files", "sqlite", "progress"),
-        *("interrupts", "fatal_signals", "processes", "errors"),
+        *("interrupts", "fatal_signals", "processes", "user_code", "errors"),
     ),
     "words": ("config.keys", "analysis.metrics"),
 }

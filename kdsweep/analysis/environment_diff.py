@@ -30,7 +30,7 @@ NAMES = {
 # Their values are shortened in the table.
 HASHES = ("git_commit", "git_diff", "data", "teacher")
 # Keys whose values are mappings, of which each entry is compared, and the name of an entry in the table.
-MAPPINGS = {"packages": "package", "libraries": "library", "variables": "variable"}
+MAPPINGS = {"packages": "package", "libraries": "library", "variables": "variable", "sources": "your code"}
 
 HASH_SHOWN = 12  # digits of a hash
 
@@ -42,6 +42,11 @@ class Change:
     name: str
     then: str
     now: str
+
+    @property
+    def is_own_code(self) -> bool:
+        """Whether it is a source file of the user's."""
+        return self.name.startswith(MAPPINGS["sources"])
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,8 @@ def compare(then: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
     """Compares two descriptions.
 
     Args:
-        then: What `environment.describe` returned, with "device", "precision", and the hashes "data" and "teacher".
+        then: What `environment.describe` returned, with "device", "precision", the hashes "data" and "teacher", and
+            "sources" (file of the user's own code -> hash).
         now: The same for this environment.
     """
     known = [key for key in NAMES if key in then]
@@ -70,6 +76,7 @@ def compare(then: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
         if key in then:
             rows += _entries(kind, then[key] or {}, now.get(key) or {})
     missing = [name for key, name in NAMES.items() if key not in then and now.get(key) is not None]
+    missing += [MAPPINGS["sources"]] if "sources" not in then and now.get("sources") else []
     return Changes(tuple(rows), tuple(missing))
 
 
@@ -99,4 +106,5 @@ def _entries(kind: str, then: Mapping[str, str], now: Mapping[str, str]) -> Iter
     for name in sorted({*then, *now}):
         before, after = then.get(name), now.get(name)
         if before != after:
-            yield Change(f"{kind} {name}", "-" if before is None else before, "-" if after is None else after)
+            shown = HASH_SHOWN if kind == MAPPINGS["sources"] else None
+            yield Change(f"{kind} {name}", *("-" if value is None else value[:shown] for value in (before, after)))

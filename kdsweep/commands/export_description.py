@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import kdsweep
 from kdsweep.system.masking import masked
@@ -38,7 +38,7 @@ def write(
 
     from kdsweep.report import model_card
 
-    architecture = {key: saved.config["model"][key] for key in ("library", "name", "stem")}
+    architecture = _architecture(masked(saved.config["model"]))
     height, width = inputs.pictures.shape[1:3]
     interface = {
         "kind": KIND,
@@ -66,6 +66,23 @@ def write(
     )
     (folder / "config.json").write_text(json.dumps(interface, indent=2) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(model_card.render(card), encoding="utf-8")
+
+
+def _architecture(model: dict[str, Any]) -> dict[str, Any]:
+    """Returns what makes the network: the library's name and stem, or the user's own function with its arguments."""
+    from kdsweep.config.build import architecture
+    from kdsweep.own_networks import OwnNetwork, classes_argument
+
+    described = architecture("model", json.dumps(model), weights=False)
+    if not isinstance(described, OwnNetwork):
+        return {key: model[key] for key in ("library", "name", "stem") if key in model}
+    return {
+        "library": "your own code",
+        "name": described.name,
+        "function": model["_target_"],
+        "arguments": dict(described.arguments),
+        "classes_argument": classes_argument(described.function),
+    }
 
 
 def _spread(store: Store, run: RunRecord) -> Spread | None:

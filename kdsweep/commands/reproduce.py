@@ -202,6 +202,7 @@ def _refuse_masked(cfg: DictConfig) -> None:
 def _show_surroundings(original: Original, cfg: DictConfig) -> bool:
     """Prints what differs from then; returns whether anything does."""
     from kdsweep.analysis import environment_diff
+    from kdsweep.recording import SOURCES
 
     found = environment_diff.compare(original.surroundings, _here(cfg))
     if not original.surroundings:
@@ -209,6 +210,8 @@ def _show_surroundings(original: Original, cfg: DictConfig) -> bool:
     elif found.found:
         rows = [(change.name, change.then, change.now) for change in found.found]
         _print(_table(("differs", "then", "now"), rows))
+        if any(change.is_own_code for change in found.found):
+            _print(f"The code of then is in the run's artifacts, in {SOURCES}/.")
     else:
         _print("Nothing differs from then: source, versions, machine, threads, data and teacher are the same.")
     if found.unknown and original.surroundings:
@@ -227,7 +230,8 @@ def _here(cfg: DictConfig) -> dict[str, Any]:
     data, _ = build.inputs(build.key_of(cfg.data), cfg.view_seed, cfg.device)
     teacher = None if cfg.teacher is None else build.teacher_id(cfg, build.untrained_teacher(cfg))
     runtime = {"device": str(device), "precision": precision}
-    return {**environment.describe(), **runtime, "data": data.fingerprint, "teacher": teacher}
+    made_of = {"data": data.fingerprint, "teacher": teacher, "sources": build.sources(cfg)}
+    return {**environment.describe(), **runtime, **made_of}
 
 
 def _make(original: Original, cfg: DictConfig, but: Sequence[str]) -> bool:

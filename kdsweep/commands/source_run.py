@@ -184,7 +184,7 @@ def _numbers(values: object) -> int | None:
 
 
 def _surroundings(record: Mapping[str, Any]) -> dict[str, Any]:
-    hashes = {key: record[key] for key in ("data", "teacher") if key in record}
+    hashes = {key: record[key] for key in ("data", "teacher", "sources") if key in record}
     return {**record.get("environment", {}), **record.get("runtime", {}), **hashes}
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdsweep.config.keys import network_name
 from kdsweep.config.saved_config import SavedConfig, moved, parse
 from kdsweep.system.errors import RunError, UserError
 from kdsweep.system.masking import MASK
@@ -55,7 +56,7 @@ def saved_config(store: Store, run: RunRecord) -> SavedConfig:
     """
     if run.arm == "teacher":
         weights = run.params.get("teacher.network.weights", "None")
-        network = f"{run.params.get('teacher.network.name')}, {'random' if weights == 'None' else weights}"
+        network = f"{network_name(run.params, 'teacher.network')}, {'random' if weights == 'None' else weights}"
         raise UserError(
             f"the run {run.id} is a teacher, and MLflow keeps only a teacher's head (head.safetensors; the rest is "
             f"{network}). Export one of its students, or any other run.",
@@ -72,7 +73,7 @@ def saved_config(store: Store, run: RunRecord) -> SavedConfig:
 
 
 def config_below(root: Path, saved: Mapping[str, Any]) -> DictConfig:
-    """Returns a saved configuration with its folders below `root`, and without the weights that training began with.
+    """Returns a saved configuration with its folders below `root`.
 
     Raises:
         UserError: The description of the data or of the model holds a secret, which wasn't recorded.
@@ -82,7 +83,6 @@ def config_below(root: Path, saved: Mapping[str, Any]) -> DictConfig:
     paths = {name: str(saved["paths"][name]) for name in ("data", "cache", "root") if name in saved["paths"]}
     below = [path for path in paths.values() if Path(path).is_relative_to(paths["root"])]
     config = moved(saved, [(path, root / Path(path).relative_to(paths["root"])) for path in below])
-    config["model"] = {**config["model"], "weights": None, "head": "new"}
     cfg: DictConfig = OmegaConf.create(config)
     for group in ("data", "model"):
         if MASK in OmegaConf.to_yaml(cfg[group]):
@@ -138,7 +138,10 @@ def network(store: Store, run: RunRecord, cfg: DictConfig, inputs: Inputs, folde
     if weights is None or hash_tensors(weights) != run.tags["kdsweep.weights"]:
         found = "missing" if path is None else "damaged"
         raise RunError(f"the weights of the run {run.id} ({WEIGHTS} in MLflow) are {found}. Make it again.")
-    built: Classifier = build.component(cfg, "model").build(len(inputs.classes), inputs.mean, inputs.std)
+    # The weights that training began with needn't be there any more.
+    described = build.architecture("model", build.key_of(cfg.model), weights=False)
+    built: Classifier = described.build(len(inputs.classes), inputs.mean, inputs.std)
+    built.check_size(*inputs.pictures.shape[1:3])  # which finds the layout of the pictures that it takes
     built.net.load_state_dict(weights)
     # A file would hold channels_last weights in that order, and not every reader expects it.
     return built.to(memory_format=torch.contiguous_format).eval().requires_grad_(False)

@@ -6,9 +6,9 @@ Hydra and OmegaConf are known here and in the entry points only. Everything belo
 from __future__ import annotations
 
 import functools
+import hashlib
 import inspect
 import json
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,14 +25,15 @@ from kdsweep.evaluation import TOP
 from kdsweep.loss_rules import rule_of
 from kdsweep.numerics.hardware import TEACHER_PRECISIONS, resolve_device, resolve_precision
 from kdsweep.numerics.strided_convolutions import overrun
-from kdsweep.system import environment
+from kdsweep.own_networks import OwnNetwork, is_own, split
+from kdsweep.system import environment, user_code
 from kdsweep.system.errors import UserError, is_number, require_kinds
 from kdsweep.system.files import hash_identity
 from kdsweep.teachers import Teacher
 from kdsweep.views import Views
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from kdsweep.data import Dataset
     from kdsweep.models import Architecture, Classifier
@@ -72,23 +73,47 @@ def components(cfg: DictConfig) -> Components:
 
 
 @functools.lru_cache(maxsize=8)
-def architecture(group: str, key: str) -> Architecture:
-    """Builds the architecture that a group describes, without weights. It is kept for the other jobs of a sweep.
+def architecture(group: str, key: str, weights: bool = True) -> Architecture | OwnNetwork:
+    """Builds what describes the network of a group. It is kept for the other jobs of a sweep.
 
     Args:
         group: "model" or "teacher.network".
         key: `key_of` the group.
+        weights: False leaves out the file of initial weights, which needn't be there then.
+
+    Raises:
+        UserError: The network can't be described so, or isn't trusted.
     """
     alone = OmegaConf.create()
     OmegaConf.update(alone, group, of_key(key))
-    built: Architecture = component(alone, group)
-    return built
+    keys = container(OmegaConf.select(alone, group))
+    target = keys["_target_"]
+    if _is_recorded(target):
+        if not weights:
+            OmegaConf.update(alone, group, {"weights": None, "head": "new"})
+        built: Architecture = component(alone, group)
+        return built
+    # Hydra decides whether the target is trusted, and imports it.
+    function = attempt(group, lambda: _instantiate({"_target_": target, "_partial_": True})).func
+    if not is_own(function):
+        described: Architecture = component(alone, group)
+        return described
+    arguments, settings = split(function, keys)
+    if not weights:
+        settings |= {"weights": None, "keep_head": None}
+
+    def make(**given: object) -> object:
+        # Not by Hydra, which wouldn't let a trusted function return a module of torch's own. Components among the
+        # arguments are made anew for each network.
+        return function(**_instantiate(arguments, "torch.nn.modules.*"), **given)
+
+    own: OwnNetwork = attempt(group, lambda: OwnNetwork(function, make, arguments, **settings))
+    return own
 
 
 def component(cfg: DictConfig, group: str) -> Any:
     """Builds the component that a configuration group describes, or a function that waits for its last arguments."""
-    trusted = (*COMPONENTS, *os.environ.get("KDSWEEP_TRUST", "").split())
-    built = attempt(group, lambda: instantiate(_alone(cfg, group), _execution_whitelist_=trusted, _convert_="all"))
+    built = attempt(group, lambda: _instantiate(_alone(cfg, group)))
     if not isinstance(built, functools.partial):
         return built
     function, settings = built.func, built.keywords
@@ -100,6 +125,44 @@ def component(cfg: DictConfig, group: str) -> Any:
         attempt(group, lambda: rule(**settings))
         function = inspect.unwrap(function)
     return functools.partial(function, **settings)
+
+
+def _instantiate(described: Any, *more: str) -> Any:
+    """Lets Hydra build a component of ours, or of a package that the user trusts, or one that fits more patterns."""
+    trusted = (*COMPONENTS, *user_code.trusted(), *more)
+    return instantiate(described, _execution_whitelist_=trusted, _convert_="all")
+
+
+def _is_recorded(target: str) -> bool:
+    """Returns whether a target belongs to a package whose version every run records."""
+    return target.partition(".")[0] in user_code.RECORDED
+
+
+def sources(*described: Any) -> dict[str, str]:
+    """Returns the user's own source files that parts of a configuration name by `_target_`, each with its SHA-256.
+
+    Args:
+        *described: Configurations, or parts of one.
+    """
+    return {name: hashlib.sha256(content).hexdigest() for name, content in source_files(*described).items()}
+
+
+def source_files(*described: Any) -> dict[str, bytes]:
+    """Returns the files of `sources` with their content."""
+    plain = [OmegaConf.to_container(part, resolve=True) if OmegaConf.is_config(part) else part for part in described]
+    return user_code.sources(_targets(plain))
+
+
+def _targets(value: Any) -> Iterator[str]:
+    """Yields the `_target_`s in a part of a configuration."""
+    if isinstance(value, dict):
+        if isinstance(value.get("_target_"), str):
+            yield value["_target_"]
+        for inner in value.values():
+            yield from _targets(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _targets(inner)
 
 
 def _alone(cfg: DictConfig, group: str) -> Any:
@@ -119,8 +182,9 @@ def takes_whole_numbers(cfg: DictConfig, name: str) -> bool:
     if target is None:
         return type(value) is int and not unclassified([name])
     parameter = inspect.signature(get_object(target)).parameters.get(argument)
-    # An argument of ours that isn't named is one of `data.SplitOptions`.
-    kinds = set(re.findall(r"\w+", "int | float" if parameter is None else str(parameter.annotation)))
+    # An argument of ours that isn't named is one of `data.SplitOptions`, and a user's may have no annotation.
+    annotation = inspect.Parameter.empty if parameter is None else parameter.annotation
+    kinds = set(re.findall(r"\w+", "int | float" if annotation is inspect.Parameter.empty else str(annotation)))
     return "int" in kinds and ("float" not in kinds or type(value) is int)
 
 
@@ -245,7 +309,14 @@ def student(cfg: DictConfig, data: Dataset) -> tuple[Classifier, str]:
     device = resolve_device(cfg.device)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         built = network(cfg, "model", data, cfg.init_seed)
-    built.in_format("channels_last" if cfg.memory_format == "auto" else cfg.memory_format)
+    if cfg.memory_format not in ("auto", built.format):
+        if built.format == "contiguous":
+            raise UserError(
+                "`the network takes pictures in channels_last` must hold, but this one flattens them by `view`. Set "
+                "memory_format=auto, or let it use `flatten`.",
+                "memory_format",
+            )
+        built.in_format(cfg.memory_format)
     precision = resolve_precision(cfg.precision, device)
     height, width = data.train.images.shape[1:3]
     # torch 2.15: where a strided convolution meets a map of 1 x 1, the gradient in the taps that see only padding is
@@ -308,7 +379,8 @@ def untrained_teacher(cfg: DictConfig) -> Teacher:
     net = network(cfg, "teacher.network", data, cfg.view_seed)
     tables = Path(cfg.paths.cache) / "tables"
     precision = teacher_precision(cfg, views.device)
-    settings = cfg.teacher.mode, cfg.teacher.batch_size, precision, cfg.teacher.compiled
+    own = sources(cfg.teacher.network)
+    settings = cfg.teacher.mode, cfg.teacher.batch_size, precision, cfg.teacher.compiled, own or None
     teacher: Teacher = attempt("teacher", lambda: Teacher(net, data, views, tables, *settings))
     return teacher
 
@@ -316,7 +388,8 @@ def untrained_teacher(cfg: DictConfig) -> Teacher:
 def teacher_id(cfg: DictConfig, teacher: Teacher) -> str:
     """Returns 16 hex digits that identify a trained teacher: a hash of everything that made it."""
     head = None if cfg.teacher.head is None else container(cfg.teacher.head)
-    return hash_identity({"features": teacher.features_key, "head": head})
+    own = sources(head)
+    return hash_identity({"features": teacher.features_key, "head": head, **({"sources": own} if own else {})})
 
 
 def run_key(cfg: DictConfig, data: Dataset, teacher: Teacher | None) -> str:
@@ -328,7 +401,13 @@ def run_key(cfg: DictConfig, data: Dataset, teacher: Teacher | None) -> str:
     surroundings = environment.describe()
     device, precision = hardware(cfg)
     where = {key: surroundings[key] for key in ("git_commit", "cpu", "gpu", "threads", "packages")}
-    made_of = {"data": data.fingerprint, "teacher": None if teacher is None else teacher_id(cfg, teacher)}
+    made_of: dict[str, Any] = {
+        "data": data.fingerprint,
+        "teacher": None if teacher is None else teacher_id(cfg, teacher),
+    }
+    # Runs without the user's own code keep the identity that they had before its source was part of it.
+    if code := sources(cfg):
+        made_of["sources"] = code
     return hash_identity({"config": own, "device": str(device), "precision": precision, **where, **made_of})
 
 

@@ -73,7 +73,8 @@ def _check_head(cfg: DictConfig) -> None:
     head = component(cfg, "teacher.head")
     if head is None:
         remedy = "Only a network that brings its own (teacher.network.head=keep) does without."
-        kept = cfg.teacher.network.head == "keep"
+        # Somebody's own class knows what its `build` makes.
+        kept = getattr(architecture("teacher.network", key_of(cfg.teacher.network)), "brings_head", True)
         require(kept, "the teacher's head is trained somewhere", None, "teacher.head", remedy)
     elif isinstance(head, partial) and head.func is training.fit_head:
         attempt("teacher.head", lambda: training.require_head_settings(**_settings(head.keywords)))

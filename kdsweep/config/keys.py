@@ -169,6 +169,17 @@ def flatten(config: Mapping[str, object]) -> dict[str, object]:
     return flat
 
 
+def network_name(params: Mapping[str, object], group: str) -> str:
+    """Returns the name of a network: the library's name, or for one of the user's own its function's; "None" if none.
+
+    Args:
+        params: A run's parameters, or its configuration flattened; what isn't there is None or "None".
+        group: "model" or "teacher.network".
+    """
+    name, target = (str(params.get(f"{group}.{key}")) for key in ("name", "_target_"))
+    return name if name != "None" else target.rpartition(".")[2]
+
+
 def _purpose(name: str) -> Purpose | None:
     row = key(name)
     return None if row is None else row.purpose

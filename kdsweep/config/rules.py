@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from kdsweep.analysis.metrics import OBJECTIVES, row
 from kdsweep.config.keys import GROUPS
 from kdsweep.loss_rules import rule_of
+from kdsweep.system import user_code
 from kdsweep.system.errors import UserError, require
 from kdsweep.system.files import NOT_ALLOWED, require_writable
 from kdsweep.tracking.location import UNSENT, store_uri
@@ -84,7 +85,7 @@ def settled(cfg: DictConfig) -> DictConfig:
     if not OmegaConf.is_dict(cfg.teacher):
         return cfg
     network = OmegaConf.select(cfg, "teacher.network")
-    if network is not None and (not OmegaConf.is_dict(network) or "_target_" in network):
+    if network is not None and (not OmegaConf.is_dict(network) or "_target_" in network.keys()):  # noqa: SIM118
         return cfg
     own = cfg.copy()
     OmegaConf.set_readonly(own, False)
@@ -103,8 +104,15 @@ def attempt(group: str, action: Callable[[], Any]) -> Any:
         return action()
     except UserError as error:
         raise error.within(group) from error
-    except (HydraException, TypeError, ValueError, OverflowError) as error:
+    except Exception as error:
         cause = error.__cause__ if isinstance(error, HydraException) and error.__cause__ is not None else error
+        if isinstance(cause, UserError):
+            raise cause.within(group) from error
+        own = user_code.as_user_error(error)
+        if own is not None:
+            raise own.within(group) from error
+        if not isinstance(error, HydraException | TypeError | ValueError | OverflowError):
+            raise
         text = " ".join(str(cause).partition("full_key:")[0].split()).rstrip(".") + "."
         raise UserError(text.replace(HYDRAS_REMEDY, OUR_REMEDY), group) from error
 
@@ -117,12 +125,21 @@ def _check_groups(cfg: DictConfig) -> None:
         if key == "teacher":
             continue
         remedy = f"`kdsweep --help` lists its options ({key}=...)."
+        _require_target(cfg, key)
         require(
             OmegaConf.is_dict(cfg[key]) and "_target_" in cfg[key], f"{key} is chosen", _shown(cfg, key), key, remedy
         )
     for key in ("teacher", "teacher.network") if cfg.teacher is not None else ():
         value = OmegaConf.select(cfg, key)
         require(OmegaConf.is_dict(value), f"{key} is a group of keys", value, key, "Choose another: teacher=...")
+        _require_target(cfg, key)
+
+
+def _require_target(cfg: DictConfig, key: str) -> None:
+    """Refuses an option for a network of the user's own that doesn't say which."""
+    node = OmegaConf.select(cfg, key)
+    if OmegaConf.is_dict(node) and OmegaConf.is_missing(node, "_target_"):
+        raise UserError("name your class or function: mypackage.TinyNet.", f"{key}._target_")
 
 
 def _shown(cfg: DictConfig, key: str) -> object:

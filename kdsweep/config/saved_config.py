@@ -30,9 +30,10 @@ class SavedConfig:
         config: The configuration, resolved, as plain dictionaries.
         record: What is known of the run: "run" (its id), "runtime" (device, precision and threads in force),
             "environment" (as `environment.describe`), "data" (hash of the pictures and labels), "teacher" (hash of what
-            made it, or None), "inputs" (of the data set: name, classes, mean, std, and the pictures' height
-            and width), and, if the run has ended well, "weights" (hash), "metrics" (the last of each, by name)
-            and "history" (metric -> [[epoch, value], ...]). Empty for a configuration that no run has written.
+            made it, or None), "sources" (hash of each file of the user's own code, if there is any), "inputs" (of the
+            data set: name, classes, mean, std, and the pictures' height and width), and, if the run has ended well,
+            "weights" (hash), "metrics" (the last of each, by name) and "history" (metric -> [[epoch, value], ...]).
+            Empty for a configuration that no run has written.
     """
 
     config: dict[str, Any]

@@ -12,6 +12,7 @@ import kdsweep
 from kdsweep.analysis.metrics import CARD
 from kdsweep.analysis.sorted_runs import arm_label
 from kdsweep.analysis.study_goals import ALPHA, TAU
+from kdsweep.config.keys import network_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -93,6 +94,7 @@ def render(card: Card) -> str:
         arm=arm_label(card.run.arm or "student"),
         stage=STAGES.get(card.run.stage or "", "a run"),
         params=params,
+        teacher=network_name(params, "teacher.network"),
         alpha=params.get(ALPHA.key),
         tau=params.get(TAU.key, "-"),
         numbers=list(numbers(card.run.metrics)),
@@ -115,15 +117,14 @@ def numbers(metrics: Mapping[str, float]) -> Iterator[tuple[str, str]]:
 def loading(interface: Mapping[str, Any]) -> str:
     """Returns Python code that loads the weights with the library's own class; `pictures` are uint8 (B, H, W, 3)."""
     network, size = interface["architecture"], interface["input"]["resize"]
-    timm = network["library"] == "timm"
-    make = "timm.create_model" if timm else "torchvision.models.get_model"
+    package, made = _making(network)
     lines = [
-        f"import json, pathlib, torch, {'timm' if timm else 'torchvision'}",
+        f"import json, pathlib, torch, {package}",
         "from safetensors.torch import load_file",
         'config = json.loads(pathlib.Path("config.json").read_text())',
-        f'net = {make}(config["architecture"]["name"], num_classes=len(config["classes"]))',
+        f"net = {made}",
     ]
-    if network["stem"] == "cifar":
+    if network.get("stem") == "cifar":
         convolution = "torch.nn.Conv2d(3, net.conv1.out_channels, 3, padding=1, bias=False)"
         lines.append(f"net.conv1, net.maxpool = {convolution}, torch.nn.Identity()")
     lines += ['net.load_state_dict(load_file("model.safetensors"))', "net.eval()", ""]
@@ -135,6 +136,19 @@ def loading(interface: Mapping[str, Any]) -> str:
     lines.append('mean, std = (torch.tensor(config["input"][key]).view(3, 1, 1) for key in ("mean", "std"))')
     lines.append("logits = net((x - mean) / std)")
     return "\n".join(lines)
+
+
+def _making(network: Mapping[str, Any]) -> tuple[str, str]:
+    """Returns the module to import, and the expression that makes the network."""
+    classes = 'len(config["classes"])'
+    if "function" in network:
+        asked, given = network["classes_argument"], network["arguments"]
+        arguments = '**config["architecture"]["arguments"]'
+        arguments += f", {asked}={classes}" if asked is not None and asked not in given else ""
+        return network["function"].rpartition(".")[0], f"{network['function']}({arguments})"
+    timm = network["library"] == "timm"
+    make = "timm.create_model" if timm else "torchvision.models.get_model"
+    return "timm" if timm else "torchvision", f'{make}(config["architecture"]["name"], num_classes={classes})'
 
 
 def shortened(names: Sequence[str], most: int = 20) -> str:

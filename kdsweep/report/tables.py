@@ -12,6 +12,7 @@ from kdsweep.analysis.cost import duration
 from kdsweep.analysis.metrics import COLUMNS, EPOCHS_TO_TARGET, row
 from kdsweep.analysis.sorted_runs import TARGET_SHARE, Arm, Trial, arm_label
 from kdsweep.analysis.study_goals import short_key, short_value
+from kdsweep.config.keys import network_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -42,13 +43,14 @@ class Table:
 def heading(study: StudyRecord) -> Iterable[str]:
     """Yields two lines: what was trained on which data; how many runs there are, and when the study began."""
 
-    def values(key: str) -> str:
+    def shown(values: Iterable[str]) -> str:
         # The jobs of a multirun may differ. A key that a job doesn't have is recorded as None.
-        found = dict.fromkeys(run.params.get(key, "None").removeprefix("kdsweep.data.") for run in study.children)
-        return ", ".join(value for value in found if value != "None") or "-"
+        return ", ".join(value for value in dict.fromkeys(values) if value != "None") or "-"
 
-    settings = {"data": "data._target_", "student": "model.name", "teacher": "teacher.network.name"}
-    yield ", ".join(f"{name} {values(key)}" for name, key in settings.items())
+    params = [run.params for run in study.children]
+    data = shown(own.get("data._target_", "None").removeprefix("kdsweep.data.") for own in params)
+    student, teacher = (shown(network_name(own, group) for own in params) for group in ("model", "teacher.network"))
+    yield f"data {data}, student {student}, teacher {teacher}"
     counts = Counter("pruned" if "kdsweep.pruned" in run.tags else run.status.lower() for run in study.children)
     statuses = ", ".join(f"{count} {status}" for status, count in counts.items()) or "no runs"
     ends = [run.start + timedelta(seconds=run.duration_s or 0) for run in (study.parent, *study.children)]

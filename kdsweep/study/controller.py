@@ -32,6 +32,7 @@ from kdsweep.report import console, writing
 from kdsweep.study import two_records
 from kdsweep.study.forecast import forecast
 from kdsweep.study.search import (
+    CODE,
     Search,
     Setting,
     Space,
@@ -274,7 +275,9 @@ class Study(OptunaSweeperImpl):
         """Returns what must be the same when the study goes on."""
         own = {key: value for key, value in self._own().items() if not keys.may_change_when_going_on(key)}
         arms = {f"baselines.{name}": (list(arm.overrides), arm.control) for name, arm in self._baselines.items()}
-        return {**own, **_space_lines(searched), **arms}
+        named = build.sources(*(self.config[group] for group in keys.GROUPS))
+        code = {f"{CODE}{name}": digest[:12] for name, digest in named.items()}
+        return {**own, **_space_lines(searched), **arms, **code}
 
     # The study's own run
 

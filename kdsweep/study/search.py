@@ -43,6 +43,9 @@ STARTS, PRUNED_AT, CAUSE = "kdsweep.starts", "kdsweep.pruned_at", "kdsweep.cause
 KEY, CONDITIONS, CONTROLLER = "kdsweep.key", "kdsweep.conditions", "kdsweep.controller"
 STORE = "kdsweep.store"
 
+# Begins the names of those conditions of a study that are files of the user's own code.
+CODE = "your code "
+
 # What a study searches: each key with Optuna's distribution of its values.
 Space = Mapping[str, BaseDistribution]
 
@@ -200,6 +203,8 @@ class Search:
             return
         # A key that may change now may have been a condition in an older version.
         then = {key: value for key, value in json.loads(text).items() if not may_change_when_going_on(key)}
+        if not any(key.startswith(CODE) for key in then):  # begun before the user's own code was a condition
+            now = {key: value for key, value in now.items() if not key.startswith(CODE)}
         differing = [key for key in {**then, **now} if then.get(key) != now.get(key)]
         if differing:
             shown = "; ".join(f"{key} was {then.get(key)} and is {now.get(key)}" for key in differing[:3])

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NoReturn
 
 from kdsweep.config.keys import GROUPS
-from kdsweep.system import interrupts
+from kdsweep.system import interrupts, user_code
 from kdsweep.system.errors import RunError, UserError, one_line
 from kdsweep.system.interrupts import HungUpError, TerminatedError
 from kdsweep.system.masking import masked_text
@@ -105,6 +105,10 @@ def explained(error: Exception) -> UserError | RunError | None:
     """Returns the error to show in one line, also for what Hydra or OmegaConf raises; None for a fault of kdsweep's."""
     if isinstance(error, UserError | RunError):
         return error
+    broken = isinstance(error, OSError) and error.errno in {*DISK_FULL, *DEVICE}
+    own = None if broken else user_code.as_user_error(error)
+    if own is not None:
+        return own
     # Hydra's error for a missing option is an OSError too, but has no number.
     if isinstance(error, OSError) and (known := _of_the_system(error)) is not None:
         return known

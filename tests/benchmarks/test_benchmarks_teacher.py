@@ -36,7 +36,7 @@ def test_a_teacher_is_measured(tmp_path: Path) -> None:
 @pytest.mark.all
 @pytest.mark.slow
 def test_the_check_of_tables_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No right table is refused and no wrong one is believed, for a ResNet18 in fp32 and bf16 and a head of each kind."""
+    """No right table is refused and no wrong one is believed, for a ResNet18 in two precisions, three heads."""
     monkeypatch.setattr(tables, "NETWORKS", {"resnet18": ("torchvision", "resnet18", None, 64)})
     monkeypatch.setattr(tables, "PRECISIONS", ("fp32", "bf16"))
     benchmark.main(["tables", "--seeds", "1", "--json", str(tmp_path / "tables.json")])

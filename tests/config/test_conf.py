@@ -32,6 +32,10 @@ pytestmark = pytest.mark.xdist_group("compositions")
 FILES = sorted(CONFIG_FOLDER.rglob("*.yaml"))
 OPTIONS = [(path.relative_to(CONFIG_FOLDER).parent.as_posix(), path.stem) for path in FILES if path.stem != "config"]
 
+# These leave a gap for the user's own network; tests/test_own_networks.py and tests/whole/test_own_code.py fill it.
+OWN = {("model", "own"), ("teacher", "own")}
+WHOLE = [option for option in OPTIONS if option not in OWN]
+
 # Where a component is called, this is what it gets besides what the configuration gives.
 GIVEN_WHEN_CALLED = {
     *("student_logits", "teacher_logits", "labels"),
@@ -98,7 +102,7 @@ def parameters(target: Any) -> dict[str, inspect.Parameter]:
 @functools.cache
 def every_configuration() -> list[DictConfig]:
     """The default configuration, and one for each option."""
-    return [composed(), *(composed(*selecting(*option)) for option in OPTIONS)]
+    return [composed(), *(composed(*selecting(*option)) for option in WHOLE)]
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +116,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize(("group", "option"), OPTIONS)
+@pytest.mark.parametrize(("group", "option"), WHOLE)
 def test_every_option_composes_without_gaps(group: str, option: str) -> None:
     """Nothing is missing, and every interpolation finds its value."""
     config = composed(*selecting(group, option))
@@ -121,7 +125,7 @@ def test_every_option_composes_without_gaps(group: str, option: str) -> None:
     OmegaConf.to_container(config.hydra.sweeper, resolve=True, throw_on_missing=True)
 
 
-@pytest.mark.parametrize(("group", "option"), OPTIONS)
+@pytest.mark.parametrize(("group", "option"), WHOLE)
 def test_every_component_gets_exactly_its_arguments(group: str, option: str) -> None:
     """No argument that the target doesn't know, and all that it needs: no default hides in the code."""
     config = composed(*selecting(group, option))
@@ -139,7 +143,7 @@ def test_every_component_gets_exactly_its_arguments(group: str, option: str) -> 
 @pytest.mark.parametrize("group", ["model", "loss", "optimizer", "schedule"])
 def test_every_component_is_built(group: str) -> None:
     """Each option becomes the object that a run uses."""
-    for option in [option for where, option in OPTIONS if where == group]:
+    for option in [option for where, option in WHOLE if where == group]:
         assert callable(getattr(built := build.component(composed(f"{group}={option}"), group), "build", built))
 
 
@@ -154,7 +158,7 @@ def test_every_data_set_is_built(option: str, pictures: Path, tmp_path: Path) ->
     assert min(len(data.train), len(data.validation), len(data.test)) > 0
 
 
-@pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "teacher"])
+@pytest.mark.parametrize("option", [option for group, option in WHOLE if group == "teacher"])
 def test_every_teacher_is_built(option: str) -> None:
     """Each option becomes an architecture and what trains its head, or no teacher at all."""
     config = composed(f"teacher={option}")
