@@ -197,8 +197,8 @@ HEAD = """\
 <!-- made by scripts/networks_table.py --write -->
 
 A student (`model`) takes a step of training and an evaluation. A teacher (`teacher.network`) has one more rule: its
-logits are made of its features by its head alone, because tables keep its features. kdsweep tries both before a run, and
-refuses a network that doesn't fit in one line.
+logits are made of its features by its head alone, because tables keep its features. kdsweep tries both before a run,
+and refuses in one line what doesn't fit.
 
 These are the networks of {versions}. A small network of each family and beginning of
 a name was tried, and stands for all of them; the third column has their number.
