@@ -98,8 +98,7 @@ class Classifier(nn.Module):
         self.head_name = head_name
         self.frozen = frozen
         self.input_size = input_size
-        self._format = torch.channels_last
-        self.net.to(memory_format=self._format)
+        self.in_format("channels_last")
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32), persistent=False)
         if frozen:
@@ -125,7 +124,8 @@ class Classifier(nn.Module):
     def in_format(self, name: str) -> Classifier:
         """Sets the memory layout of weights and pictures, "channels_last" or "contiguous", and returns itself."""
         self._format = FORMATS[name]
-        self.net.to(memory_format=self._format)
+        # By itself `Module.to` fails on weights with five dimensions (Conv3d), which have no such layout.
+        self.net._apply(lambda tensor: tensor.to(memory_format=self._format) if tensor.dim() == 4 else tensor)
         return self
 
     def preprocess(self, pictures: Tensor) -> Tensor:

@@ -12,10 +12,11 @@ import torch
 import torchvision
 from networks import HALF, architecture, assert_same, build, random_pictures, two_heads
 from omegaconf import OmegaConf
+from torch import nn
 from torch.nn import functional as F
 from torchvision.transforms import Compose, Normalize, ToTensor
 
-from kdsweep.models import Architecture
+from kdsweep.models import Architecture, Classifier, Head
 from kdsweep.system.errors import UserError
 
 CHECKOUT = Path(__file__).parents[1]
@@ -216,6 +217,15 @@ def test_a_size_that_the_network_cannot_take_is_refused() -> None:
     network = build(**vit, input_size=224)
     network.check_size(32, 32)
     assert network.net.training
+
+
+def test_weights_of_any_number_of_dimensions_are_taken() -> None:
+    """Timm's lambda networks have a Conv3d; the weights with four dimensions alone have layouts."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Unflatten(1, (2, 2)), nn.Conv3d(2, 2, 1), nn.Flatten(), Head(3600, 10))
+    network = Classifier(net, "4", frozen=False, input_size=None, mean=HALF, std=HALF)
+    network.check_size(32, 32)
+    assert net[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert network.in_format("contiguous").net[0].weight.is_contiguous()
 
 
 @pytest.mark.parametrize(
