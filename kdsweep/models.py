@@ -234,7 +234,8 @@ class Architecture:
         name: The library's name for the architecture.
         stem: imagenet (as published) | cifar (a 3x3 convolution of stride 1, no max-pool; for ResNets only).
         weights: None (random, from torch's global generator) | a member of torchvision's weights enum | the path of a
-            state dict (.safetensors, .pth, .pt) | pkg://<package>/<path in the installed package>.
+            file (`weight_files.WEIGHT_FILES`) with a state dict, alone or among other things | pkg://<package>/<path
+            in the installed package>. `:<name>` after a file chooses one of several networks in it.
         weights_by: name | order (tensors are matched by position if the file's names differ from the network's).
         head: new (a fresh final layer; the file's is dropped) | keep (the file's final layer).
         freeze: none | backbone (all but the head).

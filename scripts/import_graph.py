@@ -51,7 +51,7 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
     ),
     "numerics": (
         *("logistic", "compiling", "small_convolutions", "strided_convolutions"),
-        *("weight_files", "picture_files", "hardware"),
+        *("weight_files", "saved_networks", "picture_files", "hardware"),
     ),
     "system": (
         *("exit_status", "checkpoint", "environment", "tensor_files", "masking", "files", "sqlite", "progress"),
