@@ -165,7 +165,9 @@ def _networks(weights: str, saved: object, target: Mapping[str, Tensor]) -> list
     file, part = file_and_part(weights)
     chosen = [network for network in known if part is None or network.lies_in(part)]
     if not chosen:
-        names = _first(dict.fromkeys(network.name for network in known if network.matched), 5) or TOP
+        # Parts of a network share some names with the whole.
+        most = max(network.matched for network in known)
+        names = _first([network.name for network in known if 2 * network.matched >= most], 5)
         rule = f"`{part} is in {file}` must hold, but it has {names}"
         raise UserError(f"{rule}. Write one of these after the colon, or nothing.", "weights")
     return chosen
