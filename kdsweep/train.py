@@ -335,4 +335,6 @@ def trained_teacher(teacher_key: str) -> Teacher:
 
 
 if __name__ == "__main__":
+    # With its name, a worker process would import this module as the main one too, and Python warns of the second copy.
+    __spec__ = None
     main()

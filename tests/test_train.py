@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import math
 import re
+import runpy
 import signal
+import sys
 from collections.abc import Callable
+from multiprocessing.spawn import get_preparation_data
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pytest
@@ -280,3 +284,15 @@ def test_relative_paths_belong_to_the_folder_of_the_command(
     stores = [f"sqlite:///{tmp_path}/here/runs/a.db", f"sqlite:///{tmp_path}/here/project/mlflow.db"]
     assert found == [[*places, *stores]] * (2 if multirun else 1)
     assert [path.name for path in (tmp_path / "here").iterdir()] == ["project"]  # with Hydra's own files
+
+
+@pytest.mark.filterwarnings("ignore:'kdsweep.train' found in sys.modules")  # it is imported in this process
+def test_workers_do_not_import_the_entry_point_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `python -m kdsweep.train`, a worker imports the main module by its path: by its name, Python would warn."""
+    monkeypatch.setattr(sys, "argv", ["kdsweep", "--version"])
+    main = ModuleType("__main__")
+    vars(main).update(runpy.run_module("kdsweep.train", run_name="__main__"))
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    told = get_preparation_data("worker")
+    assert "init_main_from_name" not in told
+    assert told["init_main_from_path"] == train.__file__

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 # The seeds of confirmations start here, above those of baselines and trials.
 FIRST_FRESH_SEED = 1000
 
+# A signal that has ended the process of a job reaches this one so much later at most, if it was meant for both.
+OWN_SIGNAL_SECONDS = 0.5
+
 
 @dataclass(frozen=True)
 class Baseline:
@@ -210,7 +213,11 @@ class Stages:
                 running += 1
             if running == 0:
                 return
-            for job, outcome in self._executor.wait():
+            done = self._executor.wait()
+            if any(outcome.lost for _, outcome in done):
+                # A scheduler's time limit or the end of a session ends all processes, and jobs may hear it first.
+                interrupts.wait(OWN_SIGNAL_SECONDS)
+            for job, outcome in done:
                 running -= 1
                 self._ended += not outcome.lost
                 if outcome.lost:
