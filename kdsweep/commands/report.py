@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     root = Path(os.environ.get("KDSWEEP_HOME", "."))
     option = parser.add_argument
-    option("study", nargs="?", metavar="STUDY", help="name or MLflow run id (default: the latest)")
+    option("study", nargs="?", metavar="STUDY", help="name, MLflow id, or first letters of it (default: the latest)")
     option("--uri", metavar="URI", help="MLflow store (default: $MLFLOW_TRACKING_URI, else <root>/mlflow.db)")
     option("--experiment", metavar="NAME", default="kdsweep", help="MLflow experiment (default: %(default)s)")
     option("--root", metavar="DIR", type=Path, default=root, help="project folder (default: $KDSWEEP_HOME, else .)")
