@@ -35,11 +35,15 @@ if TYPE_CHECKING:
     from kdsweep.training import Metrics
 
 
+GOES_ON = "Give the same command again: it goes on from there."
+
+
 def main() -> None:
     """Runs the command `kdsweep`."""
     # With this, Hydra raises its errors instead of printing them, and `exit_status.command` turns them into one line.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    exit_status.command("kdsweep", _help_or_run)
+    begins_anew = any(word.lower() == "resume=false" for word in sys.argv)
+    exit_status.command("kdsweep", _help_or_run, after_a_signal="" if begins_anew else GOES_ON)
 
 
 def _help_or_run() -> None:

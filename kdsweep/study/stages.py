@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kdsweep.config.overrides import kept_beside
-from kdsweep.execution.jobs import Job, Outcome
+from kdsweep.execution.jobs import Job, Outcome, in_words
 from kdsweep.system import interrupts
 from kdsweep.system.errors import PrunedError, RunError, one_line
 from kdsweep.system.processes import ProcessId, parse_process, this_process
@@ -168,7 +168,7 @@ class Stages:
 
         def ended(job: Job, outcome: Outcome) -> None:
             if outcome.error is not None:
-                note(f"{job.name} failed: {one_line(outcome.error)}")
+                note(f"The {in_words(job.name)} failed: {one_line(outcome.error)}")
 
         self._run_all([self._job(*confirmation) for confirmation in self._confirmations(best)], ended)
 
@@ -232,13 +232,13 @@ class Stages:
         def next_job() -> Job | None:
             job = again.pop() if again else next(waiting, None)
             if job is not None:
-                note(f"{job.name}{self._eta()}")
+                note(f"{_sentence(job.name)}{self._eta()}")
             return job
 
         def decide(job: Job, outcome: Outcome) -> None:
             self._lost[job.name] += outcome.lost
             if outcome.lost and self._lost[job.name] <= self._max_restarts:
-                note(f"{job.name}: {one_line(outcome.error)}; it is started again.")
+                note(f"{_sentence(job.name)}: {one_line(outcome.error)}; it is started again.")
                 again.append(job)
                 return
             if outcome.error is None:
@@ -333,6 +333,12 @@ class Stages:
         for run in self._store.children(self._parent_id):
             if run.status == "RUNNING" and run.tags.get("kdsweep.job") == name:
                 self._store.close_dead(run, cause)
+
+
+def _sentence(job: str) -> str:
+    """Returns what a job does, as the beginning of a sentence."""
+    words = in_words(job)
+    return words[:1].upper() + words[1:]
 
 
 def _living_process(run: RunRecord) -> ProcessId | None:

@@ -51,13 +51,19 @@ SEE_HELP = "`kdsweep --help` lists keys and options."
 CHOSEN = (*GROUPS, "experiment", "sweep", "hydra")
 
 
-def command(name: str, body: Callable[[], None]) -> None:
+def command(name: str, body: Callable[[], None], *, after_a_signal: str = "") -> None:
     """Runs the body of a command and turns its exceptions into one line on stderr and an exit status.
 
     The status is 2 for a `UserError`, 1 for a `RunError`, 129 for SIGHUP, 130 for Ctrl-C and 143 for SIGTERM. With
     KDSWEEP_TRACEBACK=1 the stack trace comes before the line. Any other exception always shows its stack trace, and its
     status is 1.
+
+    Args:
+        name: The command's.
+        body: What it does.
+        after_a_signal: A sentence that says how to go on after Ctrl-C, SIGTERM or SIGHUP.
     """
+    how = f". {after_a_signal}" if after_a_signal else ""
     interrupts.install()
     # urllib3 announces every attempt to reach a server; kdsweep says so once, or raises an error.
     logging.getLogger("urllib3").setLevel(logging.ERROR)
@@ -77,11 +83,11 @@ def command(name: str, body: Callable[[], None]) -> None:
             sys.stderr.write(masked_text("".join(traceback.format_exception(error))))
         fail(name, known)
     except HungUpError:
-        leave(name, "the terminal was closed", HUNG_UP)
+        leave(name, f"the terminal was closed{how}", HUNG_UP)
     except TerminatedError:
-        leave(name, "terminated", TERMINATED)
+        leave(name, f"terminated{how}", TERMINATED)
     except KeyboardInterrupt:
-        leave(name, "interrupted", INTERRUPTED)
+        leave(name, f"interrupted{how}", INTERRUPTED)
     finally:
         interrupts.forget()
 

@@ -21,6 +21,7 @@ from kdsweep.config.overrides import parsed
 from kdsweep.study.controller import Study, only_controller
 from kdsweep.system.errors import UserError
 from kdsweep.system.sqlite import sqlite_uri
+from kdsweep.train import GOES_ON
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -477,7 +478,7 @@ def test_sigterm_closes_a_study_and_its_run(finished: Outcome, place: Path) -> N
     command.wait_for(lambda: statuses(place)[before:] == ["RUNNING", "FINISHED", "RUNNING"])
     command.signal(signal.SIGTERM)
     done = command.outcome()
-    assert (done.status, done.error) == (143, "kdsweep: terminated")
+    assert (done.status, done.error) == (143, f"kdsweep: terminated. {GOES_ON}")
     assert statuses(place)[before:] == ["KILLED", "FINISHED", "KILLED"]
 
 

@@ -270,7 +270,7 @@ def test_what_is_left_is_said(place: Place, capsys: pytest.CaptureFixture[str]) 
     """Each job has a line; from the second on it tells how long the rest takes."""
     carry_out(place.stages(), AtOnce(place))
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "teacher-0"
+    assert lines[0] == "Teacher, seed 0"
     assert all("about 0.0 min left" in line for line in lines[1:])
     assert [line.partition(",")[0] for line in lines if line.startswith("Trial")] == [
         "Trial 0 (1 of 2)",
@@ -399,7 +399,7 @@ def test_a_trial_that_always_dies_is_given_up(place: Place) -> None:
 def test_a_confirmation_that_fails_costs_a_pair(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     """The other runs are made, and the next controller tries it again."""
     carry_out(place.stages(), AtOnce(place, confirm_scratch_1000=[ValueError("diverged")]))
-    assert "confirm-scratch-1000 failed: diverged\n" in capsys.readouterr().err
+    assert "The confirmation of scratch, seed 1000 failed: diverged\n" in capsys.readouterr().err
     again = AtOnce(place)
     stages = place.stages()
     assert stages.left()["confirmation"] == 1

@@ -102,6 +102,16 @@ def test_each_end_has_its_exit_status(
     assert printed.count("\n") == 1
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), TerminatedError(), HungUpError()])
+def test_a_signal_says_how_to_go_on(error: BaseException, handlers: None, capfd: pytest.CaptureFixture[str]) -> None:
+    """Where a command can: in the same line."""
+    with pytest.raises(SystemExit):
+        exit_status.command("command", lambda: _raise(error), after_a_signal="Give it again.")
+    printed = capfd.readouterr().err
+    assert printed.endswith(". Give it again.\n")
+    assert printed.count("\n") == 1
+
+
 def test_a_mistake_of_ours_keeps_its_trace(handlers: None) -> None:
     """An exception that no user can mend shows its stack trace."""
     with pytest.raises(ZeroDivisionError):
