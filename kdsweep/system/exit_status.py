@@ -40,6 +40,19 @@ REFUSED = {
     errno.EEXIST: "A file stands where a folder belongs: remove it, or choose another folder (paths.root).",
     errno.EISDIR: "A folder stands where a file belongs: remove it, or choose another name.",
 }
+# Options that Hydra's documentation names, and the packages that bring them.
+PLUGINS = {
+    "hydra/launcher=joblib": "hydra-joblib-launcher",
+    "hydra/launcher=ray": "hydra-ray-launcher",
+    "hydra/launcher=rq": "hydra-rq-launcher",
+    "hydra/launcher=submitit_local": "hydra-submitit-launcher",
+    "hydra/launcher=submitit_slurm": "hydra-submitit-launcher",
+    "hydra/sweeper=ax": "hydra-ax-sweeper",
+    "hydra/sweeper=nevergrad": "hydra-nevergrad-sweeper",
+    "hydra/job_logging=colorlog": "hydra-colorlog",
+    "hydra/hydra_logging=colorlog": "hydra-colorlog",
+}
+
 NOT_THERE = "Is it in a folder that can be written (paths.root)?"
 
 # Modules in which Hydra turns the words of the command line into a configuration.
@@ -184,7 +197,9 @@ def _reworded(text: str, key: str | None = None) -> UserError:
         # The option's own name may begin with a slash, which then follows the group's slash.
         group, mark, option = found[1].partition("//")
         group, _, option = (group, mark, f"/{option}") if mark else found[1].rpartition("/")
-        return UserError(f"there is no option {option!r}. Choose from {', '.join(found[2].split())}.", group)
+        package = PLUGINS.get(f"{group}={option}")
+        remedy = "" if package is None else f" It comes with a package: pip install {package}."
+        return UserError(f"there is no option {option!r}. Choose from {', '.join(found[2].split())}.{remedy}", group)
     if found := re.search(r"Error when parsing index: \d+, string: (.*?) out of \[.*?\]\. (.*?) See https:", text):
         remedy = "Quote what holds brackets, commas, spaces or letters beyond ASCII: 'key=\"a value\"'."
         return UserError(f"{found[1]!r} can't be read as key=value ({found[2]}). {remedy}")

@@ -19,7 +19,7 @@ from conftest import console_script
 
 from kdsweep.system import exit_status
 from kdsweep.system.errors import RunError, UserError
-from kdsweep.system.interrupts import ENDS, TerminatedError
+from kdsweep.system.interrupts import ENDS, HungUpError, TerminatedError
 
 pytestmark = pytest.mark.slow
 
