@@ -33,7 +33,7 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
     ),
     "recording": ("recording",),
     "report": (
-        *("writing", "console", "html", "mlflow_note", "tables", "model_card"),
+        *("next_commands", "writing", "console", "html", "mlflow_note", "tables", "model_card"),
         *("figures.all_figures", "figures.search", "figures.surface", "figures.arms", "figures.curves"),
     ),
     "analysis": (

@@ -48,6 +48,13 @@ def show(report: Report) -> None:
             console.print(f"  {path}", soft_wrap=True)
 
 
+def show_line(text: str) -> None:
+    """Prints one line below a report, however long it is."""
+    console = _console()
+    console.print()
+    console.print(text, soft_wrap=True)
+
+
 def show_list(runs: Sequence[RunRecord]) -> None:
     """Prints what runs there are, in their order: studies and grids with the number of their runs, and single runs."""
     console = _console()

@@ -286,8 +286,8 @@ COMMAND_LINE = [
     Wrong("~loss._target_", "loss", ("loss is chosen", "--help")),
     Wrong("tracking=null", "tracking", ("group of keys", "tracking=None", "one by one")),
     Wrong("tracking=5", "tracking", ("5",)),
-    Wrong("-m hydra/launcher=joblib seed=0,1", "hydra/launcher", ("'joblib'", "pip install hydra-joblib-launcher")),
-    Wrong("-m hydra/sweeper=ax seed=0,1", "hydra/sweeper", ("'ax'", "pip install hydra-ax-sweeper")),
+    Wrong("hydra/launcher=joblib -m seed=0,1", "hydra/launcher", ("'joblib'", "pip install hydra-joblib-launcher")),
+    Wrong("hydra/sweeper=ax -m seed=0,1", "hydra/sweeper", ("'ax'", "pip install hydra-ax-sweeper")),
 ]
 
 PLACES = [
