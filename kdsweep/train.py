@@ -91,7 +91,7 @@ def hydra_main(cfg: DictConfig) -> float | tuple[float, ...]:
             elif cfg.tracking.parent is None:
                 from kdsweep.recording import group_key
 
-                _grids[group_key(hydra_cfg)] = cfg
+                _grids[group_key(hydra_cfg.sweep.dir)] = cfg
             return done.objective
     except Exception as error:
         known = exit_status.explained(error)
@@ -387,5 +387,5 @@ def trained_teacher(teacher_key: str) -> Teacher:
 
 if __name__ == "__main__":
     # With its name, a worker process would import this module as the main one too, and Python warns of the second copy.
-    __spec__ = None
+    __spec__ = None  # type: ignore[assignment]
     main()
