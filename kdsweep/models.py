@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdsweep.numerics.picture_files import MAX_SIDE
-from kdsweep.numerics.weight_files import head_tensors, load_weights, locate
+from kdsweep.numerics.weight_files import extra_of, head_tensors, load_weights, locate
 from kdsweep.system import user_code
 from kdsweep.system.errors import SEE_TRACEBACK, UserError, is_number, require
 from kdsweep.system.tensor_files import hash_tensors
@@ -262,7 +262,8 @@ class Architecture:
         name: The library's name for the architecture.
         stem: imagenet (as published) | cifar (a 3x3 convolution of stride 1, no max-pool; for ResNets only).
         weights: None (random, from torch's global generator) | a member of torchvision's weights enum | the path of a
-            state dict (.safetensors, .pth, .pt) | pkg://<package>/<path in the installed package>.
+            file (`weight_files.WEIGHT_FILES`) with a state dict, alone or among other things | pkg://<package>/<path
+            in the installed package>. `:<name>` after a file chooses one of several networks in it.
         weights_by: name | order (tensors are matched by position if the file's names differ from the network's).
         head: new (a fresh final layer; the file's is dropped) | keep (the file's final layer).
         freeze: none | backbone (all but the head).
@@ -291,7 +292,7 @@ class Architecture:
         mean, std = checked_preprocessing(self.input_size, self.mean, self.std)
         object.__setattr__(self, "mean", mean)
         object.__setattr__(self, "std", std)
-        _require_name(self.name, self.library)
+        _require_name(self.name, self.library, extra_of(self.weights))
         if self.weights is None:
             require(self.head == "new", "head = new without weights", self.head, "head")
         else:
@@ -400,13 +401,13 @@ def replace_head(net: nn.Module, name: str) -> None:
     setattr(net.get_submodule(parent), leaf, Head.of(linear))
 
 
-def _require_name(name: str, library: str) -> None:
+def _require_name(name: str, library: str, extra: str | None) -> None:
     if library == "timm":
         try:
             import timm
         except ImportError as error:
             rule = "`timm is installed` must hold, but got library='timm'"
-            raise UserError(f"{rule}. pip install 'kdsweep[timm]'", "library") from error
+            raise UserError(f"{rule}. pip install 'kdsweep[{extra or 'timm'}]'", "library") from error
         known = timm.list_models()
     else:
         import torchvision

@@ -296,5 +296,10 @@ def _parent(cfg: DictConfig, store: Store) -> str | None:
         return str(cfg.tracking.parent)
     if cfg.arm != "teacher" and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         folder = Path(HydraConfig.get().sweep.dir).absolute()
-        return store.group(str(folder), f"multirun {folder.parent.name} {folder.name}")
+        return store.group(group_key(HydraConfig.get().sweep.dir), f"multirun {folder.parent.name} {folder.name}")
     return None
+
+
+def group_key(sweep_dir: str) -> str:
+    """Returns what stands for a plain multirun in the store: its folder (`hydra.sweep.dir`), which its jobs share."""
+    return str(Path(sweep_dir).absolute())

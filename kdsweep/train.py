@@ -6,7 +6,7 @@ import functools
 import math
 import os
 import sys
-from contextlib import chdir, contextmanager
+from contextlib import chdir, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,11 +35,15 @@ if TYPE_CHECKING:
     from kdsweep.training import Metrics
 
 
+GOES_ON = "Give the same command again: it goes on from there."
+
+
 def main() -> None:
     """Runs the command `kdsweep`."""
     # With this, Hydra raises its errors instead of printing them, and `exit_status.command` turns them into one line.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    exit_status.command("kdsweep", _help_or_run)
+    begins_anew = any(word.lower() == "resume=false" for word in sys.argv)
+    exit_status.command("kdsweep", _help_or_run, after_a_signal="" if begins_anew else GOES_ON)
 
 
 def _help_or_run() -> None:
@@ -55,7 +59,14 @@ def _help_or_run() -> None:
     # A sweep is a multirun. Hydra has to know the mode before it reads sweep/*.yaml, so that file can't set it.
     if any(word.startswith("sweep=") for word in words) and not any(word.startswith("hydra.mode=") for word in words):
         sys.argv.append("hydra.mode=MULTIRUN")
+    _grids.clear()
     hydra.main(config_path=str(CONFIG_FOLDER), config_name="config")(hydra_main)()
+    for key, cfg in _grids.items():
+        _say_what_a_grid_found(cfg, key)
+
+
+# The plain multirun whose jobs this process has run, by its key in the store, with the configuration of the last job.
+_grids: dict[str, DictConfig] = {}
 
 
 def hydra_main(cfg: DictConfig) -> float | tuple[float, ...]:
@@ -74,7 +85,14 @@ def hydra_main(cfg: DictConfig) -> float | tuple[float, ...]:
         with chdir(hydra_cfg.runtime.cwd):
             for folder in (hydra_cfg.runtime.output_dir, *([hydra_cfg.sweep.dir] if multirun else [])):
                 masking.mask_files(Path(folder))
-            return train(cfg).objective
+            done = train(cfg)
+            if not multirun:
+                _say_what_comes_next(cfg, done)
+            elif cfg.tracking.parent is None:
+                from kdsweep.recording import group_key
+
+                _grids[group_key(hydra_cfg.sweep.dir)] = cfg
+            return done.objective
     except Exception as error:
         known = exit_status.explained(error)
         # A sweeper other than Hydra's own decides what a failed job means, so it gets the exception. In all other cases
@@ -85,6 +103,39 @@ def hydra_main(cfg: DictConfig) -> float | tuple[float, ...]:
         exit_status.fail(
             "kdsweep", known, f"job {hydra_cfg.job.num}: {hydra_cfg.job.override_dirname}" if multirun else None
         )
+
+
+def _say_what_comes_next(cfg: DictConfig, done: Trained) -> None:
+    from kdsweep import recording
+    from kdsweep.report import next_commands
+
+    note(next_commands.after_run(recording.uri_of(cfg), Path(cfg.paths.root), done.run_id, cfg.arm))
+
+
+def _say_what_a_grid_found(cfg: DictConfig, key: str) -> None:
+    """Prints the best run of a plain multirun, and the next commands; nothing if the store doesn't know the multirun.
+
+    Args:
+        cfg: The configuration of one of its jobs.
+        key: As `recording.group_key` returns it.
+    """
+    from kdsweep import recording
+    from kdsweep.analysis import metrics
+    from kdsweep.analysis.study_goals import Objective
+    from kdsweep.config.rules import objectives
+    from kdsweep.report import next_commands
+    from kdsweep.tracking.location import require_store
+    from kdsweep.tracking.store import Store
+
+    uri, root, name = recording.uri_of(cfg), Path(cfg.paths.root), objectives(cfg)[0]
+    with suppress(UserError, RunError):  # the runs have ended well, though the store doesn't answer now
+        require_store(uri)
+        store = Store(uri, cfg.tracking.experiment)
+        known = {group.tags["kdsweep.group"]: group.id for group in store.tagged(arm="group")}
+        if key in known:
+            objective = Objective(name, metrics.direction(name) == "maximize")
+            for line in next_commands.after_grid(uri, root, known[key], store.children(known[key]), objective):
+                note(line)
 
 
 @dataclass(frozen=True)
@@ -341,4 +392,6 @@ def trained_teacher(teacher_key: str) -> Teacher:
 
 
 if __name__ == "__main__":
+    # With its name, a worker process would import this module as the main one too, and Python warns of the second copy.
+    __spec__ = None  # type: ignore[assignment]
     main()

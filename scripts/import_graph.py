@@ -33,7 +33,7 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
     ),
     "recording": ("recording",),
     "report": (
-        *("writing", "console", "html", "mlflow_note", "tables", "model_card"),
+        *("next_commands", "writing", "console", "html", "mlflow_note", "tables", "model_card"),
         *("figures.all_figures", "figures.search", "figures.surface", "figures.arms", "figures.curves"),
     ),
     "analysis": (
@@ -52,7 +52,7 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
     ),
     "numerics": (
         *("logistic", "compiling", "rounding_noise", "small_convolutions", "strided_convolutions"),
-        *("weight_files", "picture_files", "hardware"),
+        *("weight_files", "saved_networks", "picture_files", "hardware"),
     ),
     "system": (
         *("exit_status", "checkpoint", "environment", "tensor_files", "masking", "files", "sqlite", "progress"),

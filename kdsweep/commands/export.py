@@ -87,7 +87,7 @@ def _main(arguments: Sequence[str] | None) -> None:
     store = Store(uri, options.experiment)
     from kdsweep.commands.source_run import run_named
 
-    run = run_named(options.run)
+    run = store.find(run_named(options.run)).id
     folder, checks = export(store, run, options.root, options.out, options.format, options.force)
     for file_name, check in checks.items():
         print(f"{file_name}: {check}")
@@ -106,7 +106,11 @@ def _parser() -> argparse.ArgumentParser:
     root = Path(os.environ.get("KDSWEEP_HOME", "."))
     option = parser.add_argument
     files = "file with the preprocessing inside (default: %(default)s)"
-    option("run", metavar="RUN", help="MLflow run id of a student; or a config.yaml, or a folder that holds one")
+    option(
+        "run",
+        metavar="RUN",
+        help="MLflow id of a student's run, or its first letters; or a config.yaml, or a folder that holds one",
+    )
     option("--out", metavar="DIR", type=Path, help="folder to write (default: <root>/exports/<run's name>-<id>)")
     option("--format", choices=network_files.FORMATS, default="pt2", help=files)
     option("--force", action="store_true", help="replace an earlier export in the folder")

@@ -32,9 +32,12 @@ def _main(arguments: Sequence[str] | None) -> None:
         _show_plan(options)
         return
     store = _open(options)
-    study = store.study(options.study)
     from kdsweep.report import console
 
+    if options.list:
+        console.show_list(store.runs())
+        return
+    study = store.study(options.study)
     console.show(write(store, study.parent.id, options.out or default_folder(options.root, study)))
 
 
@@ -43,15 +46,17 @@ def _parser() -> argparse.ArgumentParser:
         prog="kdsweep-report",
         description="Says what a study found: the verdict, teacher, scratch and distilled compared, the trials, and "
         "where the page and the figures are. Reads the MLflow store, trains nothing, and can be called while the "
-        "study runs. With --plan it says instead how many seeds, runs and hours it takes to see a difference.",
+        "study runs. With --list it names the studies, grids and runs that there are; with --plan it says how many "
+        "seeds, runs and hours it takes to see a difference.",
     )
     root = Path(os.environ.get("KDSWEEP_HOME", "."))
     option = parser.add_argument
-    option("study", nargs="?", metavar="STUDY", help="name or MLflow run id (default: the latest)")
+    option("study", nargs="?", metavar="STUDY", help="name, MLflow id, or first letters of it (default: the latest)")
     option("--uri", metavar="URI", help="MLflow store (default: $MLFLOW_TRACKING_URI, else <root>/mlflow.db)")
     option("--experiment", metavar="NAME", default="kdsweep", help="MLflow experiment (default: %(default)s)")
     option("--root", metavar="DIR", type=Path, default=root, help="project folder (default: $KDSWEEP_HOME, else .)")
     option("--out", metavar="DIR", type=Path, help="folder for what is written (default: <root>/reports/<study>)")
+    option("--list", action="store_true", help="name studies, grids and runs, the latest last, and end")
     option = parser.add_argument_group("planning").add_argument
     option("--plan", action="store_true", help="say how many seeds, runs and hours a difference takes, and end")
     option("--noise", metavar="POINTS", type=float, help="sd of one setting over seeds (default: that of STUDY)")

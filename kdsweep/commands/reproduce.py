@@ -65,7 +65,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     root = Path(os.environ.get("KDSWEEP_HOME", "."))
     option = parser.add_argument
-    option("run", metavar="RUN", help=f"MLflow run id; or a {CONFIG}, or a folder that holds one")
+    option(
+        "run",
+        metavar="RUN",
+        help=f"MLflow id of a run, or its first letters; or a {CONFIG}, or a folder that holds one",
+    )
     option("--uri", metavar="URI", help="MLflow store (default: $MLFLOW_TRACKING_URI, else <root>/mlflow.db)")
     option("--experiment", metavar="NAME", help="MLflow experiment of the new run (default: that of the run)")
     option("--root", metavar="DIR", type=Path, default=root, help="project folder (default: $KDSWEEP_HOME, else .)")

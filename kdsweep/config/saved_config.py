@@ -91,10 +91,13 @@ def _moved(value: Any, folders: Sequence[tuple[str, Path]]) -> Any:
     # A name without a slash ("resnet18") would lie below the folder "."; the slashes of a URI separate no folders.
     if not isinstance(value, str) or "/" not in value or "://" in value:
         return value
+    from kdsweep.numerics.weight_files import file_and_part  # imports torch
+
+    file, part = file_and_part(value)
     for old, new in folders:
-        path = Path(value)
+        path = Path(file)
         if path.is_relative_to(old):
             target = new / path.relative_to(old)
             keep = not target.exists() and (path.exists() or not Path(old).parts)
-            return value if keep else str(target)
+            return value if keep else ":".join(filter(None, (str(target), part)))
     return value

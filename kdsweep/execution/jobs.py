@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,20 @@ class Job:
     name: str
     overrides: tuple[str, ...]
     number: int = 0
+
+
+def in_words(job: str) -> str:
+    """Returns what a job of this name does, as people read it.
+
+    "trial-0003" is "trial 3", "label_smoothing-0" is "label smoothing, seed 0", and "confirm-trial-0003-1000" is
+    "confirmation of trial 3, seed 1000". Another name stays as it is.
+    """
+    found = re.fullmatch(r"(confirm-)?(?:trial-(?P<trial>\d+)|(?P<arm>\w+))(?:-(?P<seed>\d+))?", job)
+    if found is None:
+        return job
+    what = found["arm"].replace("_", " ") if found["trial"] is None else f"trial {int(found['trial'])}"
+    seed = "" if found["seed"] is None else f", seed {found['seed']}"
+    return f"{'confirmation of ' if found[1] else ''}{what}{seed}"
 
 
 @dataclass(frozen=True)

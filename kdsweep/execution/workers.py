@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdsweep.execution.jobs import Job, Outcome, Task
+from kdsweep.execution.jobs import Job, Outcome, Task, in_words
 from kdsweep.execution.serialization import packed_task, received_outcome, worker_environment
 from kdsweep.execution.worker import serve
 from kdsweep.system import interrupts
@@ -146,7 +146,7 @@ class Worker:
         self.process.join(GRACE_SECONDS)
         how = _ending(self.process.exitcode)
         self.kill()
-        return job, Outcome(error=RunError(f"the worker process of {job.name} {how}"), lost=True)
+        return job, Outcome(error=RunError(f"the worker process of {in_words(job.name)} {how}"), lost=True)
 
     def kill(self) -> None:
         """Ends the process by SIGKILL, and closes the connection to it."""

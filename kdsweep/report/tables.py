@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from kdsweep.analysis.findings import Report
-    from kdsweep.tracking.run_records import StudyRecord
+    from kdsweep.tracking.run_records import RunRecord, StudyRecord
+
+
+# What runs above others are.
+ABOVE = {"study": "study", "group": "grid"}
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,31 @@ def heading(study: StudyRecord) -> Iterable[str]:
     ends = [run.start + timedelta(seconds=run.duration_s or 0) for run in (study.parent, *study.children)]
     seconds = (max(ends) - study.parent.start).total_seconds()
     yield f"runs: {statuses}; started {study.parent.start:%Y-%m-%d %H:%M} UTC, {duration(seconds)}"
+
+
+def listed(runs: Sequence[RunRecord]) -> Table:
+    """Makes the table of what there is: studies, grids and single runs, in their order."""
+    children = Counter(run.parent for run in runs)
+    rows = []
+    for run in runs:
+        if run.arm is None or run.parent is not None:
+            continue
+        above = ABOVE.get(run.arm)
+        accuracy = run.metrics.get("val/accuracy")
+        rows.append(
+            (
+                above or "run",
+                run.short_id,
+                run.name,
+                f"{run.start:%Y-%m-%d %H:%M}",
+                str(children[run.id]) if above else "",
+                # A grid's own run is finished from the start.
+                "" if run.arm == "group" else run.status.lower(),
+                "" if accuracy is None else f"{100 * accuracy:.2f}",
+            )
+        )
+    headings = ("what", "id", "name", "started (UTC)", "runs", "status", "val. accuracy %")
+    return Table(headings, tuple(rows), "Studies, grids and runs")
 
 
 def arms(report: Report) -> Table:

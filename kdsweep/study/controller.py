@@ -28,7 +28,7 @@ from kdsweep.config.overrides import (
 from kdsweep.execution.executors import Executor, InProcess, open_executor, ray_cluster, require_executor
 from kdsweep.execution.jobs import Task, all_overrides
 from kdsweep.execution.trial_link import build_pruner, storage_url
-from kdsweep.report import console, writing
+from kdsweep.report import console, next_commands, writing
 from kdsweep.study import two_records
 from kdsweep.study.forecast import forecast
 from kdsweep.study.search import (
@@ -340,7 +340,9 @@ class Study(OptunaSweeperImpl):
             parent.tag({"kdsweep.looks": json.dumps(looks)})
             search.write_results(Path(self.sweep_dir) / "optimization_results.yaml")
         folder = writing.default_folder(Path(self.config.paths.root), store.study(parent.id))
-        console.show(writing.write(store, parent.id, folder))
+        report = writing.write(store, parent.id, folder)
+        console.show(report)
+        console.show_line(next_commands.after_study(store.uri, Path(self.config.paths.root), report))
 
     def _record_again(self, store: Store, job: Job, trial: EndedTrial, objectives: Sequence[str]) -> None:
         """Records a trial whose run is gone, by Optuna's values."""

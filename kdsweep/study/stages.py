@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kdsweep.config.overrides import kept_beside
-from kdsweep.execution.jobs import Job, Outcome
+from kdsweep.execution.jobs import Job, Outcome, in_words
 from kdsweep.system import interrupts
 from kdsweep.system.errors import PrunedError, RunError, one_line
 from kdsweep.system.processes import ProcessId, parse_process, this_process
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 # The seeds of confirmations start here, above those of baselines and trials.
 FIRST_FRESH_SEED = 1000
+
+# A signal that has ended the process of a job reaches this one so much later at most, if it was meant for both.
+OWN_SIGNAL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -165,7 +168,7 @@ class Stages:
 
         def ended(job: Job, outcome: Outcome) -> None:
             if outcome.error is not None:
-                note(f"{job.name} failed: {one_line(outcome.error)}")
+                note(f"The {in_words(job.name)} failed: {one_line(outcome.error)}")
 
         self._run_all([self._job(*confirmation) for confirmation in self._confirmations(best)], ended)
 
@@ -210,7 +213,11 @@ class Stages:
                 running += 1
             if running == 0:
                 return
-            for job, outcome in self._executor.wait():
+            done = self._executor.wait()
+            if any(outcome.lost for _, outcome in done):
+                # A scheduler's time limit or the end of a session ends all processes, and jobs may hear it first.
+                interrupts.wait(OWN_SIGNAL_SECONDS)
+            for job, outcome in done:
                 running -= 1
                 self._ended += not outcome.lost
                 if outcome.lost:
@@ -225,13 +232,13 @@ class Stages:
         def next_job() -> Job | None:
             job = again.pop() if again else next(waiting, None)
             if job is not None:
-                note(f"{job.name}{self._eta()}")
+                note(f"{_sentence(job.name)}{self._eta()}")
             return job
 
         def decide(job: Job, outcome: Outcome) -> None:
             self._lost[job.name] += outcome.lost
             if outcome.lost and self._lost[job.name] <= self._max_restarts:
-                note(f"{job.name}: {one_line(outcome.error)}; it is started again.")
+                note(f"{_sentence(job.name)}: {one_line(outcome.error)}; it is started again.")
                 again.append(job)
                 return
             if outcome.error is None:
@@ -326,6 +333,12 @@ class Stages:
         for run in self._store.children(self._parent_id):
             if run.status == "RUNNING" and run.tags.get("kdsweep.job") == name:
                 self._store.close_dead(run, cause)
+
+
+def _sentence(job: str) -> str:
+    """Returns what a job does, as the beginning of a sentence."""
+    words = in_words(job)
+    return words[:1].upper() + words[1:]
 
 
 def _living_process(run: RunRecord) -> ProcessId | None:

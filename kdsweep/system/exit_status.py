@@ -40,6 +40,19 @@ REFUSED = {
     errno.EEXIST: "A file stands where a folder belongs: remove it, or choose another folder (paths.root).",
     errno.EISDIR: "A folder stands where a file belongs: remove it, or choose another name.",
 }
+# Options that Hydra's documentation names, and the packages that bring them.
+PLUGINS = {
+    "hydra/launcher=joblib": "hydra-joblib-launcher",
+    "hydra/launcher=ray": "hydra-ray-launcher",
+    "hydra/launcher=rq": "hydra-rq-launcher",
+    "hydra/launcher=submitit_local": "hydra-submitit-launcher",
+    "hydra/launcher=submitit_slurm": "hydra-submitit-launcher",
+    "hydra/sweeper=ax": "hydra-ax-sweeper",
+    "hydra/sweeper=nevergrad": "hydra-nevergrad-sweeper",
+    "hydra/job_logging=colorlog": "hydra-colorlog",
+    "hydra/hydra_logging=colorlog": "hydra-colorlog",
+}
+
 NOT_THERE = "Is it in a folder that can be written (paths.root)?"
 
 # Modules in which Hydra turns the words of the command line into a configuration.
@@ -51,13 +64,19 @@ SEE_HELP = "`kdsweep --help` lists keys and options."
 CHOSEN = (*GROUPS, "experiment", "sweep", "hydra")
 
 
-def command(name: str, body: Callable[[], None]) -> None:
+def command(name: str, body: Callable[[], None], *, after_a_signal: str = "") -> None:
     """Runs the body of a command and turns its exceptions into one line on stderr and an exit status.
 
     The status is 2 for a `UserError`, 1 for a `RunError`, 129 for SIGHUP, 130 for Ctrl-C and 143 for SIGTERM. With
     KDSWEEP_TRACEBACK=1 the stack trace comes before the line. Any other exception always shows its stack trace, and its
     status is 1.
+
+    Args:
+        name: The command's.
+        body: What it does.
+        after_a_signal: A sentence that says how to go on after Ctrl-C, SIGTERM or SIGHUP.
     """
+    how = f". {after_a_signal}" if after_a_signal else ""
     interrupts.install()
     # urllib3 announces every attempt to reach a server; kdsweep says so once, or raises an error.
     logging.getLogger("urllib3").setLevel(logging.ERROR)
@@ -77,11 +96,11 @@ def command(name: str, body: Callable[[], None]) -> None:
             sys.stderr.write(masked_text("".join(traceback.format_exception(error))))
         fail(name, known)
     except HungUpError:
-        leave(name, "the terminal was closed", HUNG_UP)
+        leave(name, f"the terminal was closed{how}", HUNG_UP)
     except TerminatedError:
-        leave(name, "terminated", TERMINATED)
+        leave(name, f"terminated{how}", TERMINATED)
     except KeyboardInterrupt:
-        leave(name, "interrupted", INTERRUPTED)
+        leave(name, f"interrupted{how}", INTERRUPTED)
     finally:
         interrupts.forget()
 
@@ -182,7 +201,9 @@ def _reworded(text: str, key: str | None = None) -> UserError:
         # The option's own name may begin with a slash, which then follows the group's slash.
         group, mark, option = found[1].partition("//")
         group, _, option = (group, mark, f"/{option}") if mark else found[1].rpartition("/")
-        return UserError(f"there is no option {option!r}. Choose from {', '.join(found[2].split())}.", group)
+        package = PLUGINS.get(f"{group}={option}")
+        remedy = "" if package is None else f" It comes with a package: pip install {package}."
+        return UserError(f"there is no option {option!r}. Choose from {', '.join(found[2].split())}.{remedy}", group)
     if found := re.search(r"Error when parsing index: \d+, string: (.*?) out of \[.*?\]\. (.*?) See https:", text):
         remedy = "Quote what holds brackets, commas, spaces or letters beyond ASCII: 'key=\"a value\"'."
         return UserError(f"{found[1]!r} can't be read as key=value ({found[2]}). {remedy}")

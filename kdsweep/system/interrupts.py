@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 # may have been swallowed.
 PATIENCE_SECONDS = 5.0
 
+# `wait` looks for signals at this interval.
+WAIT_STEP_SECONDS = 0.02
+
 
 class TerminatedError(KeyboardInterrupt):
     """SIGTERM, which ends a run the way Ctrl-C does, so that its MLflow run is closed as killed."""
@@ -94,6 +97,15 @@ def check() -> None:
         error, _pending = _pending, None
         forget()
         raise error
+
+
+def wait(seconds: float) -> None:
+    """Waits, and raises the exception of a signal that has come or comes meanwhile."""
+    end = time.monotonic() + seconds
+    check()
+    while time.monotonic() < end:
+        time.sleep(WAIT_STEP_SECONDS)
+        check()
 
 
 def forget() -> None:

@@ -5,7 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from kdsweep.system.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 # The tag that holds the id of the run above a run.
 PARENT = "mlflow.parentRunId"
@@ -13,6 +18,9 @@ PARENT = "mlflow.parentRunId"
 # The tag that says which arm a run belongs to; its name is older than that word. Runs above others, which belong to no
 # arm, have "study" or "group" there.
 ARM_TAG = "kdsweep.role"
+
+# As many letters of an id are shown.
+SHORT_ID = 8
 
 # The tag of a run that was recorded again by what Optuna knows of its trial, because the first one was gone.
 RESTORED = "kdsweep.restored"
@@ -35,6 +43,11 @@ class RunRecord:
     metrics: dict[str, float]  # name -> its last value
     tags: dict[str, str]  # without MLflow's own
     parent: str | None = None  # id of the run above it
+
+    @property
+    def short_id(self) -> str:
+        """The first letters of the id, by which commands take a run."""
+        return self.id[:SHORT_ID]
 
     @property
     def arm(self) -> str | None:
@@ -85,6 +98,13 @@ class StudyRecord:
             and (stage is None or child.stage == stage)
             and (status is None or child.status == status)
         ]
+
+
+def require_one(letters: str, runs: Sequence[RunRecord]) -> None:
+    """Raises `UserError` if the ids of several runs begin with these letters; the message names them."""
+    if len(runs) > 1:
+        named = ", ".join(f"{run.short_id} ({run.name})" for run in runs)
+        raise UserError(f"`one id begins with {letters}` must hold, but several do: {named}. Give more letters.")
 
 
 def read_back(run: Any) -> RunRecord:

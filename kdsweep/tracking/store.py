@@ -9,6 +9,7 @@ named by its URI. Only MLflow's client is used, and never its fluent interface: 
 
 from __future__ import annotations
 
+import re
 import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -35,7 +36,7 @@ from kdsweep.tracking.location import (
 )
 from kdsweep.tracking.opening import find_experiment, import_mlflow, make_store, opening, through_proxy
 from kdsweep.tracking.retry import PATIENCE_SECONDS, is_disk_full, is_forbidden, is_transient, patiently, reason
-from kdsweep.tracking.run_records import ARM_TAG, PARENT, RunRecord, StudyRecord, read_back
+from kdsweep.tracking.run_records import ARM_TAG, PARENT, RunRecord, StudyRecord, read_back, require_one
 from kdsweep.tracking.run_writer import Run, disk_full, ended, milliseconds
 from kdsweep.tracking.sender import LOCAL, REMOTE, Outbox
 
@@ -49,6 +50,10 @@ NOTE = "mlflow.note.content"
 DESCRIBED = "kdsweep.described"
 # What ended a run that isn't FINISHED, and the process in which it goes on.
 ERROR, PROCESS = "kdsweep.error", "kdsweep.process"
+
+# An MLflow id, or its first letters; and as many candidates as are named where these fit several.
+FIRST_LETTERS = re.compile("[0-9a-f]{1,32}")
+MOST_CANDIDATES = 10
 
 # Seconds for which a store that doesn't answer is asked again while it is opened.
 OPEN_SECONDS = 4.0
@@ -344,13 +349,18 @@ class Store:
     def study(self, name_or_id: str | None = None) -> StudyRecord:
         """Returns a study: the one of this id, or the latest of this name, or the latest of all for None.
 
+        The first letters of an id will do.
+
         Raises:
-            UserError: There is none.
+            UserError: There is none, or several ids begin with these letters.
         """
         known = self.studies()
-        for parent in known:
-            if name_or_id is None or name_or_id in (parent.name, parent.id):
-                return StudyRecord(parent, tuple(self.children(parent.id)))
+        wanted = [run for run in known if name_or_id is None or name_or_id in (run.name, run.id)]
+        if not wanted and name_or_id:
+            wanted = [run for run in known if run.id.startswith(name_or_id)]
+            require_one(name_or_id, wanted)
+        if wanted:
+            return StudyRecord(wanted[0], tuple(self.children(wanted[0].id)))
         where = f"in the experiment {self.experiment!r} of {self._shown}"
         if not known:
             raise UserError(f"There is no study {where}. Make one with `kdsweep sweep=alpha_tau`.")
@@ -376,10 +386,10 @@ class Store:
         return self._search("")
 
     def find(self, run_id: str) -> RunRecord:
-        """Returns the run with this id, whatever its experiment.
+        """Returns the run with this id, or whose id alone begins with it, whatever its experiment.
 
         Raises:
-            UserError: There is none.
+            UserError: There is none, or there are several.
         """
         from mlflow.exceptions import MlflowException
 
@@ -388,7 +398,19 @@ class Store:
         except MlflowException as error:
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise
-            raise UserError(f"There is no run {run_id!r} in {self._shown}. `kdsweep-ui` shows them all.") from error
+            begun = self._begun_with(run_id) if FIRST_LETTERS.fullmatch(run_id) else []
+            require_one(run_id, begun)
+            if not begun:
+                raise UserError(
+                    f"There is no run {run_id!r} in {self._shown}. `kdsweep-report --list` and `kdsweep-ui` show them."
+                ) from error
+            return begun[0]
+
+    def _begun_with(self, letters: str) -> list[RunRecord]:
+        """Returns the latest runs, of all experiments, whose id begins with these letters."""
+        experiments = [found.experiment_id for found in self.ask("search_experiments")]
+        query = f"attributes.run_id LIKE '{letters}%'"
+        return [read_back(run) for run in self.ask("search_runs", experiments, query, max_results=MOST_CANDIDATES)]
 
     def _search(self, filter_string: str) -> list[RunRecord]:
         """Returns the experiment's runs that match a filter of MLflow's, in the order of their start."""

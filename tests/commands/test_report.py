@@ -241,6 +241,18 @@ def test_a_group_without_runs_is_reported(root: Path, tmp_path: Path, capsys: py
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"report.html", "report.json"}
 
 
+def test_a_list_names_what_there_is(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Studies and grids with the number of their runs, the latest last."""
+    store = Store(f"sqlite:///{root}/mlflow.db")
+    report.main(["--list", "--uri", store.uri])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    named = {run.id[:8]: str(len(store.children(run.id))) for run in store.studies()}
+    shown = {
+        words[1]: words[-1 if words[0] == "grid" else -2] for words in lines if len(words) > 1 and words[1] in named
+    }
+    assert shown == named
+
+
 @pytest.mark.slow
 def test_an_unknown_study_names_the_known_ones(root: Path, tmp_path: Path) -> None:
     """The error lists the studies that there are."""

@@ -38,6 +38,15 @@ def test_a_path_that_exists_at_the_old_place_alone_stays(places: tuple[Path, Pat
     assert in_new(f"{old}/data/only_old", old, new) == f"{old}/data/only_old"
 
 
+def test_a_network_in_a_file_moves_with_the_file(places: tuple[Path, Path]) -> None:
+    """What stands behind the colon of weights is no part of the path."""
+    old, new = places
+    (old / "net.pth").touch()
+    assert in_new(f"{old}/net.pth:model_ema", old, new) == f"{old}/net.pth:model_ema"
+    (new / "net.pth").touch()
+    assert in_new(f"{old}/net.pth:model_ema", old, new) == f"{new}/net.pth:model_ema"
+
+
 @pytest.mark.parametrize("value", ["resnet18", "kdsweep.data.digits", "pkg://package/models/a.pth", 3, None, "/else/x"])
 def test_what_is_no_path_below_the_old_folder_stays(value: object, places: tuple[Path, Path]) -> None:
     """Names, numbers, URIs and other paths stay, even if the old folder was the working directory."""

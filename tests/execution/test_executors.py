@@ -29,7 +29,7 @@ from rich.console import Console
 
 from kdsweep.execution import workers
 from kdsweep.execution.executors import Executor, open_executor, ray_cluster
-from kdsweep.execution.jobs import Job, Outcome, Task, run_job
+from kdsweep.execution.jobs import Job, Outcome, Task, in_words, run_job
 from kdsweep.system import interrupts, progress
 from kdsweep.system.errors import RunError, UserError
 from kdsweep.system.files import short_folder
@@ -83,6 +83,22 @@ def eventually(condition: Callable[[], bool]) -> None:
 def test_a_job_returns_its_value(task: Task) -> None:
     """It is what the task function returns for the configuration with the job's overrides."""
     assert run_job(task, job("one", value=3)) == Outcome(3)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("teacher-0", "teacher, seed 0"),
+        ("label_smoothing-12", "label smoothing, seed 12"),
+        ("trial-0037", "trial 37"),
+        ("confirm-trial-0000-1000", "confirmation of trial 0, seed 1000"),
+        ("confirm-label_smoothing-1004", "confirmation of label smoothing, seed 1004"),
+        ("a name/of another kind", "a name/of another kind"),
+    ],
+)
+def test_a_job_is_named_in_words(name: str, words: str) -> None:
+    """People read what a job does; records keep its name."""
+    assert in_words(name) == words
 
 
 def test_a_job_has_a_folder_of_its_name(task: Task, tmp_path: Path) -> None:

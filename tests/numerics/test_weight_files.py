@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import urllib.request
 from pathlib import Path
@@ -14,7 +15,9 @@ from networks import architecture, assert_same, build, random_pictures
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from kdsweep.numerics.weight_files import load_state
+from kdsweep.config.overrides import parsed
+from kdsweep.numerics import weight_files
+from kdsweep.numerics.weight_files import read_file
 from kdsweep.system.errors import UserError
 
 SHARED_LITE0 = Path(__file__).parents[3] / "shared/data/tf_efficientnet_lite0.safetensors"
@@ -145,14 +148,15 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path, change: Any, message:
         (lambda items: items[1:], "the file has 337 tensors and the network 338"),
         (
             lambda items: [items[0], items[2], items[1], *items[3:]],
-            "tensor 1 differs: 'x.conv1.1.bias' of the file meets",
+            "tensor 1 differs: 'x.conv1_1.bias' of the file meets",
         ),
         (lambda items: [("x.weight", torch.ones(3)), *items[1:]], r"shape: conv1\.0\.weight \(3,\) instead of"),
     ],
 )
 def test_weights_by_order_must_agree_in_kind(tmp_path: Path, change: Any, message: str) -> None:
     """Matching by position counts the tensors and compares their kinds: equal shapes are not enough."""
-    state = dict(change([(f"x.{name}", tensor) for name, tensor in random_state().items()]))
+    named = {f"x.{name.replace('.', '_', name.count('.') - 1)}": t for name, t in random_state().items()}
+    state = dict(change(list(named.items())))
     torch.save(state, tmp_path / "other.pth")
     with pytest.raises(UserError, match=message):
         build(name=SHUFFLENET, weights=str(tmp_path / "other.pth"), weights_by="order")
@@ -176,7 +180,7 @@ def test_a_pickle_with_code_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
     path.parent.mkdir(parents=True)
     torch.save({"conv1.weight": Code(f"touch {tmp_path}/ran")}, path)
     with pytest.raises(UserError, match=r"fd\.pth holds the Python object \w+\.system\. It could run code") as error:
-        load_state("IMAGENET1K_V1" if downloaded else str(path), "torchvision", "resnet18")
+        read_file("IMAGENET1K_V1" if downloaded else str(path), "torchvision", "resnet18")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "ran").exists()
 
@@ -188,7 +192,7 @@ def test_an_unreadable_file_is_refused_in_one_line(tmp_path: Path, suffix: str, 
     path = tmp_path / f"broken{suffix}"
     path.write_bytes(content)
     with pytest.raises(UserError, match=rf"broken\{suffix} cannot be read") as error:
-        load_state(str(path), "torchvision", "resnet18")
+        read_file(str(path), "torchvision", "resnet18")
     assert "\n" not in str(error.value)
 
 
@@ -197,3 +201,168 @@ def test_a_folder_is_no_weights_file(tmp_path: Path) -> None:
     (tmp_path / "folder.pth").mkdir()
     with pytest.raises(UserError, match=r"`weights is a file` must hold, .* There is a folder at"):
         architecture(weights=str(tmp_path / "folder.pth"))
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> str:
+    """What was printed about the weights of a file; it is printed once a process."""
+    return capsys.readouterr().err
+
+
+@pytest.fixture(autouse=True)
+def says_it_again() -> None:
+    """Each test is the first to read a file of its name."""
+    weight_files._say_what_was_taken.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("keys", "prefix"),
+    [
+        (("state_dict",), ""),
+        (("model",), "module."),
+        (("model_ema",), ""),
+        (("state_dict_ema",), "module._orig_mod."),
+        (("ema_state_dict",), "ema_model.module."),
+        ((), "_orig_mod."),
+        ((), "backbone."),
+        ((), "net.model."),
+        (("checkpoint", "networks", "student"), "encoder.body."),
+    ],
+)
+def test_a_network_is_found_where_it_was_saved(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], keys: tuple[str, ...], prefix: str
+) -> None:
+    """Dictionaries and prefixes around a network are taken off, and one line says so."""
+    saved: dict[str, Any] = {f"{prefix}{name}": tensor for name, tensor in random_state().items()}
+    for key in reversed(keys):
+        saved = {"epoch": 3, "best": torch.tensor(0.5), key: saved, "args": argparse.Namespace(lr=0.1)}
+    torch.save(saved, tmp_path / "net.pth")
+    network = build(name=SHUFFLENET, weights=str(tmp_path / "net.pth"))
+    assert_same(network.net.state_dict(), random_state(), without="fc.")
+    words = [f"taken from {'.'.join(keys)}"] * bool(keys) + [f"without the prefix {prefix!r}"] * bool(prefix)
+    assert said(capsys) == f"Weights of net.pth: {', '.join(words)}.\n"
+
+
+def test_a_plain_state_dict_needs_no_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is said of a file that is taken as it is."""
+    torch.save(random_state(), tmp_path / "net.pth")
+    build(name=SHUFFLENET, weights=str(tmp_path / "net.pth"))
+    assert said(capsys) == ""
+
+
+def test_a_checkpoint_of_lightning_is_a_file_of_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The network is taken from beside the state of loops, optimizers and other modules, whose NaN are nobody's."""
+    state = {f"model.{name}": tensor for name, tensor in random_state().items()}
+    moments = {0: {"step": torch.tensor(9.0), "exp_avg": torch.full((24,), torch.nan)}}
+    checkpoint = {
+        "epoch": 1,
+        "global_step": 9,
+        "pytorch-lightning_version": "2.5.0",
+        "state_dict": {**state, "criterion.weight": torch.ones(10), "accuracy.tp": torch.tensor([torch.inf])},
+        "loops": {"fit_loop": {"state_dict": {}, "epoch_progress": {"current": {"ready": 2}}}},
+        "callbacks": {"ModelCheckpoint{'monitor': None}": {"best_model_score": torch.tensor(0.9)}},
+        "optimizer_states": [{"state": moments, "param_groups": [{"lr": 0.1}]}],
+        "lr_schedulers": [],
+        "hyper_parameters": {"lr": 0.1, "name": "tiny"},
+    }
+    torch.save(checkpoint, tmp_path / "last.ckpt")
+    network = build(name=SHUFFLENET, weights=str(tmp_path / "last.ckpt"))
+    assert_same(network.net.state_dict(), random_state(), without="fc.")
+    beside = "without criterion.weight, accuracy.tp"
+    assert said(capsys) == f"Weights of last.ckpt: taken from state_dict, without the prefix 'model.', {beside}.\n"
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_weights_of_another_precision_become_float32(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: torch.dtype, suffix: str
+) -> None:
+    """Each value is the file's, and one line says which type the file has."""
+    state = {name: t.to(kind) if t.is_floating_point() else t for name, t in random_state().items()}
+    path = tmp_path / f"half{suffix}"
+    save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
+    taken = build(name=SHUFFLENET, weights=str(path)).net.state_dict()
+    expected = {name: t.float() if t.is_floating_point() else t for name, t in state.items()}
+    assert_same(taken, expected, without="fc.")
+    assert said(capsys) == f"Weights of half{suffix}: as float32, from {str(kind).removeprefix('torch.')}.\n"
+
+
+def two_networks(n_classes: int = 1000) -> dict[str, Any]:
+    """A checkpoint with a network and its moving average, as timm and DeiT write it."""
+    average = {f"module.{name}": tensor + 1 for name, tensor in random_state(n_classes).items()}
+    return {"model": random_state(n_classes), "model_ema": average, "optimizer": {"state": {}}, "epoch": 3}
+
+
+def test_several_networks_in_a_file_are_not_guessed(tmp_path: Path) -> None:
+    """A network and its average both fit: the message has both names, and the way to choose."""
+    path = tmp_path / "both.pth"
+    torch.save(two_networks(), path)
+    with pytest.raises(
+        UserError, match=r"which has model and model_ema\.module\. Choose one, such as (\S+)\.$"
+    ) as error:
+        build(name=SHUFFLENET, weights=str(path))
+    (override,) = parsed([str(error.value).rpartition(" ")[2].removesuffix(".")])
+    assert override.value() == f"{path}:model_ema.module"
+    average = build(name=SHUFFLENET, weights=f"{path}:model_ema")
+    assert torch.equal(average.net.state_dict()["conv5.0.weight"], random_state()["conv5.0.weight"] + 1)
+    plain = build(name=SHUFFLENET, weights=f"{path}:model")
+    assert_same(plain.net.state_dict(), random_state(), without="fc.")
+
+
+def test_two_networks_under_prefixes_are_not_guessed(tmp_path: Path) -> None:
+    """A student and its teacher of the same kind lie in one state dict of a checkpoint."""
+    state = {f"{who}.{name}": t for who in ("student", "teacher") for name, t in random_state().items()}
+    torch.save({"state_dict": state}, tmp_path / "both.ckpt")
+    with pytest.raises(UserError, match=r"which has state_dict\.student and state_dict\.teacher\."):
+        build(name=SHUFFLENET, weights=str(tmp_path / "both.ckpt"))
+    build(name=SHUFFLENET, weights=f"{tmp_path}/both.ckpt:state_dict.teacher")
+
+
+def test_a_network_of_another_kind_beside_it_does_no_harm(tmp_path: Path) -> None:
+    """A student's checkpoint also holds its teacher, of which only some names are the student's."""
+    teacher = torchvision.models.get_model("squeezenet1_1").state_dict()
+    state = {**{f"net.{k}": t for k, t in random_state().items()}, **{f"teacher.{k}": t for k, t in teacher.items()}}
+    torch.save({"state_dict": state}, tmp_path / "net.ckpt")
+    network = build(name=SHUFFLENET, weights=str(tmp_path / "net.ckpt"))
+    assert_same(network.net.state_dict(), random_state(), without="fc.")
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ("both.pth:ema", r"`ema is in .*both\.pth` must hold, but it has model, model_ema\.module\."),
+        ("both.pth:optimizer", r"`optimizer is in .*both\.pth` must hold"),
+    ],
+)
+def test_a_part_that_a_file_lacks_is_refused(tmp_path: Path, weights: str, message: str) -> None:
+    """The message has the names of the networks that are there."""
+    torch.save(two_networks(), tmp_path / "both.pth")
+    with pytest.raises(UserError, match=message):
+        build(name=SHUFFLENET, weights=f"{tmp_path}/{weights}")
+
+
+def test_faults_behind_a_prefix_are_those_of_the_network(tmp_path: Path) -> None:
+    """Not all names of the file count as unexpected, and all of the network as missing, where one tensor differs."""
+    state = {f"module.{name}": tensor for name, tensor in random_state().items()}
+    state["module.conv1.0.weight"] = torch.ones(24, 1, 3, 3)
+    torch.save({"model": state}, tmp_path / "net.pth")
+    with pytest.raises(
+        UserError, match=r"net\.pth', in it model\.module: shape: conv1\.0\.weight \(24, 1, 3, 3\) inst"
+    ):
+        build(name=SHUFFLENET, weights=str(tmp_path / "net.pth"))
+
+
+def test_a_head_of_several_layers_is_dropped_too(tmp_path: Path) -> None:
+    """Contrastive training (MoCo) replaces the final layer by two; `head: new` drops whatever the head was."""
+    state = {f"module.encoder_q.{k}": t for k, t in random_state().items() if not k.startswith("fc.")}
+    state |= {"module.encoder_q.fc.0.weight": torch.ones(8, 8), "module.encoder_q.fc.2.weight": torch.ones(8, 8)}
+    torch.save({"arch": "x", "state_dict": {**state, "module.queue": torch.ones(8, 8)}}, tmp_path / "moco.pth.tar")
+    network = build(name=SHUFFLENET, weights=str(tmp_path / "moco.pth.tar"))
+    assert torch.equal(network.net.state_dict()["conv5.0.weight"], random_state()["conv5.0.weight"])
+
+
+def test_order_and_wrapping_go_together(tmp_path: Path) -> None:
+    """`weights_by: order` looks into a file's dictionaries too."""
+    state = {f"x.{index}.{name.rpartition('.')[2]}": t for index, (name, t) in enumerate(random_state().items())}
+    torch.save({"state_dict": state, "epoch": 1}, tmp_path / "other.pth")
+    network = build(name=SHUFFLENET, weights=str(tmp_path / "other.pth"), weights_by="order")
+    assert_same(network.net.state_dict(), random_state(), without="fc.")

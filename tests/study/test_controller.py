@@ -25,6 +25,7 @@ from kdsweep.study.controller import Study, _looks, only_controller
 from kdsweep.study.search import Setting
 from kdsweep.system.errors import UserError
 from kdsweep.system.sqlite import sqlite_uri
+from kdsweep.train import GOES_ON
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -55,6 +56,13 @@ def finished(place: Path) -> Outcome:
     done = kdsweep(*STUDY, *OF_THE_USER, root=place)
     assert done.status == 0, done.err
     return done
+
+
+def test_a_study_ends_with_the_next_commands(finished: Outcome, parent: Run, place: Path) -> None:
+    """They name the study, and a run of the chosen setting that has read the test split."""
+    run_id = runs(place, "distill", stage="confirmation", study="alpha_tau")[0].info.run_id[:8]
+    commands = (f"kdsweep-report {parent.info.run_id[:8]}", f"kdsweep-export {run_id}", f"kdsweep-reproduce {run_id}")
+    assert finished.out.splitlines()[-1] == f"Next: {', '.join(commands)}, kdsweep-ui"
 
 
 @pytest.fixture(scope="session")
@@ -508,7 +516,7 @@ def test_sigterm_closes_a_study_and_its_run(finished: Outcome, place: Path) -> N
     command.wait_for(lambda: statuses(place)[before:] == ["RUNNING", "FINISHED", "RUNNING"])
     command.signal(signal.SIGTERM)
     done = command.outcome()
-    assert (done.status, done.error) == (143, "kdsweep: terminated")
+    assert (done.status, done.error) == (143, f"kdsweep: terminated. {GOES_ON}")
     assert statuses(place)[before:] == ["KILLED", "FINISHED", "KILLED"]
 
 
@@ -524,6 +532,10 @@ def test_a_plain_grid_is_grouped(finished: Outcome, place: Path) -> None:
     settings = [(run.data.params["loss.alpha"], run.data.params["loss.tau"]) for run in found]
     assert settings == [("0.3", "2"), ("0.3", "4"), ("0.6", "2"), ("0.6", "4")]
     assert {run.info.status for run in [group, *found]} == {"FINISHED"}
+    best = max(run.data.metrics["val/accuracy"] for run in found)
+    grid, line = done.err.splitlines()[-2:]
+    assert grid.startswith(f"Grid: 4 runs; the best validation accuracy is {best:.2%}, run ")
+    assert line.startswith(f"Next: kdsweep-report {group.info.run_id[:8]}, kdsweep-export {grid.split()[-5]}, ")
 
 
 def test_the_plug_in_works_by_itself(finished: Outcome, place: Path) -> None:
@@ -537,6 +549,7 @@ def test_the_plug_in_works_by_itself(finished: Outcome, place: Path) -> None:
     assert len(found) == 3
     best = OmegaConf.load(next((place / "multirun").rglob("optimization_results.yaml")))
     assert best.best_value <= 1
+    assert f"Grid: 3 runs; the best validation accuracy is {best.best_value:.2%}, run " in done.err
 
 
 def test_nothing_is_left_running(finished: Outcome, place: Path) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 import subprocess
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,9 @@ from kdsweep.execution.jobs import Job, Outcome
 from kdsweep.study import stages as stages_module
 from kdsweep.study.search import CAUSE, PRUNED_AT, STARTS, Search
 from kdsweep.study.stages import Baseline, Stages
+from kdsweep.system import interrupts
 from kdsweep.system.errors import PrunedError, RunError
+from kdsweep.system.interrupts import TerminatedError
 from kdsweep.system.processes import ProcessId, this_process
 from kdsweep.system.sqlite import sqlite_uri
 from kdsweep.tracking.location import store_uri
@@ -164,6 +169,12 @@ def place(store: Store, tmp_path: Path) -> Place:
     return Place(store, tmp_path)
 
 
+@pytest.fixture(autouse=True)
+def no_signal_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for a signal after a job whose process died."""
+    monkeypatch.setattr(stages_module, "OWN_SIGNAL_SECONDS", 0.0)
+
+
 # What is run
 
 
@@ -259,7 +270,7 @@ def test_what_is_left_is_said(place: Place, capsys: pytest.CaptureFixture[str]) 
     """Each job has a line; from the second on it tells how long the rest takes."""
     carry_out(place.stages(), AtOnce(place))
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "teacher-0"
+    assert lines[0] == "Teacher, seed 0"
     assert all("about 0.0 min left" in line for line in lines[1:])
     assert [line.partition(",")[0] for line in lines if line.startswith("Trial")] == [
         "Trial 0 (1 of 2)",
@@ -279,6 +290,34 @@ def test_a_job_whose_process_died_is_started_again(name: str, place: Place) -> N
     assert executor.names.count(name) == 3
     assert [run.status for run in place.runs(name)] == ["KILLED", "KILLED", "FINISHED"]
     assert place.runs(name)[0].tags["kdsweep.error"] == "its process was killed by signal 9"
+
+
+@pytest.mark.parametrize("name", ["scratch-0", "trial-0000"])
+def test_nothing_is_started_again_while_the_study_ends(
+    name: str, place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A time limit's SIGTERM ends the processes of jobs a moment before it reaches the study."""
+    monkeypatch.setattr(stages_module, "OWN_SIGNAL_SECONDS", 60.0)
+    executor = AtOnce(place, **{name.replace("-", "_"): [LOST]})
+    run, signals = executor._run, {number: signal.getsignal(number) for number in interrupts.ENDS}
+
+    def killed_first(job: Job) -> Outcome:
+        if job.name == name:
+            threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        return run(job)
+
+    monkeypatch.setattr(executor, "_run", killed_first)
+    stages = place.stages()
+    interrupts.install()
+    try:
+        with pytest.raises(TerminatedError), interrupts.deferred():
+            carry_out(stages, executor)
+    finally:
+        interrupts.forget()
+        for number, handler in signals.items():
+            signal.signal(number, handler)
+    assert executor.names.count(name) == 1
+    assert "again" not in capsys.readouterr().err
 
 
 def test_a_baseline_that_always_dies_ends_the_study(place: Place) -> None:
@@ -360,7 +399,7 @@ def test_a_trial_that_always_dies_is_given_up(place: Place) -> None:
 def test_a_confirmation_that_fails_costs_a_pair(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     """The other runs are made, and the next controller tries it again."""
     carry_out(place.stages(), AtOnce(place, confirm_scratch_1000=[ValueError("diverged")]))
-    assert "confirm-scratch-1000 failed: diverged\n" in capsys.readouterr().err
+    assert "The confirmation of scratch, seed 1000 failed: diverged\n" in capsys.readouterr().err
     again = AtOnce(place)
     stages = place.stages()
     assert stages.left()["confirmation"] == 1

@@ -19,7 +19,7 @@ from conftest import console_script
 
 from kdsweep.system import exit_status
 from kdsweep.system.errors import RunError, UserError
-from kdsweep.system.interrupts import ENDS, TerminatedError
+from kdsweep.system.interrupts import ENDS, HungUpError, TerminatedError
 
 pytestmark = pytest.mark.slow
 
@@ -99,6 +99,16 @@ def test_each_end_has_its_exit_status(
     assert left.value.code == status
     printed = capfd.readouterr().err
     assert printed.startswith(f"command: {line}")
+    assert printed.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), TerminatedError(), HungUpError()])
+def test_a_signal_says_how_to_go_on(error: BaseException, handlers: None, capfd: pytest.CaptureFixture[str]) -> None:
+    """Where a command can: in the same line."""
+    with pytest.raises(SystemExit):
+        exit_status.command("command", lambda: _raise(error), after_a_signal="Give it again.")
+    printed = capfd.readouterr().err
+    assert printed.endswith(". Give it again.\n")
     assert printed.count("\n") == 1
 
 

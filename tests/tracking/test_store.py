@@ -594,6 +594,23 @@ def test_a_run_is_found_by_its_id(store: Store, recorded: str) -> None:
             store.find(wrong)
 
 
+def test_a_run_is_found_by_the_first_letters_of_its_id(store: Store) -> None:
+    """In any experiment; if they fit several, these are named."""
+    other, made = Store(store.uri, "letters"), []
+    while len({run_id[0] for run_id in made}) == len(made):
+        made.append(other.create(f"run {len(made)}", {"kdsweep.role": "group"}, 0))
+    *_, last = made
+    assert store.find(last[:16]).id == last
+    twins = [run_id for run_id in made if run_id[0] == last[0]]
+    with pytest.raises(UserError, match=f"^`one id begins with {last[0]}` must hold, but several do: ") as error:
+        store.find(last[0])
+    assert error.value.message.endswith(". Give more letters.")
+    assert other.study(last[:16]).parent.id == last
+    with pytest.raises(UserError) as error:
+        other.study(last[0])
+    assert all(f"{run_id[:8]} (run {made.index(run_id)})" in error.value.message for run_id in twins)
+
+
 def test_a_record_names_the_run_above_it(store: Store) -> None:
     """A run that stands alone has None."""
     with store.run("above", tags=DISTILL, params={}) as parent, store.run("b", tags={}, params={}, parent=parent.id):

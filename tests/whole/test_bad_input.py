@@ -203,7 +203,8 @@ WEIGHTS = [
         ("half.pth", "model.weights", ("cannot be read", "PytorchStreamReader", "Get it again")),
         ("half.safetensors", "model.weights", ("cannot be read", "incomplete metadata")),
         ("list.pth", "model.weights", ("state dict", "a list", "Save net.state_dict() alone")),
-        ("nested.pth", "model.weights", ("state dict", "a dict with 'state_dict'", "Save net.state_dict() alone")),
+        ("two.pth", "model.weights", ("one network in the file fits", "has model and model_ema", "two.pth:model_ema.")),
+        ("two.pth:ema", "model.weights", ("`ema is in ", "has model, model_ema. Write one of these")),
         ("numbered.pth", "model.weights", ("state dict", "a dict with 1")),
         ("nan.safetensors", "model.weights", ("finite numbers", "conv1.weight", "Get it again")),
         ("whole.safetensors", "model.weights", ("type: conv1.weight torch.int32 instead of torch.float32",)),
@@ -285,6 +286,8 @@ COMMAND_LINE = [
     Wrong("~loss._target_", "loss", ("loss is chosen", "--help")),
     Wrong("tracking=null", "tracking", ("group of keys", "tracking=None", "one by one")),
     Wrong("tracking=5", "tracking", ("5",)),
+    Wrong("hydra/launcher=joblib -m seed=0,1", "hydra/launcher", ("'joblib'", "pip install hydra-joblib-launcher")),
+    Wrong("hydra/sweeper=ax -m seed=0,1", "hydra/sweeper", ("'ax'", "pip install hydra-ax-sweeper")),
 ]
 
 PLACES = [
@@ -460,7 +463,7 @@ def _make_weights(root: Path) -> None:
     torch.save({"weight": _Code(root / "executed")}, root / "code_in_a_dict.pt")
     (root / "pickle.pth").write_bytes(pickle.dumps(_Code(root / "executed")))
     torch.save([1, 2], root / "list.pth")
-    torch.save({"state_dict": state}, root / "nested.pth")
+    torch.save({"model": state, "model_ema": state}, root / "two.pth")
     torch.save({1: torch.zeros(2)}, root / "numbered.pth")
     for name in ("garbage.pth", "garbage.safetensors", "two\nlines.pth"):
         (root / name).write_bytes(b"garbage\x00\xff" * 20)

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from kdsweep.system.sqlite import sqlite_uri
 from kdsweep.system.tensor_files import read_tensors
+from kdsweep.train import GOES_ON
 
 pytestmark = pytest.mark.slow
 
@@ -373,7 +374,7 @@ def test_a_closed_terminal_ends_a_run(tmp_path: Path) -> None:
     command.signal(signal.SIGHUP)
     done = command.outcome()
     assert done.status == 129, done.err
-    assert done.error == "kdsweep: the terminal was closed"
+    assert done.error == f"kdsweep: the terminal was closed. {GOES_ON}"
     assert [run.info.status for run in runs(tmp_path, "distill")] == ["KILLED"]
 
 
@@ -427,7 +428,7 @@ def test_a_storm_of_signals_cuts_no_closing_short(tmp_path: Path) -> None:
             time.sleep(0.01)
     done = command.outcome()
     # Where both wait when Python looks, it handles the lower number first.
-    first = {143: "kdsweep: terminated", 129: "kdsweep: the terminal was closed"}
+    first = {143: f"kdsweep: terminated. {GOES_ON}", 129: f"kdsweep: the terminal was closed. {GOES_ON}"}
     assert done.error == first.get(done.status), done.err
     assert "RUNNING" not in statuses(tmp_path)
 
