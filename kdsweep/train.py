@@ -67,6 +67,8 @@ def hydra_main(cfg: DictConfig) -> float | tuple[float, ...]:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
+    from kdsweep.config.unread import require_read
+
     hydra_cfg = HydraConfig.get()
     multirun = hydra_cfg.mode == RunMode.MULTIRUN
     masking.mask_logs()
@@ -74,6 +76,7 @@ def hydra_main(cfg: DictConfig) -> float | tuple[float, ...]:
         with chdir(hydra_cfg.runtime.cwd):
             for folder in (hydra_cfg.runtime.output_dir, *([hydra_cfg.sweep.dir] if multirun else [])):
                 masking.mask_files(Path(folder))
+            require_read(cfg, hydra_cfg)
             return train(cfg).objective
     except Exception as error:
         known = exit_status.explained(error)

@@ -24,6 +24,7 @@ from kdsweep.config.overrides import (
     require_key,
     without_replaced_sweeps,
 )
+from kdsweep.config.unread import require_read
 from kdsweep.execution.executors import Executor, InProcess, open_executor, ray_cluster, require_executor
 from kdsweep.execution.jobs import Task, all_overrides
 from kdsweep.execution.trial_link import build_pruner, storage_url
@@ -171,6 +172,7 @@ class Study(OptunaSweeperImpl):
 
     def _check(self, directions: Sequence[str]) -> None:
         """Refuses values that would otherwise be refused only after the baselines."""
+        require_read(self.config, self.config.hydra)
         checks.check(rules.settled(self.config))
         remedy = "A study always goes on where it was interrupted."
         require(self.config.resume is not True, "resume in (auto, false) in a study", True, "resume", remedy)
@@ -254,6 +256,7 @@ class Study(OptunaSweeperImpl):
                 OmegaConf.set_readonly(own, False)
                 with open_dict(own):
                     OmegaConf.update(own, key.lstrip("+"), value)
+                require_read(own, own.hydra)
                 checks.check(rules.settled(own))
 
     def _is_group(self, key: str) -> bool:
