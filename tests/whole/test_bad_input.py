@@ -361,6 +361,9 @@ GRIDS = [
     Wrong("-m nothing=1,2", "nothing", ("no such key",)),
     Wrong("-m hydra.sweep.dir=/proc/x seed=1", "No such file", ("/proc/x",)),
     Wrong("-m loss.alpha=2,3", "loss.alpha", ("0 <= alpha <= 1", "alpha=2")),
+    Wrong("-m loss.alpha=0.3,2", "loss.alpha", ("alpha=2", "job 1:")),
+    Wrong("-m loss.alpha=0.3,0.6 +alpha=0.5", "alpha", ("nothing reads", "mean loss.alpha?", "job 0:")),
+    Wrong("-m model.name=shufflenet_v2_x0_5,resnet19", "model.name", ("resnet18", "job 1:")),
     Wrong("-m seed=-1,-2", "seed", ("seed >= 0", "seed=-1")),
     Wrong("-m tracking.uri=x seed=1,2", "tracking.uri", ("SQLite", "'x'")),
 ]
