@@ -325,7 +325,10 @@ class Study(OptunaSweeperImpl):
                 self._record_again(store, stages.trial_job(trial), trial, [name for name, _ in objectives])
             # This measures, so it comes before the workers start and import.
             self._announce(stages)
-            with stages.carried_out_by(self._open_executor(any(stages.left().values()))):
+            anything_left = any(stages.left().values())
+            if known is not None and known.end is not None and known.status == "FINISHED" and not anything_left:
+                parent.ends_at(known.end)
+            with stages.carried_out_by(self._open_executor(anything_left)):
                 stages.run_baselines()
                 stages.run_search()
                 chosen = stages.choose()

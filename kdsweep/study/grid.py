@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kdsweep import recording
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from hydra.plugins.launcher import Launcher
+    from hydra.types import HydraContext
 
     from kdsweep.tracking.run_writer import Run
     from kdsweep.tracking.store import Store
