@@ -59,14 +59,18 @@ def _help_or_run() -> None:
     # A sweep is a multirun. Hydra has to know the mode before it reads sweep/*.yaml, so that file can't set it.
     if any(word.startswith("sweep=") for word in words) and not any(word.startswith("hydra.mode=") for word in words):
         sys.argv.append("hydra.mode=MULTIRUN")
-    _grids.clear()
+    from kdsweep.study.plugin import use_for_grids
+
+    _searches.clear()
+    use_for_grids()
     hydra.main(config_path=str(CONFIG_FOLDER), config_name="config")(hydra_main)()
-    for key, cfg in _grids.items():
-        _say_what_a_grid_found(cfg, key)
+    for key, cfg in _searches.items():
+        _say_what_a_search_found(cfg, key)
 
 
-# The plain multirun whose jobs this process has run, by its key in the store, with the configuration of the last job.
-_grids: dict[str, DictConfig] = {}
+# The multirun of another sweeper whose jobs this process has run, by its key in the store, with the last job's
+# configuration. The grid says itself what it found.
+_searches: dict[str, DictConfig] = {}
 
 
 def hydra_main(cfg: DictConfig) -> float | tuple[float, ...]:
@@ -78,6 +82,8 @@ def hydra_main(cfg: DictConfig) -> float | tuple[float, ...]:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
+    from kdsweep.config.unread import require_read
+
     hydra_cfg = HydraConfig.get()
     multirun = hydra_cfg.mode == RunMode.MULTIRUN
     masking.mask_logs()
@@ -85,19 +91,21 @@ def hydra_main(cfg: DictConfig) -> float | tuple[float, ...]:
         with chdir(hydra_cfg.runtime.cwd):
             for folder in (hydra_cfg.runtime.output_dir, *([hydra_cfg.sweep.dir] if multirun else [])):
                 masking.mask_files(Path(folder))
+            require_read(cfg, hydra_cfg)
             done = train(cfg)
             if not multirun:
                 _say_what_comes_next(cfg, done)
             elif cfg.tracking.parent is None:
                 from kdsweep.recording import group_key
 
-                _grids[group_key(hydra_cfg.sweep.dir)] = cfg
+                _searches[group_key(hydra_cfg.sweep.dir)] = cfg
             return done.objective
     except Exception as error:
         known = exit_status.explained(error)
         # A sweeper other than Hydra's own decides what a failed job means, so it gets the exception. In all other cases
         # Hydra would add lines of its own, so the command ends here.
-        decided = multirun and not str(hydra_cfg.sweeper._target_).startswith("hydra._internal.")
+        grid = ("hydra._internal.", "kdsweep.study.plugin.GridSweeper")
+        decided = multirun and not str(hydra_cfg.sweeper._target_).startswith(grid)
         if known is None or exit_status.show_traceback() or decided:
             raise
         exit_status.fail(
@@ -107,33 +115,31 @@ def hydra_main(cfg: DictConfig) -> float | tuple[float, ...]:
 
 def _say_what_comes_next(cfg: DictConfig, done: Trained) -> None:
     from kdsweep import recording
+    from kdsweep.analysis.study_goals import Objective
+    from kdsweep.config.rules import objectives
     from kdsweep.report import next_commands
 
     note(next_commands.after_run(recording.uri_of(cfg), Path(cfg.paths.root), done.run_id, cfg.arm))
 
 
-def _say_what_a_grid_found(cfg: DictConfig, key: str) -> None:
-    """Prints the best run of a plain multirun, and the next commands; nothing if the store doesn't know the multirun.
+def _say_what_a_search_found(cfg: DictConfig, key: str) -> None:
+    """Prints the best run of a multirun, and the next commands; nothing if the store doesn't know the multirun.
 
     Args:
         cfg: The configuration of one of its jobs.
         key: As `recording.group_key` returns it.
     """
     from kdsweep import recording
-    from kdsweep.analysis import metrics
-    from kdsweep.analysis.study_goals import Objective
-    from kdsweep.config.rules import objectives
     from kdsweep.report import next_commands
     from kdsweep.tracking.location import require_store
     from kdsweep.tracking.store import Store
 
-    uri, root, name = recording.uri_of(cfg), Path(cfg.paths.root), objectives(cfg)[0]
+    uri, root, objective = recording.uri_of(cfg), Path(cfg.paths.root), Objective.of(objectives(cfg)[0])
     with suppress(UserError, RunError):  # the runs have ended well, though the store doesn't answer now
         require_store(uri)
         store = Store(uri, cfg.tracking.experiment)
         known = {group.tags["kdsweep.group"]: group.id for group in store.tagged(arm="group")}
         if key in known:
-            objective = Objective(name, metrics.direction(name) == "maximize")
             for line in next_commands.after_grid(uri, root, known[key], store.children(known[key]), objective):
                 note(line)
 

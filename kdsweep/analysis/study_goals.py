@@ -46,6 +46,11 @@ class Objective:
     metric: str
     maximise: bool = True
 
+    @classmethod
+    def of(cls, metric: str) -> Objective:
+        """Returns the objective that optimises a metric in its own direction."""
+        return cls(metric, metrics.direction(metric) == "maximize")
+
     @property
     def sign(self) -> int:
         """1 where more is better, -1 where less is: values times the sign are to be maximised."""

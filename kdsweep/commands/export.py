@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from kdsweep.commands import export_description, network_files, trained_student
 from kdsweep.system import exit_status
 from kdsweep.system.errors import UserError, require
-from kdsweep.tracking.location import require_store, store_uri
+from kdsweep.tracking.location import EXPERIMENT, default_experiment, require_store, store_uri
 from kdsweep.tracking.store import Store
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     option("--force", action="store_true", help="replace an earlier export in the folder")
     option("--register", metavar="NAME", help="log the files to the run, and register them in MLflow under this name")
     option("--uri", metavar="URI", help="MLflow store (default: $MLFLOW_TRACKING_URI, else <root>/mlflow.db)")
-    option("--experiment", metavar="NAME", default="kdsweep", help="MLflow experiment (default: %(default)s)")
+    option("--experiment", metavar="NAME", default=default_experiment(), help=EXPERIMENT)
     option("--root", metavar="DIR", type=Path, default=root, help="project folder (default: $KDSWEEP_HOME, else .)")
     return parser
 

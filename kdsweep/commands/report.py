@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from kdsweep.report.writing import default_folder, readings, write
 from kdsweep.system import exit_status
 from kdsweep.system.errors import UserError, require
-from kdsweep.tracking.location import require_store, store_uri
+from kdsweep.tracking.location import EXPERIMENT, default_experiment, require_store, store_uri
 from kdsweep.tracking.store import Store
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     option = parser.add_argument
     option("study", nargs="?", metavar="STUDY", help="name, MLflow id, or first letters of it (default: the latest)")
     option("--uri", metavar="URI", help="MLflow store (default: $MLFLOW_TRACKING_URI, else <root>/mlflow.db)")
-    option("--experiment", metavar="NAME", default="kdsweep", help="MLflow experiment (default: %(default)s)")
+    option("--experiment", metavar="NAME", default=default_experiment(), help=EXPERIMENT)
     option("--root", metavar="DIR", type=Path, default=root, help="project folder (default: $KDSWEEP_HOME, else .)")
     option("--out", metavar="DIR", type=Path, help="folder for what is written (default: <root>/reports/<study>)")
     option("--list", action="store_true", help="name studies, grids and runs, the latest last, and end")

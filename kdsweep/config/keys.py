@@ -7,6 +7,7 @@ A key that isn't listed here makes a test fail.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import re
 from collections.abc import Mapping
@@ -19,6 +20,16 @@ if TYPE_CHECKING:
 
 # The groups of components that a run is made of.
 GROUPS = ("data", "model", "teacher", "loss", "optimizer", "schedule")
+
+# Groups whose component refuses keys that it doesn't know.
+STRICT = (*(f"{group}." for group in GROUPS if group != "teacher"), "teacher.network.", "teacher.head.")
+# What is read of the groups that describe no component.
+PARTS = {
+    "teacher": ("network", "head", "mode", "precision", "batch_size", "compiled"),
+    "paths": ("root", "data", "cache"),
+}
+# The smallest likeness of two words, from 0 to 1, at which one may be meant by the other.
+ALIKE = 0.8
 
 
 class Purpose(Enum):
@@ -145,6 +156,51 @@ def may_be_searched(name: str) -> bool:
     """Returns whether a search may vary a key: not what is read off a run, nor where it is recorded."""
     fixed = (Purpose.ANSWER, Purpose.COURSE, Purpose.PLACE, Purpose.MEMBERSHIP, Purpose.STUDY)
     return name != "arm" and _purpose(name) not in fixed
+
+
+def is_read(name: str) -> bool:
+    """Returns whether kdsweep reads a key wherever it stands, or a component would refuse it.
+
+    The keys of a study (`sweep.`) count as unread, because a study gets them by interpolations. Without a study nobody
+    asks for them.
+    """
+    group, _, part = name.partition(".")
+    if name.startswith(STRICT) or name == "hydra" or name.startswith("hydra."):
+        return True
+    if group in PARTS:
+        return part in ("", *PARTS[group])
+    is_group = any(row.name.startswith(f"{name}.") for row in KEYS)
+    return is_group or (_purpose(name) not in (None, Purpose.STUDY) and group != "runtime")
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Returns the known key that is probably meant by another one: that with the most similar last word.
+
+    Among several of that kind it is the one with the most similar group, and then the one that is least deep.
+    """
+    group, _, leaf = name.rpartition(".")
+    found = {}
+    for key in known:
+        own, _, word = key.rpartition(".")
+        may_be_set = not word.startswith("_") and _purpose(key) is not Purpose.MEMBERSHIP
+        if may_be_set and key != name and _likeness(leaf, word) >= ALIKE:
+            found[key] = _likeness(leaf, word), _likeness(group, own), -key.count(".")
+    return max(found, key=found.__getitem__, default=None)
+
+
+def _likeness(one: str, other: str) -> float:
+    """Returns how similar two words are, from 0 to 1; "max_epochs" is as good as "epochs"."""
+    short, long = sorted((one, other), key=len)
+    within = f"_{short}_" in f"_{long}_"
+    return max(difflib.SequenceMatcher(None, one, other).ratio(), ALIKE if short and within else 0.0)
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """Returns the remedy for a key that isn't there or that nothing reads: which key is meant, if one is similar."""
+    guess = nearest(name, known)
+    in_study = name.startswith("sweep.") and guess is None
+    hint = f"Did you mean {guess}? " if guess else "It belongs to a study: add sweep=alpha_tau. " if in_study else ""
+    return f"{hint}`kdsweep --help` lists them all."
 
 
 def unclassified(names: Iterable[str]) -> list[str]:

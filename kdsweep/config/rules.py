@@ -78,19 +78,32 @@ def require_places(cfg: DictConfig, *more: Path) -> None:
 
 
 def settled(cfg: DictConfig) -> DictConfig:
-    """Returns `cfg` with `teacher: null` where no teacher is chosen but details of one are set.
+    """Returns `cfg` with what follows from its other keys.
 
-    A study's baselines choose teacher=none, while its sweep or experiment file may say teacher.network.input_size.
+    The teacher is null where none is chosen but details of one are set: a study's baselines choose teacher=none, while
+    its sweep or experiment file may say teacher.network.input_size. The arm follows from loss and teacher where it
+    isn't given.
     """
-    if not OmegaConf.is_dict(cfg.teacher):
-        return cfg
-    network = OmegaConf.select(cfg, "teacher.network")
-    if network is not None and (not OmegaConf.is_dict(network) or "_target_" in network.keys()):  # noqa: SIM118
+    network = OmegaConf.select(cfg, "teacher.network") if OmegaConf.is_dict(cfg.teacher) else None
+    whole = network is not None and (not OmegaConf.is_dict(network) or "_target_" in network.keys())  # noqa: SIM118
+    details = OmegaConf.is_dict(cfg.teacher) and not whole
+    if not details and cfg.arm is not None:
         return cfg
     own = cfg.copy()
     OmegaConf.set_readonly(own, False)
-    own.teacher = None
+    if details:
+        own.teacher = None
+    if own.arm is None:
+        own.arm = _arm(own)
     return own
+
+
+def _arm(cfg: DictConfig) -> str:
+    """Returns the arm of a student by how it is taught; a trial of a study is distilled, whatever its options are."""
+    if OmegaConf.select(cfg, "tracking.trial") is not None:
+        return "distill"
+    taught = {"kdsweep.losses.ce": "scratch", "kdsweep.losses.label_smoothing": "label_smoothing"}
+    return taught.get(str(OmegaConf.select(cfg, "loss._target_")), "scratch" if cfg.teacher is None else "distill")
 
 
 def objectives(cfg: DictConfig) -> list[str]:

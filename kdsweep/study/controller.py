@@ -25,6 +25,7 @@ from kdsweep.config.overrides import (
     require_key,
     without_replaced_sweeps,
 )
+from kdsweep.config.unread import require_read
 from kdsweep.execution.executors import Executor, InProcess, open_executor, ray_cluster, require_executor
 from kdsweep.execution.jobs import Task, all_overrides
 from kdsweep.execution.trial_link import build_pruner, storage_url
@@ -173,6 +174,7 @@ class Study(OptunaSweeperImpl):
 
     def _check(self, directions: Sequence[str]) -> None:
         """Refuses values that would otherwise be refused only after the baselines."""
+        require_read(self.config, self.config.hydra)
         checks.check(rules.settled(self.config))
         remedy = "A study always goes on where it was interrupted."
         require(self.config.resume is not True, "resume in (auto, false) in a study", True, "resume", remedy)
@@ -256,6 +258,7 @@ class Study(OptunaSweeperImpl):
                 OmegaConf.set_readonly(own, False)
                 with open_dict(own):
                     OmegaConf.update(own, key.lstrip("+"), value)
+                require_read(own, own.hydra)
                 checks.check(rules.settled(own))
 
     def _is_group(self, key: str) -> bool:
@@ -327,7 +330,10 @@ class Study(OptunaSweeperImpl):
                 self._record_again(store, stages.trial_job(trial), trial, [name for name, _ in objectives])
             # This measures, so it comes before the workers start and import.
             self._announce(stages)
-            with stages.carried_out_by(self._open_executor(any(stages.left().values()))):
+            anything_left = any(stages.left().values())
+            if known is not None and known.end is not None and known.status == "FINISHED" and not anything_left:
+                parent.ends_at(known.end)
+            with stages.carried_out_by(self._open_executor(anything_left)):
                 stages.run_baselines()
                 stages.run_search()
                 chosen = stages.choose()

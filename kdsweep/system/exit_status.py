@@ -12,7 +12,7 @@ import traceback
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NoReturn
 
-from kdsweep.config.keys import GROUPS
+from kdsweep.config.keys import GROUPS, flatten, meant
 from kdsweep.system import interrupts, user_code
 from kdsweep.system.errors import RunError, UserError, one_line
 from kdsweep.system.interrupts import HungUpError, TerminatedError
@@ -140,7 +140,10 @@ def explained(error: Exception) -> UserError | RunError | None:
     if isinstance(error, OmegaConfBaseException):
         return _reworded(str(error), getattr(error, "full_key", None))
     if isinstance(error, HydraException):
-        return _reworded(f"{error} {error.__cause__ or ''}")
+        text = f"{error} {error.__cause__ or ''}"
+        if found := re.search(r"Could not override '([^']+)'", one_line(text)):
+            return UserError(f"there is no such key. {meant(found[1], _known(found[1], error))}", found[1])
+        return _reworded(text)
     # Some words (`loss=null`, `-m --cfg job`, `+=`) make Hydra fail in the middle of its work, with any exception.
     places = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
     composing = any(place.startswith(COMPOSING) for place in places)
@@ -192,10 +195,6 @@ def _reworded(text: str, key: str | None = None) -> UserError:
         key: The key at fault, if the exception knows it.
     """
     text = one_line(text)
-    if found := re.search(r"Could not override '([^']+)'", text):
-        guess = re.search(r"Did you mean: ('[^']+')", text)
-        remedy = f"Did you mean {guess[1]}? " if guess else ""
-        return UserError(f"there is no such key. {remedy}`kdsweep --help` lists them all.", found[1])
     options = r"Could not find '([^']+)' Available options in '[^']+': (.*?)( Config search|$)"
     if found := re.search(options, text):
         # The option's own name may begin with a slash, which then follows the group's slash.
@@ -224,6 +223,16 @@ def _reworded(text: str, key: str | None = None) -> UserError:
         )
     text = re.sub(r"\s*(Config search path:|full_key:|object_type=|reference_type=).*", "", text)
     return UserError(f"{_ended(text)} {SEE_HELP}", key or None)
+
+
+def _known(key: str, error: BaseException) -> list[str]:
+    """Returns the keys of the configuration, which OmegaConf's error knows; Hydra's own only beside one of them."""
+    from omegaconf import OmegaConf
+
+    node = getattr(error.__cause__, "parent_node", None)
+    config = {} if node is None else OmegaConf.to_container(node._get_root(), resolve=False)
+    of_hydra = key.startswith("hydra.")
+    return [name for name in flatten(config) if name.startswith("hydra.") == of_hydra]
 
 
 def _ended(text: str) -> str:

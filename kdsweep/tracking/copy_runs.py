@@ -72,7 +72,7 @@ class Copier:
 
     def _is_there(self, run: RunRecord) -> bool:
         """Returns whether all of a run was copied, and nothing was added since."""
-        end = None if run.duration_s is None else round(1000 * (run.start.timestamp() + run.duration_s))
+        end = run.end
         return run.tags.get(SENT) in self._copies.values() and run.tags.get(SENT_END) == str(end)
 
     def _above(self, run: RunRecord) -> Iterator[RunRecord]:

@@ -20,6 +20,9 @@ from kdsweep.system.sqlite import SQLITE, sqlite_path, sqlite_uri
 SERVERS = ("http", "https", "databricks")
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 
+# What the commands' help says of their option --experiment.
+EXPERIMENT = "MLflow experiment (default: $MLFLOW_EXPERIMENT_NAME, else kdsweep)"
+
 # Folders beside an SQLite store's file.
 ARTIFACTS, UNSENT = "mlartifacts", "unsent"
 
@@ -51,6 +54,11 @@ def store_uri(uri: str | None, root: Path) -> str:
         return uri
     _, mark, query = uri.partition("?")
     return sqlite_uri(path) + mark + query
+
+
+def default_experiment() -> str:
+    """Returns the name of the MLflow experiment of which commands speak: `$MLFLOW_EXPERIMENT_NAME`, else "kdsweep"."""
+    return os.environ.get("MLFLOW_EXPERIMENT_NAME") or "kdsweep"
 
 
 def artifact_folder(database: Path) -> Path:

@@ -50,6 +50,12 @@ class RunRecord:
         return self.id[:SHORT_ID]
 
     @property
+    def end(self) -> int | None:
+        """When the run ended, in ms since 1970; None while it goes on."""
+        seconds = self.start.timestamp() + (self.duration_s or 0)
+        return None if self.duration_s is None else round(1000 * seconds)
+
+    @property
     def arm(self) -> str | None:
         """One of `ARMS`, or "study" or "group" for a run above others; None if kdsweep didn't make the run."""
         return self.tags.get(ARM_TAG)

@@ -28,6 +28,7 @@ from kdsweep.tracking.journal import Journal, Owner
 from kdsweep.tracking.location import (
     artifact_folder,
     correct_locations,
+    default_experiment,
     file_path,
     holds_store,
     lock_path,
@@ -67,7 +68,7 @@ class Store:
 
     Args:
         uri: The store's, as `store_uri` returns it.
-        experiment: The experiment's name.
+        experiment: The experiment's name; None stands for `default_experiment`.
         unsent: Folder that keeps what runs can't hand to the store; None stands for `unsent_folder`.
         wait: Seconds for which a store that doesn't answer is asked again.
 
@@ -77,9 +78,10 @@ class Store:
     """
 
     def __init__(
-        self, uri: str, experiment: str = "kdsweep", unsent: Path | None = None, *, wait: float = OPEN_SECONDS
+        self, uri: str, experiment: str | None = None, unsent: Path | None = None, *, wait: float = OPEN_SECONDS
     ) -> None:
         self.uri = uri
+        experiment = default_experiment() if experiment is None else experiment
         self.experiment = experiment
         self._shown = masked_text(uri)
         path = sqlite_path(uri)

@@ -227,6 +227,26 @@ def test_settings_of_a_teacher_that_is_not_chosen_are_none() -> None:
     assert rules.settled(chosen) == chosen
 
 
+@pytest.mark.parametrize(
+    ("words", "arm"),
+    [
+        (("arm=null",), "distill"),
+        (("arm=null", "loss=ce", "teacher=none"), "scratch"),
+        (("arm=null", "loss=ce"), "scratch"),
+        (("arm=null", "loss=label_smoothing", "teacher=none", "+teacher.network.input_size=96"), "label_smoothing"),
+        (("arm=null", "teacher=none", "loss._target_=mine.focal"), "scratch"),
+        (("arm=null", "loss._target_=mine.hints"), "distill"),
+        # A trial of a search over losses is compared as what was searched.
+        (("arm=null", "loss=ce", "tracking.trial=0", "tracking.stage=search"), "distill"),
+        (("loss=ce", "teacher=none"), "distill"),
+        (("arm=teacher",), "teacher"),
+    ],
+)
+def test_an_arm_that_is_not_given_follows_from_loss_and_teacher(words: tuple[str, ...], arm: str) -> None:
+    """A user's experiment file needs none; one that is given holds."""
+    assert rules.settled(composed(*SHORT, *words)).arm == arm
+
+
 def test_a_student_lies_in_memory_as_it_is_told() -> None:
     """Its weights are the same numbers, and it gives the same answers but for rounding."""
     data, _ = build.inputs(build.key_of(config().data), 0, "cpu")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import configurations
+import hydra
 import numpy as np
 import optuna
 import pytest
@@ -49,7 +50,7 @@ NEEDS_DOWNLOAD = {"cifar10", "cifar100"}
 # The modules that know the configuration.
 READERS = (
     *("train", "recording", "config/build", "config/checks", "config/rules", "commands/reproduce"),
-    *("study/controller", "study/forecast", "study/measure_speed"),
+    *("study/controller", "study/forecast", "study/grid", "study/measure_speed"),
 )
 
 
@@ -222,6 +223,18 @@ def test_an_experiment_is_a_small_difference(option: str) -> None:
     base = composed(f"experiment={option}")
     assert [key for key in keys if OmegaConf.select(base, key, default=...) is ...] == []
     assert "_target_" not in str(difference)
+
+
+@pytest.mark.parametrize("group", ["job_logging", "hydra_logging"])
+@pytest.mark.parametrize("option", ["disabled", "none", "default"])
+def test_hydras_ways_to_log_are_those_of_hydra(group: str, option: str) -> None:
+    """Python's logging refuses a handler of ours without what Hydra's default says of it."""
+    packaged = Path(hydra.__file__).parent / "conf" / "hydra" / group / f"{option}.yaml"
+    chosen = composed(f"hydra/{group}={option}").hydra[group]
+    theirs = OmegaConf.to_container(OmegaConf.load(packaged))
+    assert OmegaConf.to_container(chosen) == theirs
+    ours = composed().hydra[group].handlers
+    assert (ours.console["class"], ours.console.level) == ("logging.StreamHandler", "WARNING")
 
 
 @pytest.mark.slow

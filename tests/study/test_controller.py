@@ -341,7 +341,9 @@ def test_a_study_needs_its_own_configuration_to_go_on(partly: Outcome, place: Pa
 def test_the_same_command_goes_on_with_what_is_missing(partly: Outcome, place: Path) -> None:
     """Under the same MLflow run, what is done is not repeated, and what more is asked for is made."""
     before = len(statuses(place))
+    ended = [study.info.end_time for study in runs(place, "study", study="partly")]
     assert kdsweep(*SMALL, "sweep.name=partly", root=place).err == "Study partly: all 3 runs are done.\n"
+    assert [study.info.end_time for study in runs(place, "study", study="partly")] == ended  # nothing was added
     done = kdsweep(*SMALL, "sweep.name=partly", "sweep.confirm_seeds=1", root=place)
     assert done.status == 0, done.err
     assert done.err.splitlines()[0].endswith(": 6 runs. 3 of them are done.")

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Any
 
 import fresh_stores
 import pytest
+from configurations import composed
 from matplotlib.figure import Figure
 from needs import lacking
 from read_only import read_only
@@ -29,7 +31,7 @@ from read_only import read_only
 from kdsweep.system.errors import PrunedError, RunError, UserError
 from kdsweep.system.processes import ProcessId, this_process
 from kdsweep.system.sqlite import driver_uri, sqlite_path
-from kdsweep.tracking.location import artifact_folder, require_store, store_uri
+from kdsweep.tracking.location import artifact_folder, default_experiment, require_store, store_uri
 from kdsweep.tracking.mlflow_calls import place_file
 from kdsweep.tracking.retry import AwayError, is_forbidden, is_transient, reason
 from kdsweep.tracking.run_writer import Run
@@ -929,3 +931,29 @@ def test_a_location_that_another_program_chose_stays(store: Store, tmp_path: Pat
     ids = [client.create_experiment(f"chosen {index}", artifact_location=uri) for index, uri in enumerate(chosen)]
     Store(own.uri)
     assert [client.get_experiment(known).artifact_location for known in ids] == chosen
+
+
+def test_the_experiment_is_the_environments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for MLflow itself: for a run, for what reads runs, and for the commands' --experiment."""
+    for value, name in (("theirs", "theirs"), (None, "kdsweep")):
+        if value is None:
+            monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME")
+        else:
+            monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", value)
+        assert composed().tracking.experiment == name
+        assert default_experiment() == name
+        assert composed("tracking.experiment=mine").tracking.experiment == "mine"
+
+
+def test_a_run_that_is_opened_again_for_nothing_keeps_its_end(store: Store) -> None:
+    """Otherwise a study that is repeated when it is finished would have taken until today."""
+    with store.run("study", tags=DISTILL, params={}) as run:
+        pass
+    before = store.find(run.id)
+    time.sleep(0.01)
+    with store.reopened(run.id) as again:
+        again.ends_at(before.end)
+    assert store.find(run.id) == replace(before, tags=store.find(run.id).tags)
+    with store.reopened(run.id):
+        pass
+    assert store.find(run.id).duration_s > before.duration_s

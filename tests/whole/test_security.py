@@ -157,7 +157,11 @@ def test_a_configuration_calls_components_alone(target: str) -> None:
 # Secrets
 
 
-HIDDEN = (f"+hub_token={SECRET}", f"+mirror='https://me:{SECRET}@host/x'", f"+auth={{user:me,password:{SECRET}}}")
+HIDDEN = (
+    *(f"+hub_token={SECRET}", f"+mirror='https://me:{SECRET}@host/x'", f"+auth={{user:me,password:{SECRET}}}"),
+    # Nothing else reads them.
+    "hydra.help.footer='${hub_token} ${mirror} ${auth}'",
+)
 
 
 @pytest.mark.slow
