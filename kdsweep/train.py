@@ -8,8 +8,9 @@ import os
 import sys
 from contextlib import chdir, contextmanager, suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import kdsweep
 from kdsweep.config import help_page
@@ -59,10 +60,9 @@ def _help_or_run() -> None:
     # A sweep is a multirun. Hydra has to know the mode before it reads sweep/*.yaml, so that file can't set it.
     if any(word.startswith("sweep=") for word in words) and not any(word.startswith("hydra.mode=") for word in words):
         sys.argv.append("hydra.mode=MULTIRUN")
-    from kdsweep.study.plugin import use_for_grids
-
     _searches.clear()
-    use_for_grids()
+    # By its name, because the study is built upon this module. Hydra loads the plug-in in any case.
+    import_module("kdsweep.study.plugin").use_for_grids()
     hydra.main(config_path=str(CONFIG_FOLDER), config_name="config")(hydra_main)()
     for key, cfg in _searches.items():
         _say_what_a_search_found(cfg, key)
@@ -91,7 +91,7 @@ def hydra_main(cfg: DictConfig) -> float | tuple[float, ...]:
         with chdir(hydra_cfg.runtime.cwd):
             for folder in (hydra_cfg.runtime.output_dir, *([hydra_cfg.sweep.dir] if multirun else [])):
                 masking.mask_files(Path(folder))
-            require_read(cfg, hydra_cfg)
+            require_read(cfg, cast("DictConfig", hydra_cfg))
             done = train(cfg)
             if not multirun:
                 _say_what_comes_next(cfg, done)
@@ -115,8 +115,6 @@ def hydra_main(cfg: DictConfig) -> float | tuple[float, ...]:
 
 def _say_what_comes_next(cfg: DictConfig, done: Trained) -> None:
     from kdsweep import recording
-    from kdsweep.analysis.study_goals import Objective
-    from kdsweep.config.rules import objectives
     from kdsweep.report import next_commands
 
     note(next_commands.after_run(recording.uri_of(cfg), Path(cfg.paths.root), done.run_id, cfg.arm))
@@ -130,6 +128,8 @@ def _say_what_a_search_found(cfg: DictConfig, key: str) -> None:
         key: As `recording.group_key` returns it.
     """
     from kdsweep import recording
+    from kdsweep.analysis.study_goals import Objective
+    from kdsweep.config.rules import objectives
     from kdsweep.report import next_commands
     from kdsweep.tracking.location import require_store
     from kdsweep.tracking.store import Store

@@ -60,12 +60,13 @@ def _others_read(hydra: DictConfig) -> bool:
 
 def _unread(asked: set[str], config: Mapping[str, object]) -> set[str]:
     """Returns which of the keys that are `asked` for no other key of the configuration reads, not even in a chain."""
-    unread, found = set(asked), True
-    while found:
+    unread = set(asked)
+    while True:
         read = {path for name, value in config.items() if name not in unread for path in _references(name, value)}
         found = {name for name in unread if any(_overlap(name, path) for path in read)}
+        if not found:
+            return unread
         unread -= found
-    return unread
 
 
 def _overlap(name: str, path: str) -> bool:
