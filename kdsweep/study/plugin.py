@@ -31,6 +31,8 @@ class StudySweeperConf(OptunaSweeperConf):
     n_jobs: int = 1
     direction: Any = None
     pruner: Any = MISSING
+    sampler: Any = MISSING
+    sampler_seed: Any = None
     baselines: dict[str, BaselineConf] = field(default_factory=dict)
     confirm_seeds: int = 0
     executor: str | None = None

@@ -238,7 +238,16 @@ def test_a_studys_files_lie_in_its_folder(finished: Outcome, place: Path) -> Non
         ("sweep.name='a,b'", "sweep.name: `a plain name`"),
         ("sweep.name=null", "sweep.name: `a plain name`"),
         ("sweep.name=a,b", "sweep.name: `one value for all runs` must hold, but got name='a,b'"),
-        ("hydra.sweeper.sampler._target_=optuna.samplers.Best", "Error locating target"),
+        (
+            "hydra.sweeper.sampler._target_=optuna.samplers.Best",
+            "hydra.sweeper.sampler: Error loading 'optuna.samplers.Best'",
+        ),
+        (
+            "hydra.sweeper.sampler._target_=optuna.samplers.BruteForceSampler",
+            "hydra.sweeper.sampler: BruteForceSampler",
+        ),
+        ("hydra/sweeper/sampler=motpe", "hydra.sweeper.sampler: The 'motpe' sampler was removed"),
+        ("hydra.sweeper.sampler.seed=-1", "hydra.sweeper.sampler.seed: `seed is null or a whole number >= 0`"),
         ("tracking.uri=nowhere", "tracking.uri: "),
     ],
 )
