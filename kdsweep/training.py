@@ -292,7 +292,7 @@ def fit_head(
     This is multinomial logistic regression on standardised features. It minimises
     mean cross-entropy + weight_decay / 2 * |weights|^2. The weight decays are tried from strong to weak, each from the
     solution before it, until the validation NLL has risen twice. Then the head with the lowest validation NLL is put
-    back, and its metrics are yielded once more.
+    back, and its metrics are yielded once more. A class without training pictures gets next to no probability.
 
     Args:
         network: The network; its head's weight and bias are overwritten.

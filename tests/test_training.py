@@ -384,6 +384,23 @@ def test_fit_head_does_not_blow_up_a_constant_feature() -> None:
     assert network.head.weight.isfinite().all()
 
 
+def test_fit_head_takes_training_pictures_that_lack_a_class() -> None:
+    """A class that only validation has gets a small, finite probability, and the head is trained for the others."""
+    network = build()
+    (features, labels), (other, other_labels) = head_data(60, seed=0), head_data(300, seed=1)
+    kept = labels < 5
+    list(
+        fit_head(
+            network, features[kept], labels[kept], other, other_labels, weight_decays=[1.0, 0.1], max_iterations=50
+        )
+    )
+    with torch.no_grad():
+        logits = network.head(other)
+    assert logits.isfinite().all()
+    assert 0 < logits.softmax(dim=1)[:, 5].max() < 1e-6
+    assert (logits.argmax(dim=1) == other_labels)[other_labels < 5].double().mean() > 0.5
+
+
 def test_a_head_without_bias_is_refused() -> None:
     """A head without a bias, such as maxvit_t's, can't include the scaling of its features; one line says so."""
     network = build()

@@ -136,7 +136,7 @@ class TrialLink:
 
     def leave(self, values: Sequence[float]) -> None:
         """Writes the result into the trial, in case the controller is killed before the result arrives."""
-        self._storage.set_trial_user_attr(self._id, VALUES, list(values))
+        self._storage.set_trial_user_attr(self._id, VALUES, [float(value) for value in values])
 
     def _beat(self) -> None:
         self._storage.set_trial_user_attr(self._id, BEAT, time.time())

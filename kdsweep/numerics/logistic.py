@@ -27,6 +27,11 @@ CURVATURE_SAMPLE = 4096
 # have no curvature.
 RENEWED_BELOW = 0.4
 SMALLEST_STEP = 1e-4
+# So many iterations in a row may find nothing lower. Then what could still be gained is no more than rounding.
+MOST_STALLED = 10
+# The best bias of a class without pictures is minus infinity. It gets a finite one, which costs this share of the
+# tolerance.
+UNSEEN_SHARE = 0.01
 # The number of pictures in each of the matrix products that run in parallel. BLAS would compute a single product so
 # long and narrow on one core.
 BLOCK = 900
@@ -37,7 +42,8 @@ class LogisticRegression:
 
     The method is L-BFGS in the metric of an estimated Hessian: the second moments of the features, with each picture
     weighted by the mean curvature of its softmax, (1 - sum of p^2) / (C - 1), plus the weight decay. This is a tighter
-    relative of Boehning's bound (1992, doi 10.1007/BF00048682).
+    relative of Boehning's bound (1992, doi 10.1007/BF00048682). For the bias, which has no penalty and is nearly flat
+    where a class is rare, it is the Hessian itself. `_bound` proves how far the minimum can be.
 
     A sequence from strong to weak decays is fast. The search for each minimum starts at the point that the two minima
     before it extrapolate to, and it keeps L-BFGS's memory, since a new decay changes gradients only by a multiple of
@@ -54,41 +60,59 @@ class LogisticRegression:
     """
 
     def __init__(self, features: Tensor, labels: Tensor, n_classes: int) -> None:
+        counts = torch.bincount(labels, minlength=n_classes).double()
+        self._seen = counts.nonzero()[:, 0]  # (K,), the classes that have pictures
+        self._shares = counts[self._seen] / len(labels)
         self._features, self._n_classes = features, n_classes
         self._tolerance = min(TOLERANCE, TOLERANCE_PER_PICTURE * len(features))
-        self._targets = F.one_hot(labels, n_classes).to(features.dtype)  # (N, C)
-        self._point = features.new_zeros(n_classes, features.shape[1] + 1)  # weights, then the bias
+        targets = F.one_hot(torch.searchsorted(self._seen, labels), len(self._seen))
+        self._targets = targets.to(features.dtype)  # (N, K)
+        self._point = features.new_zeros(len(self._seen), features.shape[1] + 1)  # weights, then the bias
+        # Without weights this bias is the best, and the Hessian in it is diag(shares) - shares shares^T.
+        self._point[:, -1] = (self._shares / self._shares.max()).log()
+        self._bias_factor = self._shares.sqrt().diag()
         self._earlier: tuple[float, Tensor] | None = None
         self._decay = math.nan
         self._pairs: list[tuple[Tensor, Tensor]] = []
         self._curvature = math.inf
         self._moments = features.new_zeros(0, 0)
-        self._probabilities = torch.full_like(self._targets, 1 / n_classes)
-        self.cross_entropy, self.n_evaluations = math.log(n_classes), 0
+        self._probabilities = features.new_zeros(0, len(self._seen))
+        self.cross_entropy, self.n_evaluations = float(torch.special.entr(self._shares).sum()), 0
 
     @property
     def weight(self) -> Tensor:
-        """The weights (C, F) of the minimum found last; zeros at first."""
-        return self._point[:, :-1]
+        """The weights (C, F) of the minimum found last; zeros at first, and for classes without pictures."""
+        weight = self._point.new_zeros(self._n_classes, self._features.shape[1])
+        weight[self._seen] = self._point[:, :-1]
+        return weight
 
     @property
     def bias(self) -> Tensor:
-        """The bias (C,) of the minimum found last, which isn't penalised; zeros at first."""
-        return self._point[:, -1]
+        """The bias (C,) of the minimum found last, which isn't penalised; the classes' logarithmic shares at first."""
+        n_unseen = self._n_classes - len(self._seen)
+        bias = self._point.new_zeros(self._n_classes)
+        if n_unseen > 0:
+            logits = torch.addmm(self._point[:, -1], self._features, self._point[:, :-1].T)  # (N, K)
+            # The objective rises by at most n_unseen * exp(bias) * mean(1 / sum exp(logits)).
+            mean_inverse = (-logits.double().logsumexp(dim=1)).logsumexp(dim=0) - math.log(len(logits))
+            bias += math.log(UNSEEN_SHARE * self._tolerance / n_unseen) - float(mean_inverse)
+        bias[self._seen] = self._point[:, -1]
+        return bias
 
     def solve(self, weight_decay: float, max_iterations: int) -> None:
         """Moves to the minimum, until the objective is within the tolerance, or for `max_iterations` of L-BFGS.
 
+        With a decay below `WEAKEST_DECAY` it ends where the objective would be within the tolerance with that one.
         If features or weights are not finite, it returns at once, and `cross_entropy` is not finite.
         """
         point = self._start(weight_decay)
         value, gradient = self._evaluate(point, weight_decay)
         if math.isfinite(value):
             metric = self._metric(weight_decay)
+            rounding = torch.finfo(point.dtype).eps
+            lowest, n_stalled = value, 0
             for _ in range(max_iterations):
-                # The penalty makes the objective strongly convex: |gradient|^2 / (2 * weight_decay) bounds its
-                # distance to the minimum.
-                if float(gradient.square().sum()) <= 2 * max(weight_decay, WEAKEST_DECAY) * self._tolerance:
+                if self._is_minimal(gradient, max(weight_decay, WEAKEST_DECAY)):
                     break
                 direction = self._direction(gradient, metric)
                 slope, step = _dot(gradient, direction), 1.0
@@ -97,14 +121,20 @@ class LogisticRegression:
                     new_value, new_gradient = self._evaluate(new_point, weight_decay)
                     if new_value <= value + 1e-4 * step * slope or step < SMALLEST_STEP:
                         break
+                    # Where values differ by no more than rounding, the slope at the new point tells whether the step is
+                    # good (Hager and Zhang 2005, doi 10.1137/030601880).
+                    if new_value <= value + rounding and _dot(new_gradient, direction) <= -0.9998 * slope:
+                        break
                     parabola = -slope * step / (2 * (new_value - value - slope * step))
                     step *= min(max(parabola, 0.1), 0.5) if math.isfinite(parabola) else 0.1
-                if not new_value < value:
-                    # What could still be gained is no more than rounding.
+                if not new_value <= value + rounding:
                     value, gradient = self._evaluate(point, weight_decay)
                     break
                 self._remember(new_point - point, new_gradient - gradient)
                 point, value, gradient = new_point, new_value, new_gradient
+                lowest, n_stalled = (value, 0) if value < lowest else (lowest, n_stalled + 1)
+                if n_stalled == MOST_STALLED:
+                    break
         self._point = point
 
     def _start(self, weight_decay: float) -> Tensor:
@@ -124,28 +154,67 @@ class LogisticRegression:
         return start
 
     def _evaluate(self, point: Tensor, weight_decay: float) -> tuple[float, Tensor]:
-        """Computes the objective and its gradient (C, F + 1)."""
+        """Computes the objective and its gradient (K, F + 1)."""
         self.n_evaluations += 1
         weight = point[:, :-1]
-        logs = torch.addmm(point[:, -1], self._features, weight.T).log_softmax(dim=1)  # (N, C)
+        logs = torch.addmm(point[:, -1], self._features, weight.T).log_softmax(dim=1)  # (N, K)
         # The sum is in float64, because near the minimum the line search compares numbers that hardly differ.
         self.cross_entropy = -float((logs * self._targets).sum(dim=1).double().mean())
         self._probabilities = logs.exp_()
         errors = (self._probabilities - self._targets) / len(logs)
         gradient = torch.empty_like(point)
-        n_blocks = len(errors) // BLOCK
-        rest = n_blocks * BLOCK
-        torch.addmm(weight, errors[rest:].T, self._features[rest:], beta=weight_decay, out=gradient[:, :-1])
-        if n_blocks > 0:
-            blocks = [tensor[:rest].view(n_blocks, BLOCK, -1) for tensor in (errors, self._features)]
-            gradient[:, :-1] += torch.bmm(blocks[0].transpose(1, 2), blocks[1]).sum(dim=0)
+        torch.add(_transposed_product(errors, self._features), weight, alpha=weight_decay, out=gradient[:, :-1])
         torch.sum(errors, dim=0, out=gradient[:, -1])
-        return self.cross_entropy + weight_decay / 2 * float(weight.double().square().sum()), gradient
+        return self.cross_entropy + weight_decay / 2 * _squares(weight), gradient
+
+    def _is_minimal(self, gradient: Tensor, weight_decay: float) -> bool:
+        """Tells whether the point evaluated last is within the tolerance."""
+        allowed = (1 - UNSEEN_SHARE) * self._tolerance
+        bias_gradient = gradient[:, -1:].double()
+        # `_bound` costs about as much as half an evaluation. This estimate, with the bias's Hessian as it was when
+        # `_bound` was asked last, spares most of the calls.
+        of_bias = float((bias_gradient * torch.cholesky_solve(bias_gradient, self._bias_factor)).sum()) / 2
+        estimate = of_bias + _squares(gradient[:, :-1]) / (2 * weight_decay)
+        return estimate <= allowed and self._bound(gradient, weight_decay) <= allowed
+
+    def _bound(self, gradient: Tensor, weight_decay: float) -> float:
+        """Bounds how far the objective is above its minimum at the point evaluated last, with this gradient (K, F + 1).
+
+        Let p be the probabilities there, y the targets, and q any probabilities (N, K) whose mean is the mean of y.
+        Since log sum exp(z) >= q z + entropy(q) for all logits z, and what is missing at the point is KL(q | p), the
+        objective is nowhere less than mean entropy(q) - |mean (q - y) x^T|^2 / (2 weight_decay), and here it is at most
+        mean KL(q | p) + |mean (q - y) x^T + weight_decay weights|^2 / (2 weight_decay) more than that.
+        If v is Newton's step for the bias (Hessian v = -gradient) and span = max v - min v <= 1, then
+        q = p + p (v - p v) is such a choice: its mean is that of p plus Hessian v, and its mean KL(q | p) is at most
+        (1 + span) / 2 * v^T Hessian v, because (1 + w) log(1 + w) - w <= (1 + span) w^2 / 2 where |w| <= span.
+
+        Returns:
+            The bound in nats; infinite if the bias is too far from its best for such a q.
+        """
+        probabilities = self._probabilities
+        # The rows of the Hessian sum to 0. Computed so, a small diagonal isn't the difference of large numbers.
+        hessian = -_transposed_product(probabilities, probabilities).double() / len(probabilities)
+        hessian.fill_diagonal_(0.0)
+        hessian.diagonal().sub_(hessian.sum(dim=1))
+        # It is singular, because a constant may be added to the bias; the step is the one with mean 0 over the targets.
+        factor, failed = torch.linalg.cholesky_ex(hessian + torch.outer(self._shares, self._shares))
+        if failed:
+            return math.inf
+        bias_gradient = gradient[:, -1:].double()
+        step = -torch.cholesky_solve(bias_gradient, factor)  # (K, 1)
+        span = float(step.max() - step.min())
+        if not span <= 1:
+            return math.inf
+        self._bias_factor = factor
+        column = step.to(probabilities.dtype)
+        change = probabilities * (column.T - probabilities @ column)  # (N, K), q - p
+        moved = gradient[:, :-1] + _transposed_product(change, self._features) / len(change)
+        return -(1 + span) / 2 * _dot(bias_gradient, step) + _squares(moved) / (2 * weight_decay)
 
     def _metric(self, weight_decay: float) -> Callable[[Tensor], Tensor]:
-        """Returns a function that divides a gradient (C, F + 1) by the estimated Hessian."""
+        """Returns a function that divides a gradient (K, F + 1) by the estimated Hessian."""
         spread = 1 - self._probabilities.double().square().sum(dim=1).cpu()
-        curvature = (spread / (self._n_classes - 1)).clamp(min=1e-6)  # (N,)
+        curvature = (spread / max(len(self._seen) - 1, 1)).clamp(min=1e-6)  # (N,)
         mean = float(curvature.mean())
         if mean < RENEWED_BELOW * self._curvature:
             self._curvature = mean
@@ -163,7 +232,7 @@ class LogisticRegression:
         def divide(gradient: Tensor) -> Tensor:
             divided = torch.empty_like(gradient)
             divided[:, :-1] = torch.cholesky_solve(gradient[:, :-1].T, factor).T
-            divided[:, -1] = gradient[:, -1] / self._curvature
+            divided[:, -1:] = torch.cholesky_solve(gradient[:, -1:].double(), self._bias_factor)
             return divided
 
         return divide
@@ -192,8 +261,23 @@ def _dot(one: Tensor, other: Tensor) -> float:
     return float((one * other).sum())
 
 
+def _squares(tensor: Tensor) -> float:
+    return float(tensor.double().square().sum())
+
+
+def _transposed_product(one: Tensor, other: Tensor) -> Tensor:
+    """Computes one^T other for two matrices of many rows."""
+    n_blocks = len(one) // BLOCK
+    rest = n_blocks * BLOCK
+    product = one[rest:].T @ other[rest:]
+    if n_blocks > 0:
+        blocks = [tensor[:rest].view(n_blocks, BLOCK, -1) for tensor in (one, other)]
+        product += torch.bmm(blocks[0].transpose(1, 2), blocks[1]).sum(dim=0)
+    return product
+
+
 def _plus_decay(changed: Tensor, step: Tensor, change: float) -> Tensor:
-    """Returns the change of the gradient (C, F + 1) along `step` under a weight decay that is larger by `change`."""
+    """Returns the change of the gradient (K, F + 1) along `step` under a weight decay that is larger by `change`."""
     moved = changed.clone()
     moved[:, :-1] += change * step[:, :-1]
     return moved

@@ -76,6 +76,7 @@ class Study(OptunaSweeperImpl):
 
     Args:
         sampler: Configuration of Optuna's sampler; Hydra leaves it to the sweeper to build it.
+        sampler_seed: The sampler's seed where its configuration has none, or None.
         pruner: Configuration of Optuna's pruner, or None.
         baselines: For each arm its overrides, its number of seeds, and whether it is a control.
         confirm_seeds: The number of fresh seeds for the chosen setting and for each control.
@@ -93,6 +94,7 @@ class Study(OptunaSweeperImpl):
         self,
         *,
         sampler: DictConfig,
+        sampler_seed: int | None,
         pruner: DictConfig | None,
         baselines: Mapping[str, Any],
         confirm_seeds: int,
@@ -103,7 +105,7 @@ class Study(OptunaSweeperImpl):
         **search: Any,
     ) -> None:
         super().__init__(sampler=sampler, **search)
-        self._pruner = pruner
+        self._sampler_seed, self._pruner = sampler_seed, pruner
         self._baselines = {
             name: Baseline(tuple(baseline.overrides), baseline.seeds, baseline.control)
             for name, baseline in baselines.items()
@@ -146,6 +148,7 @@ class Study(OptunaSweeperImpl):
                 self.n_trials,
                 self._max_restarts,
                 self._extender(),
+                self._sampler_seed,
             )
             with search.held():
                 searched = [override for override in overrides if override.is_sweep_override()]
@@ -179,9 +182,10 @@ class Study(OptunaSweeperImpl):
         remedy = "A study always goes on where it was interrupted."
         require(self.config.resume is not True, "resume in (auto, false) in a study", True, "resume", remedy)
         require_executor(self._executor, self.n_jobs)
-        seed = OmegaConf.select(self.sampler, "seed")
         rule = "seed is null or a whole number >= 0"
-        require(seed is None or (type(seed) is int and seed >= 0), rule, seed, "sweep.seed")
+        own = OmegaConf.select(self.sampler, "seed")
+        for key, seed in (("sweep.seed", self._sampler_seed), ("hydra.sweeper.sampler.seed", own)):
+            require(seed is None or (type(seed) is int and seed >= 0), rule, seed, key)
         for name, baseline in self._baselines.items():
             key = "sweep.baseline_seeds" if baseline.control else f"hydra.sweeper.baselines.{name}.seeds"
             require(type(baseline.seeds) is int and baseline.seeds >= 0, "baseline seeds >= 0", baseline.seeds, key)

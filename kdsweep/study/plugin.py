@@ -12,6 +12,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper, BasicSweepe
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
+from hydra.errors import ConfigCompositionException
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from hydra_plugins.hydra_optuna_sweeper.config import OptunaSweeperConf
@@ -37,6 +38,8 @@ class StudySweeperConf(OptunaSweeperConf):
     n_jobs: int = 1
     direction: Any = None
     pruner: Any = MISSING
+    sampler: Any = MISSING
+    sampler_seed: Any = None
     baselines: dict[str, BaselineConf] = field(default_factory=dict)
     confirm_seeds: int = 0
     executor: str | None = None
@@ -45,16 +48,30 @@ class StudySweeperConf(OptunaSweeperConf):
     restart: str | None = None
 
 
+# Keys of kdsweep's configuration that other applications don't have together.
+OWN_KEYS = {"arm", "objective", "tracking", "paths", "evaluate_test"}
+
+
 class StudySweeper(Sweeper):
-    """The sweeper that Hydra instantiates. It imports `kdsweep.study.controller` only now, when a sweep starts."""
+    """The sweeper that Hydra instantiates. It imports `kdsweep.study.controller` only when a sweep starts."""
 
     def __init__(self, **arguments: Any) -> None:
-        from kdsweep.study.controller import Study
-
-        self._study = Study(**arguments)
+        self._arguments = arguments
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Takes what Hydra gives to every sweeper."""
+        """Takes what Hydra gives to every sweeper.
+
+        Raises:
+            ConfigCompositionException: The application isn't kdsweep. All Hydra applications show it in one line.
+        """
+        if not config.keys() >= OWN_KEYS:
+            raise ConfigCompositionException(
+                "hydra/sweeper=kdsweep: `the application is kdsweep` must hold, because this sweeper runs kdsweep's "
+                f"own studies, but got {config.hydra.job.name!r}. Choose hydra/sweeper=optuna for a search in another."
+            )
+        from kdsweep.study.controller import Study
+
+        self._study = Study(**self._arguments)
         self._study.setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
     def sweep(self, arguments: list[str]) -> Any:
@@ -86,3 +103,7 @@ def use_for_grids() -> None:
 
 
 ConfigStore.instance().store(group="hydra/sweeper", name="kdsweep", node=StudySweeperConf, provider="kdsweep")
+# Another application doesn't find kdsweep's option of this name, and shall read what `StudySweeper.setup` says.
+ConfigStore.instance().store(
+    group="hydra/sweeper/pruner", name="none", node={"pruner": None}, package="hydra.sweeper", provider="kdsweep"
+)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import inspect
 import json
 import math
 import statistics
@@ -29,7 +29,7 @@ from kdsweep.config.overrides import choices, override_line, value_of
 from kdsweep.config.rules import attempt
 from kdsweep.execution.heartbeat import Pulse, beating, lives_at_once
 from kdsweep.execution.trial_link import BEAT, PROCESS, TRUSTED, VALUES, build_pruner, open_storage, usable
-from kdsweep.system.errors import UserError
+from kdsweep.system.errors import UserError, one_line
 from kdsweep.system.processes import ProcessId, parse_process, this_process
 
 if TYPE_CHECKING:
@@ -45,6 +45,9 @@ STORE = "kdsweep.store"
 
 # Begins the names of those conditions of a study that are files of the user's own code.
 CODE = "your code "
+
+# The place of the sampler's configuration.
+SAMPLER = "hydra.sweeper.sampler"
 
 # What a study searches: each key with Optuna's distribution of its values.
 Space = Mapping[str, BaseDistribution]
@@ -101,6 +104,10 @@ class Search:
         n_trials: The total number of trials, however they end.
         max_restarts: How often a trial whose process died is started again.
         extend: Suggests further parameters for one of Optuna's trials, or None.
+        seed: The sampler's seed where its configuration has none; a sampler that takes no seed doesn't get it.
+
+    Raises:
+        UserError: The sampler or the pruner can't be built as configured.
     """
 
     def __init__(
@@ -114,6 +121,7 @@ class Search:
         n_trials: int,
         max_restarts: int,
         extend: Callable[[Trial], None] | None = None,
+        seed: int | None = None,
     ) -> None:
         self.name, self.directions, self.space = name, list(directions), dict(space)
         self.n_trials, self._max_restarts, self._extend = n_trials, max_restarts, extend
@@ -127,26 +135,32 @@ class Search:
                 load_if_exists=True,
             )
         self._study_id = self._storage.get_study_id_from_name(name)
-        self._study.sampler = self._sampler(sampler)
+        self._study.sampler = self._sampler(sampler, seed)
         if pruner is not None:
             self._study.pruner = build_pruner(pruner)
         # Optuna's Gaussian process doesn't see pruned trials, and would propose the same bad region again.
         self._hides_pruned = isinstance(self._study.sampler, optuna.samplers.GPSampler)
 
-    def _sampler(self, config: DictConfig) -> Any:
-        known = len(self.trials())
-        seed = OmegaConf.select(config, "seed")
+    def _sampler(self, config: DictConfig, seed: int | None) -> Any:
+        own = OmegaConf.select(config, "seed")
+        seed = seed if own is None else own
+        build: Any = attempt(SAMPLER, lambda: instantiate({**config, "_partial_": True}, _execution_whitelist_=TRUSTED))
+        kind: Any = build.func
+        arguments: dict[str, Any] = {}
         # A resumed sampler with its old seed would propose its first points again. QMC and the grid count their points
         # in the storage, and need the old seed because it decides their order.
-        counts = str(config["_target_"]).endswith(("QMCSampler", "GridSampler"))
-        if seed is not None and known and not counts:
-            config = OmegaConf.create({**config, "seed": seed + known})
-        sampler = instantiate(config, _execution_whitelist_=TRUSTED)
-        if isinstance(sampler, functools.partial):  # the grid, which also needs the search space
-            grid = {key: _choices(key, distribution) for key, distribution in self.space.items()}
-            self.n_trials = min(self.n_trials, math.prod(map(len, grid.values())))
-            return sampler(grid)
-        return sampler
+        if seed is not None and kind not in (optuna.samplers.QMCSampler, optuna.samplers.GridSampler):
+            seed += len(self.trials())
+        parameters = inspect.signature(kind).parameters.values()
+        takes_seed = any(
+            parameter.name == "seed" or parameter.kind is parameter.VAR_KEYWORD for parameter in parameters
+        )
+        if seed is not None and (own is not None or takes_seed):
+            arguments["seed"] = seed
+        if kind is optuna.samplers.GridSampler:
+            arguments["search_space"] = {key: _choices(key, values) for key, values in self.space.items()}
+            self.n_trials = min(self.n_trials, math.prod(map(len, arguments["search_space"].values())))
+        return attempt(SAMPLER, lambda: build(**arguments))
 
     @property
     def key(self) -> str:
@@ -244,9 +258,20 @@ class Search:
         trial.set_user_attr(STARTS, trial.user_attrs.get(STARTS, 0) + 1)
         return Setting(trial.number, trial.params)
 
-    def complete(self, number: int, values: Sequence[float]) -> None:
-        """Tells Optuna the result of a trial."""
-        self._tell(number, values=list(values))
+    def complete(self, number: int, result: object) -> str | None:
+        """Tells Optuna the result of a trial: a number, or one for each objective. Without them the trial fails.
+
+        Returns:
+            The cause of the failure; None if the trial is complete.
+        """
+        values = _numbers(result)
+        if len(values) == len(self.directions) and not any(map(math.isnan, values)):
+            self._tell(number, values=values)
+            return None
+        rule = "a number" if len(self.directions) == 1 else f"{len(self.directions)} numbers"
+        cause = f"its objective must be {rule}, but it is {one_line(repr(result))}"
+        self.fail(number, cause)
+        return cause
 
     def prune(self, number: int, epoch: int) -> None:
         """Tells Optuna that a trial was stopped after `epoch`."""
@@ -273,8 +298,8 @@ class Search:
     def recover(self, number: int, values: Sequence[float] | None = None) -> str:
         """Settles a trial whose process is gone.
 
-        If there is a result, which is what the job left or else `values`, the trial is complete. Otherwise it is
-        proposed again with its number and parameters, or fails after too many starts.
+        If there is a result, which is what the job left or else `values`, it is told. Otherwise the trial is proposed
+        again with its number and parameters, or fails after too many starts.
 
         Returns:
             The decision in words.
@@ -282,8 +307,8 @@ class Search:
         trial = self.trials()[number]
         values = trial.user_attrs.get(VALUES, values)
         if values is not None:
-            self.complete(number, values)
-            return "its result is there"
+            cause = self.complete(number, values)
+            return "its result is there" if cause is None else f"it failed: {cause}"
         starts = trial.user_attrs.get(STARTS, 0)
         if starts > self._max_restarts:
             self.fail(number, f"its process died {starts} times")
@@ -484,6 +509,22 @@ def _require_free(study: optuna.Study) -> None:
 
     if process.lives() if process.is_here else lives_at_once(holder["beat"], read_again):
         raise UserError(held_by(study.study_name, process), "sweep.name")
+
+
+def _numbers(result: Any) -> list[float]:
+    """Returns what a job returned as numbers, of whatever type; NaN stands for what is none."""
+    try:
+        values = list(result)
+    except TypeError:  # a number, None, or an array or tensor without dimensions
+        values = [result]
+    return [_number(value) for value in values]
+
+
+def _number(value: Any) -> float:
+    try:
+        return math.nan if isinstance(value, str) else float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # torch raises the last for several values
+        return math.nan
 
 
 def _choices(key: str, distribution: BaseDistribution) -> Sequence[Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import time
 from collections import Counter
 from contextlib import contextmanager
@@ -276,11 +275,9 @@ class Stages:
             note(f"Trial {number} failed: {one_line(outcome.error)}")
             self._search.fail(number, one_line(outcome.error))
         else:
-            values = outcome.value if isinstance(outcome.value, tuple) else (outcome.value,)
-            if all(isinstance(value, float) and not math.isnan(value) for value in values):
-                self._search.complete(number, values)
-            else:
-                self._search.fail(number, f"its objective is {outcome.value}")
+            cause = self._search.complete(number, outcome.value)
+            if cause is not None:
+                note(f"Trial {number} failed: {cause}.")
         self._require_health()
 
     def _require_health(self) -> None:

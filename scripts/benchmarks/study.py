@@ -165,10 +165,10 @@ class TimedSearch(Search):
         with self.clock.part(ASK):
             return super().next()
 
-    def complete(self, number: int, values: Sequence[float]) -> None:
+    def complete(self, number: int, result: object) -> str | None:
         """Times the tell."""
         with self.clock.part(TELL):
-            super().complete(number, values)
+            return super().complete(number, result)
 
     def prune(self, number: int, epoch: int) -> None:
         """Times the tell."""
@@ -373,6 +373,7 @@ def measure_study(sampler: str, pruner: str, n_trials: int, storage: str | None,
             settings.pruner,
             n_trials,
             settings.max_restarts,
+            seed=settings.sampler_seed,
         )
         laps = search.timed_by(clock)
         store = Store(mlflow)

@@ -25,7 +25,7 @@ from kdsweep.config import build
 from kdsweep.config.checks import check
 from kdsweep.config.folder import CONFIG_FOLDER
 from kdsweep.execution.trial_link import build_pruner
-from kdsweep.study.plugin import StudySweeper
+from kdsweep.study.controller import Study
 
 # One process composes each of them once.
 pytestmark = pytest.mark.xdist_group("compositions")
@@ -178,7 +178,7 @@ def test_every_experiment_and_sweep_passes_its_own_checks(group: str, option: st
     config = composed(*selecting(group, option))
     check(own(config))
     if group != "experiment":
-        StudySweeper(**{str(key): value for key, value in config.hydra.sweeper.items() if key != "_target_"})
+        Study(**{str(key): value for key, value in config.hydra.sweeper.items() if key != "_target_"})
 
 
 @pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "hydra/sweeper/pruner"])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+import torch
 
 from kdsweep.execution import heartbeat
 from kdsweep.execution.trial_link import BEAT, PROCESS, VALUES, TrialLink, open_storage, storage_url
@@ -66,8 +67,8 @@ def test_a_run_that_diverges_is_not_pruned(study: optuna.Study, tmp_path: Path) 
 
 def test_a_result_is_left_in_the_trial(study: optuna.Study, tmp_path: Path) -> None:
     """A later controller finds it there."""
-    link(tmp_path).leave((0.5, 0.1))
-    assert study.trials[0].user_attrs[VALUES] == [0.5, 0.1]
+    link(tmp_path).leave((0.5, torch.tensor(0.25)))
+    assert study.trials[0].user_attrs[VALUES] == [0.5, 0.25]
 
 
 def test_the_default_storage_lies_in_the_studys_folder(tmp_path: Path) -> None:

@@ -50,17 +50,25 @@ def objective(
     return value.item(), gradient
 
 
-def least(features: Tensor, labels: Tensor, weight_decay: float, n_classes: int = 4) -> float:
-    """The minimum that SciPy finds."""
+def least(
+    features: Tensor, labels: Tensor, weight_decay: float, n_classes: int = 4, start: Tensor | None = None
+) -> float:
+    """The minimum that SciPy finds, from zeros or from `start` (C, F + 1).
+
+    Its bias is in units of 1 / sqrt(share), in which rare classes are as curved as others.
+    """
     shape = n_classes, features.shape[1] + 1
+    units = torch.ones(shape, dtype=torch.float64)
+    units[:, -1] = (torch.bincount(labels, minlength=n_classes) / len(labels)) ** -0.5
 
     def function(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        point = torch.from_numpy(flat).reshape(shape)
+        point = torch.from_numpy(flat).reshape(shape) * units
         value, gradient = objective(features, labels, point[:, :-1], point[:, -1], weight_decay)
-        return value, gradient.flatten().numpy()
+        return value, (gradient * units).flatten().numpy()
 
-    options = {"maxiter": 3000, "ftol": 1e-14, "gtol": 1e-8}
-    return float(minimize(function, np.zeros(math.prod(shape)), jac=True, method="L-BFGS-B", options=options).fun)
+    first = np.zeros(math.prod(shape)) if start is None else (start.double() / units).flatten().numpy()
+    options = {"maxiter": 3000, "maxfun": 30000, "ftol": 1e-14, "gtol": 1e-8}
+    return float(minimize(function, first, jac=True, method="L-BFGS-B", options=options).fun)
 
 
 def path(features: Tensor, labels: Tensor, decays: Sequence[float], n_classes: int = 4) -> list[tuple[Tensor, Tensor]]:
@@ -84,6 +92,87 @@ def test_every_solution_is_the_minimum(name: str) -> None:
         assert value - least(features, labels, decay) <= allowed
 
 
+def rare(shares: Tensor, n: int, n_features: int, spread: float, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Centred features of variance 1; labels with these shares, at least one of each; class centres `spread` apart."""
+    generator = torch.Generator().manual_seed(seed)
+    counts = (shares / shares.sum() * n).round().long().clamp(min=1)
+    labels = torch.arange(len(shares)).repeat_interleave(counts)
+    centres = spread * torch.randn(len(shares), n_features, generator=generator)
+    features = torch.randn(len(labels), n_features, generator=generator) + centres[labels]
+    features = features - features.mean(dim=0)
+    return features / features.square().mean().sqrt(), labels
+
+
+RARE = {
+    "shares of 1 / k^2": rare(torch.arange(1, 101) ** -2.0, 3000, 6, 0.3),
+    "shares of 1 / k^2, apart": rare(torch.arange(1, 101) ** -2.0, 3000, 6, 2.0),
+    "one picture of a class": rare(torch.tensor([1000.0, 1000.0, 1000.0, 1.0]), 3001, 10, 0.5),
+    "1 : 10,000": rare(torch.tensor([10_000.0, 1.0]), 10_001, 10, 1.0),
+    "1,000 classes": rare(1 / torch.arange(1, 1001), 1500, 6, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", RARE)
+def test_rare_classes_are_as_near_to_the_minimum(name: str) -> None:
+    """The bias of a rare class is nearly flat and has no penalty; still no solution is further from SciPy's minimum."""
+    features, labels = RARE[name]
+    n_classes = int(labels.max()) + 1
+    allowed = min(TOLERANCE, TOLERANCE_PER_PICTURE * len(labels))
+    decays = (1.0,) if n_classes == 1000 else (1.0, 0.1)
+    for decay, (weight, bias) in zip(decays, path(features, labels, decays, n_classes), strict=True):
+        start = torch.cat([weight, bias[:, None]], dim=1)
+        value, _ = objective(features, labels, weight, bias, decay)
+        assert value - least(features, labels, decay, n_classes, start) <= allowed
+
+
+@pytest.mark.parametrize("tolerance", [0.3, 1e-3, 1e-6])
+def test_any_tolerance_is_kept(tolerance: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However early it stops, from strong to weak decays and back, it is no further from the minimum than it may be."""
+    monkeypatch.setattr(logistic, "TOLERANCE", tolerance)
+    monkeypatch.setattr(logistic, "TOLERANCE_PER_PICTURE", 1.0)
+    features, labels = rare(torch.tensor([300.0, 100.0, 10.0, 1.0]), 411, 6, 2.0)
+    decays = (1.0, 0.03, 0.001, 1.0)
+    for decay, (weight, bias) in zip(decays, path(features, labels, decays), strict=True):
+        value, _ = objective(features, labels, weight, bias, decay)
+        assert value - least(features, labels, decay) <= tolerance
+
+
+def test_a_class_without_pictures_gets_next_to_no_probability() -> None:
+    """The others are solved as if it weren't there; its logits are finite and cost less than the tolerance."""
+    features, labels = problem(*PROBLEMS["many pictures"])
+    spread_labels = torch.tensor([1, 3, 4, 6])[labels]  # 0, 2 and 5 have no pictures
+    ((weight, bias),) = path(features, spread_labels, [0.1], n_classes=7)
+    ((seen_weight, seen_bias),) = path(features, labels, [0.1])
+    assert torch.equal(weight[[1, 3, 4, 6]], seen_weight)
+    assert torch.equal(bias[[1, 3, 4, 6]], seen_bias)
+    assert weight[[0, 2, 5]].count_nonzero() == 0
+    value, _ = objective(features, spread_labels, weight, bias, 0.1)
+    allowed = TOLERANCE_PER_PICTURE * len(labels)
+    assert value - least(features, labels, 0.1) <= allowed
+    probabilities = (features @ weight.T + bias).softmax(dim=1)
+    assert 0 < probabilities[:, [0, 2, 5]].sum(dim=1).mean() < 0.02 * allowed
+
+
+@pytest.mark.parametrize("n_classes", [1, 3])
+def test_a_single_class_is_learned_at_once(n_classes: int) -> None:
+    """With pictures of one class alone there is nothing to find, and nothing is divided by zero."""
+    features, _ = problem(50, 5)
+    regression = LogisticRegression(features, torch.zeros(50, dtype=torch.int64), n_classes)
+    regression.solve(0.1, max_iterations=10)
+    assert regression.cross_entropy == 0.0
+    assert regression.n_evaluations == 1
+    assert regression.bias.isfinite().all()
+
+
+def test_rare_classes_take_few_evaluations() -> None:
+    """The bias of each class is scaled by its own curvature: with one for all it takes 71 evaluations."""
+    features, labels = RARE["shares of 1 / k^2"]
+    regression = LogisticRegression(features, labels, 100)
+    for decay in (1.0, 0.1, 0.01):
+        regression.solve(decay, max_iterations=500)
+    assert regression.n_evaluations < 45
+
+
 def test_the_path_does_not_matter() -> None:
     """A decay has one minimum, whether it is reached from stronger ones, from a weaker one, or from nothing."""
     features, labels = problem(*PROBLEMS["many pictures"])
@@ -102,13 +191,17 @@ def test_a_sample_for_the_curvature_changes_the_way_and_not_the_end(monkeypatch:
         assert objective(features, labels, weight, bias, decay)[0] - least(features, labels, decay) <= 1.01 * TOLERANCE
 
 
-def test_the_metric_saves_most_of_the_work() -> None:
-    """Badly conditioned features take a few evaluations for each decay, and not hundreds."""
-    features, labels = problem(*PROBLEMS["ill-conditioned"])
+@pytest.mark.parametrize("seed", [0, 5, 6, 8])
+def test_the_metric_saves_most_of_the_work(seed: int) -> None:
+    """Badly conditioned features take a few evaluations for each decay, and not hundreds.
+
+    Rounding doesn't hinder it: judged by values alone, steps near the minimum were refused, and it took 100 for seed 5.
+    """
+    features, labels = problem(*PROBLEMS["ill-conditioned"], seed=seed)
     regression = LogisticRegression(features, labels, 4)
     for decay in DECAYS:
         regression.solve(decay, max_iterations=200)
-    assert regression.n_evaluations < 20 * len(DECAYS)
+    assert regression.n_evaluations < 13 * len(DECAYS)
 
 
 def test_iterations_are_limited() -> None:

@@ -253,7 +253,6 @@ def test_a_studys_files_lie_in_its_folder(finished: Outcome, place: Path) -> Non
         ("sweep.name='a,b'", "sweep.name: `a plain name`"),
         ("sweep.name=null", "sweep.name: `a plain name`"),
         ("sweep.name=a,b", "sweep.name: `one value for all runs` must hold, but got name='a,b'"),
-        ("hydra.sweeper.sampler._target_=optuna.samplers.Best", "Error locating target"),
         ("model.input_size=null,4.5", "model.input_size: `input_size is null or a whole number > 0`"),
         ("optimizer=adamw optimizer.betas=[0.9,0.99],[0.9]", "optimizer.betas: `betas is 2 finite numbers`"),
         ("model.weights='a=b,[c].pth',null", "model.weights: `weights is a file` must hold, but got weights='a=b,[c]"),
@@ -273,6 +272,16 @@ def test_a_studys_files_lie_in_its_folder(finished: Outcome, place: Path) -> Non
         ("loss=kd,ce", "loss.alpha: with loss=ce, there is no such key"),
         ("teacher=random,none", "loss: with teacher=none, kd needs a teacher"),
         ("model=resnet18,resnet81", "model: with model=resnet81, there is no option 'resnet81'"),
+        (
+            "hydra.sweeper.sampler._target_=optuna.samplers.Best",
+            "hydra.sweeper.sampler: Error loading 'optuna.samplers.Best'",
+        ),
+        (
+            "hydra.sweeper.sampler._target_=optuna.samplers.BruteForceSampler",
+            "hydra.sweeper.sampler: BruteForceSampler",
+        ),
+        ("hydra/sweeper/sampler=motpe", "hydra.sweeper.sampler: The 'motpe' sampler was removed"),
+        ("hydra.sweeper.sampler.seed=-1", "hydra.sweeper.sampler.seed: `seed is null or a whole number >= 0`"),
         ("tracking.uri=nowhere", "tracking.uri: "),
     ],
 )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import optuna
 import psutil
 import pytest
+import torch
 from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
@@ -17,7 +20,7 @@ from read_only import read_only
 
 from kdsweep.config.overrides import parsed
 from kdsweep.execution import heartbeat, trial_link
-from kdsweep.study.search import PRUNED_AT, STARTS, Search, Setting, delete, described, limits, space_of
+from kdsweep.study.search import CAUSE, PRUNED_AT, STARTS, Search, Setting, delete, described, limits, space_of
 from kdsweep.system.errors import UserError
 from kdsweep.system.processes import ProcessId, this_process
 from kdsweep.system.sqlite import sqlite_uri
@@ -193,6 +196,49 @@ def test_a_grid_ends_with_its_last_point(tmp_path: Path) -> None:
     assert search(tmp_path, kind=kind, space=grid, n_trials=30).next() is None
 
 
+# Samplers of other kinds
+
+
+@pytest.mark.parametrize(
+    "target", ["optuna.samplers.RandomSampler", "hydra_plugins.hydra_optuna_sweeper._impl.create_nsgaii_sampler"]
+)
+def test_a_sampler_takes_the_studys_seed_if_it_has_none_of_its_own(target: str, tmp_path: Path) -> None:
+    """A configuration without a seed, or with null, gets the study's; its own seed wins."""
+    points = []
+    for index, own in enumerate(({"seed": 7}, {}, {"seed": None}, {"seed": 3})):
+        url = sqlite_uri(tmp_path / f"{index}.db")
+        config = OmegaConf.create({"_target_": target, **own})
+        points.append(ask(Search(url, "study", ["maximize"], SPACE, config, None, 2, 0, seed=7)).params)
+    assert points[0] == points[1] == points[2] != points[3]
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_a_sampler_that_takes_no_seed_gets_none(tmp_path: Path) -> None:
+    """The study's seed isn't passed to it."""
+    target = "optuna.samplers.PartialFixedSampler"
+    settings = {"fixed_params": {"loss.tau": 4.0}, "base_sampler": {"_target_": "optuna.samplers.RandomSampler"}}
+    kind = OmegaConf.create({"_target_": target, **settings})
+    found = Search(sqlite_uri(tmp_path / "optuna.db"), "study", ["maximize"], SPACE, kind, None, 2, 0, seed=7)
+    assert ask(found).params["loss.tau"] == 4.0
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"_target_": "optuna.samplers.BruteForceSampler", "n_startup_trials": 5}, "unexpected keyword .*n_startup"),
+        ({"_target_": "optuna.samplers.PartialFixedSampler", "seed": 1}, "unexpected keyword .*'seed'"),
+        ({"_target_": "hydra_plugins.hydra_optuna_sweeper.config.raise_motpe_removed"}, "'motpe' .*sampler=tpe"),
+        ({"_target_": "subprocess.call", "args": "ls"}, "subprocess.call"),
+    ],
+)
+def test_a_sampler_that_cannot_be_built_is_named(config: dict[str, object], message: str, tmp_path: Path) -> None:
+    """The error is the user's, in one line, with its place."""
+    with pytest.raises(UserError, match=rf"hydra\.sweeper\.sampler: .*{message}") as raised:
+        search(tmp_path, kind=OmegaConf.create(config))
+    assert "\n" not in str(raised.value)
+
+
 # Pruning
 
 
@@ -255,6 +301,44 @@ def test_without_a_full_trial_there_is_nothing_to_extrapolate_from(tmp_path: Pat
 
 
 # Several objectives
+
+
+def test_any_type_of_number_is_a_result(tmp_path: Path) -> None:
+    """It needn't be Python's float, as with hydra-optuna-sweeper."""
+    results = [1, True, np.int64(1), np.float32(1), np.array(1.0), np.array([1.0]), torch.tensor(1.0), [1.0]]
+    found = search(tmp_path, n_trials=len(results))
+    assert [found.complete(ask(found).number, result) for result in results] == [None] * len(results)
+    assert [trial.values for trial in found.trials()] == [[1.0]] * len(results)
+
+
+def test_what_is_no_number_fails_its_trial(tmp_path: Path) -> None:
+    """The cause shows it; a text isn't read as a number."""
+    results = [math.nan, np.float32("nan"), torch.tensor([0.5, 0.5]), 1j, None, "0.5", "5", (0.5, 0.5), {}, 10**400]
+    found = search(tmp_path, n_trials=len(results))
+    for result in results:
+        cause = found.complete(ask(found).number, result)
+        assert cause == f"its objective must be a number, but it is {result!r}"
+        assert found.trials()[-1].user_attrs[CAUSE] == cause
+    assert {trial.state for trial in found.trials()} == {TrialState.FAIL}
+
+
+def test_several_objectives_come_in_any_sequence(tmp_path: Path) -> None:
+    """A tuple, a list, an array or a tensor, with as many numbers as there are directions."""
+    found = search(tmp_path, directions=("maximize", "minimize"), n_trials=8)
+    for good in ((1, np.float32(0.5)), [1, 0.5], np.array([1, 0.5]), torch.tensor([1, 0.5])):
+        assert found.complete(ask(found).number, good) is None
+        assert found.trials()[-1].values == [1.0, 0.5]
+    for bad in (0.5, (0.5, math.nan), (0.5,), (0.5, 0.5, 0.5)):
+        cause = found.complete(ask(found).number, bad)
+        assert cause == f"its objective must be 2 numbers, but it is {bad!r}"
+
+
+def test_an_interrupted_trial_that_left_no_number_has_failed(tmp_path: Path) -> None:
+    """What the job left is judged as what it returns, and the words say so."""
+    search(tmp_path).next()
+    trial_link.TrialLink(sqlite_uri(tmp_path / "optuna.db"), "study", 0, None).leave([float("nan")])
+    assert "it failed: its objective must be a number, but it is [nan]" in search(tmp_path).recover(0)
+    assert search(tmp_path).trials()[0].state == TrialState.FAIL
 
 
 def test_of_several_objectives_the_first_chooses(tmp_path: Path) -> None:
