@@ -243,8 +243,8 @@ def image_folder(root: str, cache: str, image_size: int, **options: Unpack[Split
 
     A class may have sub-folders. Hidden files are left out. So are files whose names say that they hold something else
     (labels.csv), which is said. A picture is turned as its EXIF orientation says, and resized to a square (bilinear,
-    antialiased), whatever its shape. The pictures are decoded once: later runs read one file in `cache`, until a name, a
-    size or a modification time changes.
+    antialiased), whatever its shape. The pictures are decoded once: later runs read one file in `cache`, until a name,
+    a size or a modification time changes.
 
     Args:
         root: The folder with `train` and `test`, which hold folders for the same classes.

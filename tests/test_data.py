@@ -120,7 +120,7 @@ def labelled(train: list[int], test: list[int], classes: str) -> data.Dataset:
 
 
 def test_a_class_with_one_picture_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    """It is trained on and never validated; a lone test picture makes a coarse score. Others are read without a word."""
+    """It is trained on and never validated; a lone test picture makes a coarse score."""
     options: Any = {"val_size": 1, "train_fraction": 1.0, "split_seed": 0, "padding": 0, "flip": False}
 
     def split(labels: list[int]) -> data.Split:
