@@ -28,7 +28,7 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
     "study": ("plugin", "controller", "stages", "two_records", "forecast", "measure_speed", "search"),
     "train": ("train",),
     "execution": (
-        *("executors", "ray", "workers", "worker", "serialization", "jobs"),
+        *("grid_sweeper", "grid", "executors", "ray", "workers", "worker", "serialization", "jobs"),
         *("trial_link", "heartbeat", "prefetch"),
     ),
     "recording": ("recording",),
@@ -40,7 +40,7 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
         *("findings", "verdict", "seed_planning", "cost", "landscape", "plateau", "gaussian_process"),
         *("deviation", "environment_diff", "sorted_runs", "study_goals", "statistics"),
     ),
-    "config": ("help_page", "checks", "build", "overrides", "rules", "saved_config", "folder"),
+    "config": ("help_page", "checks", "build", "unread", "overrides", "rules", "saved_config", "folder"),
     "tracking": (
         *("sending", "copy_runs", "store", "opening", "mlflow_calls", "run_writer", "sender", "journal", "retry"),
         *("run_records", "ui_columns", "location"),

@@ -46,7 +46,7 @@ NEEDS_DOWNLOAD = {"cifar10", "cifar100"}
 # The modules that know the configuration.
 READERS = (
     *("train", "recording", "config/build", "config/checks", "commands/reproduce"),
-    *("config/rules", "study/controller", "study/forecast", "study/grid", "study/measure_speed"),
+    *("config/rules", "study/controller", "execution/grid", "study/forecast", "study/measure_speed"),
 )
 
 
