@@ -241,9 +241,10 @@ def synthetic(
 def image_folder(root: str, cache: str, image_size: int, **options: Unpack[SplitOptions]) -> Dataset:
     """Reads the user's own pictures, `<root>/train/<class>/*` and `<root>/test/<class>/*`, as square RGB.
 
-    Every file that isn't hidden has to be a picture; a class may have sub-folders. A picture is turned as its EXIF
-    orientation says, and resized to a square (bilinear, antialiased), whatever its shape. The pictures are decoded
-    once: later runs read one file in `cache`, until a name, a size or a modification time changes.
+    A class may have sub-folders. Hidden files are left out. So are files whose names say that they hold something else
+    (labels.csv), which is said. A picture is turned as its EXIF orientation says, and resized to a square (bilinear,
+    antialiased), whatever its shape. The pictures are decoded once: later runs read one file in `cache`, until a name,
+    a size or a modification time changes.
 
     Args:
         root: The folder with `train` and `test`, which hold folders for the same classes.
@@ -311,6 +312,10 @@ def _dataset(
     rule = f"1 <= validation pictures <= {n - n_classes}"
     require(1 <= n_validation <= n - n_classes, rule, val_size, "val_size", remedy)
     _require_room(n, max(train.images.shape[1:3]) + 2 * padding, "padding")
+    for split, what in ((train, "training picture, and so none for validation"), (test, "test picture")):
+        lone = [str(classes[c]) for c, count in enumerate(split.labels.bincount()) if count == 1]
+        if lone:
+            note(f"{name}: {picture_files.named(lone)} {'has' if len(lone) == 1 else 'have'} one {what}.")
     order = stratified_order(train.labels, split_seed)
     n_left = n - n_validation
     n_train = max(n_classes, round(train_fraction * n_left))

@@ -8,7 +8,6 @@ import os
 import sys
 from contextlib import chdir, contextmanager, suppress
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -60,9 +59,10 @@ def _help_or_run() -> None:
     # A sweep is a multirun. Hydra has to know the mode before it reads sweep/*.yaml, so that file can't set it.
     if any(word.startswith("sweep=") for word in words) and not any(word.startswith("hydra.mode=") for word in words):
         sys.argv.append("hydra.mode=MULTIRUN")
+    from kdsweep.execution.grid_sweeper import use_for_grids
+
     _searches.clear()
-    # By its name, because the study is built upon this module. Hydra loads the plug-in in any case.
-    import_module("kdsweep.study.plugin").use_for_grids()
+    use_for_grids()
     hydra.main(config_path=str(CONFIG_FOLDER), config_name="config")(hydra_main)()
     for key, cfg in _searches.items():
         _say_what_a_search_found(cfg, key)
@@ -104,7 +104,7 @@ def hydra_main(cfg: DictConfig) -> float | tuple[float, ...]:
         known = exit_status.explained(error)
         # A sweeper other than Hydra's own decides what a failed job means, so it gets the exception. In all other cases
         # Hydra would add lines of its own, so the command ends here.
-        grid = ("hydra._internal.", "kdsweep.study.plugin.GridSweeper")
+        grid = ("hydra._internal.", "kdsweep.execution.grid_sweeper.GridSweeper")
         decided = multirun and not str(hydra_cfg.sweeper._target_).startswith(grid)
         if known is None or exit_status.show_traceback() or decided:
             raise

@@ -25,10 +25,10 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
         *("reproduce", "export", "export_description", "network_files", "trained_student", "source_run"),
         *("report", "ui", "sync"),
     ),
-    "study": ("plugin", "grid", "controller", "stages", "two_records", "forecast", "measure_speed", "search"),
+    "study": ("plugin", "controller", "stages", "two_records", "forecast", "measure_speed", "search"),
     "train": ("train",),
     "execution": (
-        *("executors", "ray", "workers", "worker", "serialization", "jobs"),
+        *("grid_sweeper", "grid", "executors", "ray", "workers", "worker", "serialization", "jobs"),
         *("trial_link", "heartbeat", "prefetch"),
     ),
     "recording": ("recording",),
@@ -40,7 +40,7 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
         *("findings", "seed_planning", "verdict", "cost", "landscape", "plateau", "gaussian_process"),
         *("deviation", "environment_diff", "sorted_runs", "study_goals", "statistics"),
     ),
-    "config": ("help_page", "unread", "checks", "build", "overrides", "rules", "saved_config", "folder"),
+    "config": ("help_page", "checks", "build", "unread", "overrides", "rules", "saved_config", "folder"),
     "tracking": (
         *("sending", "copy_runs", "store", "opening", "mlflow_calls", "run_writer", "sender", "journal", "retry"),
         *("run_records", "ui_columns", "location"),

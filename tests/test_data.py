@@ -119,6 +119,21 @@ def labelled(train: list[int], test: list[int], classes: str) -> data.Dataset:
     return data.Dataset("mine", tuple(classes), splits[0], splits[1], splits[1], 0, False)
 
 
+def test_a_class_with_one_picture_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is trained on and never validated; a lone test picture makes a coarse score."""
+    options: Any = {"val_size": 1, "train_fraction": 1.0, "split_seed": 0, "padding": 0, "flip": False}
+
+    def split(labels: list[int]) -> data.Split:
+        return data.Split(torch.zeros(len(labels), 4, 4, 3, dtype=torch.uint8), torch.tensor(labels))
+
+    data._dataset("pets", ["cat", "dog"], split([0, 0, 1, 1]), split([0, 0, 1, 1]), **options)
+    assert capsys.readouterr().err == ""
+    data._dataset("pets", ["cat", "dog"], split([0, 0, 1]), split([1, 1, 0]), **options)
+    said = capsys.readouterr().err
+    assert "pets: 'dog' has one training picture, and so none for validation." in said
+    assert "pets: 'cat' has one test picture." in said
+
+
 @pytest.mark.parametrize(("train", "classes"), [([0, 0, 0], "a"), ([1, 1, 1], "ab")])
 def test_a_data_set_of_one_class_is_refused(train: list[int], classes: str) -> None:
     """Whoever reads it, and also if it has names for more."""

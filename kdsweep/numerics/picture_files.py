@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mimetypes
 import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from torch import Tensor
 from kdsweep.system.environment import cores
 from kdsweep.system.errors import UserError
 from kdsweep.system.files import hash_identity, locked
-from kdsweep.system.progress import progress
+from kdsweep.system.progress import note, progress
 from kdsweep.system.tensor_files import read_tensors, write_tensors
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ DECODER_VERSION = 1
 # The largest side of a picture, in pixels. A larger one is a typing error, and would fill the memory.
 MAX_SIDE = 8192
 
+# Kinds of files by the ends of their names: Python's own list, which is the same on all machines.
+_KINDS = mimetypes.MimeTypes()
+
 # A message names this many items of a list.
 N_NAMED = 5
 
@@ -35,7 +39,8 @@ N_NAMED = 5
 def class_files(root: Path) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     """Lists the pictures of `<root>/train/<class>/*` and of `<root>/test/<class>/*`.
 
-    Every file that isn't hidden has to be a picture; a class may have sub-folders.
+    A class may have sub-folders. Hidden files are left out. So are files whose names say that they hold something else
+    (labels.csv, notes.txt), which is said. Every other file has to be a picture.
 
     Returns:
         For train and for test: class -> its pictures, as paths relative to `root`. Classes and paths are sorted.
@@ -46,12 +51,16 @@ def class_files(root: Path) -> tuple[dict[str, list[str]], dict[str, list[str]]]
     """
     if not root.is_dir():
         raise _bad_folder(f"{root} is a file" if root.exists() else f"the folder {root} does not exist")
-    train, test = _split_files(root, "train"), _split_files(root, "test")
+    others: list[str] = []
+    train, test = _split_files(root, "train", others), _split_files(root, "test", others)
     if train.keys() != test.keys():
-        without_test = _named(sorted(train.keys() - test.keys())) or "nothing"
-        without_train = _named(sorted(test.keys() - train.keys())) or "nothing"
+        without_test = named(sorted(train.keys() - test.keys())) or "nothing"
+        without_train = named(sorted(test.keys() - train.keys())) or "nothing"
         differences = f"only train/ has {without_test}; only test/ has {without_train}"
         raise _bad_folder(f"the classes of test/ and train/ in {root} must be the same, but {differences}")
+    if others:
+        number = "1 file is" if len(others) == 1 else f"{len(others)} files are"
+        note(f"{root}: {number} skipped, for the names say that they hold no pictures: {named(others)}.")
     return train, test
 
 
@@ -114,7 +123,7 @@ def _decode(root: Path, names: Sequence[str], image_size: int) -> Tensor:
     finally:
         pool.shutdown(cancel_futures=True)  # so that Ctrl-C doesn't wait for all pictures
     if unreadable:
-        listed = _named([name for name, _ in unreadable])
+        listed = named([name for name, _ in unreadable])
         message = f"{len(unreadable)} of {len(names)} pictures in {root} cannot be read: {listed}"
         raise UserError(f"{message} (the first: {unreadable[0][1]}). Remove or replace them.", "root")
     return pictures
@@ -145,8 +154,11 @@ def _decode_one(path: Path, row: np.ndarray) -> str | None:
     return None
 
 
-def _split_files(root: Path, split: str) -> dict[str, list[str]]:
-    """Returns the classes of a split, each with its pictures as sorted paths relative to `root`."""
+def _split_files(root: Path, split: str, others: list[str]) -> dict[str, list[str]]:
+    """Returns the classes of a split, each with its pictures as sorted paths relative to `root`.
+
+    Files that hold no pictures, by their names, are added to `others`.
+    """
     folder = root / split
     if not folder.is_dir():
         deeper = [name for name in _subfolders(root) if (root / name / split).is_dir()]
@@ -157,9 +169,11 @@ def _split_files(root: Path, split: str) -> dict[str, list[str]]:
         raise _bad_folder(f"{folder} has no class folders")
     if len(names) == 1:
         raise _one_class(folder, names[0])
-    classes = {name: _files(root, folder / name) for name in names}
+    files = {name: _files(root, folder / name) for name in names}
+    classes = {name: [path for path in paths if _may_be_picture(path)] for name, paths in files.items()}
+    others += [path for paths in files.values() for path in paths if not _may_be_picture(path)]
     if empty := [name for name, files in classes.items() if not files]:
-        raise _bad_folder(f"in {folder} these class folders have no pictures: {_named(empty)}")
+        raise _bad_folder(f"in {folder} these class folders have no pictures: {named(empty)}")
     return classes
 
 
@@ -170,7 +184,7 @@ def _one_class(folder: Path, name: str) -> UserError:
     while len(below := _subfolders(inner)) == 1:
         inner /= below[0]
     if below:
-        message += f". If {_named(below)} in {inner} are the classes, move them to {folder}"
+        message += f". If {named(below)} in {inner} are the classes, move them to {folder}"
     return _bad_folder(message)
 
 
@@ -184,6 +198,12 @@ def _files(root: Path, folder: Path) -> list[str]:
         subfolders[:] = [name for name in subfolders if not _ignored(name)]
         found += [os.path.relpath(place, root) + "/" + name for name in files if not _ignored(name)]
     return sorted(found)
+
+
+def _may_be_picture(name: str) -> bool:
+    """Returns whether a file's name says that it is a picture, or says nothing."""
+    kind = _KINDS.guess_type(name)[0]
+    return kind is None or kind.startswith("image/") or kind == "application/postscript"
 
 
 def _ignored(name: str) -> bool:
@@ -205,7 +225,7 @@ def _bad_folder(message: str) -> UserError:
     return UserError(f"{message}. {remedy}", "root")
 
 
-def _named(items: Sequence[str]) -> str:
+def named(items: Sequence[str]) -> str:
     """Returns the first few items as text for a message, and how many more there are."""
     more = len(items) - N_NAMED
     # repr: a name may hold a line break.

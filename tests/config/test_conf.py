@@ -50,7 +50,7 @@ NEEDS_DOWNLOAD = {"cifar10", "cifar100"}
 # The modules that know the configuration.
 READERS = (
     *("train", "recording", "config/build", "config/checks", "config/rules", "commands/reproduce"),
-    *("study/controller", "study/forecast", "study/grid", "study/measure_speed"),
+    *("execution/grid", "study/controller", "study/forecast", "study/measure_speed"),
 )
 
 

@@ -132,6 +132,23 @@ def test_hidden_files_are_no_pictures_and_sub_folders_count(folder: Path) -> Non
     assert len(read(folder)) == 23
 
 
+def test_files_that_hold_no_pictures_are_skipped_with_a_word(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the ends of their names. A file without one is tried, and a class of such files alone has no pictures."""
+    pictures = names_in(folder)
+    assert capsys.readouterr().err == ""
+    for name in ("cat/labels.csv", "dog/notes.TXT", "dog/deep/boxes.json", "cat/clip.mp4", "dog/annotation.xml"):
+        (folder / "train" / name).parent.mkdir(exist_ok=True)
+        (folder / "train" / name).write_text("no picture")
+    assert names_in(folder) == pictures
+    assert "5 files are skipped" in (said := capsys.readouterr().err)
+    assert "'train/cat/clip.mp4', 'train/cat/labels.csv', 'train/dog/annotation.xml'" in said
+    shutil.copy(folder / "train" / "cat" / "0.png", folder / "train" / "cat" / "plain")
+    assert "train/cat/plain" in names_in(folder)
+    for picture in (folder / "test" / "dog").iterdir():
+        picture.rename(picture.with_suffix(".csv"))
+    refused(folder, "class folders have no pictures: 'dog'")
+
+
 def test_pictures_are_decoded_once(folder: Path, decoded: list[int]) -> None:
     """A second use reads the cache and gives the same pictures."""
     first = read(folder)

@@ -15,7 +15,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import HydraContext
 
 from kdsweep.config.folder import CONFIG_FOLDER
-from kdsweep.study import grid
+from kdsweep.execution import grid
 from kdsweep.system.processes import this_process
 from kdsweep.tracking.run_records import ARM_TAG, RunRecord
 from kdsweep.tracking.store import Store
