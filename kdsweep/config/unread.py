@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 WORDS = "overrides"
 
 
-def require_read(cfg: DictConfig, hydra: DictConfig) -> None:
+def require_read(cfg: DictConfig, hydra: Any) -> None:
     """Refuses a key of the configuration that neither kdsweep nor an interpolation reads.
 
     A group of the user's own is read if an interpolation reads a part of it. Its other parts may then stand in its
@@ -60,7 +60,7 @@ def _others_read(hydra: DictConfig) -> bool:
 
 def _unread(asked: set[str], config: Mapping[str, object]) -> set[str]:
     """Returns which of the keys that are `asked` for no other key of the configuration reads, not even in a chain."""
-    unread, found = set(asked), True
+    unread, found = set(asked), set(asked)
     while found:
         read = {path for name, value in config.items() if name not in unread for path in _references(name, value)}
         found = {name for name in unread if any(_overlap(name, path) for path in read)}

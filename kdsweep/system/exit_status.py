@@ -10,7 +10,7 @@ import re
 import sys
 import traceback
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from kdsweep.config.keys import GROUPS, flatten, meant
 from kdsweep.system import interrupts
@@ -205,7 +205,7 @@ def _known(key: str, error: BaseException) -> list[str]:
     from omegaconf import OmegaConf
 
     node = getattr(error.__cause__, "parent_node", None)
-    config = {} if node is None else OmegaConf.to_container(node._get_root(), resolve=False)
+    config: Any = {} if node is None else OmegaConf.to_container(node._get_root(), resolve=False)
     of_hydra = key.startswith("hydra.")
     return [name for name in flatten(config) if name.startswith("hydra.") == of_hydra]
 
