@@ -39,13 +39,13 @@ CLEAR = 100.0
 # Two right computations differ by 1.3 times the measured noise at most. Where pictures have large areas of one colour,
 # it was up to 3.1 times, since rounding errors there are the same at all positions and don't average out.
 NOISE_ALLOWED = 2.0
-NOISE_ALLOWED_AT_MOST = 10.0
+NOISE_ALLOWED_AT_MOST = 5.0
 
 # Another view of a picture is at least this share of the spread away.
-VIEW = 0.15
+VIEW = 0.2
 
 # Below this ratio of spread to noise, another view's answers could pass as this one's.
-TELLS_APART = 12.0
+TELLS_APART = 16.0
 
 # Below this ratio, a network's answers are hardly worth learning from.
 POOR = 4.0
