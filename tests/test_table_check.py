@@ -12,7 +12,7 @@ from kdsweep.numerics.rounding_noise import UNIT_ROUNDOFF, rounding_noise
 from kdsweep.table_check import CLEAR, MANY_ROWS, OUTPUTS, Asked, compare, control_rows
 
 N = 300
-NOISES = (1e-6, 1e-3, 1e-2, 7e-2)  # rounding noise, as a share of the spread over pictures
+NOISES = (1e-6, 1e-3, 1e-2, 5e-2)  # rounding noise, as a share of the spread over pictures
 
 
 def outputs(seed: int, n_outputs: int = 10) -> Tensor:
