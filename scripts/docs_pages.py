@@ -32,6 +32,8 @@ GROUPS = {
     "sweep": "A study of many runs.",
     "hydra/sweeper/sampler": "How a study proposes its trials, beside the samplers of hydra-optuna-sweeper.",
     "hydra/sweeper/pruner": "Which trials a study stops early.",
+    "hydra/job_logging": "What runs log, and where; Hydra's `default`, `stdout` and `disabled` can be chosen too.",
+    "hydra/hydra_logging": "What Hydra logs about itself.",
 }
 # A link to a file that is no page of the site becomes plain code.
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((?!https?:|#|mailto:)([^)#]+)(#[^)]*)?\)")
