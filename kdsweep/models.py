@@ -73,6 +73,7 @@ class Classifier(nn.Module):
         input_size: The side in pixels to which pictures are resized; None leaves them as they are.
         mean: The normalisation's mean of each colour, for pictures in [0, 1].
         std: The normalisation's standard deviation of each colour, for pictures in [0, 1].
+        single_head: Whether no linear layer may come after the head; some libraries' networks have a second one.
 
     Attributes:
         net: The library's module with its parameter names; `net.state_dict()` fits the library's own class.
@@ -92,9 +93,11 @@ class Classifier(nn.Module):
         input_size: int | None,
         mean: Sequence[float],
         std: Sequence[float],
+        single_head: bool = False,
     ) -> None:
         super().__init__()
         self.net = net
+        self._single_head = single_head
         self.head_name = head_name
         self.frozen = frozen
         self.input_size = input_size
@@ -194,7 +197,8 @@ class Classifier(nn.Module):
             _require_no_probabilities(answer)
             rule = "the head is the last linear layer that is used"
             remedy = "Name the one that makes the logits: head=<name of the module>."
-            require(used[-1:] == [self.head], rule, self.head_name, "head", remedy)
+            right = used[-1:] == [self.head] if self._single_head else self.head in used
+            require(right, rule, self.head_name, "head", remedy)
         except UserError:
             raise
         except (AssertionError, RuntimeError, ValueError) as error:

@@ -135,6 +135,7 @@ class OwnNetwork:
             input_size=self.input_size,
             mean=data_mean if self.mean is None else self.mean,
             std=data_std if self.std is None else self.std,
+            single_head=True,
         )
 
     def _head_of(self, net: nn.Module, n_classes: int) -> str:

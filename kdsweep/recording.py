@@ -239,8 +239,14 @@ def record_again(cfg: DictConfig, store: Store, metrics: Mapping[str, float], pr
     """
     data, _ = inputs(key_of(cfg.data), cfg.view_seed, cfg.device)
     cfg = in_force(cfg, student(cfg, data))
-    marks = {f"kdsweep.{name}": str(cfg.tracking[name]) for name in ("stage", "study", "job", "trial")}
-    tags = {ARM_TAG: str(cfg.arm), RESTORED: "true", **marks}
+    tags = {
+        ARM_TAG: str(cfg.arm),
+        RESTORED: "true",
+        "kdsweep.stage": str(cfg.tracking.stage),
+        "kdsweep.study": str(cfg.tracking.study),
+        "kdsweep.job": str(cfg.tracking.job),
+        "kdsweep.trial": str(cfg.tracking.trial),
+    }
     params = flatten(masked(container(cfg)))
     with suppress(PrunedError), store.run(_name(cfg), tags=tags, params=params, parent=cfg.tracking.parent) as run:
         run.log(metrics, cfg.epochs if pruned_at is None else pruned_at)

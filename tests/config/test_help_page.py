@@ -140,7 +140,7 @@ def test_it_marks_what_is_chosen() -> None:
     assert "  loss        ce, kd*, label_smoothing\n" in page()
     text = page("experiment=scratch")
     assert "  loss        ce*, kd, label_smoothing\n" in text
-    assert "  teacher     efficientnet_lite0, none*, random, resnet50_imagenet\n" in text
+    assert "  teacher     efficientnet_lite0, none*, own, random, resnet50_imagenet\n" in text
 
 
 @pytest.mark.parametrize("columns", [80, 120])

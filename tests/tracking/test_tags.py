@@ -24,13 +24,13 @@ RUN_TAGS = {
     *("kdsweep.git_commit", "kdsweep.git_dirty", "kdsweep.reproduces", "kdsweep.resumed_after"),
     *("kdsweep.pruned", "kdsweep.error", "kdsweep.described"),
     *("kdsweep.space", "kdsweep.objectives", "kdsweep.planned", "kdsweep.chosen", "kdsweep.looks"),
-    *("kdsweep.sent", "kdsweep.sent_end", "kdsweep.sent_from"),
+    *("kdsweep.sent", "kdsweep.sent_end", "kdsweep.sent_from", "kdsweep.restored"),
 }
 
 # User attributes of Optuna's trials and studies.
 ATTRIBUTES = {
     *("kdsweep.process", "kdsweep.beat", "kdsweep.values", "kdsweep.starts", "kdsweep.pruned_at", "kdsweep.cause"),
-    *("kdsweep.key", "kdsweep.conditions", "kdsweep.controller"),
+    *("kdsweep.key", "kdsweep.conditions", "kdsweep.controller", "kdsweep.store"),
 }
 
 # The functions that put `kdsweep.{key}` together, each with the name of the dictionary that has the keys. Those of

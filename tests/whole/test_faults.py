@@ -12,7 +12,7 @@ import resource
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -102,8 +102,8 @@ def test_a_full_disk_costs_no_table_that_was_whole(tmp_path: Path, disk: Disk) -
     """Features, head and passes: whichever of them finds no room, the command says so, and goes on once there is."""
     words = (*SHORT, f"paths.cache={disk.folder}", "epochs=1")
     kept: set[Path] = set()
-    # Of 128, 64 and 64 KB of features, 20 of head and 3 of logits.
-    for kilobytes in (64, 180, 250, 276):
+    # Features take 136, 72 and 72 KB, the head 20, and logits 4.
+    for kilobytes in (64, 180, 250, 304):
         disk.has(kilobytes)
         assert_refused(kdsweep(*words, root=tmp_path), disk)
         now = set(disk.folder.rglob("*.safetensors"))
@@ -264,19 +264,22 @@ def test_out_of_memory_costs_one_trial(tmp_path: Path) -> None:
 
 
 def count_passes(notes: Path, stop_at: int | None = None) -> None:
-    """Notes each batch that the teacher computes; at batch `stop_at` it stands still."""
-    from kdsweep.teachers import Teacher
+    """Notes each batch that is computed for a table; at batch `stop_at` it stands still."""
+    from kdsweep.tables import Advance, Compute, Tables
 
-    forward = Teacher._forward
+    computed = Tables._computed
 
-    def counted(teacher: Teacher, function: Callable[[Tensor], Tensor], pictures: Tensor) -> Tensor:
-        with notes.open("a") as file:
-            file.write(f"{len(pictures)}\n")
-        if stop_at is not None and len(notes.read_text().split()) >= stop_at:
-            time.sleep(1000)
-        return forward(teacher, function, pictures)
+    def counted(tables: Tables, part: Path, compute: Compute, advance: Advance) -> Tensor:
+        def noted(rows: Tensor) -> Tensor:
+            with notes.open("a") as file:
+                file.write(f"{len(rows)}\n")
+            if stop_at is not None and len(batches(notes)) >= stop_at:
+                time.sleep(1000)
+            return compute(rows)
 
-    Teacher._forward = counted  # type: ignore[method-assign]
+        return computed(tables, part, noted, advance)
+
+    Tables._computed = counted  # type: ignore[method-assign]
 
 
 def batches(notes: Path) -> list[int]:
@@ -295,8 +298,8 @@ def test_a_teacher_killed_in_a_pass_is_taken_over(tmp_path: Path) -> None:
     first.kill()
     done = second.outcome()
     assert done.status == 0, done.err
-    # Features of 64 + 32 + 32 pictures and logits of 64, and the rows by which tables are checked.
-    assert sum(n for n in batches(tmp_path / "second") if n > 4) == 192
+    # Features of 64 + 32 + 32 pictures, and logits of 64.
+    assert sum(batches(tmp_path / "second")) == 192
     assert hidden(tmp_path / "cache") == []
     assert [run.info.status for run in runs(tmp_path, "distill")] == ["FINISHED"]
 
@@ -312,7 +315,7 @@ def test_four_that_start_at_once_on_nothing_share_what_they_make(tmp_path: Path)
     done = [command.outcome() for command in started]
     assert [outcome.status for outcome in done] == [0, 0, 0, 0], [outcome.err for outcome in done]
     # Features of 64 + 32 + 32 pictures, and two passes of 64.
-    assert sum(n for path in notes for n in batches(path) if n > 4) == 256
+    assert sum(sum(batches(path)) for path in notes) == 256
     assert len(runs(tmp_path, "teacher")) == 1
     assert [run.info.status for run in runs(tmp_path, "distill")] == ["FINISHED"] * 4
     assert len({run.data.tags["kdsweep.teacher"] for run in runs(tmp_path, "distill")}) == 1
