@@ -66,6 +66,18 @@ def test_the_gradient_is_the_papers(tau: float) -> None:
     torch.testing.assert_close(student.grad, torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("tau", [0.001, 0.1, 1000.0])
+def test_extreme_temperatures_give_finite_numbers(tau: float) -> None:
+    """In float32 the loss and its gradient are finite, and at a high temperature the gradient is that of the limit."""
+    student, teacher, labels = batch(dtype=torch.float32)
+    kd(student, teacher, labels, alpha=1.0, tau=tau).backward()
+    assert student.grad is not None
+    assert student.grad.isfinite().all()
+    if tau == 1000.0:  # Hinton et al. 2015, equation 4, with the factor tau^2: differences of centred logits
+        apart = (student - student.mean(1, keepdim=True)) - (teacher - teacher.mean(1, keepdim=True))
+        torch.testing.assert_close(student.grad, apart.detach() / apart.numel(), rtol=0.02, atol=1e-3)
+
+
 def test_the_gradient_keeps_its_size_when_tau_grows() -> None:
     """Without tau^2 it would shrink to nothing; with it, it tends to (z - v) / classes for centred logits (eq. 4)."""
     student, teacher, labels = batch()
