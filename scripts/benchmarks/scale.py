@@ -18,6 +18,7 @@ from benchmarks import parts, running
 from benchmarks.measuring import Figure, Finding, bar, positive, take_turns, timed
 from kdsweep import evaluation
 from kdsweep.data import synthetic
+from kdsweep.table_check import Asked
 from kdsweep.tables import Tables
 from kdsweep.views import Views, batch_order, n_views
 
@@ -122,7 +123,7 @@ def over_passes(arguments: argparse.Namespace, folder: Path) -> tuple[list[Figur
     tables = tables_of(folder)
     with bar("passes", (1 + READINGS) * arguments.passes) as advance:
         for index in range(arguments.passes):
-            written.append(timed(lambda index=index: tables.rows(f"pass-{index:04d}", n, answers(index))))  # type: ignore[misc]
+            written.append(timed(lambda index=index: a_pass(tables, n, index)))  # type: ignore[misc]
             advance()
         before = own_memory()
         readings = []
@@ -148,14 +149,20 @@ def reading(tables: Tables, passes: int, n: int, advance: Callable[[], None]) ->
     seconds: list[float] = []
     held: list[Tensor] = []
     for index in range(passes):
-        seconds.append(timed(lambda index=index: held.append(tables.rows(f"pass-{index:04d}", n, answers(index)))))  # type: ignore[misc]
+        seconds.append(timed(lambda index=index: held.append(a_pass(tables, n, index))))  # type: ignore[misc]
         advance()
     return seconds, held
 
 
 def tables_of(folder: Path) -> Tables:
     """Opens the benchmark's tables in a folder."""
-    return Tables(folder / "tables", {"benchmark": "scale"}, BATCH_OF_PASS, 0.0)
+    return Tables(folder / "tables", {"benchmark": "scale"}, BATCH_OF_PASS)
+
+
+def a_pass(tables: Tables, n: int, index: int) -> Tensor:
+    """Returns the rows of a pass, from the disk if they are there."""
+    compute = answers(index)
+    return tables.rows(f"pass-{index:04d}", n, compute, Asked(compute, compute))
 
 
 def answers(index: int) -> Callable[[Tensor], Tensor]:
