@@ -117,7 +117,7 @@ def reliability(arms: Mapping[str, Sequence[Sequence[Mapping[str, float | None]]
         colour, line = arm_style(arm)
         count, confidence, accuracy = _pooled(diagrams)
         error, perfect = (float(np.mean(each)) for each in zip(*map(_errors, diagrams), strict=True))
-        label = f"{arm} (calibration error {error:.1f}%, a perfect model's {perfect:.1f}%)"
+        label = f"{arm} (error {error:.1f}%, if perfect {perfect:.1f}%)"
         # Bins with a handful of pictures are noisy, so a smaller bin gets a smaller marker.
         upper.plot(confidence, accuracy, line, color=colour, label=label, linewidth=1.5)
         upper.scatter(confidence, accuracy, 8 + 60 * np.sqrt(count / count.max()), color=colour, zorder=3)
@@ -126,7 +126,7 @@ def reliability(arms: Mapping[str, Sequence[Sequence[Mapping[str, float | None]]
     lower.set(xlabel="confidence (%)", ylabel="pictures (%)")
     for axis in (upper, lower):
         axis.grid(alpha=0.25)
-    upper.legend(frameon=False, fontsize=9)
+    upper.legend(frameon=False, fontsize=9, title="calibration error of", title_fontsize=9)
     upper.set_title(f"Reliability on test ({pictures:,} pictures), confirmation runs", fontsize=11)
     return figure
 

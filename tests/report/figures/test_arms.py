@@ -63,7 +63,7 @@ def test_reliability_pools_runs_by_their_counts() -> None:
     figure = reliability({"distill": [first, second]})
     line = figure.axes[0].lines[1]
     assert (list(line.get_xdata()), list(line.get_ydata())) == ([pytest.approx(90)], [pytest.approx(87.5)])
-    assert line.get_label() == "distill (calibration error 25.0%, a perfect model's 16.3%)"
+    assert line.get_label() == "distill (error 25.0%, if perfect 16.3%)"
     assert "(1 pictures)" in figure.axes[0].get_title()
 
 
