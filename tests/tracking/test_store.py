@@ -193,6 +193,14 @@ def test_a_long_parameter_is_cut(store: Store) -> None:
     assert read(store, run.id).data.params == {"list": "x" * 6000}
 
 
+def test_there_may_be_more_parameters_than_a_request_takes(store: Store) -> None:
+    """MLflow takes a hundred at a time."""
+    params = {f"key{number}": number for number in range(219)}
+    with store.run("many", tags=DISTILL, params=params) as run:
+        pass
+    assert read(store, run.id).data.params == {name: str(value) for name, value in params.items()}
+
+
 def test_names_that_mlflow_does_not_admit_get_underscores(store: Store) -> None:
     """( ) + = in a name do not end a run."""
     with store.run("names", tags=DISTILL, params={"+a(b)": 1}) as run:
