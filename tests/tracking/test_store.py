@@ -20,11 +20,14 @@ from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import fresh_stores
 import pytest
 from configurations import composed
 from matplotlib.figure import Figure
+from mlflow_servers import mlflow_server
 from needs import lacking
 from read_only import read_only
 
@@ -965,3 +968,54 @@ def test_a_run_that_is_opened_again_for_nothing_keeps_its_end(store: Store) -> N
     with store.reopened(run.id):
         pass
     assert store.find(run.id).duration_s > before.duration_s
+
+
+class Below(BaseHTTPRequestHandler):
+    """Hands requests below a path on to a server, as a proxy does; others are not found."""
+
+    server_uri = ""
+
+    def do_GET(self) -> None:
+        if not self.path.startswith("/tools/mlflow/"):
+            self.send_error(404)
+            return
+        length = int(self.headers.get("Content-Length") or 0)
+        url = self.server_uri + self.path.removeprefix("/tools/mlflow")
+        headers = {"Content-Type": self.headers.get("Content-Type", "application/json")}
+        request = Request(url, self.rfile.read(length) if length else None, headers, method=self.command)
+        try:
+            answer = urlopen(request)
+        except HTTPError as error:
+            answer = error
+        with answer:
+            content = answer.read()
+        self.send_response(answer.status)
+        self.send_header("Content-Type", answer.headers.get("Content-Type", "application/json"))
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_POST = do_PUT = do_PATCH = do_DELETE = do_GET
+
+    def log_message(self, *_: object) -> None:
+        """Says nothing."""
+
+
+@pytest.mark.all
+@pytest.mark.slow
+def test_a_server_may_lie_below_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs, metrics and artifacts go through a proxy that hands on one path of its address."""
+    from mlflow import MlflowClient
+
+    with mlflow_server(tmp_path) as server, ThreadingHTTPServer(("127.0.0.1", 0), Below) as proxy:
+        monkeypatch.setattr(Below, "server_uri", server.uri)
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        store = Store(f"http://127.0.0.1:{proxy.server_port}/tools/mlflow")
+        with store.run("below", tags=DISTILL, params={"loss.alpha": 0.5}) as run:
+            run.log({"val/accuracy": 0.9}, 1)
+            run.text("note.txt", "a note")
+        proxy.shutdown()
+        found = MlflowClient(server.uri).get_run(run.id)
+        note = MlflowClient(server.uri).download_artifacts(run.id, "note.txt", str(tmp_path))
+    assert Path(note).read_text() == "a note"
+    assert (found.info.status, found.data.metrics["val/accuracy"]) == ("FINISHED", 0.9)
