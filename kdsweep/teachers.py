@@ -87,13 +87,14 @@ class Teacher:
         self._device = network.head.weight.device
         self._batch_size = batch_size
         self._root, self._sources = tables, sources
-        self._check_features()
         self._may_compile = compiled is None
         self._compiled = self._compiles(compiled)
         # The features depend on the backbone alone, so they stay valid when the head changes.
         self._features = self._tables({"outputs": "features", "backbone": network.backbone_hash()})
         self._logits: Tables | None = None
         self.features_key = self._features.key
+        if len(self.missing_features()) == len(SPLITS):  # otherwise it was tried by whoever made the first of them
+            self._check_features()
         self.seconds = 0.0
 
     def answers(self, pass_index: int) -> Callable[[Tensor, Tensor], Tensor]:

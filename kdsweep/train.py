@@ -83,6 +83,7 @@ def hydra_main(cfg: DictConfig) -> float | tuple[float, ...]:
     from hydra.types import RunMode
 
     from kdsweep.config.unread import require_read
+    from kdsweep.execution.grid_sweeper import GRID_SWEEPER
 
     hydra_cfg = HydraConfig.get()
     multirun = hydra_cfg.mode == RunMode.MULTIRUN
@@ -102,10 +103,9 @@ def hydra_main(cfg: DictConfig) -> float | tuple[float, ...]:
             return done.objective
     except Exception as error:
         known = exit_status.explained(error)
-        # A sweeper other than Hydra's own decides what a failed job means, so it gets the exception. In all other cases
-        # Hydra would add lines of its own, so the command ends here.
-        grid = ("hydra._internal.", "kdsweep.execution.grid_sweeper.GridSweeper")
-        decided = multirun and not str(hydra_cfg.sweeper._target_).startswith(grid)
+        # A sweeper other than that of grids decides what a failed job means, so it gets the exception. In all other
+        # cases Hydra would add lines of its own, so the command ends here.
+        decided = multirun and hydra_cfg.sweeper._target_ != GRID_SWEEPER
         if known is None or exit_status.show_traceback() or decided:
             raise
         exit_status.fail(

@@ -243,7 +243,7 @@ def rehearse(
         guided: Whether the loss gets logits of a teacher, which are zeros here.
         optimizer: Takes the list of trained parameters, and returns an optimizer.
         schedule: Takes (optimizer, total steps), and returns a learning-rate scheduler.
-        precision: bf16 or fp32.
+        precision: bf16, tf32 or fp32.
 
     Raises:
         UserError: The step or the evaluation fails, or the network returns something other than its logits.

@@ -275,7 +275,7 @@ def inputs(data_key: str, view_seed: int, device: str) -> tuple[Dataset, Views]:
 
 
 def hardware(cfg: DictConfig) -> tuple[torch.device, str]:
-    """Returns the device and the precision (bf16 or fp32) in force, which is the teacher's in a teacher's run."""
+    """Returns the device and the precision in force, which is the teacher's in a teacher's run."""
     device = resolve_device(cfg.device)
     return device, teacher_precision(cfg, device) if cfg.arm == "teacher" else resolve_precision(cfg.precision, device)
 
@@ -301,7 +301,7 @@ def student(cfg: DictConfig, data: Dataset) -> tuple[Classifier, str]:
     train this network wrongly.
 
     Returns:
-        The network, and the precision (bf16 or fp32).
+        The network, and the precision (bf16, tf32 or fp32).
 
     Raises:
         UserError: The precision or the layout was chosen, and would train the network wrongly.

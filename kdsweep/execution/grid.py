@@ -25,7 +25,7 @@ from kdsweep.system.exit_status import explained, fail, show_traceback
 from kdsweep.system.files import hash_identity
 from kdsweep.system.processes import parse_process, this_process
 from kdsweep.system.progress import note
-from kdsweep.tracking.run_records import ARM_TAG, RunRecord
+from kdsweep.tracking.run_records import ARM_TAG, PROCESS, RunRecord
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -171,7 +171,7 @@ def _parent(store: Store, key: str, folder: Path, *, goes_on: bool) -> Iterator[
         tags = {ARM_TAG: "group", "kdsweep.group": key}
         done, opened = set(), store.run(f"multirun {folder.parent.name} {folder.name}", tags=tags, params={})
     with opened as run:
-        run.tag({"kdsweep.process": str(this_process())})
+        run.tag({PROCESS: str(this_process())})
         try:
             yield run, done
         except SystemExit as end:
@@ -182,7 +182,7 @@ def _interrupted(run: RunRecord) -> bool:
     """Returns whether a grid's run was ended before its last job, and is no other process's."""
     if run.status != "RUNNING":
         return run.status != "FINISHED"
-    process = run.tags.get("kdsweep.process")
+    process = run.tags.get(PROCESS)
     return process is not None and parse_process(process).is_here and not parse_process(process).lives()
 
 

@@ -58,7 +58,7 @@ class Card:
         run: The run that trained the network.
         interface: The content of `config.json`.
         config: The run's configuration as YAML, without secrets.
-        precision: The precision in which the run measured its numbers: bf16 or fp32.
+        precision: The precision in which the run measured its numbers: bf16, tf32 or fp32.
         parameters: The number of the network's parameters.
         checks: Name of an exported file -> its check; empty if nothing but the weights was exported.
         spread: The test accuracy over the fresh seeds of the run's arm, for a confirmation run; None for other runs.

@@ -13,6 +13,7 @@ from kdsweep.analysis.metrics import COLUMNS, EPOCHS_TO_TARGET, row
 from kdsweep.analysis.sorted_runs import TARGET_SHARE, Arm, Trial, arm_label
 from kdsweep.analysis.study_goals import short_key, short_value
 from kdsweep.config.keys import network_name
+from kdsweep.tracking.run_records import PROCESS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -78,8 +79,8 @@ def listed(runs: Sequence[RunRecord]) -> Table:
                 run.name,
                 f"{run.start:%Y-%m-%d %H:%M}",
                 str(children[run.id]) if above else "",
-                # A grid's own run is finished from the start.
-                "" if run.arm == "group" else run.status.lower(),
+                # The run above another sweeper's jobs is finished from the start; a grid's names the grid's process.
+                "" if run.arm == "group" and PROCESS not in run.tags else run.status.lower(),
                 "" if accuracy is None else f"{100 * accuracy:.2f}",
             )
         )

@@ -19,6 +19,9 @@ PARENT = "mlflow.parentRunId"
 # arm, have "study" or "group" there.
 ARM_TAG = "kdsweep.role"
 
+# The tag that says which process a run goes on in.
+PROCESS = "kdsweep.process"
+
 # As many letters of an id are shown.
 SHORT_ID = 8
 

@@ -37,7 +37,7 @@ from kdsweep.tracking.location import (
 )
 from kdsweep.tracking.opening import find_experiment, import_mlflow, make_store, opening, through_proxy
 from kdsweep.tracking.retry import PATIENCE_SECONDS, is_disk_full, is_forbidden, is_transient, patiently, reason
-from kdsweep.tracking.run_records import ARM_TAG, PARENT, RunRecord, StudyRecord, read_back, require_one
+from kdsweep.tracking.run_records import ARM_TAG, PARENT, PROCESS, RunRecord, StudyRecord, read_back, require_one
 from kdsweep.tracking.run_writer import Run, disk_full, ended, milliseconds
 from kdsweep.tracking.sender import LOCAL, REMOTE, Outbox
 
@@ -49,8 +49,8 @@ if TYPE_CHECKING:
 NOTE = "mlflow.note.content"
 # Hash of the description that kdsweep wrote.
 DESCRIBED = "kdsweep.described"
-# What ended a run that isn't FINISHED, and the process in which it goes on.
-ERROR, PROCESS = "kdsweep.error", "kdsweep.process"
+# What ended a run that isn't FINISHED.
+ERROR = "kdsweep.error"
 
 # An MLflow id, or its first letters; and as many candidates as are named where these fit several.
 FIRST_LETTERS = re.compile("[0-9a-f]{1,32}")

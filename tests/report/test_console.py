@@ -29,15 +29,17 @@ def test_nothing_at_all_is_still_a_report(capsys: pytest.CaptureFixture[str]) ->
 def test_a_list_names_studies_grids_and_single_runs(capsys: pytest.CaptureFixture[str]) -> None:
     """Runs below others are counted; other programs' runs aren't kdsweep's."""
     study = replace(record("study", status="KILLED"), name="alpha_tau", metrics={})
-    grid = replace(record("group"), name="multirun 2026-01-01", metrics={})
+    search = replace(record("group"), name="multirun 2026-01-01", metrics={})
+    grid = replace(record("group", tags={"kdsweep.process": "a"}, status="KILLED"), name="multirun mine", metrics={})
     below = [replace(record("distill"), parent=study.id) for _ in range(3)]
     foreign = replace(record("distill"), tags={}, name="somebody's")
-    console.show_list([study, *below, grid, record("scratch", val=0.4567), foreign])
+    console.show_list([study, *below, search, grid, record("scratch", val=0.4567), foreign])
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines() if line.strip()]
     assert lines[3:] == [
         f"study {study.id} alpha_tau 2026-01-01 00:00 3 killed",
-        f"grid {grid.id} multirun 2026-01-01 2026-01-01 00:00 0",
-        f"run {lines[5].split()[1]} scratch 2026-01-01 00:00 finished 45.67",
+        f"grid {search.id} multirun 2026-01-01 2026-01-01 00:00 0",
+        f"grid {grid.id} multirun mine 2026-01-01 00:00 0 killed",
+        f"run {lines[6].split()[1]} scratch 2026-01-01 00:00 finished 45.67",
     ]
     console.show_list([])
     assert capsys.readouterr().out.startswith("There are no runs yet.")
