@@ -7,7 +7,7 @@ here knows about studies, runs or arms: see `verdict.py` for those, and `plateau
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -36,6 +36,7 @@ class NoiseFloor:
         low, high: The chi-square confidence interval of `sd`.
         n: The number of values that were used; settings with a single value don't count.
         degrees: The degrees of freedom; for `noise_floor`, `n` less one for each setting.
+        counted: Whether the values differ by less than `sd`, which is the least that their step lets one know.
     """
 
     sd: float
@@ -43,6 +44,7 @@ class NoiseFloor:
     high: float
     n: int
     degrees: float
+    counted: bool = False
 
 
 @dataclass(frozen=True)
@@ -132,10 +134,11 @@ def noise_floor(
         return None
     degrees = sum(len(group) - 1 for group in repeated)
     squares = sum(float(np.sum((group - group.mean()) ** 2)) for group in repeated)
-    sd = max(math.sqrt(squares / degrees), resolution / math.sqrt(2))
+    measured, least = math.sqrt(squares / degrees), resolution / math.sqrt(2)
+    sd = max(measured, least)
     if sd <= ROUNDING:
         return None
-    return _with_interval(sd, sum(map(len, repeated)), degrees, confidence)
+    return replace(_with_interval(sd, sum(map(len, repeated)), degrees, confidence), counted=measured < least)
 
 
 def pair_noise(

@@ -378,7 +378,8 @@ def words(verdict: Verdict) -> Iterator[str]:
         noise = verdict.noise
         yield (
             f"Noise over seeds, on test: {_points(noise.sd)} points standard deviation (95% interval "
-            f"{_points(noise.low)} to {_points(noise.high)}, from {noise.n} repeated runs)."
+            f"{_points(noise.low)} to {_points(noise.high)}, from {noise.n} repeated runs)"
+            f"{', the least that can be told by counting so few pictures: the runs differ by less' * noise.counted}."
         )
 
 

@@ -159,6 +159,8 @@ def test_noise_that_cannot_be_known_is_none() -> None:
     assert pair_noise(equal, resolution=0.01).sd == 0.01  # type: ignore[union-attr]
     floor = noise_floor(equal, resolution=0.01)
     assert floor is not None
+    assert floor.counted
+    assert not noise_floor([[0.1, 0.2], [0.3, 0.4]], resolution=0.01).counted  # type: ignore[union-attr]
     assert floor.sd == pytest.approx(0.01 / math.sqrt(2))
     assert floor.low < floor.sd < floor.high
 
