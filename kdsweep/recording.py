@@ -297,7 +297,7 @@ def _name(cfg: DictConfig) -> str:
 
 
 def _parent(cfg: DictConfig, store: Store) -> str | None:
-    """Returns the id of the parent run: the study's, or the one that the jobs of a plain multirun share."""
+    """Returns the id of the parent run: the study's or the grid's, or one that the jobs of another sweeper share."""
     if cfg.tracking.parent is not None:
         return str(cfg.tracking.parent)
     if cfg.arm != "teacher" and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -307,5 +307,5 @@ def _parent(cfg: DictConfig, store: Store) -> str | None:
 
 
 def group_key(sweep_dir: str) -> str:
-    """Returns what stands for a plain multirun in the store: its folder (`hydra.sweep.dir`), which its jobs share."""
+    """Returns what stands for another sweeper's multirun in the store: its folder (`hydra.sweep.dir`)."""
     return str(Path(sweep_dir).absolute())
