@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from kdsweep.analysis import cost, landscape, verdict
+from kdsweep.analysis import cost, landscape, verdict, verdict_words
 from kdsweep.analysis.sorted_runs import (
     Arm,
     Comparison,
@@ -88,19 +88,19 @@ def summarise(study: StudyRecord, readings: Readings) -> Report:
     objectives = found.goals.objectives
     front = pareto(found.trials, objectives) if len(objectives) > 1 else ()
     findings = (
-        *verdict.words(judged),
+        *verdict_words.words(judged),
         *_looks(found, judged),
         *_chosen(found, front),
         *_others(found),
         *_unconfirmed(found, judged),
         *_teacher(found),
-        *verdict.curse_words(judged, found),
+        *verdict_words.curse_words(judged, found),
         *landscape.words(surveyed, found.goals.objective, judged.validation_noise),
         *cost.words(spent),
         *_unfair(found),
     )
     return Report(
-        found, judged, surveyed, spent, verdict.headline(judged), front, tuple(findings), tuple(_missing(found))
+        found, judged, surveyed, spent, verdict_words.headline(judged), front, tuple(findings), tuple(_missing(found))
     )
 
 

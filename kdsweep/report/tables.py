@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from kdsweep.analysis import verdict
+from kdsweep.analysis import verdict, verdict_words
 from kdsweep.analysis.cost import duration
 from kdsweep.analysis.metrics import COLUMNS, EPOCHS_TO_TARGET, row
 from kdsweep.analysis.sorted_runs import TARGET_SHARE, Arm, Trial, arm_label
@@ -131,7 +131,7 @@ def comparisons(report: Report) -> Table:
                 f"{100 * difference.mean:+.2f}",
                 _limits(difference.low, difference.high),
                 str(difference.n),
-                "-" if unknown else verdict.shown_p(paired.adjusted_p),
+                "-" if unknown else verdict_words.shown_p(paired.adjusted_p),
                 "-" if unknown else f"{100 * paired.bound:.2f}",
                 "-" if paired.seeds_needed is None else str(paired.seeds_needed),
                 paired.outcome,

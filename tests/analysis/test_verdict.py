@@ -10,10 +10,11 @@ import pytest
 from records import compared, fresh, record, study, trial
 from scipy import stats
 
-from kdsweep.analysis import verdict
+from kdsweep.analysis import verdict, verdict_words
 from kdsweep.analysis.sorted_runs import Readings, compare
 from kdsweep.analysis.statistics import SeedsNeeded, expected_winners_curse
-from kdsweep.analysis.verdict import Verdict, headline, judge, sentence
+from kdsweep.analysis.verdict import Verdict, judge
+from kdsweep.analysis.verdict_words import headline, sentence
 from kdsweep.tracking.run_records import STUDENTS, RunRecord
 
 BASE = (0.900, 0.903, 0.899, 0.902, 0.901)
@@ -200,8 +201,8 @@ def test_a_collapsed_seed_is_named_and_kept() -> None:
     assert "scratch with seed 1002 (10.00% on test, its arm's other seeds 90.15% in the middle)" in told
     assert "Without it the verdict would be: better, +1.0" in told
     assert "it is counted" in told
-    assert sum("Runs that collapse cost power" in words for words in verdict.words(found)) == 1
-    assert not any("collapse" in words for words in verdict.words(judged(0.01, 0.0)))
+    assert sum("Runs that collapse cost power" in words for words in verdict_words.words(found)) == 1
+    assert not any("collapse" in words for words in verdict_words.words(judged(0.01, 0.0)))
 
 
 def test_a_collapsed_seed_doesnt_blur_the_other_arms() -> None:
@@ -278,14 +279,14 @@ def test_seeds_are_planned_from_the_noise_of_all_arms() -> None:
 @pytest.mark.parametrize(("p", "text"), [(0.0, "<.001"), (0.003, ".003"), (0.041, ".041"), (0.21, ".21"), (1.0, "1")])
 def test_p_is_printed_as_in_papers(p: float, text: str) -> None:
     """A small p has three digits; there is no zero in front."""
-    assert verdict.shown_p(p) == text
+    assert verdict_words.shown_p(p) == text
 
 
 def test_the_curse_is_told_beside_what_noise_alone_does() -> None:
     """The sentence has the promise, the fresh mean, and the expectation for so many equal trials."""
     found = compared(trial(0, 0.1, 1), trial(1, 0.5, 4, val=0.95), *fresh("distill", [0.5, 0.6], val=0.9))
     told = dataclasses.replace(judge(found), expected_curse=0.004)
-    (words,) = verdict.curse_words(told, found)
+    (words,) = verdict_words.curse_words(told, found)
     assert words.startswith(
         "The search overstated its choice by 5.00 points (validation accuracy %: 95.00 in the search"
     )
@@ -337,7 +338,7 @@ def test_a_shared_seed_is_told_beside_the_expectation() -> None:
     runs = [trial(0, 0.1, 1, seed=0), trial(1, 0.5, 4, val=0.95, seed=0), *fresh("distill", [0.5, 0.6], val=0.9)]
     found = compared(*runs)
     told = dataclasses.replace(judge(found), expected_curse=0.004, shared_seed=0)
-    (words,) = verdict.curse_words(told, found)
+    (words,) = verdict_words.curse_words(told, found)
     assert words.endswith(
         "overstates by 0.40 points: all trials have seed 0, so what that seed does to all settings alike, up or down, "
         "is left out."
