@@ -13,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from kdsweep.analysis.sorted_runs import arm_label
 from kdsweep.config.build import (
     container,
     hardware,
@@ -24,10 +25,11 @@ from kdsweep.config.build import (
     student,
     teacher_id,
 )
-from kdsweep.config.keys import flatten, may_be_searched, network_name
+from kdsweep.config.keys import flatten, is_parameter, may_be_searched, network_name
 from kdsweep.config.overrides import UNKNOWN
 from kdsweep.config.rules import attempt
 from kdsweep.config.saved_config import saved_text
+from kdsweep.report import next_commands
 from kdsweep.report.figures.curves import learning_curve
 from kdsweep.system import environment
 from kdsweep.system.errors import PrunedError, RunError, UserError
@@ -187,7 +189,7 @@ def started(
     surroundings = environment.describe()
     device, precision = hardware(cfg)
     runtime = {"device": str(device), "precision": precision, "threads": surroundings["threads"]}
-    params = flatten({**config, "runtime": runtime})
+    params = _params({**config, "runtime": runtime})
     code = source_files(cfg)
     new = store.run(_name(cfg), tags=_tags(cfg, surroundings, teacher), params=params, parent=_parent(cfg, store))
     with new if run_id is None else store.reopened(run_id) as run:
@@ -208,6 +210,7 @@ def started(
         }
         recording = Recording(cfg, config, run, record)
         if run_id is None:
+            run.describe(next_commands.note(store.uri, run.id, cfg.arm))
             contexts = {"training": data.train, "validation": data.validation, "test": data.test}
             profiles = {name: {"pictures": len(split), "classes": data.n_classes} for name, split in contexts.items()}
             run.datasets(data.name, str(config["data"]["_target_"]), data.fingerprint, profiles)
@@ -247,11 +250,15 @@ def record_again(cfg: DictConfig, store: Store, metrics: Mapping[str, float], pr
         "kdsweep.job": str(cfg.tracking.job),
         "kdsweep.trial": str(cfg.tracking.trial),
     }
-    params = flatten(masked(container(cfg)))
+    params = _params(masked(container(cfg)))
     with suppress(PrunedError), store.run(_name(cfg), tags=tags, params=params, parent=cfg.tracking.parent) as run:
         run.log(metrics, cfg.epochs if pruned_at is None else pruned_at)
         if pruned_at is not None:
             raise PrunedError(pruned_at)
+
+
+def _params(config: Mapping[str, object]) -> dict[str, object]:
+    return {key: value for key, value in flatten(config).items() if is_parameter(key)}
 
 
 def _tags(cfg: DictConfig, surroundings: dict[str, object], teacher: Teacher | None) -> dict[str, str]:
@@ -289,11 +296,15 @@ def _fills_a_key(choice: str, cfg: DictConfig) -> bool:
 
 
 def _name(cfg: DictConfig) -> str:
-    """Names a run by its arm and by what distinguishes it within the arm."""
+    """Names a run by what distinguishes it; that comes first, since lists and legends may cut names at their end."""
     if cfg.arm == "teacher":
         return f"teacher {network_name(flatten(container(cfg)), 'teacher.network')}"
-    numbers = {key: value for key, value in cfg.loss.items() if isinstance(value, int | float) and key != "_partial_"}
-    return " ".join([cfg.arm, *(f"{key}={value:.4g}" for key, value in numbers.items()), f"seed={cfg.seed}"])
+    arm, seed = arm_label(cfg.arm), f"seed {cfg.seed}"
+    setting = [f"{key} {value:.3g}" for key, value in cfg.loss.items() if type(value) in (int, float)]
+    if cfg.tracking.stage == "search" and cfg.tracking.trial is not None:
+        return ", ".join([f"trial {cfg.tracking.trial}", *setting])
+    # In a study all baselines, and all confirmations, of an arm have one setting.
+    return ", ".join([arm, seed] if cfg.tracking.study is not None else [arm, *setting, seed])
 
 
 def _parent(cfg: DictConfig, store: Store) -> str | None:

@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 from commands import SHORT, Command, artifacts, client, kdsweep, runs, statuses
+from configurations import composed
 from in_process import run_here
 from safetensors.torch import load_file
 from torchvision.models import shufflenet_v2_x0_5
 
-from kdsweep import train
+from kdsweep import recording, train
+from kdsweep.config import rules
 from kdsweep.execution import grid
 from kdsweep.system.tensor_files import hash_tensors
 from kdsweep.tracking.location import store_uri
@@ -72,11 +74,11 @@ def weights(run: Run) -> str:
 
 
 def test_parameters_are_the_configuration(run: Run) -> None:
-    """Every key, flattened; what was chosen automatically; nothing unresolved."""
+    """Every key, flattened; what was chosen automatically; nothing unresolved, and no bookkeeping."""
     params = run.data.params
     expected = {
         "loss.alpha": "0.5",
-        "loss.tau": "4.0",
+        "loss.tau": "4",
         "seed": "0",
         "data.val_size": "32",
         "model.name": "shufflenet_v2_x0_5",
@@ -87,6 +89,30 @@ def test_parameters_are_the_configuration(run: Run) -> None:
     assert params["memory_format"] == "channels_last"
     assert params["runtime.threads"] == "1"
     assert not [value for value in params.values() if "${" in value]
+    assert not [key for key in params if key.startswith(("tracking.", "paths.", "sweep.")) or key == "resume"]
+
+
+def test_a_run_is_named_and_described_for_whoever_reads_it_in_mlflow(run: Run) -> None:
+    """Its name begins with what distinguishes it, and is short; its description has the commands for it."""
+    assert run.info.run_name == "distill, alpha 0.5, tau 4, seed 0"
+    note = run.data.tags["mlflow.note.content"]
+    assert f"`kdsweep-reproduce {run.info.run_id}`" in note
+    assert f"`kdsweep-export {run.info.run_id}`" in note
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (("loss.alpha=0.548813",), "distill, alpha 0.549, tau 4, seed 0"),
+        (("tracking.stage=search", "tracking.trial=7", "tracking.study=x"), "trial 7, alpha 0.5, tau 4"),
+        (("tracking.stage=confirmation", "tracking.study=x", "seed=1000"), "distill, seed 1000"),
+        (("experiment=label_smoothing", "seed=3"), "label smoothing, smoothing 0.1, seed 3"),
+        (("experiment=scratch",), "scratch, seed 0"),
+    ],
+)
+def test_names_begin_with_what_distinguishes_runs(words: tuple[str, ...], name: str) -> None:
+    """MLflow's lists and legends cut names at their end."""
+    assert recording._name(rules.settled(composed(*words))) == name
 
 
 def test_metrics_come_once_an_epoch(run: Run, home: Path) -> None:

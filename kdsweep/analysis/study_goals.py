@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kdsweep.analysis import metrics
+from kdsweep.tracking.run_records import parameter_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -169,6 +170,6 @@ def _dimension(line_key: str, limits: Mapping[str, object]) -> Dimension:
     if "choices" in limits:
         choices = limits["choices"]
         assert isinstance(choices, list)
-        return Dimension(key, choices=tuple(map(str, choices)))
+        return Dimension(key, choices=tuple(map(parameter_text, choices)))
     low, high = float(str(limits["low"])), float(str(limits["high"]))
     return Dimension(key, low, high, bool(limits["log"]))

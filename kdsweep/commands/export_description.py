@@ -89,8 +89,7 @@ def _spread(store: Store, run: RunRecord) -> Spread | None:
     """Returns the test accuracy over the fresh seeds of a confirmation's setting; None for other runs."""
     from kdsweep.analysis.sorted_runs import spread
 
-    parent = run.params.get("tracking.parent", "None")
-    if run.stage != "confirmation" or parent == "None":
+    if run.stage != "confirmation" or run.parent is None:
         return None
 
     def repeats(other: RunRecord) -> bool:
@@ -98,4 +97,4 @@ def _spread(store: Store, run: RunRecord) -> Spread | None:
         own, its = ((r.arm, r.stage, r.tags.get("kdsweep.trial")) for r in (run, other))
         return own == its and other.status == "FINISHED"
 
-    return spread(other.metrics.get("test/accuracy") for other in store.children(parent) if repeats(other))
+    return spread(other.metrics.get("test/accuracy") for other in store.children(run.parent) if repeats(other))

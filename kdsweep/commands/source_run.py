@@ -190,11 +190,6 @@ def _surroundings(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _noise(store: Store, run: RunRecord) -> dict[str, float]:
     """Returns the noise over seeds among the runs of the same study or multirun; empty for a single run."""
-    named = run.params.get("tracking.parent", "None")
-    # The runs of a plain multirun don't know their group, but the group knows them.
-    parents = [named] if named != "None" else [group.id for group in store.tagged(arm="group")]
-    for parent in parents:
-        siblings = tuple(store.children(parent))
-        if run.id in {sibling.id for sibling in siblings}:
-            return seed_noise(StudyRecord(store.find(parent), siblings), run.arm)
-    return {}
+    if run.parent is None:
+        return {}
+    return seed_noise(StudyRecord(store.find(run.parent), tuple(store.children(run.parent))), run.arm)

@@ -158,6 +158,14 @@ def may_be_searched(name: str) -> bool:
     return name != "arm" and _purpose(name) not in fixed
 
 
+def is_parameter(name: str) -> bool:
+    """Returns whether a key is a parameter of a run in MLflow: not where and how it was recorded, or for which study.
+
+    The run's config.yaml has all keys.
+    """
+    return _purpose(name) not in (Purpose.COURSE, Purpose.PLACE, Purpose.MEMBERSHIP, Purpose.STUDY)
+
+
 def is_read(name: str) -> bool:
     """Returns whether kdsweep reads a key wherever it stands, or a component would refuse it.
 

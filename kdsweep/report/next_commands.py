@@ -65,6 +65,21 @@ def after_study(uri: str, root: Path, report: Report) -> str:
     return _next(uri, root, [f"kdsweep-report {report.study.parent.id[:SHORT_ID]}", *commands])
 
 
+def note(uri: str, run_id: str, arm: str) -> str:
+    """Returns the description of a run in MLflow: the commands for it, whole, for whoever reads it there.
+
+    Args:
+        uri: The MLflow store. Only a server's address is part of the commands, since a store in a file may be moved.
+        run_id: The run's.
+        arm: Its arm.
+    """
+    where = f" --uri {masked_text(uri)}" if uri.startswith(("http:", "https:")) else ""
+    lines = [f"Made again and compared by `kdsweep-reproduce {run_id}{where}`"]
+    if arm in STUDENTS:
+        lines.append(f"Its network as files, or to be served: `kdsweep-export {run_id}{where}`")
+    return "  \n".join(lines)
+
+
 def _of_run(run_id: str, arm: str) -> list[str]:
     short = run_id[:SHORT_ID]
     return [*([f"kdsweep-export {short}"] if arm in STUDENTS else []), f"kdsweep-reproduce {short}"]

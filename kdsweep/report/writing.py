@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from kdsweep.analysis.findings import Report
     from kdsweep.analysis.sorted_runs import Readings
-    from kdsweep.tracking.run_records import StudyRecord
+    from kdsweep.tracking.run_records import RunRecord, StudyRecord
     from kdsweep.tracking.store import Store
 
 LONGEST_NAME = 200  # bytes of a folder's name
@@ -30,7 +30,8 @@ LONGEST_NAME = 200  # bytes of a folder's name
 def write(store: Store, study_name: str | None, out: Path) -> Report:
     """Writes `report.html`, `report.json` and the figures of a study to the folder `out`, and attaches them to its run.
 
-    The verdict becomes the run's description in MLflow, unless somebody else has written one.
+    The verdict becomes the run's description in MLflow, unless somebody else has written one, and its numbers become
+    metrics of the run (`study_numbers`).
 
     Args:
         store: The MLflow store.
@@ -41,6 +42,7 @@ def write(store: Store, study_name: str | None, out: Path) -> Report:
         UserError: There is no such study.
     """
     # Imported here, because it takes seconds, and --help and a misspelt option don't need it.
+    from kdsweep.analysis import study_numbers
     from kdsweep.analysis.findings import summarise
     from kdsweep.report import html, mlflow_note
     from kdsweep.report.figures import all_figures
@@ -56,22 +58,23 @@ def write(store: Store, study_name: str | None, out: Path) -> Report:
     files += [out / "report.html", out / "report.json"]
     files[-2].write_text(page, encoding="utf-8")
     files[-1].write_text(json.dumps(_jsonable(report), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    attached = _attach(store, study.parent.id, files, mlflow_note.note(report))
+    attached = _attach(store, study.parent, files, mlflow_note.note(report), study_numbers.numbers(report))
     return dataclasses.replace(report, files=tuple(files), attached=attached)
 
 
-def _attach(store: Store, run_id: str, files: Sequence[Path], text: str) -> bool:
+def _attach(store: Store, parent: RunRecord, files: Sequence[Path], text: str, numbers: Mapping[str, float]) -> bool:
     """Attaches the report to the study's run, unless this user may only read there; returns whether it is attached."""
     try:
         for path in files:
-            store.attach(run_id, path, "report")
+            store.attach(parent.id, path, "report")
+        store.measure(parent.id, {name: value for name, value in numbers.items() if parent.metrics.get(name) != value})
     except RunError as error:
         if not is_forbidden(error.__cause__):
             raise
         note(f"The report isn't attached to the study's run in MLflow: {error}")
         return False
     try:
-        store.describe(run_id, text)
+        store.describe(parent.id, text)
     except RunError as error:  # the report is complete without a description
         note(f"The study's run in MLflow keeps the description that it had: {error}")
     return True

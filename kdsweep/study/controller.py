@@ -278,6 +278,12 @@ class Study(OptunaSweeperImpl):
         names = [key for key in self.config if isinstance(key, str) and key != "hydra"]
         return flatten(build.container(OmegaConf.masked_copy(self.config, names)))
 
+    def _params(self, searched: Sequence[Override]) -> dict[str, object]:
+        """Returns the parameters of the study's own run: what its runs share, its budget, and what is searched."""
+        varied = {override.key_or_group for override in searched}
+        own = {key: value for key, value in self._own().items() if key.startswith("sweep.") or keys.is_parameter(key)}
+        return {key: value for key, value in own.items() if key not in varied} | _space_lines(searched)
+
     def _conditions(self, searched: Iterable[Override]) -> dict[str, object]:
         """Returns what must be the same when the study goes on."""
         own = {key: value for key, value in self._own().items() if not keys.may_change_when_going_on(key)}
@@ -315,7 +321,7 @@ class Study(OptunaSweeperImpl):
         if self._restart is None:
             two_records.require_same(search, store, known, missing)
         looks = _looks(known)
-        with self._parent(store, search, known, {**self._own(), **_space_lines(searched)}) as parent:
+        with self._parent(store, search, known, self._params(searched)) as parent:
             search.record_in(masked_text(store.uri))
             parent.tag(self._tags(search, objectives))
             stages = Stages(

@@ -31,6 +31,7 @@ from kdsweep.execution.heartbeat import Pulse, beating, lives_at_once
 from kdsweep.execution.trial_link import BEAT, PROCESS, TRUSTED, VALUES, build_pruner, open_storage, usable
 from kdsweep.system.errors import UserError, one_line
 from kdsweep.system.processes import ProcessId, parse_process, this_process
+from kdsweep.tracking.run_records import parameter_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -210,13 +211,14 @@ class Search:
         Raises:
             UserError: It names the keys that differ.
         """
-        now = {key: str(value) for key, value in conditions.items()}
+        now = {key: parameter_text(value) for key, value in conditions.items()}
         text = self._study.user_attrs.get(CONDITIONS)
         if text is None:
             self._study.set_user_attr(CONDITIONS, json.dumps(now))
             return
         # A key that may change now may have been a condition in an older version.
-        then = {key: value for key, value in json.loads(text).items() if not may_change_when_going_on(key)}
+        known = {key: parameter_text(value) for key, value in json.loads(text).items()}
+        then = {key: value for key, value in known.items() if not may_change_when_going_on(key)}
         if not any(key.startswith(CODE) for key in then):  # begun before the user's own code was a condition
             now = {key: value for key, value in now.items() if not key.startswith(CODE)}
         differing = [key for key in {**then, **now} if then.get(key) != now.get(key)]

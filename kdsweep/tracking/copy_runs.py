@@ -10,10 +10,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdsweep.system.files import hash_text
 from kdsweep.system.processes import parse_process
 from kdsweep.tracking.location import file_path
 from kdsweep.tracking.run_records import PARENT
-from kdsweep.tracking.run_writer import milliseconds
+from kdsweep.tracking.run_writer import DESCRIBED, NOTE, description, milliseconds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,6 +66,8 @@ class Copier:
         if run.id not in self._copies:
             self._copies[run.id] = self._target.create(run.name, tags, original.info.start_time)
         there = self._copies[run.id]
+        if hash_text(tags.get(NOTE, "")) == tags.get(DESCRIBED):  # ours, with the run's id in its commands
+            tags |= description(tags[NOTE].replace(run.id, there))
         self._target.deliver(there, self._entries(original, tags), Path(), self._patience)
         for key, value in ((SENT, there), (SENT_END, str(original.info.end_time))):
             self._source.ask("set_tag", run.id, key, value)

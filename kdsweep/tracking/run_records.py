@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -42,7 +43,7 @@ class RunRecord:
     status: str  # RUNNING, FINISHED, FAILED, KILLED
     start: datetime  # UTC
     duration_s: float | None  # None while the run goes on
-    params: dict[str, str]
+    params: dict[str, str]  # numbers as `parameter_text` writes them
     metrics: dict[str, float]  # name -> its last value
     tags: dict[str, str]  # without MLflow's own
     parent: str | None = None  # id of the run above it
@@ -109,6 +110,16 @@ class StudyRecord:
         ]
 
 
+def parameter_text(value: object) -> str:
+    """Returns a parameter's value as it is written: a whole number without a decimal point, in a list too.
+
+    4.0 and 4 are one value, and would otherwise be two in MLflow, because `loss.tau=4` is a whole number for Hydra and
+    the default isn't. Of a text it makes the same, so runs that were recorded before this rule are read by it as well.
+    """
+    text = str(value)
+    return re.sub(r"(?<![\w.+-])(-?\d+)\.0(?=[,\]]|$)", r"\1", text) if re.match(r"[-\d\[]", text) else text
+
+
 def require_one(letters: str, runs: Sequence[RunRecord]) -> None:
     """Raises `UserError` if the ids of several runs begin with these letters; the message names them."""
     if len(runs) > 1:
@@ -125,7 +136,7 @@ def read_back(run: Any) -> RunRecord:
         status=info.status,
         start=datetime.fromtimestamp(info.start_time / 1000, UTC),
         duration_s=None if info.end_time is None else (info.end_time - info.start_time) / 1000,
-        params=dict(data.params),
+        params={key: parameter_text(value) for key, value in data.params.items()},
         metrics=dict(data.metrics),
         tags={key: value for key, value in data.tags.items() if not key.startswith("mlflow.")},
         parent=data.tags.get(PARENT),

@@ -21,8 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdsweep.system.errors import PrunedError, RunError
+from kdsweep.system.files import hash_text
 from kdsweep.system.masking import masked_text
 from kdsweep.tracking.retry import is_disk_full
+from kdsweep.tracking.run_records import parameter_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -41,6 +43,11 @@ MAX_METRICS = 1000  # the most that a call to log_batch takes
 MAX_PARAM_CHARACTERS = 6000
 MAX_DIGEST_CHARACTERS = 36
 MAX_ERROR_CHARACTERS = 500
+
+# The description of a run.
+NOTE = "mlflow.note.content"
+# Hash of the description that kdsweep wrote.
+DESCRIBED = "kdsweep.described"
 
 
 class Run:
@@ -91,14 +98,18 @@ class Run:
             self._outbox.check()
 
     def params(self, params: Mapping[str, object]) -> None:
-        """Records parameters; a value longer than MLflow takes (6,000 characters) is cut."""
-        texts = {admitted(key): str(value)[:MAX_PARAM_CHARACTERS] for key, value in params.items()}
+        """Records parameters as `parameter_text` writes them, of each as much as MLflow takes (6,000 characters)."""
+        texts = {admitted(key): parameter_text(value)[:MAX_PARAM_CHARACTERS] for key, value in params.items()}
         if texts:
             self._outbox.put({"kind": "params", "params": texts})
 
     def tag(self, tags: Mapping[str, str]) -> None:
         """Sets tags; a tag set before is replaced."""
         self._outbox.put({"kind": "tags", "tags": dict(tags)})
+
+    def describe(self, text: str) -> None:
+        """Sets the run's description, in Markdown."""
+        self.tag(description(text))
 
     def datasets(self, name: str, source: str, digest: str, profiles: Mapping[str, Mapping[str, object]]) -> None:
         """Records the data set that the run read, as MLflow data set inputs.
@@ -226,6 +237,11 @@ def disk_full(place: Path) -> RunError:
 def milliseconds() -> int:
     """Returns the time in MLflow's unit: milliseconds since 1970."""
     return int(time.time() * 1000)
+
+
+def description(text: str) -> dict[str, str]:
+    """Returns the tags that make a text the description of a run, and tell it from what somebody else writes."""
+    return {NOTE: text, DESCRIBED: hash_text(text)}
 
 
 def admitted(name: str) -> str:

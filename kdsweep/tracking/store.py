@@ -38,7 +38,16 @@ from kdsweep.tracking.location import (
 from kdsweep.tracking.opening import find_experiment, import_mlflow, make_store, opening, through_proxy
 from kdsweep.tracking.retry import PATIENCE_SECONDS, is_disk_full, is_forbidden, is_transient, patiently, reason
 from kdsweep.tracking.run_records import ARM_TAG, PARENT, PROCESS, RunRecord, StudyRecord, read_back, require_one
-from kdsweep.tracking.run_writer import Run, disk_full, ended, milliseconds
+from kdsweep.tracking.run_writer import (
+    DESCRIBED,
+    NOTE,
+    Run,
+    admitted,
+    description,
+    disk_full,
+    ended,
+    milliseconds,
+)
 from kdsweep.tracking.sender import LOCAL, REMOTE, Outbox
 
 if TYPE_CHECKING:
@@ -46,9 +55,6 @@ if TYPE_CHECKING:
 
     from kdsweep.tracking.journal import Entry
 
-NOTE = "mlflow.note.content"
-# Hash of the description that kdsweep wrote.
-DESCRIBED = "kdsweep.described"
 # What ended a run that isn't FINISHED.
 ERROR = "kdsweep.error"
 
@@ -316,12 +322,19 @@ class Store:
         name = path.name if folder is None else f"{folder}/{path.name}"
         self.deliver(run_id, [{"kind": "artifact", "name": name, "file": str(path.absolute())}], path.parent)
 
+    def measure(self, run_id: str, metrics: Mapping[str, float]) -> None:
+        """Adds metrics of the run as a whole."""
+        now = milliseconds()
+        if metrics:
+            points = [[admitted(name), value, now, 0] for name, value in metrics.items()]
+            self.deliver(run_id, [{"kind": "metrics", "metrics": points}], Path())
+
     def describe(self, run_id: str, text: str) -> None:
         """Sets the description of a run, unless somebody else wrote or changed it."""
         tags = self.ask("get_run", run_id).data.tags
         before = tags.get(NOTE, "")
         if not before or hash_text(before) == tags.get(DESCRIBED):
-            self.deliver(run_id, [{"kind": "tags", "tags": {NOTE: text, DESCRIBED: hash_text(text)}}], Path())
+            self.deliver(run_id, [{"kind": "tags", "tags": description(text)}], Path())
 
     def register(self, run_id: str, name: str, folder: str) -> str:
         """Registers a folder of a run's artifacts as a model, and returns the new version's number.

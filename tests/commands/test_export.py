@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -300,10 +301,9 @@ def test_a_masked_secret_is_no_value(tmp_path: Path) -> None:
 
 def test_the_spread_of_a_confirmation_is_its_own_settings() -> None:
     """A study that was extended has fresh seeds of two trials: a student's card counts those of its trial alone."""
-    held = {"tracking.parent": "study"}
-    first = fresh("distill", [0.5, 0.6], trial=0, **held)
-    second = fresh("distill", [0.8, 0.9], trial=5, **held)
-    controls = fresh("scratch", [0.1, 0.2], **held)
+    first = [replace(run, parent="study") for run in fresh("distill", [0.5, 0.6], trial=0)]
+    second = [replace(run, parent="study") for run in fresh("distill", [0.8, 0.9], trial=5)]
+    controls = [replace(run, parent="study") for run in fresh("scratch", [0.1, 0.2])]
 
     class Children:
         def children(self, parent: str) -> list[RunRecord]:

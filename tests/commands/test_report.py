@@ -197,6 +197,7 @@ def test_the_verdict_is_the_description_of_the_study(
     assert "- The search overstated its choice by 2.00 points" in ours
     found = writing.write(store, NAME, tmp_path / "again")
     assert description() == ours
+    assert len(store.history(parent, "study/distill-scratch/difference")) == 1  # the same numbers are not added again
     for theirs in ("Mine.", f"Mine.\n\n{ours}"):
         client.set_tag(parent, "mlflow.note.content", theirs)
         writing.write(store, NAME, tmp_path / "again")
@@ -214,6 +215,16 @@ def test_the_verdict_is_the_description_of_the_study(
         text = mlflow_note.note(found)
         assert (r"| a \| \<b> |" in text and r"\*: fresh" in text) is there
         assert len(text) <= 8000
+
+
+@pytest.mark.slow
+def test_the_studys_run_has_the_verdict_as_metrics(printed: str, root: Path) -> None:
+    """Studies can be sorted by them in MLflow."""
+    store = Store(f"sqlite:///{root}/mlflow.db")
+    parent = store.study(NAME).parent
+    assert parent.metrics["study/distill-scratch/difference"] == pytest.approx(0.04)
+    assert parent.metrics["study/distill-scratch/low"] == pytest.approx(0.0357, abs=1e-4)
+    assert (parent.metrics["study/alpha"], parent.metrics["study/tau"]) == (0.5, 6)
 
 
 @pytest.mark.slow

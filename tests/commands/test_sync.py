@@ -281,6 +281,7 @@ def offline(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, s
                 for step in range(4):
                     run.log({"val/accuracy": step / 100}, step)
                 write(run, source)
+                run.describe(f"`kdsweep-reproduce {run.id}`")
             ids[f"seed {seed}"] = run.id
     half_written = root / "offline" / "mlartifacts" / ids["seed 1"] / "artifacts" / ".log.txt.0123" / "log.txt"
     half_written.parent.mkdir()
@@ -311,6 +312,7 @@ def test_offline_runs_are_copied_whole_and_once(
     complete(server.uri, copy.info.run_id, 4)
     assert (copy.info.start_time, copy.info.end_time) == (original.info.start_time, original.info.end_time)
     assert copy.data.tags["mlflow.parentRunId"] == found["study"].info.run_id
+    assert copy.data.tags["mlflow.note.content"] == f"`kdsweep-reproduce {copy.info.run_id}`"
     assert found["lost"].info.status == "KILLED"
     assert synced(root, "--uri", server.uri) == 0
     assert "nothing to send" in capsys.readouterr().out

@@ -176,7 +176,12 @@ def test_mlflows_page_still_knows_shared_views() -> None:
         'MACHINE_LEARNING="machine_learning"',
         # What a view may hold.
         '["searchFilter","orderByKey","orderByAsc"',
-        '"selectedColumns"',
+        '"selectedColumns","columnOrder","columnWidths"',
+        '"compareRunCharts","compareRunSections"',
+        *('"groupBy"', '"useGroupedValuesInCharts"', '"runsHiddenMode"', 'SHOWALL="SHOW_ALL"'),
+        # The parts of a chart and of a section, and the names of MLflow's own columns.
+        *("selectedMetricKeys", "metricSectionId", "xAxisScaleType", ".columns", 'LINE="LINE"'),
+        *('"Run Name"', 'field:"runDateAndNestInfo"', 'field:"duration"'),
     ):
         assert part in text
 

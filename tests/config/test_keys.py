@@ -41,6 +41,13 @@ def test_seeds_hardware_and_places_make_no_setting(name: str) -> None:
     assert not keys.in_setting(name)
 
 
+def test_bookkeeping_is_no_parameter() -> None:
+    """MLflow has it as tags; what identifies a run and the user's own keys are parameters, and so is the device."""
+    assert all(keys.is_parameter(name) for name in ("loss.alpha", "seed", "mine.depth", "runtime.device", "objective"))
+    kept = ("tracking.job", "tracking.parent", "paths.root", "resume", "checkpoint_share", "sweep.n_jobs")
+    assert not any(keys.is_parameter(name) for name in kept)
+
+
 def test_a_users_own_key_makes_a_setting_of_its_own() -> None:
     """Nobody knows what it changes, so runs that differ in it aren't pooled as repeats."""
     assert keys.in_setting("mine.depth")

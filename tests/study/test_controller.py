@@ -172,7 +172,7 @@ def test_what_the_user_sets_holds_for_all_runs(children: list[Run]) -> None:
     students = [run.data.params for run in children[1:]]
     same = set.intersection(*(set(params.items()) for params in students))
     differing = {key for params in students for key in params if (key, params[key]) not in same}
-    assert {key for key in differing if not key.startswith(("loss", "teacher", "tracking."))} <= {
+    assert {key for key in differing if not key.startswith(("loss", "teacher"))} <= {
         *("arm", "seed", "init_seed", "order_seed", "evaluate_test")
     }
 
@@ -182,6 +182,8 @@ def test_the_command_line_overrides_the_search_space(children: list[Run], parent
     alphas = [float(run.data.params["loss.alpha"]) for run in children[5:11]]
     assert len({alpha for alpha in alphas if alpha not in (0, 1)}) >= 4
     assert {run.data.params["loss.tau"] for run in children[5:11]} == {"3"}
+    assert "loss.alpha" not in parent.data.params
+    assert parent.data.params["loss.tau"] == "3"
     space = {key: value for key, value in parent.data.params.items() if key.startswith("space.")}
     assert space == {"space.loss.alpha": "loss.alpha=interval(0,1)"}
 

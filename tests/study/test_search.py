@@ -371,6 +371,7 @@ def test_a_study_goes_on_under_its_own_conditions_alone(tmp_path: Path) -> None:
     """A changed key is named with both values, and with what to do."""
     search(tmp_path).require_same({"epochs": 3, "loss.smoothing": None})
     search(tmp_path).require_same({"epochs": 3, "loss.smoothing": None})
+    search(tmp_path).require_same({"epochs": 3.0, "loss.smoothing": None})
     with pytest.raises(UserError, match=r"^sweep\.name: .*\(epochs was 3 and is 4\)\. .*sweep\.restart=fresh"):
         search(tmp_path).require_same({"epochs": 4, "loss.smoothing": None})
 

@@ -37,6 +37,7 @@ from kdsweep.system.sqlite import driver_uri, sqlite_path
 from kdsweep.tracking.location import artifact_folder, default_experiment, require_store, store_uri
 from kdsweep.tracking.mlflow_calls import place_file
 from kdsweep.tracking.retry import AwayError, is_forbidden, is_transient, reason
+from kdsweep.tracking.run_records import parameter_text
 from kdsweep.tracking.run_writer import Run
 from kdsweep.tracking.sender import Waiting
 from kdsweep.tracking.store import Store
@@ -107,6 +108,37 @@ def test_parameters_are_readable_text(store: Store, recorded: str) -> None:
     """Numbers, null and lists arrive as Python writes them; seed 0 is there."""
     params = read(store, recorded).data.params
     assert params == {"loss.alpha": "0.5", "loss.tau": "4", "seed": "0", "teacher": "None", "model.mean": "[0.1, 0.2]"}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        *((4.0, "4"), (4, "4"), (-1.0, "-1"), (0.5, "0.5"), (1e-5, "1e-05"), (1e20, "1e+20"), (True, "True")),
+        *((None, "None"), ([1.0, 0.3, 10], "[1, 0.3, 10]"), (["v1.0", "1.0"], "['v1.0', '1.0']"), ([], "[]")),
+        *(("v2.0", "v2.0"), ("2.0.0", "2.0.0"), ("/data/1.0", "/data/1.0"), ("resnet-1.0", "resnet-1.0")),
+    ],
+)
+def test_a_number_is_written_in_one_way(value: object, text: str) -> None:
+    """4.0 and 4 are one value of a parameter, in lists too; a name or a path stays what it is."""
+    assert parameter_text(value) == text
+    assert parameter_text(text) == text
+
+
+def test_a_description_is_kept_with_whose_it_is(store: Store) -> None:
+    """`Store.describe` replaces what kdsweep wrote at the start of the run, and nobody else's words."""
+    with store.run("described", tags=DISTILL, params={}) as run:
+        run.describe("ours")
+    store.describe(run.id, "later")
+    assert read(store, run.id).data.tags["mlflow.note.content"] == "later"
+
+
+def test_parameters_of_older_runs_are_read_by_the_same_rule(store: Store) -> None:
+    """A study that is continued has runs from before the rule, and they must not look like other settings."""
+    from mlflow import MlflowClient
+
+    with store.run("old", tags=DISTILL, params={}) as run:
+        MlflowClient(store.uri).log_param(run.id, "loss.tau", "4.0")
+    assert store.find(run.id).params == {"loss.tau": "4"}
 
 
 def test_metrics_keep_their_steps(store: Store, recorded: str) -> None:
