@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kdsweep.losses import kl_divergence
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 CALIBRATION_BINS = 15
 
@@ -73,6 +78,20 @@ def reliability(logits: Tensor, labels: Tensor) -> list[dict[str, float | None]]
     sums = _binned(logits.float().softmax(dim=1), labels).T.tolist()
     means = [(int(n), confidence / n, correct / n) if n else (0, None, None) for n, confidence, correct in sums]
     return [{"count": n, "confidence": confidence, "accuracy": accuracy} for n, confidence, accuracy in means]
+
+
+def per_class(logits: Tensor, labels: Tensor, names: Sequence[str]) -> list[dict[str, str | int]]:
+    """Counts, for each class, its "pictures" and how many of them are "right", under its "name". Fit for JSON.
+
+    Args:
+        logits: (N, classes), unnormalised.
+        labels: (N,) int64.
+        names: The names of the classes.
+    """
+    right = labels[logits.argmax(dim=1) == labels]
+    counts = [torch.bincount(found, minlength=logits.shape[1]).tolist() for found in (labels, right)]
+    rows = zip(names, *counts, strict=True)
+    return [{"name": name, "pictures": pictures, "right": hits} for name, pictures, hits in rows]
 
 
 def _binned(probabilities: Tensor, labels: Tensor) -> Tensor:

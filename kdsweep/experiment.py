@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from kdsweep.evaluation import evaluate, reliability
+from kdsweep.evaluation import evaluate, per_class, reliability
 from kdsweep.training import DivergedError, Metrics
 
 if TYPE_CHECKING:
@@ -51,11 +51,13 @@ class Result:
         metrics: The last value of each per-epoch metric, and the summary: best/..., test/..., seconds.
         history: For each per-epoch metric its points (epoch, value); epochs count from 1.
         reliability: The bins of `evaluation.reliability` on the test split; empty if that wasn't read.
+        classes: The counts of `evaluation.per_class` on the test split; empty if that wasn't read.
     """
 
     metrics: Metrics
     history: History = field(repr=False)
     reliability: list[dict[str, float | None]] = field(repr=False, default_factory=list)
+    classes: list[dict[str, str | int]] = field(repr=False, default_factory=list)
 
 
 def run(
@@ -109,15 +111,18 @@ def run(
             "val", "validation", predict("validation"), data, answers
         )
         test: Metrics = {}
-        bins = []
+        bins: list[dict[str, float | None]] = []
+        classes: list[dict[str, str | int]] = []
         if evaluate_test:
-            logits = predict("test")
-            test, bins = _scores("test", "test", logits, data, answers), reliability(logits.cpu(), data.test.labels)
+            logits = predict("test").cpu()
+            test = _scores("test", "test", logits, data, answers)
+            bins = reliability(logits, data.test.labels)
+            classes = per_class(logits, data.test.labels, data.classes)
     seconds = {"seconds": reached.seconds}
     if teacher is not None:
         # A whole sweep pays once for a table, so its cost says nothing about this run.
         seconds["teacher_seconds"] = reached.teacher_seconds
-    return Result({**last, **_best(reached.history), **test, **seconds}, reached.history, bins)
+    return Result({**last, **_best(reached.history), **test, **seconds}, reached.history, bins, classes)
 
 
 def _best(history: History) -> Metrics:

@@ -152,6 +152,7 @@ class Recording:
         tags = {"kdsweep.weights": weights_hash}
         if result.reliability:
             run.text("reliability.json", json.dumps({"bins": result.reliability}))
+            run.text("per_class.json", json.dumps({"classes": result.classes}))
             tags["kdsweep.test_read"] = "true"
         self._record |= {"weights": weights_hash, "metrics": result.metrics, "history": result.history}
         self.save_config()

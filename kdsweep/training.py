@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdsweep import gradients
 from kdsweep.numerics.compiling import compiled_forward, explained
 from kdsweep.numerics.hardware import (
     arithmetic,
@@ -61,7 +62,8 @@ class Fit:
     pictures changes from epoch to epoch. A data set that is smaller than a batch is one batch.
 
     The metrics are train/loss (the mean over the epoch), train/accuracy (a fraction), lr (the rate of the next step),
-    images_per_second and epoch_seconds. Iterating raises a `DivergedError` with epoch and step if a loss is not finite.
+    images_per_second and epoch_seconds; for losses that `gradients.of_the_teacher` can take apart also
+    train/teacher_share and train/gradient_ratio, both of the epoch's last batch. Iterating raises a `DivergedError` with epoch and step if a loss is not finite.
 
     Args:
         network: Takes pictures (B, H, W, 3) uint8, and returns logits (B, C).
@@ -148,6 +150,7 @@ class Fit:
             "step": self._step,
             "losses": self._losses,
             "correct": self._correct,
+            "gradient": self._gradient,
             "seconds": self._seconds,
         }
 
@@ -165,12 +168,14 @@ class Fit:
         self.epoch, self.last = state["epoch"], state["last"]
         self._step, self._seconds = state["step"], state["seconds"]
         self._losses, self._correct = (state[name].to(self._labels.device) for name in ("losses", "correct"))
+        self._gradient = state["gradient"]
 
     def _begin_epoch(self) -> None:
         device = self._labels.device
         self._step, self._seconds = 0, 0.0
         self._losses = torch.zeros(self._steps, device=device)
         self._correct = torch.zeros((), dtype=torch.int64, device=device)
+        self._gradient: Tensor | None = None
 
     def _train_epoch(self, advance: Callable[..., None]) -> None:
         """Trains the rest of an epoch, and puts its metrics into `last`."""
@@ -198,6 +203,9 @@ class Fit:
             "images_per_second": pictures / seconds,
             "epoch_seconds": seconds,
         }
+        if self._gradient is not None:
+            share, ratio = self._gradient.tolist()
+            self.last |= {"train/teacher_share": share, "train/gradient_ratio": ratio}
         self.epoch += 1
         self._begin_epoch()
         self.between_steps = True
@@ -210,7 +218,8 @@ class Fit:
         pictures = self._views.batch(indices, pass_index)  # (B, H, W, 3)
         with self._compiling(), autocast(self._precision, labels.device), self._small_maps:
             logits = self._forward(pictures)  # (B, C)
-        value = self._loss(logits, None if answers is None else answers(indices, pictures), labels)
+        guide = None if answers is None else answers(indices, pictures)
+        value = self._loss(logits, guide, labels)
         self._optimizer.zero_grad(set_to_none=True)
         with self._compiling():
             value.backward()
@@ -218,6 +227,8 @@ class Fit:
         self._scheduler.step()
         self._losses[self._step] = value.detach()
         self._correct += (logits.detach().argmax(dim=1) == labels).sum()
+        if guide is not None and self._step == self._steps - 1:
+            self._gradient = gradients.of_the_teacher(self._loss, logits, guide, labels)
 
 
 def rehearse(

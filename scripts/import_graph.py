@@ -48,7 +48,7 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
     "the experiment": (
         *("experiment", "training", "teachers", "tables", "table_check", "evaluation"),
         *("own_networks", "models", "data", "views"),
-        *("losses", "loss_rules", "schedules"),
+        *("gradients", "losses", "loss_rules", "schedules"),
     ),
     "numerics": (
         *("logistic", "compiling", "rounding_noise", "small_convolutions", "strided_convolutions"),

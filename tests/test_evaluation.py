@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdsweep.evaluation import evaluate, expected_calibration_error, reliability
+from kdsweep.evaluation import evaluate, expected_calibration_error, per_class, reliability
 
 
 def answers(n: int = 500, classes: int = 7, scale: float = 2.0, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -96,6 +96,16 @@ def test_reliability_is_json() -> None:
     """A run keeps it as JSON, and reads back what was written."""
     bins = reliability(*answers())
     assert json.loads(json.dumps(bins)) == bins
+
+
+def test_hits_are_counted_class_by_class() -> None:
+    """A class without pictures has none right either."""
+    logits = torch.tensor([[0.0, 1.0, 0.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+    assert per_class(logits, torch.tensor([1, 0, 0]), ["cat", "dog", "fish"]) == [
+        {"name": "cat", "pictures": 2, "right": 1},
+        {"name": "dog", "pictures": 1, "right": 1},
+        {"name": "fish", "pictures": 0, "right": 0},
+    ]
 
 
 def test_accuracy_likelihood_and_top5() -> None:

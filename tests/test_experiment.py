@@ -198,7 +198,7 @@ def test_a_distilled_run_has_all_its_metrics(tmp_path: Path) -> None:
     )
     scores = {"accuracy", "nll", "ece", "top5", "agreement", "teacher_kl"}
     per_epoch = {"train/loss", "train/accuracy", "lr", "images_per_second", "epoch_seconds"}
-    per_epoch |= {f"val/{name}" for name in scores}
+    per_epoch |= {"train/teacher_share", "train/gradient_ratio", *(f"val/{name}" for name in scores)}
     summary = {"best/val_accuracy", "best/epoch", "seconds", "teacher_seconds"} | {f"test/{name}" for name in scores}
     assert result.history.keys() == per_epoch
     assert result.metrics.keys() == per_epoch | summary

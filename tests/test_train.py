@@ -35,7 +35,15 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 PER_EPOCH = {
-    *("train/loss", "train/accuracy", "lr", "images_per_second", "epoch_seconds"),
+    *(
+        "train/loss",
+        "train/accuracy",
+        "train/teacher_share",
+        "train/gradient_ratio",
+        "lr",
+        "images_per_second",
+        "epoch_seconds",
+    ),
     *("val/accuracy", "val/nll", "val/ece", "val/top5", "val/agreement", "val/teacher_kl"),
 }
 SUMMARY = {
@@ -151,7 +159,7 @@ def test_a_run_holds_all_that_is_needed_to_judge_it(run: Run) -> None:
     folder = artifacts(run)
     assert {path.name for path in folder.iterdir()} == {
         *("config.yaml", "overrides.yaml", "environment.json"),
-        *("model.safetensors", "learning_curve.png", "reliability.json"),
+        *("model.safetensors", "learning_curve.png", "reliability.json", "per_class.json"),
     }
     assert yaml.safe_load((folder / "overrides.yaml").read_text()) == list(SHORT)
     assert (folder / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
@@ -168,13 +176,21 @@ def test_confidence_is_kept_bin_by_bin(run: Run) -> None:
     assert run.data.tags["kdsweep.test_read"] == "true"
 
 
+def test_what_is_right_is_kept_class_by_class(run: Run) -> None:
+    """All test pictures under the names of their classes; together they give the accuracy."""
+    found = json.loads((artifacts(run) / "per_class.json").read_text())["classes"]
+    assert sum(row["pictures"] for row in found) == 32
+    assert sum(row["right"] for row in found) / 32 == pytest.approx(run.data.metrics["test/accuracy"])
+    assert len({row["name"] for row in found}) == len(found)
+
+
 def test_a_run_can_leave_the_test_split_alone(run: Run, made: Callable[..., Run]) -> None:
     """evaluate_test=false: the same weights, and nothing in MLflow that was read from test pictures."""
     blind = made(*SHORT, "evaluate_test=false")
     assert weights(blind) == weights(run)
     assert run.data.metrics.keys() - blind.data.metrics.keys() == {name for name in SUMMARY if name.startswith("test/")}
     assert "kdsweep.test_read" not in blind.data.tags
-    assert not (artifacts(blind) / "reliability.json").exists()
+    assert not {"reliability.json", "per_class.json"} & {path.name for path in artifacts(blind).iterdir()}
 
 
 def test_a_trial_of_a_search_draws_no_curve(run: Run, made: Callable[..., Run]) -> None:

@@ -86,6 +86,9 @@ METRICS = (
     # Logged in each epoch. The training loss of a distilled run is not an NLL, so it isn't called one.
     Metric("train/loss", "training objective", "minimize"),
     Metric("train/accuracy", "training accuracy", "maximize", "%"),
+    # The gradient on the student's logits, of each epoch's last batch; `kdsweep.gradients` has the formulas.
+    Metric("train/teacher_share", "teacher's share of the gradient", unit="%", needs="teacher"),
+    Metric("train/gradient_ratio", "gradient against cross-entropy's", needs="teacher"),
     Metric("lr", "learning rate"),
     Metric("images_per_second", "images per second", clock=True),
     Metric("epoch_seconds", "seconds per epoch", clock=True),
