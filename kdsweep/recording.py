@@ -19,7 +19,6 @@ from kdsweep.config.build import (
     hardware,
     in_force,
     inputs,
-    key_of,
     source_files,
     sources,
     student,
@@ -241,7 +240,7 @@ def record_again(cfg: DictConfig, store: Store, metrics: Mapping[str, float], pr
         metrics: The known metrics, as they were after the last epoch.
         pruned_at: The epoch after which the trial was pruned; None if it reached its end.
     """
-    data, _ = inputs(key_of(cfg.data), cfg.view_seed, cfg.device)
+    data, _ = inputs(cfg)
     cfg = in_force(cfg, student(cfg, data))
     tags = {
         ARM_TAG: str(cfg.arm),

@@ -261,9 +261,8 @@ class Teacher:
         return self._logits
 
     def _new_logits_tables(self) -> Tables:
-        views = {"padding": self._views.padding, "flip": self._views.flip, "seed": self._views.seed}
         weights = hash_tensors(self.network.net.state_dict())
-        return self._tables({"outputs": "logits", "weights": weights, "views": views})
+        return self._tables({"outputs": "logits", "weights": weights, "views": self._views.policy})
 
     def _tables(self, identity: dict[str, Any]) -> Tables:
         common = {

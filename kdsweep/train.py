@@ -247,7 +247,7 @@ def train_student(cfg: DictConfig, components: Components, trial: TrialLink | No
     from kdsweep.execution import prefetch
     from kdsweep.views import passes_of_run
 
-    data, views = build.inputs(build.key_of(cfg.data), cfg.view_seed, cfg.device)
+    data, views = build.inputs(cfg)
     build.require_classes(cfg, data)
     # Data, network and teacher are built before the run is opened: a wrong value then leaves no failed run behind.
     network, precision = build.student(cfg, data)
@@ -342,7 +342,7 @@ def train_teacher(cfg: DictConfig) -> tuple[str, Result]:
     from kdsweep.config import build
     from kdsweep.system.tensor_files import write_tensors
 
-    data, views = build.inputs(build.key_of(cfg.data), cfg.view_seed, cfg.device)
+    data, views = build.inputs(cfg)
     build.require_classes(cfg, data)
     teacher = build.untrained_teacher(cfg)
     with recording.started(cfg, data, recording.open_store(cfg), teacher) as recorded:

@@ -63,7 +63,8 @@ class Fit:
 
     The metrics are train/loss (the mean over the epoch), train/accuracy (a fraction), lr (the rate of the next step),
     images_per_second and epoch_seconds; for losses that `gradients.of_the_teacher` can take apart also
-    train/teacher_share and train/gradient_ratio, both of the epoch's last batch. Iterating raises a `DivergedError` with epoch and step if a loss is not finite.
+    train/teacher_share and train/gradient_ratio, both of the epoch's last batch. Iterating raises a `DivergedError`
+    with epoch and step if a loss is not finite.
 
     Args:
         network: Takes pictures (B, H, W, 3) uint8, and returns logits (B, C).
@@ -115,6 +116,7 @@ class Fit:
         self._steps = len(labels) // self._batch_size
         self._optimizer = optimizer([parameter for parameter in network.parameters() if parameter.requires_grad])
         self._scheduler = schedule(self._optimizer, epochs * self._steps)
+        self._gradient: Tensor | None  # what `gradients.of_the_teacher` found in the epoch's last step
         self.epoch, self.between_steps = 0, True
         self.last: Metrics = {}
         self._begin_epoch()
@@ -175,7 +177,7 @@ class Fit:
         self._step, self._seconds = 0, 0.0
         self._losses = torch.zeros(self._steps, device=device)
         self._correct = torch.zeros((), dtype=torch.int64, device=device)
-        self._gradient: Tensor | None = None
+        self._gradient = None
 
     def _train_epoch(self, advance: Callable[..., None]) -> None:
         """Trains the rest of an epoch, and puts its metrics into `last`."""

@@ -1,10 +1,14 @@
 """Views: augmented versions of pictures. Each is a pure function of (view seed, pass, picture index).
 
-A crop with zero padding and a horizontal flip give (2 * padding + 1)^2 * 2 views of a picture. A view doesn't depend on
-batch size, batch order, device or process, so a teacher's logits for it can be computed once and kept.
+A crop with zero padding and a horizontal flip give (2 * padding + 1)^2 * 2 views of a picture, and an augmentation may
+change these further. A view doesn't depend on batch size, batch order, device or process, so a teacher's logits for it
+can be computed once and kept.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,8 +18,31 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 _MASK = (1 << 64) - 1
 
-# Independent streams of numbers drawn from one seed.
-_VIEW, _BATCH, _PASS = 0, 1, 2
+# Independent streams of numbers drawn from one seed; those from _AUGMENTATION on belong to augmentations.
+_VIEW, _BATCH, _PASS, _AUGMENTATION = 0, 1, 2, 3
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """Random numbers for the pictures of a batch: each is a function of (view seed, pass, picture index, stream).
+
+    Attributes:
+        seed: The view seed.
+        pass_index: The pass.
+        indices: (B,) int64, indices of pictures.
+    """
+
+    seed: int
+    pass_index: int
+    indices: Tensor
+
+    def below(self, stream: int, n: int) -> Tensor:
+        """Returns whole numbers in [0, n), (B,) int64. Each stream, from 0, has numbers of its own."""
+        return _scaled(_hash(self.seed, _AUGMENTATION + stream, self.pass_index, self.indices), n)
+
+
+# (pictures (B, H, W, 3) uint8, their random numbers) -> changed pictures (B, H, W, 3) uint8
+Augmentation = Callable[[Tensor, Draw], Tensor]
 
 
 def view_ids(seed: int, pass_index: int, indices: Tensor, padding: int, flip: bool) -> Tensor:
@@ -31,9 +58,7 @@ def view_ids(seed: int, pass_index: int, indices: Tensor, padding: int, flip: bo
     Returns:
         (B,) int64 in [0, n_views).
     """
-    # 32 of the 64 bits are scaled to the range. The bias is n_views / 2^32, far too small to matter in a training.
-    bits = (_hash(seed, _VIEW, pass_index, indices) >> 16) & 0xFFFFFFFF
-    return (bits * n_views(padding, flip)) >> 32
+    return _scaled(_hash(seed, _VIEW, pass_index, indices), n_views(padding, flip))
 
 
 def n_views(padding: int, flip: bool) -> int:
@@ -68,22 +93,46 @@ class Views:
         padding: The number of black pixels added on each side before cropping back to (H, W).
         flip: Whether half of the views are mirrored.
         seed: The view seed; with it, pass and picture index decide the crop and the flip.
+        augmentation: What happens to a picture after crop and flip; None leaves it.
+        made_of: What tells the augmentation from others, fit for JSON: its name, its settings, and the hash of its
+            source if it is the user's own.
     """
 
-    def __init__(self, pictures: Tensor, padding: int, flip: bool, seed: int) -> None:
+    def __init__(
+        self,
+        pictures: Tensor,
+        padding: int,
+        flip: bool,
+        seed: int,
+        augmentation: Augmentation | None = None,
+        made_of: object = None,
+    ) -> None:
         n, height, width, channels = pictures.shape
         padded = pictures.new_zeros(n, height + 2 * padding, width + 2 * padding, channels)
         padded[:, padding : padding + height, padding : padding + width] = pictures
         # All crops are windows on the padded copy, and take no memory of their own: (N, 2p+1, 2p+1, H, W, 3).
         self._windows = padded.unfold(1, height, 1).unfold(2, width, 1).permute(0, 1, 2, 4, 5, 3)
         self.padding, self.flip, self.seed = padding, flip, seed
+        self._augmentation, self._made_of = augmentation, made_of
         self.device = pictures.device
 
     def __len__(self) -> int:
         return len(self._windows)
 
+    @property
+    def policy(self) -> dict[str, object]:
+        """What the views depend on besides the pictures, fit for JSON."""
+        own: dict[str, object] = {"padding": self.padding, "flip": self.flip, "seed": self.seed}
+        return own if self._augmentation is None else {**own, "augmentation": self._made_of}
+
     def batch(self, indices: Tensor, pass_index: int) -> Tensor:
         """Returns the pictures `indices` (B,) as pass `pass_index` shows them: (B, H, W, 3) uint8."""
+        pictures = self._cropped(indices, pass_index)
+        if self._augmentation is None:
+            return pictures
+        return self._augmentation(pictures, Draw(self.seed, pass_index, indices))
+
+    def _cropped(self, indices: Tensor, pass_index: int) -> Tensor:
         ids = view_ids(self.seed, pass_index, indices, self.padding, self.flip)
         crops, flipped = (ids >> 1, ids & 1) if self.flip else (ids, torch.zeros_like(ids))
         rows, columns = crops // (2 * self.padding + 1), crops % (2 * self.padding + 1)
@@ -91,6 +140,11 @@ class Views:
         if not self.flip:
             return pictures
         return torch.where(flipped.bool().view(-1, 1, 1, 1), pictures.flip(2), pictures)
+
+
+def _scaled(bits: Tensor, n: int) -> Tensor:
+    """Returns whole numbers in [0, n) that random bits make. Some are n / 2^32 likelier: too little to matter."""
+    return (((bits >> 16) & 0xFFFFFFFF) * n) >> 32
 
 
 def _hash(seed: int, stream: int, counter: int, indices: Tensor) -> Tensor:

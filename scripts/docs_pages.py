@@ -22,7 +22,8 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
 GROUPS = {
-    "data": "Pictures, their splits, and how they are augmented.",
+    "data": "Pictures, their splits, and how they may be cropped and mirrored.",
+    "augment": "What happens to the training pictures after crop and flip.",
     "model": "The student.",
     "teacher": "The network that the student listens to, and how its head is trained.",
     "loss": "What training minimises.",

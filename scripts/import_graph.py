@@ -47,7 +47,7 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
     ),
     "the experiment": (
         *("experiment", "training", "teachers", "tables", "table_check", "evaluation"),
-        *("own_networks", "models", "data", "views"),
+        *("own_networks", "models", "data", "augmentations", "views"),
         *("gradients", "losses", "loss_rules", "schedules"),
     ),
     "numerics": (

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from kdsweep import data as datasets
+from kdsweep.augmentations import color, cutout, trivial
 from kdsweep.data import Dataset
 from kdsweep.losses import kd
 from kdsweep.models import Classifier
@@ -24,7 +25,7 @@ from kdsweep.system.tensor_files import hash_tensors, write_tensors
 from kdsweep.tables import TableMismatchError
 from kdsweep.teachers import Teacher
 from kdsweep.training import Fit
-from kdsweep.views import Views
+from kdsweep.views import Augmentation, Views
 
 PRECISIONS = ("fp32", "bf16")
 # How far two right ways to compute logits may be apart, relative to the largest.
@@ -41,6 +42,13 @@ DATA = small_data()
 NETWORK = build(6, seed=9, freeze="backbone")
 with torch.no_grad():
     NETWORK.head.weight.mul_(5)  # larger logits, which differ more from view to view
+
+
+AUGMENTATIONS: dict[str, Augmentation] = {
+    "cutout": functools.partial(cutout, size=8, fill=128),
+    "color": functools.partial(color, brightness=0.4, contrast=0.4, saturation=0.4),
+    "trivial": trivial,
+}
 
 
 def views(data: Dataset = DATA, seed: int = 0, padding: int = 4, flip: bool = True) -> Views:
@@ -85,6 +93,21 @@ def test_answers_from_a_table_are_the_networks(tmp_path: Path, precision: str) -
     # The comparison means something, because other views get other logits.
     other_pass = teacher(tmp_path, precision=precision).answers(pass_index + 1)(indices, pictures)
     assert (other_pass - online).abs().max() > 3 * tolerance
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_a_teacher_answers_for_augmented_pictures(tmp_path: Path, name: str) -> None:
+    """A table holds what it says online, for each augmentation; another one, or other settings, has another table."""
+    indices = torch.tensor([30, 2, 2, 17, 0])
+    policies = ({"_target_": name, "size": size} for size in (8, 9))
+    shown, other = (Views(DATA.train.images, 4, True, 0, AUGMENTATIONS[name], policy) for policy in policies)
+    pictures = shown.batch(indices, 3)
+    ours = teacher(tmp_path, shown=shown)
+    online = teacher(tmp_path, shown=shown, mode="online").answers(3)(indices, pictures)
+    torch.testing.assert_close(ours.answers(3)(indices, pictures), online, rtol=1e-4, atol=1e-4)
+    plain = teacher(tmp_path).answers(3)(indices, pictures)
+    assert (plain - online).abs().max() > 1e-2
+    assert len({teacher(tmp_path, shown=v)._logits_tables().key for v in (shown, other, views())}) == 3
 
 
 def test_a_table_is_filled_from_all_pictures_in_order(tmp_path: Path) -> None:

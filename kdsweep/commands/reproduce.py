@@ -231,7 +231,7 @@ def _here(cfg: DictConfig) -> dict[str, Any]:
     cfg = rules.settled(cfg)
     checks.check(cfg)
     device, precision = build.hardware(cfg)
-    data, _ = build.inputs(build.key_of(cfg.data), cfg.view_seed, cfg.device)
+    data, _ = build.inputs(cfg)
     teacher = None if cfg.teacher is None else build.teacher_id(cfg, build.untrained_teacher(cfg))
     runtime = {"device": str(device), "precision": precision}
     made_of = {"data": data.fingerprint, "teacher": teacher, "sources": build.sources(cfg)}

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 # The only functions and classes that a configuration can name. Users add their own packages by KDSWEEP_TRUST.
 COMPONENTS = (
     *("kdsweep.data.*", "kdsweep.models.Architecture", "kdsweep.training.fit_head"),
-    *("kdsweep.losses.*", "kdsweep.schedules.*", "torch.optim.*"),
+    *("kdsweep.augmentations.*", "kdsweep.losses.*", "kdsweep.schedules.*", "torch.optim.*"),
 )
 
 # Number of pictures in a forward pass without gradients.
@@ -190,7 +190,7 @@ def takes_whole_numbers(cfg: DictConfig, name: str) -> bool:
 
 def rehearse(cfg: DictConfig) -> None:
     """Builds everything that a run builds before training, so that errors in data, weights or teacher show now."""
-    data, _ = inputs(key_of(cfg.data), cfg.view_seed, cfg.device)
+    data, _ = inputs(cfg)
     require_classes(cfg, data)
     built, precision = student(cfg, data)
     rehearse_training(cfg, data, built, precision)
@@ -227,7 +227,7 @@ def rehearse_training(cfg: DictConfig, data: Dataset, built: Classifier, precisi
     device, parts = resolve_device(cfg.device), components(cfg)
     training.rehearse(
         built,
-        Views(pictures.to(device), data.padding, data.flip, cfg.view_seed),
+        _views(cfg, data, pictures.to(device), cfg.view_seed),
         labels.to(device),
         loss=parts.loss,
         guided=cfg.teacher is not None,
@@ -263,15 +263,27 @@ def of_key(key: str) -> DictConfig:
     return made
 
 
-@functools.lru_cache(maxsize=1)
-def inputs(data_key: str, view_seed: int, device: str) -> tuple[Dataset, Views]:
-    """Loads the data set and makes the views of its training pictures. Both are kept for the next job of a sweep.
+def inputs(cfg: DictConfig) -> tuple[Dataset, Views]:
+    """Loads the data set and makes the views of its training pictures. Both are kept for the next job of a sweep."""
+    groups = {"data": container(cfg.data), "augment": None if cfg.augment is None else container(cfg.augment)}
+    return _inputs(json.dumps(groups, sort_keys=True), cfg.view_seed, cfg.device)
 
-    Args:
-        data_key: `key_of` the group `data`.
-    """
-    data: Dataset = component(OmegaConf.create({"data": of_key(data_key)}), "data")
-    return data, Views(data.train.images.to(resolve_device(device)), data.padding, data.flip, view_seed)
+
+@functools.lru_cache(maxsize=1)
+def _inputs(key: str, view_seed: int, device: str) -> tuple[Dataset, Views]:
+    cfg = of_key(key)
+    data: Dataset = component(cfg, "data")
+    return data, _views(cfg, data, data.train.images.to(resolve_device(device)), view_seed)
+
+
+def _views(cfg: DictConfig, data: Dataset, pictures: torch.Tensor, view_seed: int) -> Views:
+    """Makes the views of pictures, and tries the augmentation on one of them."""
+    if cfg.augment is None:
+        return Views(pictures, data.padding, data.flip, view_seed)
+    made_of = {"settings": container(cfg.augment), "sources": sources(cfg.augment)}
+    views = Views(pictures, data.padding, data.flip, view_seed, component(cfg, "augment"), made_of)
+    attempt("augment", lambda: views.batch(torch.arange(1, device=pictures.device), 0))
+    return views
 
 
 def hardware(cfg: DictConfig) -> tuple[torch.device, str]:
@@ -375,7 +387,7 @@ def _teachers(cfg: DictConfig) -> dict[str, Any]:
 
 def untrained_teacher(cfg: DictConfig) -> Teacher:
     """Builds the teacher of `cfg` with an untrained head, or with the head that came with its weights."""
-    data, views = inputs(key_of(cfg.data), cfg.view_seed, cfg.device)
+    data, views = inputs(cfg)
     net = network(cfg, "teacher.network", data, cfg.view_seed)
     tables = Path(cfg.paths.cache) / "tables"
     precision = teacher_precision(cfg, views.device)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 # The groups of components that a run is made of.
-GROUPS = ("data", "model", "teacher", "loss", "optimizer", "schedule")
+GROUPS = ("data", "augment", "model", "teacher", "loss", "optimizer", "schedule")
 
 # Groups whose component refuses keys that it doesn't know.
 STRICT = (*(f"{group}." for group in GROUPS if group != "teacher"), "teacher.network.", "teacher.head.")
@@ -79,7 +79,7 @@ class Key:
 
 
 KEYS = (
-    Key("data.", Purpose.TRAINING),
+    *(Key(f"{group}.", Purpose.TRAINING) for group in ("data", "augment")),
     *(Key(f"{group}.", Purpose.TRAINING, student=True) for group in ("model", "optimizer", "schedule")),
     *(Key(name, Purpose.TRAINING, student=True) for name in ("epochs", "batch_size", "n_passes")),
     *(Key(name, Purpose.TRAINING, student=True) for name in ("precision", "memory_format", "compiled")),

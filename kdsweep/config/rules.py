@@ -135,7 +135,7 @@ def _check_groups(cfg: DictConfig) -> None:
     for key in ("tracking", "paths"):
         require(OmegaConf.is_dict(cfg[key]), f"{key} is a group of keys", cfg[key], key, "Set its keys one by one.")
     for key in GROUPS:
-        if key == "teacher":
+        if key == "teacher" or (key == "augment" and cfg.augment is None):
             continue
         remedy = f"`kdsweep --help` lists its options ({key}=...)."
         _require_target(cfg, key)

@@ -90,7 +90,7 @@ def measure(cfg: DictConfig, threads: int | None = None) -> Speed:
     """
     step_seconds, evaluation_rate = student_speed(cfg, threads)
     device = resolve_device(cfg.device)
-    data, _ = build.inputs(build.key_of(cfg.data), cfg.view_seed, cfg.device)
+    data, _ = build.inputs(cfg)
     with _undisturbed(cfg, threads):
         teacher_rate: float | None = None
         passes: tuple[int, ...] = ()
@@ -122,7 +122,7 @@ def measure(cfg: DictConfig, threads: int | None = None) -> Speed:
 
 def student_speed(cfg: DictConfig, threads: int | None = None) -> tuple[float, float]:
     """Returns the seconds of a training step of `cfg.batch_size` pictures, and the pictures/s of forward passes."""
-    data, _ = build.inputs(build.key_of(cfg.data), cfg.view_seed, cfg.device)
+    data, _ = build.inputs(cfg)
     with _undisturbed(cfg, threads):
         student, precision = build.student(cfg, data)
 

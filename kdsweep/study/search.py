@@ -221,9 +221,12 @@ class Search:
         then = {key: value for key, value in known.items() if not may_change_when_going_on(key)}
         if not any(key.startswith(CODE) for key in then):  # begun before the user's own code was a condition
             now = {key: value for key, value in now.items() if not key.startswith(CODE)}
-        differing = [key for key in {**then, **now} if then.get(key) != now.get(key)]
+        # A key that the study's version didn't have counts as null, which leaves things as they were.
+        nothing = parameter_text(None)
+        before_and_now = {key: (then.get(key, nothing), now.get(key, nothing)) for key in {**then, **now}}
+        differing = [key for key, (before, value) in before_and_now.items() if before != value]
         if differing:
-            shown = "; ".join(f"{key} was {then.get(key)} and is {now.get(key)}" for key in differing[:3])
+            shown = "; ".join("{} was {} and is {}".format(key, *before_and_now[key]) for key in differing[:3])
             more = f", and {len(differing) - 3} more" if len(differing) > 3 else ""
             remedy = "Repeat its command, choose another sweep.name, or begin anew with sweep.restart=fresh."
             raise UserError(

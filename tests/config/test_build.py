@@ -41,8 +41,7 @@ def test_a_configuration_survives_its_key() -> None:
 
 def test_the_same_inputs_are_made_once() -> None:
     """Jobs of a sweep share the pictures in memory."""
-    key = build.key_of(config().data)
-    assert build.inputs(key, 0, "cpu")[0] is build.inputs(key, 0, "cpu")[0]
+    assert build.inputs(config())[0] is build.inputs(config())[0]
 
 
 def test_the_same_architecture_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,7 +73,7 @@ def test_a_component_knows_the_values_of_others() -> None:
 def test_initial_weights_depend_on_their_seed_alone() -> None:
     """What drew random numbers before has no part in a network's initialisation."""
     cfg = config()
-    data, _ = build.inputs(build.key_of(cfg.data), 0, "cpu")
+    data, _ = build.inputs(cfg)
     first = hash_tensors(build.network(cfg, "model", data, 0).state_dict())
     torch.rand(7)
     assert hash_tensors(build.network(cfg, "model", data, 0).state_dict()) == first
@@ -249,7 +248,7 @@ def test_an_arm_that_is_not_given_follows_from_loss_and_teacher(words: tuple[str
 
 def test_a_student_lies_in_memory_as_it_is_told() -> None:
     """Its weights are the same numbers, and it gives the same answers but for rounding."""
-    data, _ = build.inputs(build.key_of(config().data), 0, "cpu")
+    data, _ = build.inputs(config())
     pictures = data.train.images[:2]
     one, other = (build.student(config(f"memory_format={name}"), data)[0].eval() for name in FORMATS)
     assert [m.weight.is_contiguous() for m in (first_convolution(one), first_convolution(other))] == [False, True]
@@ -271,7 +270,7 @@ def test_gradients_that_a_cpu_gets_wrong_are_refused() -> None:
     """bf16 on a CPU, where a strided convolution meets a map of 1 x 1: the message names the ways out."""
     small = ("model.name=resnet18", "data.image_size=16", "device=cpu")
     wrong = config(*small, "precision=bf16")
-    data, _ = build.inputs(build.key_of(wrong.data), 0, "cpu")
+    data, _ = build.inputs(wrong)
     with pytest.raises(UserError, match=r"precision: pictures of 16 x 16 .* precision=fp32"):
         build.student(wrong, data)
     for right in ("precision=fp32", "model.stem=cifar", "model.input_size=32"):
@@ -305,7 +304,7 @@ def test_a_step_is_rehearsed_once_for_jobs_that_differ_in_numbers(monkeypatch: p
     build._rehearsed.clear()
     for words in ((), ("loss.alpha=0.9", "optimizer.lr=1", "seed=3", "batch_size=7"), ("batch_size=1",), ("loss=ce",)):
         cfg = config("teacher=none", *words)
-        data, _ = build.inputs(build.key_of(cfg.data), 0, "cpu")
+        data, _ = build.inputs(cfg)
         build.rehearse_training(cfg, data, build.student(cfg, data)[0], "fp32")
     assert rehearsed == [2, 1, 2]
     build._rehearsed.clear()

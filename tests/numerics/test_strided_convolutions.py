@@ -85,7 +85,7 @@ def test_the_layout_is_avoided_or_refused(monkeypatch: pytest.MonkeyPatch) -> No
     """`auto` takes the other layout, which the configuration then has; what was chosen is refused with a reason."""
     monkeypatch.setattr(build, "network", lambda *_: network())
     cfg = composed(*SHORT)
-    data, _ = build.inputs(build.key_of(cfg.data), 0, "cpu")
+    data, _ = build.inputs(cfg)
     chosen = build.student(cfg, data)
     assert chosen[0].format == build.in_force(cfg, chosen).memory_format == "contiguous"
     said = r"can't train the network's 0 in channels_last \(oneDNN crashes in it\)"

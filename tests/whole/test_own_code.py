@@ -270,7 +270,7 @@ def test_edited_code_is_no_continuation(place: Path, monkeypatch: pytest.MonkeyP
 
     def keys() -> tuple[str, str]:
         forget()
-        data, _ = build.inputs(build.key_of(mine.data), 0, "cpu")
+        data, _ = build.inputs(mine)
         teacher = build.untrained_teacher(mine)
         return build.run_key(mine, data, None), build.teacher_id(mine, teacher)
 
