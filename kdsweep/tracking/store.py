@@ -336,24 +336,6 @@ class Store:
         if not before or hash_text(before) == tags.get(DESCRIBED):
             self.deliver(run_id, [{"kind": "tags", "tags": description(text)}], Path())
 
-    def register(self, run_id: str, name: str, folder: str) -> str:
-        """Registers a folder of a run's artifacts as a model, and returns the new version's number.
-
-        Args:
-            run_id: The run's.
-            name: The model's in MLflow's registry; it is made if it isn't there.
-            folder: A folder in the run's artifacts ("export").
-        """
-        from mlflow.exceptions import MlflowException
-
-        try:
-            self.ask("create_registered_model", name)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-        source = f"{self.ask('get_run', run_id).info.artifact_uri}/{folder}"
-        return str(self.ask("create_model_version", name, source, run_id).version)
-
     # Runs that are read back
 
     def studies(self) -> list[RunRecord]:

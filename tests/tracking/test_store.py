@@ -674,16 +674,6 @@ def test_an_artifact_is_fetched_as_a_file(store: Store, recorded: str, tmp_path:
     assert store.fetch(recorded, "nowhere/model.bin", tmp_path) is None
 
 
-def test_a_run_is_registered_as_a_model(store: Store, recorded: str) -> None:
-    """The second time it is the second version; the artifacts are those of the run."""
-    assert [store.register(recorded, "student", "kept") for _ in range(2)] == ["1", "2"]
-    from mlflow import MlflowClient
-
-    version = MlflowClient(store.uri).get_model_version("student", "2")
-    assert version.run_id == recorded
-    assert version.source.endswith(f"{recorded}/artifacts/kept")
-
-
 @pytest.mark.parametrize("own", [False, True])
 def test_a_file_that_nobody_changes_is_not_copied(tmp_path: Path, own: bool) -> None:
     """It gets a second name, which stays when the first goes, with the permissions of a new file. Others are copied."""
