@@ -23,7 +23,7 @@ from kdsweep.system.files import hash_text, require_writable
 from kdsweep.system.masking import masked_text
 from kdsweep.system.processes import parse_process, this_process
 from kdsweep.system.sqlite import driver_uri, sqlite_path
-from kdsweep.tracking import mlflow_calls
+from kdsweep.tracking import mlflow_calls, ui_columns
 from kdsweep.tracking.journal import Journal, Owner
 from kdsweep.tracking.location import (
     artifact_folder,
@@ -337,6 +337,11 @@ class Store:
             self.deliver(run_id, [{"kind": "tags", "tags": description(text)}], Path())
 
     # Runs that are read back
+
+    def page(self, run_id: str) -> str:
+        """Returns the address of a run's page: the server's, or that of `kdsweep-ui` where it listens by default."""
+        server = self._shown.rstrip("/") if self._shown.startswith("http") else f"http://127.0.0.1:{ui_columns.PORT}"
+        return f"{server}/#/experiments/{self._experiment_id}/runs/{run_id}"
 
     def studies(self) -> list[RunRecord]:
         """Returns the parent runs of studies and of plain multiruns, the latest first."""

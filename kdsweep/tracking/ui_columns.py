@@ -10,6 +10,9 @@ from __future__ import annotations
 import json
 from urllib.parse import urlencode
 
+# Where `kdsweep-ui` listens unless it is told otherwise.
+PORT = 5000
+
 KEY = "kdsweep"
 TAG = f"mlflow.sharedViewState.{KEY}"
 
