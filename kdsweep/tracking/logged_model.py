@@ -114,14 +114,16 @@ def register(store: Store, run_id: str, model_id: str, name: str, alias: str | N
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    made = store.ask("create_model_version", name, f"models:/{model_id}", run_id, model_id=model_id)
+    model = store.ask("get_logged_model", model_id)
+    # MLflow would look for `models:/` in the store of its global settings, which only on a server is this one.
+    source = f"models:/{model_id}" if store.uri.startswith(("http:", "https:")) else model.artifact_location
+    made = store.ask("create_model_version", name, source, run_id, model_id=model_id)
     if alias is not None:
         store.ask("set_registered_model_alias", name, alias, str(made.version))
-    # By this tag the model's page names its versions. A server has set it, and the client's `create_model_version` not.
-    known = json.loads(store.ask("get_logged_model", model_id).tags.get(MLFLOW_MODEL_VERSIONS, "[]"))
-    own = {"name": name, "version": str(made.version)}
-    if own not in known:
-        store.ask("set_logged_model_tags", model_id, {MLFLOW_MODEL_VERSIONS: json.dumps([*known, own])})
+    # By this tag the model's page names its versions. A server sets it by itself.
+    known = json.loads(model.tags.get(MLFLOW_MODEL_VERSIONS, "[]"))
+    known.append({"name": name, "version": str(made.version)})
+    store.ask("set_logged_model_tags", model_id, {MLFLOW_MODEL_VERSIONS: json.dumps(known)})
     return str(made.version)
 
 
