@@ -376,6 +376,7 @@ def test_a_study_goes_on_under_its_own_conditions_alone(tmp_path: Path) -> None:
         search(tmp_path).require_same({"epochs": 4, "loss.smoothing": None})
 
 
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 def test_objectives_have_their_names_in_optunas_record(tmp_path: Path) -> None:
     """The dashboard shows them; a study of an older version gets them when it goes on."""
     search(tmp_path)
