@@ -23,7 +23,7 @@ from kdsweep.system.files import hash_text, require_writable
 from kdsweep.system.masking import masked_text
 from kdsweep.system.processes import parse_process, this_process
 from kdsweep.system.sqlite import driver_uri, sqlite_path
-from kdsweep.tracking import mlflow_calls, ui_columns
+from kdsweep.tracking import mlflow_calls, system_metrics, ui_columns
 from kdsweep.tracking.journal import Journal, Owner
 from kdsweep.tracking.location import (
     artifact_folder,
@@ -185,7 +185,7 @@ class Store:
         # A signal in the middle of a transaction would keep the database locked, and the run could not be closed.
         with interrupts.deferred(), fatal_signals.written_down(self._crashes):
             run = self._writer(self.create(name, {**own, **tags}, milliseconds()), name)
-            with ended(run):
+            with ended(run), system_metrics.logged(self.uri, run.id):
                 run.params(params)
                 yield run
 
@@ -204,7 +204,7 @@ class Store:
                 self.ask("delete_tag", run_id, ERROR)
             self.ask("update_run", run_id, status="RUNNING")
             run = self._writer(run_id, before.info.run_name)
-            with ended(run):
+            with ended(run), system_metrics.logged(self.uri, run.id, goes_on=True):
                 run.catch_up()
                 yield run
 
