@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 def logged(uri: str, run_id: str, *, goes_on: bool = False) -> Iterator[None]:
     """Logs the load until the block ends, if `MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING` is true.
 
-    MLflow does so by itself in its fluent interface alone, which a `Store` doesn't use. How often it looks, and the name
-    of the machine, are MLflow's settings too (`MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL` and others).
+    MLflow does so by itself in its fluent interface alone, which a `Store` does not use. How often it looks, and the
+    name of the machine, are settings of MLflow too (`MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL` and others).
 
     Args:
         uri: The store's.
