@@ -169,14 +169,16 @@ def serve_optuna(url: str, host: str, port: int, browser: bool) -> int:
         def log_message(self, *arguments: object) -> None:
             pass
 
-    app = wsgi(open_storage(url))
-    _, address = _reached_at(host, port)
+    storage = open_storage(url)
+    app = wsgi(storage)
+    studies = [storage.get_study_id_from_name(study.study_name) for study in storage.get_all_studies()]
+    page = f"{_reached_at(host, port)[1]}/dashboard{f'/studies/{studies[0]}' if len(studies) == 1 else ''}"
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _stop)
     with make_server(host, port, app, server_class=Server, handler_class=Quiet) as server:
-        print(f"Open {address}/dashboard (Ctrl-C stops it)", flush=True)
+        print(f"Open {page} (Ctrl-C stops it)", flush=True)
         if browser and _has_display():
-            webbrowser.open(f"{address}/dashboard")
+            webbrowser.open(page)
         server.serve_forever()
     return 0
 

@@ -259,8 +259,9 @@ def test_optunas_dashboard_is_served(studies: Path) -> None:
     command = [*COMMAND, "--root", str(studies), "--port", "0", "--optuna"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
-            address = page_of(process).removesuffix("/dashboard")
-            assert "<html" in get(f"{address}/dashboard")
+            page = page_of(process)
+            address = page.removesuffix("/dashboard/studies/1")
+            assert "<html" in get(page)
             told = json.loads(get(f"{address}/api/studies"))
             assert [study["study_name"] for study in told["study_summaries"]] == ["later"]
         finally:
