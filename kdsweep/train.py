@@ -262,6 +262,8 @@ def train_student(cfg: DictConfig, components: Components, trial: TrialLink | No
     with _checkpoints(cfg, build.run_key(cfg, data, teacher), store) as (checkpoints, state):
         run_id = None if state is None else state["run"]
         with recording.started(cfg, data, store, teacher, run_id) as recorded:
+            if trial is not None:
+                trial.recorded(recorded.run_id, store.page(recorded.run_id))
             fitting = training.Fit(
                 network,
                 views,

@@ -37,13 +37,13 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
         *("figures.all_figures", "figures.search", "figures.surface", "figures.arms", "figures.curves"),
     ),
     "analysis": (
-        *("findings", "seed_planning", "verdict_words", "verdict", "cost", "landscape", "plateau", "gaussian_process"),
-        *("deviation", "environment_diff", "sorted_runs", "study_goals", "statistics"),
+        *("study_numbers", "findings", "seed_planning", "verdict_words", "verdict", "cost", "landscape", "plateau"),
+        *("gaussian_process", "deviation", "environment_diff", "sorted_runs", "study_goals", "statistics"),
     ),
     "config": ("help_page", "checks", "build", "unread", "overrides", "rules", "saved_config", "folder"),
     "tracking": (
-        *("sending", "copy_runs", "store", "opening", "mlflow_calls", "run_writer", "sender", "journal", "retry"),
-        *("run_records", "ui_columns", "location"),
+        *("sending", "copy_runs", "logged_model", "store", "opening", "mlflow_calls", "run_writer", "sender"),
+        *("journal", "retry", "run_records", "system_metrics", "ui_columns", "location"),
     ),
     "the experiment": (
         *("experiment", "training", "teachers", "tables", "table_check", "evaluation"),

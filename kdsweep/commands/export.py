@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
 import shutil
+import tempfile
 import uuid
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,12 +16,16 @@ from typing import TYPE_CHECKING
 from kdsweep.commands import export_description, network_files, trained_student
 from kdsweep.system import exit_status
 from kdsweep.system.errors import UserError, require
+from kdsweep.system.masking import masked_text
+from kdsweep.tracking import logged_model
 from kdsweep.tracking.location import EXPERIMENT, default_experiment, require_store, store_uri
 from kdsweep.tracking.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
+    from kdsweep.commands.trained_student import Inputs
+    from kdsweep.config.saved_config import SavedConfig
     from kdsweep.report.model_card import Check
     from kdsweep.tracking.run_records import RunRecord
 
@@ -54,13 +60,48 @@ def export(
     out = (default_folder(root, run) if out is None else out).absolute()
     _require_free(out, force)
     network_files.require_tools(file_format)
+    with _aside(out) as folder:
+        _, checks = _write(store, run, saved, root, folder, file_format)
+    return out, checks
+
+
+def log_model(store: Store, run_id: str, root: Path) -> tuple[str, dict[str, Check]]:
+    """Logs the student of a run to it as a model of MLflow's, unless that was done before.
+
+    Returns:
+        The model's id, and how its program compares with the network; nothing if it was logged before.
+
+    Raises:
+        UserError: There is no such run or student, or the data set has changed.
+        RunError: The stored weights are damaged, or the program gives other logits than the network.
+    """
+    run = store.find(run_id)
+    saved = trained_student.saved_config(store, run)
+    known = logged_model.find(store, run)
+    if known is not None:
+        return known, {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        inputs, checks = _write(store, run, saved, root, folder, "pt2")
+        program = logged_model.Program(
+            path=folder / logged_model.PROGRAM,
+            beside=[folder / name for name in ("README.md", "config.json")],
+            example=inputs.pictures[:1].numpy(),
+            classes=inputs.classes,
+        )
+        return logged_model.log(store, run, program), checks
+
+
+def _write(
+    store: Store, run: RunRecord, saved: SavedConfig, root: Path, folder: Path, file_format: str
+) -> tuple[Inputs, dict[str, Check]]:
+    """Writes a run's student to a folder; returns what it takes, and how each file compares with the network."""
     cfg = trained_student.config_below(root, saved.config)
     inputs = trained_student.inputs(cfg, saved)
-    with _aside(out) as folder:
-        network = trained_student.network(store, run, cfg, inputs, folder)
-        checks = network_files.write(network, inputs, folder, file_format)
-        export_description.write(folder, store, run, saved, network, inputs, checks)
-    return out, checks
+    network = trained_student.network(store, run, cfg, inputs, folder)
+    checks = network_files.write(network, inputs, folder, file_format)
+    export_description.write(folder, store, run, saved, network, inputs, checks)
+    return inputs, checks
 
 
 def default_folder(root: Path, run: RunRecord) -> Path:
@@ -69,31 +110,55 @@ def default_folder(root: Path, run: RunRecord) -> Path:
     return root / "exports" / name.lstrip("._-")
 
 
-def register(store: Store, run_id: str, folder: Path, name: str) -> str:
-    """Logs an export to its run, under export/, registers it in MLflow's model registry, and returns the version."""
-    for path in sorted(folder.iterdir()):
-        store.attach(run_id, path, "export")
-    return store.register(run_id, name, "export")
-
-
 def _main(arguments: Sequence[str] | None) -> None:
     options = _parser().parse_args(arguments)
-    name = options.register
-    allowed = name is None or re.fullmatch(r"\w[\w .+=,-]{0,199}", name) is not None
-    rule = "NAME is a word or more, without / and :"
-    require(allowed, rule, name, "--register")
+    to_mlflow = options.mlflow or options.register is not None
+    _check(options, to_mlflow)
     uri = store_uri(options.uri, options.root)
     require_store(uri)
     store = Store(uri, options.experiment)
     from kdsweep.commands.source_run import run_named
 
     run = store.find(run_named(options.run)).id
-    folder, checks = export(store, run, options.root, options.out, options.format, options.force)
-    for file_name, check in checks.items():
-        print(f"{file_name}: {check}")
-    print(f"written to {folder}")
-    if name is not None:
-        print(f"registered as {name}, version {register(store, run, folder, name)}")
+    if options.out is not None or not to_mlflow:
+        folder, checks = export(store, run, options.root, options.out, options.format, options.force)
+        _print(checks)
+        print(f"written to {folder}")
+    if to_mlflow:
+        _to_mlflow(store, run, options)
+
+
+def _check(options: argparse.Namespace, to_mlflow: bool) -> None:
+    """Raises `UserError` for options that don't go together, and for names that MLflow doesn't take."""
+    name, alias = options.register, options.alias
+    allowed = name is None or re.fullmatch(r"\w[\w .+=,-]{0,199}", name) is not None
+    require(allowed, "NAME is a word or more, without / and :", name, "--register")
+    require(alias is None or name is not None, "--alias comes with --register", alias, "--alias")
+    reserved = alias is not None and re.fullmatch(r"v\d+|latest", alias, re.IGNORECASE)
+    allowed = alias is None or (re.fullmatch(r"[\w-]{1,255}", alias, re.ASCII) is not None and not reserved)
+    require(allowed, "ALIAS is letters, digits, _ and -, and neither latest nor a version (v1)", alias, "--alias")
+    program = options.out is not None or options.format == "pt2" or not to_mlflow
+    require(program, "MLflow gets the network as pt2", options.format, "--format", "Give --out for other files.")
+
+
+def _to_mlflow(store: Store, run: str, options: argparse.Namespace) -> None:
+    """Logs a run's student as a model, registers it if that is asked for, and prints where it is."""
+    model_id, checks = log_model(store, run, options.root)
+    _print(checks)
+    place = f"models:/{model_id}"
+    print(f"{'logged to MLflow' if checks else 'logged to MLflow before'}: {place}")
+    if options.register is not None:
+        number = logged_model.register(store, run, model_id, options.register, options.alias)
+        alias = "" if options.alias is None else f", alias {options.alias}"
+        place = f"models:/{options.register}{f'@{options.alias}' if alias else f'/{number}'}"
+        print(f"registered as {options.register}, version {number}{alias}: {place}")
+    serve = ["mlflow", "models", "serve", "--env-manager", "local", "--model-uri", place]
+    print(f"Serve it: MLFLOW_TRACKING_URI={shlex.quote(masked_text(store.uri))} {shlex.join(serve)}")
+
+
+def _print(checks: Mapping[str, Check]) -> None:
+    for name, check in checks.items():
+        print(f"{name}: {check}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -101,7 +166,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="kdsweep-export",
         description="Writes the student of a run for use elsewhere: weights (safetensors), a model card, and the "
         "network with its preprocessing as one file that needs torch (pt2) or onnxruntime (onnx) alone. Each file is "
-        "loaded again and compared with the network before anything is left behind.",
+        "loaded again and compared with the network before anything is left behind. With --mlflow or --register it "
+        "goes to MLflow, and to a folder only if --out names one.",
     )
     root = Path(os.environ.get("KDSWEEP_HOME", "."))
     option = parser.add_argument
@@ -114,7 +180,9 @@ def _parser() -> argparse.ArgumentParser:
     option("--out", metavar="DIR", type=Path, help="folder to write (default: <root>/exports/<run's name>-<id>)")
     option("--format", choices=network_files.FORMATS, default="pt2", help=files)
     option("--force", action="store_true", help="replace an earlier export in the folder")
-    option("--register", metavar="NAME", help="log the files to the run, and register them in MLflow under this name")
+    option("--mlflow", action="store_true", help="log the network to its run as a model of MLflow's, which serves it")
+    option("--register", metavar="NAME", help="do that, and register it in MLflow's model registry under this name")
+    option("--alias", metavar="ALIAS", help="call the registered version so, too: champion, for example")
     option("--uri", metavar="URI", help="MLflow store (default: $MLFLOW_TRACKING_URI, else <root>/mlflow.db)")
     option("--experiment", metavar="NAME", default=default_experiment(), help=EXPERIMENT)
     option("--root", metavar="DIR", type=Path, default=root, help="project folder (default: $KDSWEEP_HOME, else .)")

@@ -1,4 +1,4 @@
-"""`kdsweep-ui`: MLflow's web interface on this machine, for the store to which `kdsweep` writes."""
+"""`kdsweep-ui`: MLflow's web interface on this machine, for the store to which `kdsweep` writes; or Optuna's."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import ctypes
 import http.client
+import importlib.util
 import json
 import os
 import signal
@@ -15,17 +16,23 @@ import sys
 import time
 import webbrowser
 from pathlib import Path
+from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any, NoReturn
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from kdsweep.system.errors import UserError, one_line, require
 from kdsweep.system.exit_status import one_line_arguments
 from kdsweep.system.masking import masked_text
-from kdsweep.system.sqlite import driver_uri, sqlite_path
+from kdsweep.system.sqlite import driver_uri, sqlite_path, sqlite_uri
 from kdsweep.tracking import ui_columns
 from kdsweep.tracking.location import artifact_folder, correct_locations, require_store, store_uri
 
 if TYPE_CHECKING:
     from types import FrameType
+
+# Where optuna-dashboard listens by default, and where a study has its record.
+OPTUNA_PORT = 8080
+STUDIES, DATABASE = "studies", "optuna.db"
 
 STOP_SECONDS = 10.0
 POLL_SECONDS = 0.2
@@ -44,7 +51,10 @@ def parser() -> argparse.ArgumentParser:
         help="folder of mlflow.db (default: $KDSWEEP_HOME, else the working directory)",
     )
     made.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine)")
-    made.add_argument("--port", type=int, default=5000, help="port; 0 takes a free one (default: %(default)s)")
+    ports = f"{ui_columns.PORT}, or {OPTUNA_PORT} with --optuna"
+    made.add_argument("--port", type=int, help=f"port; 0 takes a free one (default: {ports})")
+    studies = f"optuna-dashboard instead, for a study in <root>/{STUDIES}/ (default: the latest) or Optuna's storage"
+    made.add_argument("--optuna", nargs="?", const="", metavar="STUDY|URL", help=studies)
     made.add_argument("--no-browser", action="store_true", help="only print the address")
     return made
 
@@ -54,6 +64,13 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with one_line_arguments():
             options = parser().parse_args(arguments)
+        if options.optuna is not None:
+            return serve_optuna(
+                optuna_storage(options.root, options.optuna),
+                options.host,
+                free_port(options.host, OPTUNA_PORT if options.port is None else options.port),
+                browser=not options.no_browser,
+            )
         uri = store_uri(options.uri, options.root)
         if uri.startswith(("http:", "https:")):
             print(f"The store is an MLflow server, which has its own UI: {masked_text(uri)}")
@@ -62,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
         path = sqlite_path(uri)
         if path is not None:
             correct_locations(path)
-        port = free_port(options.host, options.port)
+        port = free_port(options.host, ui_columns.PORT if options.port is None else options.port)
     except UserError as error:
         print(f"kdsweep-ui: {masked_text(one_line(error))}", file=sys.stderr)
         return 2
@@ -87,8 +104,7 @@ def free_port(host: str, port: int) -> int:
 
 def serve(uri: str, host: str, port: int, browser: bool) -> int:
     """Runs `mlflow server` on a store until it ends or a signal asks for it; returns the exit status."""
-    here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    address = f"http://{f'[{here}]' if ':' in here else here}:{port}"
+    here, address = _reached_at(host, port)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _stop)
     print(f"Starting MLflow's UI for {masked_text(uri)}", flush=True)
@@ -107,6 +123,70 @@ def serve(uri: str, host: str, port: int, browser: bool) -> int:
         return server.wait()
     finally:
         end(server)
+
+
+def optuna_storage(root: Path, study: str) -> str:
+    """Returns the URL of Optuna's storage of a study.
+
+    Args:
+        root: The project folder.
+        study: The study's name, or the URL itself; "" stands for the study of the folder that was written last.
+
+    Raises:
+        UserError: There is no such study, or optuna-dashboard isn't installed.
+    """
+    installed = importlib.util.find_spec("optuna_dashboard") is not None
+    require(installed, "optuna-dashboard is installed", "none", "--optuna", "pip install 'kdsweep[dashboard]'")
+    path = sqlite_path(study)
+    if path is None and "://" in study:
+        return study
+    known = sorted((root / STUDIES).glob(f"*/{DATABASE}"), key=lambda found: found.stat().st_mtime)
+    wanted = [path] if path is not None else [found for found in known if study in ("", found.parent.name)]
+    if not wanted or not wanted[-1].is_file():
+        names = ", ".join(found.parent.name for found in known) or "none"
+        raise UserError(
+            f"there is no study {study!r} in {root / STUDIES} (there are: {names}). Make one with `kdsweep "
+            "sweep=alpha_tau`, or give --root, or the URL of its storage (hydra.sweeper.storage).",
+            "--optuna",
+        )
+    return sqlite_uri(wanted[-1])
+
+
+def serve_optuna(url: str, host: str, port: int, browser: bool) -> int:
+    """Runs optuna-dashboard on a storage until a signal asks for its end; returns the exit status.
+
+    It runs in this process, because the URL may hold a password, and every user can read command lines.
+    """
+    from optuna_dashboard import wsgi
+
+    from kdsweep.execution.trial_link import open_storage
+
+    class Server(ThreadingMixIn, WSGIServer):
+        address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        daemon_threads = True
+
+    class Quiet(WSGIRequestHandler):
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    storage = open_storage(url)
+    app = wsgi(storage)
+    studies = [storage.get_study_id_from_name(study.study_name) for study in storage.get_all_studies()]
+    page = f"{_reached_at(host, port)[1]}/dashboard{f'/studies/{studies[0]}' if len(studies) == 1 else ''}"
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _stop)
+    with make_server(host, port, app, server_class=Server, handler_class=Quiet) as server:
+        print(f"Open {page} (Ctrl-C stops it)", flush=True)
+        if browser and _has_display():
+            webbrowser.open(page)
+        server.serve_forever()
+    return 0
+
+
+def _reached_at(host: str, port: int) -> tuple[str, str]:
+    """Returns the name by which this machine reaches a server that listens on `host`, and the server's address."""
+    here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return here, f"http://{f'[{here}]' if ':' in here else here}:{port}"
 
 
 def command(uri: str, host: str, port: int) -> list[str]:

@@ -35,6 +35,8 @@ TRUSTED = ("optuna.samplers.*", "optuna.pruners.*", "hydra_plugins.hydra_optuna_
 
 # The user attributes that a job writes into its trial.
 PROCESS, BEAT, VALUES = "kdsweep.process", "kdsweep.beat", "kdsweep.values"
+# Those that lead from a trial to its run in MLflow, for people who look at Optuna's record.
+RUN, PAGE = "mlflow.run", "mlflow.page"
 
 # A writer of an SQLite file waits so long for another writer.
 SQLITE_WAIT_SECONDS = 60
@@ -113,6 +115,10 @@ class TrialLink:
         self._id = self._storage.get_trial_id_from_study_id_trial_number(study_id, number)
         self._trial = Trial(study, self._id)
         self._prunes = pruner is not None
+        # Optuna has an order of values for one objective alone, and takes no reports where there are several.
+        self._reports = len(study.directions) == 1
+        # A job that goes on, or that begins anew, comes to epochs that were reported before; Optuna keeps the first.
+        self._reported = set(self._storage.get_trial(self._id).intermediate_values)
 
     @contextmanager
     def alive(self) -> Iterator[None]:
@@ -128,11 +134,17 @@ class TrialLink:
             PrunedError: The pruner stops the trial.
         """
         # A run that diverges fails by itself, and must not count as pruned.
-        if not self._prunes or not math.isfinite(value):
+        if not self._reports or not math.isfinite(value):
             return
-        self._trial.report(value, epoch)
-        if self._trial.should_prune():
+        if epoch not in self._reported:
+            self._trial.report(value, epoch)
+        if self._prunes and self._trial.should_prune():
             raise PrunedError(epoch)
+
+    def recorded(self, run_id: str, page: str) -> None:
+        """Writes into the trial which MLflow run records it, and the address of the run's page."""
+        for name, text in ((RUN, run_id), (PAGE, page)):
+            self._storage.set_trial_user_attr(self._id, name, text)
 
     def leave(self, values: Sequence[float]) -> None:
         """Writes the result into the trial, in case the controller is killed before the result arrives."""

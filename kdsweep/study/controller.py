@@ -323,6 +323,7 @@ class Study(OptunaSweeperImpl):
         looks = _looks(known)
         with self._parent(store, search, known, self._params(searched)) as parent:
             search.record_in(masked_text(store.uri))
+            search.name_objectives([name for name, _ in objectives])
             parent.tag(self._tags(search, objectives))
             stages = Stages(
                 store,

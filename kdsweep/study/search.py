@@ -163,6 +163,11 @@ class Search:
             self.n_trials = min(self.n_trials, math.prod(map(len, arguments["search_space"].values())))
         return attempt(SAMPLER, lambda: build(**arguments))
 
+    def name_objectives(self, names: Sequence[str]) -> None:
+        """Gives the objectives their names in Optuna's record, which its dashboard shows."""
+        if self._study.metric_names != [*names]:
+            self._study.set_metric_names([*names])
+
     @property
     def key(self) -> str:
         """A key that no other study has; made when it is first asked for."""

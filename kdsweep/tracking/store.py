@@ -23,7 +23,7 @@ from kdsweep.system.files import hash_text, require_writable
 from kdsweep.system.masking import masked_text
 from kdsweep.system.processes import parse_process, this_process
 from kdsweep.system.sqlite import driver_uri, sqlite_path
-from kdsweep.tracking import mlflow_calls
+from kdsweep.tracking import mlflow_calls, system_metrics, ui_columns
 from kdsweep.tracking.journal import Journal, Owner
 from kdsweep.tracking.location import (
     artifact_folder,
@@ -185,7 +185,7 @@ class Store:
         # A signal in the middle of a transaction would keep the database locked, and the run could not be closed.
         with interrupts.deferred(), fatal_signals.written_down(self._crashes):
             run = self._writer(self.create(name, {**own, **tags}, milliseconds()), name)
-            with ended(run):
+            with ended(run), system_metrics.logged(self.uri, run.id):
                 run.params(params)
                 yield run
 
@@ -204,7 +204,7 @@ class Store:
                 self.ask("delete_tag", run_id, ERROR)
             self.ask("update_run", run_id, status="RUNNING")
             run = self._writer(run_id, before.info.run_name)
-            with ended(run):
+            with ended(run), system_metrics.logged(self.uri, run.id, goes_on=True):
                 run.catch_up()
                 yield run
 
@@ -336,25 +336,12 @@ class Store:
         if not before or hash_text(before) == tags.get(DESCRIBED):
             self.deliver(run_id, [{"kind": "tags", "tags": description(text)}], Path())
 
-    def register(self, run_id: str, name: str, folder: str) -> str:
-        """Registers a folder of a run's artifacts as a model, and returns the new version's number.
-
-        Args:
-            run_id: The run's.
-            name: The model's in MLflow's registry; it is made if it isn't there.
-            folder: A folder in the run's artifacts ("export").
-        """
-        from mlflow.exceptions import MlflowException
-
-        try:
-            self.ask("create_registered_model", name)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-        source = f"{self.ask('get_run', run_id).info.artifact_uri}/{folder}"
-        return str(self.ask("create_model_version", name, source, run_id).version)
-
     # Runs that are read back
+
+    def page(self, run_id: str) -> str:
+        """Returns the address of a run's page: the server's, or that of `kdsweep-ui` where it listens by default."""
+        server = self._shown.rstrip("/") if self._shown.startswith("http") else f"http://127.0.0.1:{ui_columns.PORT}"
+        return f"{server}/#/experiments/{self._experiment_id}/runs/{run_id}"
 
     def studies(self) -> list[RunRecord]:
         """Returns the parent runs of studies and of plain multiruns, the latest first."""

@@ -10,15 +10,18 @@ from __future__ import annotations
 import json
 from urllib.parse import urlencode
 
+# Where `kdsweep-ui` listens unless it is told otherwise.
+PORT = 5000
+
 KEY = "kdsweep"
 TAG = f"mlflow.sharedViewState.{KEY}"
 
 # The columns in their order, each with its width in pixels.
 WIDTHS = {
     **{"metrics.`val/accuracy`": 110, "metrics.`test/accuracy`": 110},
-    **{"tags.`kdsweep.role`": 110, "tags.`kdsweep.stage`": 110, "tags.`kdsweep.trial`": 100},
-    **{"params.`loss.alpha`": 90, "params.`loss.tau`": 90, "params.`seed`": 60, "metrics.`val/nll`": 90},
-    **{"params.`epochs`": 80, "params.`data._target_`": 150, "tags.`kdsweep.study`": 110},
+    **{"params.`loss.alpha`": 90, "params.`loss.tau`": 90, "params.`seed`": 60},
+    **{"tags.`kdsweep.stage`": 110, "tags.`kdsweep.trial`": 100, "tags.`kdsweep.role`": 120},
+    **{"metrics.`val/nll`": 90, "params.`epochs`": 80, "params.`data._target_`": 160, "tags.`kdsweep.study`": 110},
 }
 COLUMNS = tuple(WIDTHS)
 

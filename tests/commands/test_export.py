@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import os
 import re
 import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import needs
+import numpy as np
 import pytest
 import torch
 from commands import SHORT, artifacts, client, kdsweep, runs
@@ -24,6 +36,7 @@ from kdsweep.config.saved_config import SavedConfig, parse
 from kdsweep.system.errors import RunError, UserError
 from kdsweep.system.sqlite import sqlite_uri
 from kdsweep.system.tensor_files import hash_tensors, write_tensors
+from kdsweep.tracking import logged_model
 from kdsweep.tracking.run_records import RunRecord
 from kdsweep.tracking.store import Store
 
@@ -124,19 +137,111 @@ def test_onnx_answers_the_same(root: Path, store: Store, student: Any, tmp_path:
     assert session.run(None, {"pictures": images.numpy()})[0].shape == (3, 10)
 
 
-def test_the_weights_alone_can_be_registered(
-    root: Path, student: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+@pytest.fixture(scope="module")
+def model(root: Path, student: Any) -> Any:
+    """The student as MLflow's model, which the command has registered twice."""
+    said = io.StringIO()
+    words = [student.info.run_id[:12], "--root", str(root), "--register", "my students", "--alias", "champion"]
+    with contextlib.redirect_stdout(said):
+        export.main(words)
+        export.main(words)
+    first, second = said.getvalue().split("Serve it: ")[:2]
+    assert re.search(r"^model.pt2: 32 test pictures, .*\nlogged to MLflow: models:/m-\w+\nregistered as ", first)
+    assert re.search(r"\nlogged to MLflow before: models:/m-\w+\nregistered as my students, version 2, alias ", second)
+    assert f"MLFLOW_TRACKING_URI=sqlite:///{root}/mlflow.db mlflow models serve" in second
+    found = client(root).get_run(student.info.run_id).outputs.model_outputs
+    assert len(found) == 1
+    return client(root).get_logged_model(found[0].model_id)
+
+
+@pytest.mark.slow
+def test_mlflow_loads_what_was_registered(
+    root: Path, exported: Path, student: Any, model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """--register logs the files to the run, and registers them as the next version of a model."""
-    letters = student.info.run_id[:12]
-    words = (letters, "--root", root, "--format", "none", "--register", "my students")
-    for version in ("1", "2"):
-        status, out, err = command(capfd, *words, "--out", tmp_path / version)
-        assert (status, err) == (0, "")
-        assert out.endswith(f"registered as my students, version {version}\n")
-    registered = client(root).get_model_version("my students", "2")
-    assert registered.run_id == student.info.run_id
-    assert (artifacts(student) / "export" / "model.safetensors").is_file()
+    """By its alias, where no pickle is allowed, and on the CPU even where there is a GPU, for which it wasn't made."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    loaded = mlflow.pyfunc.load_model("models:/my students@champion")
+    images = pictures(root, student.info.run_id)[:3]
+    logits = torch.export.load(exported / "model.pt2").module()(images)
+    assert torch.equal(torch.from_numpy(loaded.predict(images.numpy())), logits)
+    assert loaded.predict(loaded.input_example).shape == (1, 10)
+    assert loaded.metadata.metadata["classes"] == [f"class {n}" for n in range(10)]
+    spec = loaded.metadata.get_input_schema().inputs[0]
+    assert (spec.type.name, spec.shape) == ("uint8", (-1, 32, 32, 3))
+    with pytest.raises(mlflow.MlflowException, match="Failed to enforce schema"):
+        loaded.predict(images.numpy() / np.float32(255))
+
+
+@pytest.mark.slow
+def test_the_page_of_the_model_tells_what_it_is(root: Path, student: Any, model: Any) -> None:
+    """It has the run's parameters and last scores, each with its part of the data set, and names its versions."""
+    assert (str(model.status), model.name) == ("READY", f"distill-{student.info.run_id[:8]}")
+    assert model.params["loss.tau"] == "4"
+    scores = {metric.key: (metric.value, metric.dataset_digest) for metric in model.metrics}
+    parts = {given.tags[0].value: given.dataset.digest for given in student.inputs.dataset_inputs}
+    for name, part in (("val/accuracy", "validation"), ("test/nll", "test"), ("best/val_accuracy", "validation")):
+        assert scores[name] == (student.data.metrics[name], parts[part])
+    assert "images_per_second" not in scores
+    assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": "my students", "version": n} for n in "12"]
+    assert str(client(root).get_model_version_by_alias("my students", "champion").version) == "2"
+    # The scores of the run itself are what they were.
+    assert len(client(root).get_metric_history(student.info.run_id, "val/accuracy")) == 1
+
+
+def test_a_model_that_cannot_be_logged_is_marked(
+    root: Path, store: Store, student: Any, exported: Path, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a model is FAILED, and is not taken for the run's."""
+    run = store.find(student.info.run_id)
+    program = logged_model.Program(exported / "model.pt2", [], np.zeros((1, 32, 32, 3), np.uint8), ["a", "b"])
+    monkeypatch.setattr(logged_model, "_write", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        logged_model.log(store, run, program)
+    (experiment,) = client(root).search_experiments(filter_string="name = 'kdsweep'")
+    found = client(root).search_logged_models([experiment.experiment_id])
+    assert {str(one.status) for one in found} == {"READY", "FAILED"}
+    assert logged_model.find(store, run) == model.model_id
+
+
+@pytest.mark.all
+@pytest.mark.slow
+def test_mlflow_serves_the_student(root: Path, exported: Path, student: Any, model: Any, tmp_path: Path) -> None:
+    """`mlflow models serve`, as the command says it, answers a request with the student's logits."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    command = ["mlflow", "models", "serve", "--env-manager", "local", "--model-uri", "models:/my students@champion"]
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{root}/mlflow.db", "PATH": programs}
+    images = pictures(root, student.info.run_id)[:2]
+    with (tmp_path / "log").open("wb") as log:
+        server = subprocess.Popen(
+            [*command, "--host", "127.0.0.1", "--port", str(port)],
+            env=env, stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+    try:
+        answer = asked(server, port, json.dumps({"inputs": images.tolist()}))
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(60)
+    logits = torch.export.load(exported / "model.pt2").module()(images)
+    torch.testing.assert_close(torch.tensor(json.loads(answer)["predictions"]), logits)
+
+
+def asked(server: subprocess.Popen[bytes], port: int, body: str) -> bytes:
+    """The answer of a server to a request, as soon as it listens."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    address = f"http://127.0.0.1:{port}/invocations"
+    request = urllib.request.Request(address, body.encode(), {"Content-Type": "application/json"})
+    while server.poll() is None:
+        try:
+            return bytes(opener.open(request, timeout=60).read())
+        except urllib.error.HTTPError:
+            raise
+        except urllib.error.URLError:
+            time.sleep(0.2)
+    raise AssertionError("the server has ended")
 
 
 def test_what_is_there_is_kept(root: Path, store: Store, student: Any, tmp_path: Path) -> None:
@@ -232,6 +337,9 @@ def test_wrong_arguments_are_one_line_and_status_2(
         ((bare, *here), ".*bare.yaml is a bare configuration.*Give the run's id."),
         ((run_id, *here, "--register", "a/b"), "--register: `NAME is a word or more, without / and :` must hold"),
         ((run_id, *here, "--register", ""), "--register: "),
+        ((run_id, *here, "--alias", "champion"), "--alias: `--alias comes with --register` must hold"),
+        ((run_id, *here, "--register", "a", "--alias", "v1"), "--alias: .*neither latest nor a version"),
+        ((run_id, "--mlflow", "--format", "onnx"), "--format: `MLflow gets the network as pt2` .*Give --out"),
         ((run_id, *here, "--format", "onnx"), r"--format: .*pip install 'kdsweep\[onnx\]'"),
         ((run_id, "--root", tmp_path), "uri: There is no MLflow store"),
         ((run_id, "--root", root, "--out", root / "mlflow.db" / "x"), "(Not a directory|File exists)"),

@@ -17,9 +17,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
+import needs
+import optuna
 import pytest
 
 from kdsweep.commands import ui
+from kdsweep.system.errors import UserError
 from kdsweep.tracking import ui_columns
 from kdsweep.tracking.location import store_uri
 from kdsweep.tracking.store import Store
@@ -211,6 +214,59 @@ def test_a_killed_ui_takes_its_server_with_it(written: tuple[Path, str]) -> None
         while still_there(root) and time.monotonic() < end:
             time.sleep(0.1)
         assert not still_there(root)
+
+
+# optuna-dashboard
+
+
+@pytest.fixture
+def studies(tmp_path: Path) -> Path:
+    """A folder with two studies; the second has a trial."""
+    for name in ("older", "later"):
+        (tmp_path / "studies" / name).mkdir(parents=True)
+        study = optuna.create_study(storage=f"sqlite:///{tmp_path}/studies/{name}/optuna.db", study_name=name)
+    study.add_trial(optuna.trial.create_trial(value=0.5))
+    os.utime(tmp_path / "studies" / "older" / "optuna.db", (1, 1))
+    return tmp_path
+
+
+def test_the_storage_of_a_study_is_found(studies: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its name, by its URL, or as the latest; what isn't there is an error that names what is."""
+    monkeypatch.setattr(ui.importlib.util, "find_spec", lambda name: name)
+    assert ui.optuna_storage(studies, "") == f"sqlite:///{studies}/studies/later/optuna.db"
+    older = f"sqlite:///{studies}/studies/older/optuna.db"
+    assert ui.optuna_storage(studies, "older") == ui.optuna_storage(Path(), older) == older
+    assert ui.optuna_storage(Path(), "postgresql://me@host/trials") == "postgresql://me@host/trials"
+    for missing in ("other", f"sqlite:///{studies}/none.db"):
+        with pytest.raises(UserError, match=r"--optuna: there is no study .*there are: older, later\)"):
+            ui.optuna_storage(studies, missing)
+
+
+def test_without_optuna_dashboard_the_extra_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line, exit status 2."""
+    monkeypatch.setattr(ui.importlib.util, "find_spec", lambda _: None)
+    assert ui.main(["--optuna", "--root", str(tmp_path)]) == 2
+    assert re.fullmatch(r"kdsweep-ui: --optuna: .*pip install 'kdsweep\[dashboard\]'\n", capsys.readouterr().err)
+
+
+@pytest.mark.all
+@pytest.mark.slow
+def test_optunas_dashboard_is_served(studies: Path) -> None:
+    """It serves its page and the latest study, and ends with SIGTERM."""
+    needs.package("optuna_dashboard")
+    command = [*COMMAND, "--root", str(studies), "--port", "0", "--optuna"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            page = page_of(process)
+            address = page.removesuffix("/dashboard/studies/1")
+            assert "<html" in get(page)
+            told = json.loads(get(f"{address}/api/studies"))
+            assert [study["study_name"] for study in told["study_summaries"]] == ["later"]
+        finally:
+            process.terminate()
+        assert process.wait(60) == 0
 
 
 def test_a_missing_store_names_the_remedy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,10 +53,33 @@ def test_a_job_is_told_to_stop(study: optuna.Study, tmp_path: Path) -> None:
     assert study.trials[0].intermediate_values == {1: 0.6, 2: 0.4}
 
 
-def test_without_a_pruner_nothing_is_reported(study: optuna.Study, tmp_path: Path) -> None:
-    """MLflow has the epochs, and Optuna's database doesn't need them too."""
+def test_without_a_pruner_each_epoch_is_reported(study: optuna.Study, tmp_path: Path) -> None:
+    """Optuna's dashboard shows the trial's curve, and nothing stops the trial."""
+    for epoch, value in enumerate((0.1, 0.3, 0.2), start=1):
+        link(tmp_path).report(value, epoch)
+    assert study.trials[0].intermediate_values == {1: 0.1, 2: 0.3, 3: 0.2}
+
+
+def test_an_epoch_is_reported_once(study: optuna.Study, tmp_path: Path) -> None:
+    """A trial whose process died begins anew, and comes to the same epochs without a warning."""
+    link(tmp_path).report(0.1, 1)
+    link(tmp_path).report(0.4, 1)
+    assert study.trials[0].intermediate_values == {1: 0.1}
+
+
+def test_with_several_objectives_nothing_is_reported(tmp_path: Path) -> None:
+    """Optuna takes no reports there."""
+    storage = open_storage(sqlite_uri(tmp_path / "optuna.db"))
+    study = optuna.create_study(storage=storage, study_name="study", directions=["maximize", "minimize"])
+    study.ask()
     link(tmp_path).report(0.1, 1)
     assert study.trials[0].intermediate_values == {}
+
+
+def test_a_trial_leads_to_its_run(study: optuna.Study, tmp_path: Path) -> None:
+    """Optuna's dashboard shows the MLflow run's id and the address of its page."""
+    link(tmp_path).recorded("abc", "http://host/#/runs/abc")
+    assert study.trials[0].user_attrs == {"mlflow.run": "abc", "mlflow.page": "http://host/#/runs/abc"}
 
 
 def test_a_run_that_diverges_is_not_pruned(study: optuna.Study, tmp_path: Path) -> None:

@@ -376,6 +376,16 @@ def test_a_study_goes_on_under_its_own_conditions_alone(tmp_path: Path) -> None:
         search(tmp_path).require_same({"epochs": 4, "loss.smoothing": None})
 
 
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_objectives_have_their_names_in_optunas_record(tmp_path: Path) -> None:
+    """The dashboard shows them; a study of an older version gets them when it goes on."""
+    search(tmp_path)
+    found = search(tmp_path)
+    found.name_objectives(["val/nll"])
+    found.name_objectives(["val/nll"])
+    assert optuna.load_study(study_name="study", storage=sqlite_uri(tmp_path / "optuna.db")).metric_names == ["val/nll"]
+
+
 def test_a_second_controller_is_refused(tmp_path: Path) -> None:
     """It can neither run nor delete the study as long as the first, on another machine, writes heartbeats."""
     url = sqlite_uri(tmp_path / "optuna.db")

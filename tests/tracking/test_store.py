@@ -141,6 +141,30 @@ def test_parameters_of_older_runs_are_read_by_the_same_rule(store: Store) -> Non
     assert store.find(run.id).params == {"loss.tau": "4"}
 
 
+def test_the_machines_load_is_logged_where_mlflow_is_asked_for_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By MLflow's own variables; a run that goes on adds to it, and nothing looks any more when the run has ended."""
+    load = "system/cpu_utilization_percentage"
+    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
+
+    def wait(run: Run, points: int) -> None:
+        end = time.monotonic() + 60
+        while len(store.history(run.id, load)) < points:
+            assert time.monotonic() < end
+            time.sleep(0.02)
+
+    with store.run("busy", tags=DISTILL, params={}) as run:
+        wait(run, 2)
+    before = store.history(run.id, load)
+    with store.reopened(run.id) as again:
+        wait(again, len(before) + 1)
+    steps = [step for step, _ in store.history(run.id, load)]
+    assert steps == list(range(len(steps)))
+    assert not [thread for thread in threading.enumerate() if thread.name == "SystemMetricsMonitor"]
+
+
 def test_metrics_keep_their_steps(store: Store, recorded: str) -> None:
     """A metric's history has one value a step, in order."""
     assert store.history(recorded, "val/accuracy") == [(1, 0.1), (2, 0.2), (3, 0.3)]
@@ -672,16 +696,6 @@ def test_an_artifact_is_fetched_as_a_file(store: Store, recorded: str, tmp_path:
     assert found.read_bytes() == b"\x00\x01"
     assert store.fetch(recorded, "kept/other.bin", tmp_path) is None
     assert store.fetch(recorded, "nowhere/model.bin", tmp_path) is None
-
-
-def test_a_run_is_registered_as_a_model(store: Store, recorded: str) -> None:
-    """The second time it is the second version; the artifacts are those of the run."""
-    assert [store.register(recorded, "student", "kept") for _ in range(2)] == ["1", "2"]
-    from mlflow import MlflowClient
-
-    version = MlflowClient(store.uri).get_model_version("student", "2")
-    assert version.run_id == recorded
-    assert version.source.endswith(f"{recorded}/artifacts/kept")
 
 
 @pytest.mark.parametrize("own", [False, True])
