@@ -63,7 +63,8 @@ class Fit:
 
     The metrics are train/loss (the mean over the epoch), train/accuracy (a fraction), lr (the rate of the next step),
     images_per_second and epoch_seconds; for losses that `gradients.of_the_teacher` can take apart also
-    train/teacher_share and train/gradient_ratio, both of the epoch's last batch. Iterating raises a `DivergedError` with epoch and step if a loss is not finite.
+    train/teacher_share and train/gradient_ratio, both of the epoch's last batch. Iterating raises a `DivergedError`
+    with epoch and step if a loss is not finite.
 
     Args:
         network: Takes pictures (B, H, W, 3) uint8, and returns logits (B, C).

@@ -37,8 +37,8 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
         *("figures.all_figures", "figures.search", "figures.surface", "figures.arms", "figures.curves"),
     ),
     "analysis": (
-        *("findings", "seed_planning", "verdict_words", "verdict", "cost", "landscape", "plateau", "gaussian_process"),
-        *("deviation", "environment_diff", "sorted_runs", "study_goals", "statistics"),
+        *("findings", "seed_planning", "verdict_words", "verdict", "chance", "cost", "landscape", "plateau"),
+        *("gaussian_process", "deviation", "environment_diff", "sorted_runs", "study_goals", "statistics"),
     ),
     "config": ("help_page", "checks", "build", "unread", "overrides", "rules", "saved_config", "folder"),
     "tracking": (

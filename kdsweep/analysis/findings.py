@@ -87,6 +87,15 @@ def summarise(study: StudyRecord, readings: Readings) -> Report:
     spent = cost.account(found)
     objectives = found.goals.objectives
     front = pareto(found.trials, objectives) if len(objectives) > 1 else ()
+    # Where nothing was learned, the search has found nothing either.
+    of_search = (
+        ()
+        if judged.nothing_learned
+        else (
+            *verdict_words.curse_words(judged, found),
+            *landscape.words(surveyed, found.goals.objective, judged.validation_noise),
+        )
+    )
     findings = (
         *verdict_words.words(judged),
         *_looks(found, judged),
@@ -94,8 +103,7 @@ def summarise(study: StudyRecord, readings: Readings) -> Report:
         *_others(found),
         *_unconfirmed(found, judged),
         *_teacher(found),
-        *verdict_words.curse_words(judged, found),
-        *landscape.words(surveyed, found.goals.objective, judged.validation_noise),
+        *of_search,
         *cost.words(spent),
         *_unfair(found),
     )

@@ -133,17 +133,20 @@ def comparisons(report: Report) -> Table:
                 str(difference.n),
                 "-" if unknown else verdict_words.shown_p(paired.adjusted_p),
                 "-" if unknown else f"{100 * paired.bound:.2f}",
+                "-" if paired.detectable is None else f"{100 * paired.detectable:.2f}",
                 "-" if paired.seeds_needed is None else str(paired.seeds_needed),
                 paired.outcome,
             )
         )
     headings = (
         *("difference", "points", "95% interval", "pairs", "adjusted p", "at most apart"),
-        *(f"seeds for {100 * verdict.WANTED:.1f} points", "verdict"),
+        *("seen from", "seeds to see it", "verdict"),
     )
     caption = (
         "Test accuracy, paired by seed; p by the paired t test, adjusted for all comparisons (Holm); at most apart: "
-        f"two one-sided tests at 5%; seeds: an arm, for a power of {verdict.POWER:.0%}, over the noise's 95% interval."
+        "two one-sided tests at 5%; seen from: the least true difference that these pairs see with a power of "
+        f"{verdict.POWER:.0%}; seeds to see it: an arm, for a true difference as large as the one observed, over the "
+        "noise's 95% interval."
     )
     return Table(headings, tuple(rows), caption, named=True)
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from kdsweep.tracking.run_records import StudyRecord
     from kdsweep.tracking.store import Store
 
+# What the teacher's part of the loss did to the gradient.
+GRADIENT = ("train/teacher_share", "train/gradient_ratio")
 LONGEST_NAME = 200  # bytes of a folder's name
 
 
@@ -84,10 +86,10 @@ def default_folder(root: Path, study: StudyRecord) -> Path:
 
 
 def readings(store: Store, study: StudyRecord) -> Readings:
-    """Reads the histories and the reliability diagrams of a study's finished runs."""
-    from kdsweep.analysis.sorted_runs import Readings
+    """Reads the histories, the reliability diagrams and the classes of a study's finished runs."""
+    from kdsweep.analysis.sorted_runs import ClassCount, Readings
 
-    metrics = ("val/accuracy", "epoch_seconds", Goals.read(study.parent.tags).objective.metric)
+    metrics = ("val/accuracy", "epoch_seconds", *GRADIENT, Goals.read(study.parent.tags).objective.metric)
     runs = [run for run in study.runs() if run.arm in STUDENTS]
     histories = {
         metric: {
@@ -97,12 +99,18 @@ def readings(store: Store, study: StudyRecord) -> Readings:
         }
         for metric in dict.fromkeys(metrics)
     }
-    bins = {}
-    for run in runs:
-        text = store.text(run.id, "reliability.json") if run.stage == "confirmation" else None
-        if text is not None:
-            bins[run.id] = json.loads(text)["bins"]
-    return Readings(histories, bins)
+    bins, classes = {}, {}
+    for run in study.runs():
+        if run.stage != "confirmation" and run.arm != "teacher":
+            continue
+        diagram = store.text(run.id, "reliability.json") if run.arm in STUDENTS else None
+        if diagram is not None:
+            bins[run.id] = json.loads(diagram)["bins"]
+        counts = store.text(run.id, "per_class.json")
+        if counts is not None:
+            classes[run.id] = [ClassCount(**row) for row in json.loads(counts)["classes"]]
+    surroundings = store.text(runs[-1].id, "environment.json") if runs else None
+    return Readings(histories, bins, classes, {} if surroundings is None else json.loads(surroundings))
 
 
 def _jsonable(report: Report) -> dict[str, object]:
