@@ -66,7 +66,7 @@ def _network(params: Iterable[Mapping[str, str]], group: str) -> str:
     parts.append(f"weights {weights.rpartition('/')[2]}" if weights else "random initialisation")
     for key, words in (("stem", "{} stem"), ("input_size", "at {} px"), ("freeze", "frozen: {}")):
         value = _values(params, f"{group}.{key}")
-        if value and value != "none":
+        if value and value not in ("none", "imagenet"):  # the usual stem goes without saying
             parts.append(words.format(value))
     return ", ".join(parts)
 

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from kdsweep.tracking.run_records import StudyRecord
     from kdsweep.tracking.store import Store
 
-# What the teacher's part of the loss did to the gradient.
-GRADIENT = ("train/teacher_share", "train/gradient_ratio")
 LONGEST_NAME = 200  # bytes of a folder's name
 
 
@@ -54,7 +52,7 @@ def write(store: Store, study_name: str | None, out: Path) -> Report:
     for name, figure in all_figures.draw(report):
         files.append(out / name)
         figure.savefig(files[-1])
-    page = html.render(report, {path.name: path.read_bytes() for path in files})
+    page = html.render(report, list(all_figures.charts(report)), lambda run: store.page_of(run.id))
     files += [out / "report.html", out / "report.json"]
     files[-2].write_text(page, encoding="utf-8")
     files[-1].write_text(json.dumps(_jsonable(report), indent=2, allow_nan=False) + "\n", encoding="utf-8")
@@ -87,9 +85,16 @@ def default_folder(root: Path, study: StudyRecord) -> Path:
 
 def readings(store: Store, study: StudyRecord) -> Readings:
     """Reads the histories, the reliability diagrams and the classes of a study's finished runs."""
+    from kdsweep.analysis import teacher_pull
     from kdsweep.analysis.sorted_runs import ClassCount, Readings
 
-    metrics = ("val/accuracy", "epoch_seconds", *GRADIENT, Goals.read(study.parent.tags).objective.metric)
+    metrics = (
+        "val/accuracy",
+        "epoch_seconds",
+        teacher_pull.SHARE,
+        teacher_pull.RATIO,
+        Goals.read(study.parent.tags).objective.metric,
+    )
     runs = [run for run in study.runs() if run.arm in STUDENTS]
     histories = {
         metric: {
@@ -155,6 +160,7 @@ def _jsonable(report: Report) -> dict[str, object]:
             }
             for trial in report.trials
         ],
+        "classes": report.classes,
         "pruned": found.pruned,
         # The surface is left out: it is a large grid, and the figure shows it.
         "landscape": dataclasses.replace(report.landscape, surface=None),
