@@ -48,7 +48,8 @@ def _rows(report: Report) -> Iterator[tuple[str, str]]:
         yield "versions", _versions(around)
     if "kdsweep.command" in study.parent.tags:
         yield "command", study.parent.tags["kdsweep.command"]
-    yield "this report", f"kdsweep-report {study.parent.short_id}"
+    if params:
+        yield "this report", f"kdsweep-report {study.parent.short_id}"
 
 
 def _values(params: Iterable[Mapping[str, str]], key: str) -> str:
