@@ -118,6 +118,7 @@ class Fit:
         self._scheduler = schedule(self._optimizer, epochs * self._steps)
         self.epoch, self.between_steps = 0, True
         self.last: Metrics = {}
+        self._gradient: Tensor | None
         self._begin_epoch()
 
     def __iter__(self) -> Iterator[Metrics]:
@@ -176,7 +177,7 @@ class Fit:
         self._step, self._seconds = 0, 0.0
         self._losses = torch.zeros(self._steps, device=device)
         self._correct = torch.zeros((), dtype=torch.int64, device=device)
-        self._gradient: Tensor | None = None
+        self._gradient = None
 
     def _train_epoch(self, advance: Callable[..., None]) -> None:
         """Trains the rest of an epoch, and puts its metrics into `last`."""

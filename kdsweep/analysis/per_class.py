@@ -58,7 +58,8 @@ def changes(found: Comparison) -> tuple[ClassChange, ...]:
         if counted.pictures == 0:
             continue
         accuracies = {arm: math.fsum(_share(own, place) for _, own in runs) / len(runs) for arm, runs in counts.items()}
-        difference, pairs = None, ()
+        difference = None
+        pairs: tuple[float, ...] = ()
         if seeds:
             firsts, seconds = ([_share(arm[seed], place) for seed in seeds] for arm in (distilled, scratch))
             difference = statistics.paired_difference(firsts, seconds, resolution=1 / counted.pictures)

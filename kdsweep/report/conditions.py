@@ -10,7 +10,7 @@ from kdsweep.config.keys import network_name
 from kdsweep.report.tables import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from kdsweep.analysis.findings import Report
     from kdsweep.analysis.study_goals import Dimension
@@ -72,7 +72,7 @@ def _network(params: Iterable[Mapping[str, str]], group: str) -> str:
     return ", ".join(parts)
 
 
-def _data(report: Report, params: list[Mapping[str, str]]) -> str:
+def _data(report: Report, params: Sequence[Mapping[str, str]]) -> str:
     name = _values(params, "data._target_").replace("kdsweep.data.", "")
     splits = next((run.splits for run in reversed(report.study.children) if run.splits), {})
     counts = [f"{count:,} {split}" for split, count in splits.items()]
@@ -83,7 +83,7 @@ def _data(report: Report, params: list[Mapping[str, str]]) -> str:
     return ", ".join(parts) + (f"; train_fraction {fraction}" if fraction else "")
 
 
-def _augmentation(params: list[Mapping[str, str]]) -> str:
+def _augmentation(params: Sequence[Mapping[str, str]]) -> str:
     padding, flip = _values(params, "data.padding"), _values(params, "data.flip")
     parts = [f"random crop with a padding of {padding} px"] if padding not in ("", "0") else []
     parts += {"True": ["random horizontal flip"], "False": ["no flip"]}.get(flip, [f"flip {flip}"] if flip else [])
@@ -91,7 +91,7 @@ def _augmentation(params: list[Mapping[str, str]]) -> str:
     return ", ".join([*(parts or ["none"]), *([f"{passes} views of each picture"] if passes else [])])
 
 
-def _training(params: list[Mapping[str, str]]) -> str:
+def _training(params: Sequence[Mapping[str, str]]) -> str:
     parts = [f"{_values(params, 'epochs')} epochs", f"batches of {_values(params, 'batch_size')}"]
     optimizer = _values(params, "optimizer._target_").replace("torch.optim.", "")
     settings = [
@@ -113,7 +113,7 @@ def _dimension(dimension: Dimension) -> str:
     return f"{name} {dimension.low:g} to {dimension.high:g}{' (logarithmic)' if dimension.log else ''}"
 
 
-def _machine(params: list[Mapping[str, str]], around: Mapping[str, object]) -> str:
+def _machine(params: Sequence[Mapping[str, str]], around: Mapping[str, object]) -> str:
     told = [around.get("gpu") or around.get("cpu"), f"device {_values(params, 'runtime.device') or '-'}"]
     for key, words in (("precision", "{}"), ("threads", "{} threads a run")):
         value = _values(params, f"runtime.{key}")

@@ -44,8 +44,8 @@ def test_without_a_clear_change_the_range_is_told() -> None:
     """Nobody reads a finding into it."""
     report = study([50, 60, 40], [101, 99, 103])
     assert said(report) == [
-        "By class, distill - scratch is from -1.0 points for 'cat' to +0.5 points for 'dog', and no class differs beyond "
-        "noise."
+        "By class, distill - scratch is from -1.0 points for 'cat' to +0.5 points for 'dog', and no class differs "
+        "beyond noise."
     ]
     assert "noise" not in said(study([50, 60], [101, 99], n=2))[0]
 

@@ -165,7 +165,7 @@ def search_surface(
         title += f"; scratch {baseline[0]:.2f}"
     if caption:
         title += f"\n{caption}"
-    look = {"hovermode": "closest", "height": 470}
+    look: dict[str, Any] = {"hovermode": "closest", "height": 470}
     if surface is None:
         return [panel([trials], across, along, title, **look)]
     grid = {"x": numbers(surface.x), "y": numbers(surface.y), "type": "contour"}
@@ -196,7 +196,6 @@ def search_surface(
         **grid,
         "z": [numbers(row, 3) for row in surface.sd],
         "colorscale": "Greys",
-        "reversescale": True,
         "contours": {"coloring": "heatmap"},
         "line": {"width": 0},
         "colorbar": {"title": {"text": f"standard deviation ({unit})", "side": "right"}, "thickness": 12},
