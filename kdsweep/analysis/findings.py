@@ -107,7 +107,7 @@ def summarise(study: StudyRecord, readings: Readings) -> Report:
         *_others(found),
         *_unconfirmed(found, judged),
         *_teacher(found),
-        *per_class.words(classes),
+        *(() if judged.nothing_learned else per_class.words(classes)),
         *teacher_pull.words(found),
         *of_search,
         *cost.words(spent),

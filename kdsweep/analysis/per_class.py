@@ -84,6 +84,8 @@ def words(classes: Sequence[ClassChange]) -> Iterator[str]:
         )
         return
     (low, least), (high, most) = (choose(known, key=lambda pair: pair[0]) for choose in (min, max))
+    if low == high:
+        return
     doubt = "" if any(math.isnan(row.adjusted_p) for _, row in known) else ", and no class differs beyond noise"
     yield f"By class, distill - scratch is from {_told(low, least)} to {_told(high, most)}{doubt}."
 

@@ -27,6 +27,7 @@ function look(panel, narrow) {
     font: { family: "system-ui, sans-serif", size: 12, color: "var(--ink)" }, legend,
     margin: { l: 10, r: narrow ? 10 : 20, b: 10, t: 12 },
     hoverlabel: { bgcolor: "var(--card)", bordercolor: "var(--line)", font: { color: "var(--ink)" }, align: "left" },
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: "var(--soft)", activecolor: "var(--ink)" },
     // With a finger, dragging has to scroll the page, and two fingers zoom it.
     dragmode: touch ? false : "zoom",
     xaxis: axis(own.xaxis), yaxis: axis(own.yaxis) });
