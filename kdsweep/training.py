@@ -119,6 +119,7 @@ class Fit:
         self._gradient: Tensor | None  # what `gradients.of_the_teacher` found in the epoch's last step
         self.epoch, self.between_steps = 0, True
         self.last: Metrics = {}
+        self._gradient: Tensor | None
         self._begin_epoch()
 
     def __iter__(self) -> Iterator[Metrics]:

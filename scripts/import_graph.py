@@ -33,12 +33,24 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
     ),
     "recording": ("recording",),
     "report": (
-        *("next_commands", "writing", "console", "html", "mlflow_note", "tables", "model_card"),
-        *("figures.all_figures", "figures.search", "figures.surface", "figures.arms", "figures.curves"),
+        *("next_commands", "writing", "console", "html", "conditions", "mlflow_note", "tables", "model_card"),
+        *("figures.all_figures", "charts.search", "charts.arms", "charts.panels"),
+        *("figures.search", "figures.surface", "figures.arms", "figures.curves"),
     ),
     "analysis": (
-        *("study_numbers", "findings", "seed_planning", "verdict_words", "verdict", "cost", "landscape", "plateau"),
-        *("gaussian_process", "deviation", "environment_diff", "sorted_runs", "study_goals", "statistics"),
+        *(
+            "study_numbers",
+            "findings",
+            "seed_planning",
+            "teacher_pull",
+            "per_class",
+            "verdict_words",
+            "verdict",
+            "chance",
+            "cost",
+        ),
+        *("landscape", "plateau", "gaussian_process", "deviation", "environment_diff", "sorted_runs", "study_goals"),
+        "statistics",
     ),
     "config": ("help_page", "checks", "build", "unread", "overrides", "rules", "saved_config", "folder"),
     "tracking": (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from kdsweep.analysis import cost, landscape, verdict, verdict_words
+from kdsweep.analysis import cost, landscape, per_class, teacher_pull, verdict, verdict_words
 from kdsweep.analysis.sorted_runs import (
     Arm,
     Comparison,
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from kdsweep.analysis.cost import Cost
     from kdsweep.analysis.landscape import Landscape
+    from kdsweep.analysis.per_class import ClassChange
     from kdsweep.analysis.verdict import Verdict
     from kdsweep.tracking.run_records import StudyRecord
 
@@ -43,6 +44,7 @@ class Report:
         front: The Pareto set of a study with several objectives, ordered by the first of them; else empty.
         findings: Sentences about the numbers.
         missing: Sentences about what is not there (yet).
+        classes: The arms' accuracies class by class, on test; empty if the runs don't tell them.
         files: The files that `kdsweep.report.writing.write` wrote.
         attached: Whether they are attached to the study's run in MLflow, too.
     """
@@ -55,6 +57,7 @@ class Report:
     front: tuple[Trial, ...]
     findings: tuple[str, ...]
     missing: tuple[str, ...]
+    classes: tuple[ClassChange, ...] = ()
     files: tuple[Path, ...] = field(default=())
     attached: bool = False
 
@@ -86,7 +89,17 @@ def summarise(study: StudyRecord, readings: Readings) -> Report:
     surveyed = landscape.survey(found, judged.validation_noise)
     spent = cost.account(found)
     objectives = found.goals.objectives
+    classes = per_class.changes(found)
     front = pareto(found.trials, objectives) if len(objectives) > 1 else ()
+    # Where nothing was learned, the search has found nothing either.
+    of_search = (
+        ()
+        if judged.nothing_learned
+        else (
+            *verdict_words.curse_words(judged, found),
+            *landscape.words(surveyed, found.goals.objective, judged.validation_noise),
+        )
+    )
     findings = (
         *verdict_words.words(judged),
         *_looks(found, judged),
@@ -94,13 +107,22 @@ def summarise(study: StudyRecord, readings: Readings) -> Report:
         *_others(found),
         *_unconfirmed(found, judged),
         *_teacher(found),
-        *verdict_words.curse_words(judged, found),
-        *landscape.words(surveyed, found.goals.objective, judged.validation_noise),
+        *(() if judged.nothing_learned else per_class.words(classes)),
+        *teacher_pull.words(found),
+        *of_search,
         *cost.words(spent),
         *_unfair(found),
     )
     return Report(
-        found, judged, surveyed, spent, verdict_words.headline(judged), front, tuple(findings), tuple(_missing(found))
+        found,
+        judged,
+        surveyed,
+        spent,
+        verdict_words.headline(judged),
+        front,
+        findings,
+        tuple(_missing(found)),
+        classes,
     )
 
 

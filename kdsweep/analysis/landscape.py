@@ -155,14 +155,21 @@ def _plateau_words(landscape: Landscape, region: Plateau) -> str:
     if not region.trusted:
         return f"Which settings are good{within} can't be told: {region.reason}."
     if region.share >= WHOLE:
-        told = f"No region stands out{within}: all of {whole} is as good as the best"
-        return f"{told}, as far as {region.n} trials can tell."
+        return f"No region stands out{within}: {region.n} trials rule out next to nothing of {whole}."
+    space = landscape.space
+    ends = zip(space.low, space.high, strict=True)
+    if all(math.isclose(a, b) for pair in zip(region.limits, ends, strict=True) for a, b in zip(*pair, strict=True)):
+        keys = " and ".join(map(short_key, space.names))
+        return (
+            f"Not ruled out{within}: {region.share:.0%} of {whole}, from end to end of {keys}. {region.n} trials rule "
+            "out the rest: it is worse than the best by more than a run's noise."
+        )
     limits = zip(landscape.space.names, region.limits, strict=True)
     box = " and ".join(f"{short_key(key)} {low:.2g} to {high:.3g}" for key, (low, high) in limits)
     shape = "" if region.fill >= FILLED else f" (not all of it: {region.fill:.0%} of that box)"
     return (
-        f"Plateau{within}: {box}{shape}, {region.share:.0%} of {whole}. Any setting there is as good as the best, as "
-        f"far as {region.n} trials can tell."
+        f"Not ruled out{within}: {box}{shape}, {region.share:.0%} of {whole}. {region.n} trials rule out the rest: "
+        "it is worse than the best by more than a run's noise."
     )
 
 

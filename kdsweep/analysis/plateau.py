@@ -1,4 +1,4 @@
-"""The plateau: the region of the search space that is as good as the best setting, as far as the trials can tell.
+"""The plateau: the region of the search space that the trials don't rule out.
 
 A Gaussian process is fitted to all trials. Values are to be maximised; negate those that are to be minimised.
 """
@@ -38,7 +38,7 @@ GROUPS = 10  # groups of trials, each of which is left out in turn
 
 @dataclass(frozen=True)
 class Plateau:
-    """The region that is as good as the best setting, as far as the trials can tell; `plateau` states the rule.
+    """The region that the trials don't show to be worse than the best setting; `plateau` states the rule.
 
     Attributes:
         best: The setting with the highest posterior mean, in the parameters' own units.

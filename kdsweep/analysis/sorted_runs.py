@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kdsweep.analysis.metrics import COLUMNS, EPOCHS_TO_TARGET, row
 from kdsweep.analysis.study_goals import PARAMETERS, Goals, Objective
@@ -28,16 +28,29 @@ Bins = Sequence[Mapping[str, float | None]]
 
 
 @dataclass(frozen=True)
+class ClassCount:
+    """How many test pictures a class has, and how many of them a run got right."""
+
+    name: str
+    pictures: int
+    right: int
+
+
+@dataclass(frozen=True)
 class Readings:
     """What was read from the runs besides the last values of their metrics.
 
     Attributes:
         histories: Metric -> the histories of the runs that have it.
         bins: Run id -> the reliability diagram on the test split, for confirmation runs.
+        classes: Run id -> the counts of each class on the test split, for confirmation runs and the teacher.
+        environment: What one of the runs ran on, as `kdsweep.system.environment.describe` says it; empty if unknown.
     """
 
     histories: Mapping[str, Histories] = field(default_factory=dict)
     bins: Mapping[str, Bins] = field(default_factory=dict)
+    classes: Mapping[str, Sequence[ClassCount]] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
 
     def history(self, metric: str, run: RunRecord) -> Sequence[tuple[int, float]]:
         """Returns (epoch, value) of a run's metric without NaN; empty if the run doesn't have the metric."""

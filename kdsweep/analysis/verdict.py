@@ -10,13 +10,14 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import TYPE_CHECKING
 
-from kdsweep.analysis import statistics
+from kdsweep.analysis import chance, statistics
 from kdsweep.analysis.sorted_runs import Comparison, finished, repetitions
 from kdsweep.tracking.run_records import STUDENTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from kdsweep.analysis.chance import Chance
     from kdsweep.analysis.statistics import Difference, NoiseFloor, SeedsNeeded, WinnersCurse
     from kdsweep.tracking.run_records import RunRecord
 
@@ -26,8 +27,6 @@ METRIC = "test/accuracy"
 PAIRS = (("distill", "scratch"), ("distill", "label_smoothing"), ("label_smoothing", "scratch"))
 
 SIGNIFICANCE, CONFIDENCE, POWER = 0.05, 0.95, 0.8
-# A tenth of a point: the report says how many seeds it would take to see such a difference.
-WANTED = 0.001
 
 
 @dataclass(frozen=True)
@@ -58,8 +57,10 @@ class Paired:
         outcome: The verdict.
         bound: The arms are not more than this apart (two one-sided tests, 95 %); NaN below three pairs.
         pooled: The noise of paired differences over all arms; None if it is unknown.
-        seeds_needed: The seeds per arm that show a difference of `WANTED` with the power `POWER`, from `pooled`; None
-            if that or the outcome is unknown.
+        detectable: The smallest true difference that so many pairs see with the power `POWER`, from `pooled`; None if
+            that or the outcome is unknown.
+        seeds_needed: The seeds per arm that see, with this power, a true difference as large as the observed one; None
+            if the arms are equal, or `detectable` is unknown.
         outliers: The runs that dominate the comparison.
         without: The same comparison without these runs; None if there are none, or no pairs are left.
     """
@@ -74,6 +75,7 @@ class Paired:
     outcome: statistics.Verdict
     bound: float
     pooled: NoiseFloor | None = None
+    detectable: float | None = None
     seeds_needed: SeedsNeeded | None = None
     outliers: tuple[Outlier, ...] = ()
     without: Paired | None = None
@@ -95,6 +97,7 @@ class Verdict:
             trials differ; None if that is unknown.
         shared_seed: The seed that all trials have, if `expected_curse` leaves out what it does to all settings alike.
         promised, confirmed: The chosen setting's objective in the search, and its mean over fresh seeds.
+        chance: The students against the most frequent class. If nothing was learned, no comparison has an outcome.
     """
 
     comparisons: tuple[Paired, ...] = ()
@@ -106,6 +109,12 @@ class Verdict:
     shared_seed: int | None = None
     promised: float | None = None
     confirmed: float | None = None
+    chance: Chance | None = None
+
+    @property
+    def nothing_learned(self) -> bool:
+        """Whether no student is better than chance, so that there is nothing to compare."""
+        return self.chance is not None and self.chance.nothing_learned
 
     def of(self, first: str, second: str) -> Paired | None:
         """Returns the comparison of these two arms; None if it wasn't made."""
@@ -135,6 +144,9 @@ def judge(found: Comparison) -> Verdict:
     arms = {arm: _by_seed(found.confirmed(arm), METRIC) for arm in STUDENTS}
     resolution = found.resolution(METRIC)
     compared = comparisons(arms, resolution)
+    against_chance = chance.compare(found)
+    if against_chance is not None and against_chance.nothing_learned:
+        compared = tuple(replace(paired, outcome="unknown", outliers=(), without=None) for paired in compared)
     return Verdict(
         comparisons=tuple(_planned(paired, len(compared)) for paired in compared),
         noise=noise,
@@ -145,6 +157,7 @@ def judge(found: Comparison) -> Verdict:
         shared_seed=shared,
         promised=promised,
         confirmed=confirmed,
+        chance=against_chance,
     )
 
 
@@ -184,7 +197,7 @@ def _block(arms: Sequence[Mapping[int, float]]) -> list[list[float]]:
 
 
 def comparisons(arms: Mapping[str, Mapping[int, float]], resolution: float = 0.0) -> tuple[Paired, ...]:
-    """Compares the students' arms pair by pair, without `seeds_needed`.
+    """Compares the students' arms pair by pair, without `detectable` and `seeds_needed`.
 
     Args:
         arms: Arm -> seed -> test accuracy.
@@ -254,12 +267,16 @@ def _compared(
 
 
 def _planned(paired: Paired, n_comparisons: int) -> Paired:
-    """Adds the seeds that it takes to see a difference of `WANTED`."""
+    """Adds what these pairs can see, and the seeds that it takes to see the observed difference."""
     if paired.outcome == "unknown" or paired.pooled is None:
         return paired
     # A plan has to count on Holm's first step, which is Bonferroni's.
-    significance = SIGNIFICANCE / n_comparisons
-    return replace(paired, seeds_needed=statistics.seeds_range(WANTED, paired.pooled, POWER, significance))
+    significance, difference = SIGNIFICANCE / n_comparisons, paired.difference
+    detectable = statistics.detectable_difference(difference.n, paired.pooled.sd, POWER, significance)
+    if abs(difference.mean) <= statistics.ROUNDING:
+        return replace(paired, detectable=detectable)
+    needed = statistics.seeds_range(difference.mean, paired.pooled, POWER, significance)
+    return replace(paired, detectable=detectable, seeds_needed=needed)
 
 
 def _outliers(arms: Mapping[str, Mapping[int, float]], resolution: float) -> dict[tuple[str, int], Outlier]:

@@ -7,17 +7,20 @@ from typing import TYPE_CHECKING
 
 from kdsweep.analysis import statistics
 from kdsweep.analysis.sorted_runs import Comparison, arm_label
-from kdsweep.analysis.verdict import SIGNIFICANCE, WANTED, Paired, Verdict
+from kdsweep.analysis.verdict import POWER, SIGNIFICANCE, Paired, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from kdsweep.analysis.chance import Chance
     from kdsweep.analysis.statistics import Difference
 
 
 def headline(verdict: Verdict) -> str:
     """States the verdict in one or two sentences: distillation against scratch, and against label smoothing."""
     scratch, smoothing = verdict.of("distill", "scratch"), verdict.of("distill", "label_smoothing")
+    if verdict.chance is not None and verdict.chance.nothing_learned:
+        return _nothing_learned(verdict.chance)
     if scratch is None:
         return "No verdict: that takes fresh seeds of the chosen setting and of scratch, and there are none."
     if scratch.outcome == "unknown":
@@ -33,6 +36,14 @@ def headline(verdict: Verdict) -> str:
     if scratch.outcome == "worse":
         return f"Distillation is worse than scratch, by {size} points on test {interval}.{dominated}{_aside(smoothing)}"
     return f"Distillation is better than scratch, by {size} points on test {interval}{_control(smoothing)}{dominated}"
+
+
+def _nothing_learned(chance: Chance) -> str:
+    means = ", ".join(f"{arm_label(arm)} {mean:.1%}" for arm, mean in chance.means.items())
+    return (
+        f"Nothing was learned: on test no student is better than always naming the most frequent class "
+        f"({chance.level:.1%}): {means}. So there is no verdict on distillation."
+    )
 
 
 def _unknown(paired: Paired) -> str:
@@ -93,9 +104,29 @@ def _aside(smoothing: Paired | None) -> str:
 
 
 def words(verdict: Verdict) -> Iterator[str]:
-    """Yields the verdict's findings, each of one or two sentences: every comparison, then the noise."""
+    """Yields the verdict's findings, each of one or two sentences: every comparison, then the noise.
+
+    They don't repeat what the headline says.
+    """
+    if verdict.nothing_learned:
+        yield "A training that learns comes first: look at the learning curves, and try another optimizer.lr or epochs."
+        return
+    if verdict.chance is not None and verdict.chance.arms:
+        stuck = " and ".join(f"{arm_label(arm)} ({verdict.chance.means[arm]:.1%})" for arm in verdict.chance.arms)
+        verb = "is" if len(verdict.chance.arms) == 1 else "are"
+        yield (
+            f"On test {stuck} {verb} not better than always naming the most frequent class "
+            f"({verdict.chance.level:.1%}): nothing was learned there."
+        )
+    main = verdict.of("distill", "scratch")
+    reason_said = main is not None and main.outcome == "unknown"
     for comparison in verdict.comparisons:
-        yield sentence(comparison, len(verdict.comparisons))
+        if comparison is main:
+            yield _beside_headline(comparison, len(verdict.comparisons))
+        elif reason_said and comparison.outcome == "unknown":
+            yield f"{_named(comparison)}: {_signed(comparison.difference.mean)} points on test, without a verdict."
+        else:
+            yield sentence(comparison, len(verdict.comparisons))
     if any(run.accuracy < run.others for comparison in verdict.comparisons for run in comparison.outliers):
         yield (
             "Runs that collapse cost power: where one in twenty does, ten pairs see a gain of two standard deviations "
@@ -110,6 +141,20 @@ def words(verdict: Verdict) -> Iterator[str]:
         )
 
 
+def _named(paired: Paired) -> str:
+    return f"{arm_label(paired.first)} - {arm_label(paired.second)}"
+
+
+def _beside_headline(paired: Paired, comparisons: int) -> str:
+    """Says what the headline leaves out about its comparison."""
+    difference = paired.difference
+    pairs = "one pair" if difference.n == 1 else f"{difference.n} pairs"
+    if paired.outcome == "unknown":
+        return f"{_named(paired)}: {_signed(difference.mean)} points on test, {pairs}."
+    text = f"{_named(paired)}: {pairs}, adjusted p {shown_p(paired.adjusted_p)}."
+    return text + _remarks(paired, comparisons)
+
+
 def sentence(paired: Paired, comparisons: int) -> str:
     """Says what may be said about one comparison.
 
@@ -120,25 +165,37 @@ def sentence(paired: Paired, comparisons: int) -> str:
     first, second = arm_label(paired.first), arm_label(paired.second)
     difference = paired.difference
     if paired.outcome == "unknown":
-        return f"{first} - {second}: {_signed(difference.mean)} points on test, without a verdict: {_unknown(paired)}."
+        return f"{_named(paired)}: {_signed(difference.mean)} points on test, without a verdict: {_unknown(paired)}."
     interval = _interval(difference, _sign(paired))
     details = f"({interval}, {difference.n} pairs, adjusted p {shown_p(paired.adjusted_p)})"
-    without = _without(paired) if paired.outliers else ""
     if paired.outcome != "not distinguishable":
         size = _points(abs(difference.mean))
-        return f"{first} is {paired.outcome} than {second} by {size} points on test {details}.{without}"
-    text = (
-        f"{first} and {second} are not distinguishable on test: {_signed(difference.mean)} points {details}, and not "
-        f"more than {_points(paired.bound)} points apart."
-    )
+        text = f"{first} is {paired.outcome} than {second} by {size} points on test {details}."
+    else:
+        text = (
+            f"{first} and {second} are not distinguishable on test: {_signed(difference.mean)} points {details}, and "
+            f"not more than {_points(paired.bound)} points apart."
+        )
+    return text + _remarks(paired, comparisons)
+
+
+def _remarks(paired: Paired, comparisons: int) -> str:
+    """Returns what follows a comparison's numbers: what more seeds would see, and what it is without outliers."""
+    without = _without(paired) if paired.outliers else ""
+    if paired.outcome != "not distinguishable":
+        return without
+    difference, text = paired.difference, ""
     if difference.p <= SIGNIFICANCE:
         text += f" Alone it would pass (p {shown_p(difference.p)}), but not as one of {comparisons} comparisons."
-    needed = paired.seeds_needed
-    if needed is not None and (needed.likely is None or needed.likely > difference.n):
+    if paired.detectable is not None:
         text += (
-            f" To see a difference of {100 * WANTED:.1f} points would take {needed} seeds an arm (the "
-            f"noise's 95% interval; now {difference.n})."
+            f" These {difference.n} pairs see a difference from {_points(paired.detectable)} points up "
+            f"(with a probability of {POWER:.0%})"
         )
+        needed = paired.seeds_needed
+        if needed is not None and abs(difference.mean) < paired.detectable:
+            text += f"; one as small as this takes {needed} seeds an arm (the noise's 95% interval)"
+        text += "."
     return text + without
 
 

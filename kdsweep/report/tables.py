@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from kdsweep.tracking.run_records import RunRecord, StudyRecord
 
 
+# Takes a run, and returns the address of its page on a server; None if no server shows it.
+Links = Callable[["RunRecord"], str | None]
+
 # What runs above others are.
 ABOVE = {"study": "study", "group": "grid"}
 
@@ -36,6 +41,7 @@ class Table:
         caption: A line below the table.
         named: Whether the first column holds names, which are aligned left. All other columns are aligned right.
         marked: The positions of rows that are emphasised.
+        links: The addresses behind texts: run ids, alone in their cells or in a list.
     """
 
     headings: tuple[str, ...]
@@ -43,6 +49,7 @@ class Table:
     caption: str = ""
     named: bool = False
     marked: tuple[int, ...] = ()
+    links: Mapping[str, str] = field(default_factory=dict)
 
 
 def heading(study: StudyRecord) -> Iterable[str]:
@@ -133,17 +140,20 @@ def comparisons(report: Report) -> Table:
                 str(difference.n),
                 "-" if unknown else verdict_words.shown_p(paired.adjusted_p),
                 "-" if unknown else f"{100 * paired.bound:.2f}",
-                "-" if paired.seeds_needed is None else str(paired.seeds_needed),
+                "-" if paired.detectable is None else f"{100 * paired.detectable:.2f}",
+                "-" if paired.seeds_needed is None else str(paired.seeds_needed).replace("more than ", ">"),
                 paired.outcome,
             )
         )
     headings = (
         *("difference", "points", "95% interval", "pairs", "adjusted p", "at most apart"),
-        *(f"seeds for {100 * verdict.WANTED:.1f} points", "verdict"),
+        *("seen from", "seeds to see it", "verdict"),
     )
     caption = (
         "Test accuracy, paired by seed; p by the paired t test, adjusted for all comparisons (Holm); at most apart: "
-        f"two one-sided tests at 5%; seeds: an arm, for a power of {verdict.POWER:.0%}, over the noise's 95% interval."
+        "two one-sided tests at 5%; seen from: the least true difference that these pairs see with a power of "
+        f"{verdict.POWER:.0%}; seeds to see it: an arm, for a true difference as large as the one observed, over the "
+        "noise's 95% interval."
     )
     return Table(headings, tuple(rows), caption, named=True)
 
@@ -152,21 +162,72 @@ def _limits(low: float, high: float) -> str:
     return "-" if low != low else f"{100 * low:+.2f} to {100 * high:+.2f}"
 
 
-def trials(report: Report, shown: Sequence[Trial]) -> Table:
-    """Makes the table of settings with their objectives; the chosen setting is marked."""
+def classes(report: Report) -> Table:
+    """Makes the table of the arms' accuracies class by class, on test, and of what distillation changed."""
+    arms = dict.fromkeys(name for row in report.classes for name in row.accuracies)
+    rows = tuple(
+        (
+            row.name,
+            f"{row.pictures:,}",
+            *(f"{100 * row.accuracies[arm]:.1f}" if arm in row.accuracies else "-" for arm in arms),
+            "-" if row.difference is None else f"{100 * row.difference.mean:+.1f}",
+            "-" if row.difference is None else _limits(row.difference.low, row.difference.high),
+            "-" if math.isnan(row.adjusted_p) else verdict_words.shown_p(row.adjusted_p),
+        )
+        for row in report.classes
+    )
+    headings = ("class", "pictures", *map(arm_label, arms), "distill - scratch", "95% interval", "adjusted p")
+    marked = tuple(index for index, row in enumerate(report.classes) if row.clear)
+    caption = (
+        "Mean accuracy in % over the runs of each arm; differences in points, paired by seed; p adjusted for all "
+        "classes (Holm); bold: beyond noise."
+    )
+    return Table(headings, rows, caption, named=True, marked=marked)
+
+
+def runs(report: Report, links: Links | None) -> Table:
+    """Makes the table of a study's finished runs by arm and stage: their seeds, and their ids in the order of these."""
+    groups: dict[tuple[str, str], list[RunRecord]] = {}
+    for run in report.study.runs():
+        if run.arm is not None and run.stage != "search":
+            groups.setdefault((run.arm, run.stage or "-"), []).append(run)
+    rows = tuple(
+        (
+            arm_label(arm),
+            stage,
+            ", ".join("-" if run.seed is None else str(run.seed) for run in own),
+            ", ".join(run.short_id for run in own),
+        )
+        for (arm, stage), own in groups.items()
+    )
+    every = [run for own in groups.values() for run in own]
+    caption = "The table of trials has those of the search. Commands take these first letters of an id."
+    return Table(("arm", "stage", "seeds", "runs"), rows, caption, named=True, links=_linked(every, links))
+
+
+def _linked(runs: Iterable[RunRecord], links: Links | None) -> dict[str, str]:
+    pages = {run.short_id: links(run) for run in runs} if links is not None else {}
+    return {text: page for text, page in pages.items() if page is not None}
+
+
+def trials(report: Report, shown: Sequence[Trial], links: Links | None = None) -> Table:
+    """Makes the table of settings with their objectives, seeds and runs; the chosen setting is marked."""
     objectives = report.comparison.goals.objectives
     rows = tuple(
         (
             str(trial.number),
             *(short_value(value) for value in trial.params.values()),
             *(o.shown(value) for o, value in zip(objectives, trial.values, strict=True)),
-            str(len(trial.runs)),
+            ", ".join(dict.fromkeys("-" if run.seed is None else str(run.seed) for run in trial.runs)),
+            ", ".join(run.short_id for run in trial.runs),
         )
         for trial in shown
     )
     keys = map(short_key, shown[0].params) if shown else ()
     marked = tuple(index for index, trial in enumerate(shown) if trial is report.comparison.chosen)
-    return Table(("trial", *keys, *(objective.heading for objective in objectives), "runs"), rows, marked=marked)
+    headings = ("trial", *keys, *(objective.heading for objective in objectives), "seed", "run")
+    every = [run for trial in shown for run in trial.runs]
+    return Table(headings, rows, marked=marked, links=_linked(every, links))
 
 
 def pruned(report: Report) -> Table:

@@ -54,7 +54,7 @@ def write(store: Store, study_name: str | None, out: Path) -> Report:
     for name, figure in all_figures.draw(report):
         files.append(out / name)
         figure.savefig(files[-1])
-    page = html.render(report, {path.name: path.read_bytes() for path in files})
+    page = html.render(report, list(all_figures.charts(report)), lambda run: store.page_of(run.id))
     files += [out / "report.html", out / "report.json"]
     files[-2].write_text(page, encoding="utf-8")
     files[-1].write_text(json.dumps(_jsonable(report), indent=2, allow_nan=False) + "\n", encoding="utf-8")
@@ -87,10 +87,17 @@ def default_folder(root: Path, study: StudyRecord) -> Path:
 
 
 def readings(store: Store, study: StudyRecord) -> Readings:
-    """Reads the histories and the reliability diagrams of a study's finished runs."""
-    from kdsweep.analysis.sorted_runs import Readings
+    """Reads the histories, the reliability diagrams and the classes of a study's finished runs."""
+    from kdsweep.analysis import teacher_pull
+    from kdsweep.analysis.sorted_runs import ClassCount, Readings
 
-    metrics = ("val/accuracy", "epoch_seconds", Goals.read(study.parent.tags).objective.metric)
+    metrics = (
+        "val/accuracy",
+        "epoch_seconds",
+        teacher_pull.SHARE,
+        teacher_pull.RATIO,
+        Goals.read(study.parent.tags).objective.metric,
+    )
     runs = [run for run in study.runs() if run.arm in STUDENTS]
     histories = {
         metric: {
@@ -100,12 +107,18 @@ def readings(store: Store, study: StudyRecord) -> Readings:
         }
         for metric in dict.fromkeys(metrics)
     }
-    bins = {}
-    for run in runs:
-        text = store.text(run.id, "reliability.json") if run.stage == "confirmation" else None
-        if text is not None:
-            bins[run.id] = json.loads(text)["bins"]
-    return Readings(histories, bins)
+    bins, classes = {}, {}
+    for run in study.runs():
+        if run.stage != "confirmation" and run.arm != "teacher":
+            continue
+        diagram = store.text(run.id, "reliability.json") if run.arm in STUDENTS else None
+        if diagram is not None:
+            bins[run.id] = json.loads(diagram)["bins"]
+        counts = store.text(run.id, "per_class.json")
+        if counts is not None:
+            classes[run.id] = [ClassCount(**row) for row in json.loads(counts)["classes"]]
+    surroundings = store.text(runs[-1].id, "environment.json") if runs else None
+    return Readings(histories, bins, classes, {} if surroundings is None else json.loads(surroundings))
 
 
 def _jsonable(report: Report) -> dict[str, object]:
@@ -150,6 +163,7 @@ def _jsonable(report: Report) -> dict[str, object]:
             }
             for trial in report.trials
         ],
+        "classes": report.classes,
         "pruned": found.pruned,
         # The surface is left out: it is a large grid, and the figure shows it.
         "landscape": dataclasses.replace(report.landscape, surface=None),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,6 +69,9 @@ if TYPE_CHECKING:
     from kdsweep.tracking.run_records import RunRecord
     from kdsweep.tracking.run_writer import Run
     from kdsweep.tracking.store import Store
+
+# MLflow accepts no longer tag.
+LONGEST_COMMAND = 5000
 
 NAME = re.compile(r"\w[\w.+-]*", re.ASCII)
 
@@ -378,7 +383,7 @@ class Study(OptunaSweeperImpl):
         }
         values = {"space": described(search.space), "objectives": objectives, "planned": planned}
         tags = {f"kdsweep.{name}": json.dumps(value) for name, value in values.items()}
-        return {**tags, "kdsweep.process": str(this_process())}
+        return {**tags, "kdsweep.command": _command(), "kdsweep.process": str(this_process())}
 
     @property
     def _threads(self) -> int | None:
@@ -420,6 +425,12 @@ class Study(OptunaSweeperImpl):
         )
         for line in found.words():
             note(line)
+
+
+def _command() -> str:
+    """Returns the command line that the study was started, or went on, with; without secrets."""
+    program = Path(sys.argv[0]).name
+    return masked_text(shlex.join(["kdsweep" if program == "train.py" else program, *sys.argv[1:]]))[:LONGEST_COMMAND]
 
 
 @contextmanager

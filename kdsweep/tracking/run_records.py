@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from kdsweep.system.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 # The tag that holds the id of the run above a run.
 PARENT = "mlflow.parentRunId"
@@ -47,6 +47,7 @@ class RunRecord:
     metrics: dict[str, float]  # name -> its last value
     tags: dict[str, str]  # without MLflow's own
     parent: str | None = None  # id of the run above it
+    splits: Mapping[str, int] = field(default_factory=dict)  # "training", "validation", "test" -> pictures
 
     @property
     def short_id(self) -> str:
@@ -140,4 +141,16 @@ def read_back(run: Any) -> RunRecord:
         metrics=dict(data.metrics),
         tags={key: value for key, value in data.tags.items() if not key.startswith("mlflow.")},
         parent=data.tags.get(PARENT),
+        splits=_splits(run),
     )
+
+
+def _splits(run: Any) -> dict[str, int]:
+    """Returns the number of pictures in each split that a run read, from the data sets that are its inputs."""
+    found = {}
+    for read in run.inputs.dataset_inputs if run.inputs else ():
+        context = next((tag.value for tag in read.tags if tag.key == "mlflow.data.context"), None)
+        pictures = json.loads(read.dataset.profile or "{}").get("pictures")
+        if context is not None and isinstance(pictures, int):
+            found[context] = pictures
+    return found

@@ -14,6 +14,7 @@ import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from filelock import FileLock
 
@@ -430,6 +431,14 @@ class Store:
             token = page.token
             if not token:
                 return records
+
+    def page_of(self, run_id: str) -> str | None:
+        """Returns the address of a run's page in the MLflow UI, without secrets; None if the store is no server."""
+        parts = urlsplit(self.uri)
+        if parts.scheme not in ("http", "https"):
+            return None
+        place = parts.netloc.rpartition("@")[2]
+        return f"{parts.scheme}://{place}{parts.path.rstrip('/')}/#/experiments/{self._experiment_id}/runs/{run_id}"
 
     # What a run holds
 

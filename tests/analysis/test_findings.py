@@ -110,7 +110,18 @@ def test_a_verdict_replaces_the_first_difference() -> None:
     """With a confirmation, nothing is concluded from other runs."""
     runs = [trial(0, 0.5, 4), *fresh("scratch", [0.9, 0.91, 0.9]), *fresh("distill", [0.92, 0.925, 0.9])]
     assert not any("no significance" in finding for finding in summary(*runs).findings)
-    assert summary(*runs).findings[0].startswith("distill and scratch are not distinguishable")
+    assert summary(*runs).findings[0].startswith("distill - scratch: 3 pairs, adjusted p")
+
+
+def test_nothing_is_said_twice() -> None:
+    """What the headline says, no finding repeats; without a verdict its reason is given once."""
+    clear = [*fresh("scratch", [0.9, 0.91, 0.9]), *fresh("distill", [0.92, 0.93, 0.92])]
+    few = [*fresh("scratch", [0.9]), *fresh("distill", [0.92]), *fresh("label_smoothing", [0.91])]
+    for runs in (clear, few):
+        report = summary(*runs)
+        told = " ".join((report.headline, *report.findings))
+        for words in ("better than scratch", "points on test (", "says nothing about the noise", "+2.00"):
+            assert told.count(words) <= 1
 
 
 # Looking again

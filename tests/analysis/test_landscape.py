@@ -113,15 +113,15 @@ def test_the_spread_is_held_against_the_noise(spread: float, words_of_it: str) -
 def test_a_plateau_is_told_by_its_limits() -> None:
     """It names the box, its share of the space, and the number of trials; and it says so if the box isn't full."""
     assert told(region()) == (
-        "Plateau: alpha 0.2 to 0.7 and tau 3 to 20, 41% of the space. Any setting there is as good as the best, as far "
-        "as 12 trials can tell."
+        "Not ruled out: alpha 0.2 to 0.7 and tau 3 to 20, 41% of the space. 12 trials rule out the rest: it is worse "
+        "than the best by more than a run's noise."
     )
     assert "(not all of it: 50% of that box)" in told(region(fill=0.5))
 
 
 def test_a_plateau_that_is_everything_or_nothing_is_told_so() -> None:
     """One covers the whole space; the other isn't determined by the trials."""
-    assert told(region(share=0.97)).startswith("No region stands out: all of the space is as good as the best")
+    assert told(region(share=0.97)).startswith("No region stands out: 12 trials rule out next to nothing of the space")
     assert told(region(trusted=False, reason="noise")) == "Which settings are good can't be told: noise."
 
 

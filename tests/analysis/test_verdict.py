@@ -12,7 +12,7 @@ from scipy import stats
 
 from kdsweep.analysis import verdict, verdict_words
 from kdsweep.analysis.sorted_runs import Readings, compare
-from kdsweep.analysis.statistics import SeedsNeeded, expected_winners_curse
+from kdsweep.analysis.statistics import SeedsNeeded, detectable_difference, expected_winners_curse
 from kdsweep.analysis.verdict import Verdict, judge
 from kdsweep.analysis.verdict_words import headline, sentence
 from kdsweep.tracking.run_records import STUDENTS, RunRecord
@@ -242,14 +242,17 @@ def test_a_clear_difference_is_told_with_its_evidence() -> None:
 
 
 def test_no_difference_is_told_with_what_it_would_take() -> None:
-    """It has an interval with signs, the bound, and the seeds needed for a tenth of a point."""
+    """It has an interval with signs, the bound, what these seeds can see, and the seeds for such a difference."""
     (same,) = judged(0.0, noise=5).comparisons
     told = sentence(same, 1)
     assert "distill and scratch are not distinguishable on test: +0.03 points (95% interval -0.14 to +0.20" in told
     assert f"not more than {100 * same.bound:.2f} points apart" in told
-    assert same.seeds_needed is not None
-    low, high = same.seeds_needed.low, same.seeds_needed.high
-    assert f"would take {low} to {high} seeds an arm (the noise's 95% interval; now 5)." in told
+    assert same.detectable is not None
+    assert (
+        f"These 5 pairs see a difference from {100 * same.detectable:.2f} points up (with a probability of 80%)" in told
+    )
+    assert same.detectable == detectable_difference(5, same.difference.sd, 0.8, 0.05)
+    assert f"one as small as this takes {same.seeds_needed} seeds an arm (the noise's 95% interval)." in told
 
 
 def test_what_the_correction_took_is_told() -> None:
@@ -271,9 +274,8 @@ def test_seeds_are_planned_from_the_noise_of_all_arms() -> None:
     alike, noisy = shifted(0), [0.897, 0.905, 0.901, 0.899, 0.905]
     runs = [*fresh("scratch", BASE), *fresh("distill", alike), *fresh("label_smoothing", noisy)]
     found = counted(10_000, *runs).comparisons
-    assert len({paired.seeds_needed for paired in found}) == 1
-    assert found[0].seeds_needed is not None
-    assert (found[0].seeds_needed.likely or 0) > 50
+    assert len({paired.detectable for paired in found}) == 1
+    assert (found[0].detectable or 0) > 0.001
 
 
 @pytest.mark.parametrize(("p", "text"), [(0.0, "<.001"), (0.003, ".003"), (0.041, ".041"), (0.21, ".21"), (1.0, "1")])

@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from kdsweep.analysis.findings import Report, summarise
-from kdsweep.analysis.sorted_runs import Comparison, Readings, compare
+from kdsweep.analysis.sorted_runs import ClassCount, Comparison, Readings, compare
 from kdsweep.tracking.run_records import ARM_TAG, RunRecord, StudyRecord
 
 ids = itertools.count()
@@ -78,10 +78,18 @@ def study(*runs: RunRecord, **tags: object) -> StudyRecord:
     return StudyRecord(replace(parent, metrics={}), runs)
 
 
-def readings(runs: Sequence[RunRecord], curves: Mapping[int, Sequence[float]] | None) -> Readings:
-    """Returns the validation accuracies by epoch; `curves` has them for the runs at its positions."""
+def readings(
+    runs: Sequence[RunRecord],
+    curves: Mapping[int, Sequence[float]] | None,
+    classes: Mapping[int, Mapping[str, tuple[int, int]]] | None = None,
+) -> Readings:
+    """Returns the validation accuracies by epoch, and the classes, for the runs at their positions."""
     curve = {runs[i].id: list(enumerate(values, start=1)) for i, values in (curves or {}).items()}
-    return Readings({"val/accuracy": curve})
+    counts = {
+        runs[i].id: [ClassCount(name, *pair) for name, pair in counted.items()]
+        for i, counted in (classes or {}).items()
+    }
+    return Readings({"val/accuracy": curve}, classes=counts)
 
 
 def compared(*runs: RunRecord, curves: Mapping[int, Sequence[float]] | None = None, **tags: object) -> Comparison:
@@ -89,6 +97,18 @@ def compared(*runs: RunRecord, curves: Mapping[int, Sequence[float]] | None = No
     return compare(study(*runs, **tags), readings(runs, curves))
 
 
-def summary(*runs: RunRecord, curves: Mapping[int, Sequence[float]] | None = None, **tags: object) -> Report:
-    """Returns the report of a study of these runs; `curves` has accuracies by epoch for the runs at its positions."""
-    return summarise(study(*runs, **tags), readings(runs, curves))
+def summary(
+    *runs: RunRecord,
+    curves: Mapping[int, Sequence[float]] | None = None,
+    classes: Mapping[int, Mapping[str, tuple[int, int]]] | None = None,
+    **tags: object,
+) -> Report:
+    """Returns the report of a study of these runs.
+
+    Args:
+        runs: The runs.
+        curves: Position of a run -> its accuracies by epoch.
+        classes: Position of a run -> class -> its test pictures, and how many of them the run got right.
+        tags: Those of the study's own run.
+    """
+    return summarise(study(*runs, **tags), readings(runs, curves, classes))

@@ -44,6 +44,9 @@ def test_a_wheel_composes_its_own_configuration_from_any_folder(installed: Path,
 def test_the_wheel_holds_code_and_configuration_only(installed: Path) -> None:
     """The wheel has the checkout's whole conf/, the report's template and py.typed, but no tests and no scripts."""
     assert (installed / "kdsweep/report/templates/report.html.jinja").is_file()
+    # The page's library comes with its licence.
+    assert (installed / "kdsweep/report/assets/plotly-cartesian.min.js").is_file()
+    assert "Permission is hereby granted" in (installed / "kdsweep/report/assets/plotly-LICENSE.txt").read_text()
     assert (installed / "kdsweep/py.typed").is_file()
     names = {path.relative_to(ROOT / "conf") for path in (ROOT / "conf").rglob("*.yaml")}
     assert {path.relative_to(installed / "kdsweep/conf") for path in (installed / "kdsweep/conf").rglob("*")} >= names

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import base64
+import json
 import os
 import pickle
 import re
@@ -34,7 +35,7 @@ from kdsweep.config.saved_config import parse
 from kdsweep.execution.executors import open_executor
 from kdsweep.report import writing
 from kdsweep.report.figures import all_figures
-from kdsweep.report.html import render
+from kdsweep.report.html import embedded, render
 from kdsweep.system.errors import UserError
 from kdsweep.system.tensor_files import read_tensors
 from kdsweep.tracking.run_records import StudyRecord
@@ -328,8 +329,8 @@ def test_a_report_takes_no_markup_from_a_store() -> None:
     clean, dirty = summary(*runs), summary(*map(hostile, runs))
     parent = replace(dirty.study.parent, name=MARKUP)
     dirty = replace(dirty, comparison=replace(dirty.comparison, study=replace(dirty.study, parent=parent)))
-    page = render(dirty, {})
-    assert elements(page) <= elements(render(clean, {})) | {"li", "ul"}
+    page = render(dirty, list(all_figures.charts(dirty)), lambda run: f"http://{run.name}")
+    assert elements(page) <= elements(render(clean, list(all_figures.charts(clean)))) | {"li", "ul", "a"}
     assert "alert(1)" in page
     assert "{{7*7}}" in page
     for _, figure in all_figures.draw(dirty):
@@ -337,6 +338,8 @@ def test_a_report_takes_no_markup_from_a_store() -> None:
 
 
 def test_every_template_escapes() -> None:
-    """The report's page escapes by itself: nothing in it is marked as safe."""
+    """The report's page escapes by itself; what is marked as safe in `html.py` is ours, and JSON without any `<`."""
+    assert not re.search("[<>&]", embedded({MARKUP: [MARKUP, "</script>"]}))
+    assert json.loads(embedded({MARKUP: [MARKUP]})) == {MARKUP: [MARKUP]}
     page = (Path(package.__file__).parent / "report/templates/report.html.jinja").read_text()
     assert not re.search(r"\|\s*safe\b|autoescape\s+false|Markup", page)

@@ -1,53 +1,107 @@
-"""Draws the figures of a report: chooses those for which there are data, and passes each its data."""
+"""The figures of a report, static and interactive: chooses those that have data, and passes each its data."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from kdsweep.analysis import verdict
 from kdsweep.analysis.landscape import axes
 from kdsweep.analysis.metrics import row
 from kdsweep.analysis.sorted_runs import Arm, arm_label
-from kdsweep.analysis.study_goals import ALPHA, TAU, Dimension, axis_label, is_logarithmic, short_key
-from kdsweep.report.figures import search
-from kdsweep.report.figures.arms import Interval, differences, reach, reliability
+from kdsweep.analysis.study_goals import ALPHA, TAU, Dimension, axis_label, is_logarithmic, short_key, short_value
+from kdsweep.report.charts import arms as arm_charts
+from kdsweep.report.charts import search as search_charts
+from kdsweep.report.figures import arms, search
+from kdsweep.report.figures.arms import Interval
 from kdsweep.report.figures.curves import Curve, arm_curves
 from kdsweep.report.figures.search import Course, Scale
 from kdsweep.report.figures.surface import Axis, Points, search_surface
 from kdsweep.tracking.run_records import STUDENTS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from matplotlib.figure import Figure
 
     from kdsweep.analysis.findings import Report
+    from kdsweep.report.charts.panels import Panel
 
-# File name of each figure -> its title, in the order in which they are shown.
-CAPTIONS = {
-    "differences.png": "Differences on test",
-    "alpha_tau_surface.png": "Surface over the searched parameters",
-    "learning_curves.png": "Learning curves",
-    "reach.png": "Epochs and seconds to reach accuracies",
-    "reliability.png": "Reliability on test",
-    "history.png": "Course of the search",
-    "parallel.png": "Trials across their parameters",
-    "pareto.png": "Pareto set",
-}
+Arguments = tuple[Any, ...]
+MOST_CLASSES = 30  # in the figure; the table has all
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One figure of the report, in two forms that are made of the same numbers.
+
+    Attributes:
+        name: The file name of the static figure, for papers.
+        title: Its title on the page.
+        prepare: Takes the report, and returns the arguments of the next two; None if the report has no such data.
+        draw: Makes the static figure.
+        chart: Makes the panels of the interactive one; where a point is a trial, it takes the trials' notes too.
+        noted: Whether it does.
+    """
+
+    name: str
+    title: str
+    prepare: Callable[[Report], Arguments | None]
+    draw: Callable[..., Figure]
+    chart: Callable[..., list[Panel]]
+    noted: bool = False
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An interactive figure: its file name as a static one, its title, and its panels."""
+
+    name: str
+    title: str
+    panels: list[Panel]
 
 
 def draw(report: Report) -> Iterator[tuple[str, Figure]]:
-    """Yields (file name, figure) for each figure that has data, in the order of `CAPTIONS`."""
-    makers = (_differences, _surface, _learning, _reach, _reliability, _history, _parallel, _pareto)
-    for name, make in zip(CAPTIONS, makers, strict=True):
-        figure = make(report)
-        if figure is not None:
-            yield name, figure
+    """Yields (file name, static figure) for each figure that has data, in the order of `DRAWINGS`."""
+    for drawing in DRAWINGS:
+        arguments = drawing.prepare(report)
+        if arguments is not None:
+            yield drawing.name, drawing.draw(*arguments)
 
 
-def _differences(report: Report) -> Figure | None:
+def charts(report: Report) -> Iterator[Shown]:
+    """Yields the interactive form of each figure that has data, in the same order."""
+    notes = _notes(report)
+    for drawing in DRAWINGS:
+        arguments = drawing.prepare(report)
+        if arguments is not None:
+            shown = drawing.chart(*arguments, *([notes] if drawing.noted else []))
+            yield Shown(drawing.name, drawing.title, shown)
+
+
+def _notes(report: Report) -> dict[int, str]:
+    """Returns what the tooltip of each trial says: its setting, its objectives, its seeds and its runs."""
+    found = report.comparison
+    notes = {trial.number: f"trial {trial.number}, pruned\n{_lines(trial.params)}" for trial in found.pruned}
+    for trial in found.trials:
+        values = [
+            f"{objective.label} {objective.shown(value)}{objective.row.unit}"
+            for objective, value in zip(found.goals.objectives, trial.values, strict=True)
+        ]
+        seeds = ", ".join(dict.fromkeys(str(run.seed) for run in trial.runs if run.seed is not None))
+        runs = ", ".join(run.short_id for run in trial.runs)
+        told = [f"trial {trial.number}", _lines(trial.params), *values, f"seed {seeds}" if seeds else "", f"run {runs}"]
+        notes[trial.number] = "\n".join(filter(None, told))
+    return notes
+
+
+def _lines(params: Mapping[str, str]) -> str:
+    return "\n".join(f"{short_key(key)} {short_value(value)}" for key, value in params.items())
+
+
+def _differences(report: Report) -> Arguments | None:
     rows = [
         Interval(
             f"{arm_label(paired.first)} - {arm_label(paired.second)}",
@@ -59,10 +113,27 @@ def _differences(report: Report) -> Figure | None:
         )
         for paired in report.verdict.comparisons
     ]
-    return differences(rows) if rows else None
+    return (rows, "difference in test accuracy (points)", "p adjusted for all comparisons") if rows else None
 
 
-def _surface(report: Report) -> Figure | None:
+def _classes(report: Report) -> Arguments | None:
+    """Shows distill - scratch in each class, the largest first; of many classes, those with the largest differences."""
+    known = [(row, row.difference) for row in report.classes if row.difference is not None]
+    known.sort(key=lambda pair: -abs(pair[1].mean))
+    left_out = len(known) - MOST_CLASSES
+    known = sorted(known[:MOST_CLASSES], key=lambda pair: -pair[1].mean)
+    rows = [
+        Interval(
+            row.name, [100 * pair for pair in row.pairs], 100 * own.mean, 100 * own.low, 100 * own.high, clear=row.clear
+        )
+        for row, own in known
+    ]
+    some = f", the {MOST_CLASSES} largest differences" if left_out > 0 else ""
+    label, title = "distill - scratch, accuracy in a class (points)", f"p adjusted for all classes{some}"
+    return (rows, label, title) if len(rows) > 1 else None
+
+
+def _surface(report: Report) -> Arguments | None:
     """Draws the surface over alpha and tau if both are searched, else over the first two numeric parameters."""
     land, chosen, objective = report.landscape, report.comparison.chosen, report.comparison.goals.objective
     keys = axes(land.space) if land.space is not None and len(land.space.names) > 1 else (ALPHA.key, TAU.key)
@@ -72,10 +143,10 @@ def _surface(report: Report) -> Figure | None:
         return None
     scale = objective.scale
     surface, trusted = land.surface, land.plateau is not None and land.plateau.trusted
-    caption = "No outline: the plateau can't be told." if surface is not None and not trusted else ""
+    caption = "Nothing is hatched: these trials rule out no region." if surface is not None and not trusted else ""
     if surface is not None:
-        # An outline that isn't trusted would be believed all the same, so it isn't drawn.
-        member = surface.member & trusted
+        # What isn't trusted would be believed all the same, so it isn't drawn.
+        member = surface.member | (not trusted)
         mean = objective.sign * scale * surface.mean
         surface = dataclasses.replace(surface, mean=mean, sd=scale * surface.sd, member=member)
     points = Points(
@@ -90,10 +161,10 @@ def _surface(report: Report) -> Figure | None:
     scratch = report.comparison.arm("scratch")
     level = None if scratch is None else scratch.metrics.get(objective.metric)
     baseline = None if level is None else (scale * level.mean, scale * level.sd)
-    return search_surface(points, (x, y), objective.heading, surface, baseline, caption)
+    return points, (x, y), objective.heading, surface, baseline, caption
 
 
-def _learning(report: Report) -> Figure | None:
+def _learning(report: Report) -> Arguments | None:
     curves: dict[str, list[Curve]] = {}
     for arm in report.arms:
         histories = [report.comparison.readings.history("val/accuracy", run) for run in arm.runs]
@@ -102,7 +173,7 @@ def _learning(report: Report) -> Figure | None:
         elif any(histories):
             curves[_label(report, arm)] = [curve for curve in histories if curve]
     students = curves.keys() - {"teacher"}
-    return arm_curves(curves, row("val/accuracy").label, report.target) if students else None
+    return (curves, row("val/accuracy").label, report.target) if students else None
 
 
 def _label(report: Report, arm: Arm) -> str:
@@ -113,28 +184,28 @@ def _label(report: Report, arm: Arm) -> str:
     return f"distill, trial {chosen.number}" if arm.confirmed else f"distill, best of {len(report.trials)} trials"
 
 
-def _reach(report: Report) -> Figure | None:
+def _reach(report: Report) -> Arguments | None:
     readings = report.comparison.readings
-    arms = {}
+    told_by = {}
     for arm in report.arms:
         pairs = [(readings.history("val/accuracy", run), readings.history("epoch_seconds", run)) for run in arm.runs]
         told = [(curve, seconds) for curve, seconds in pairs if len(curve) > 1]
         if arm.name != "teacher" and told:
-            arms[_label(report, arm)] = told
-    return reach(arms) if arms else None
+            told_by[_label(report, arm)] = told
+    return (told_by,) if told_by else None
 
 
-def _reliability(report: Report) -> Figure | None:
+def _reliability(report: Report) -> Arguments | None:
     bins = report.comparison.readings.bins
-    arms = {}
+    told_by = {}
     for arm in STUDENTS:
         told = [bins[run.id] for run in report.comparison.confirmed(arm) if bins.get(run.id)]
         if told:
-            arms[arm_label(arm)] = told
-    return reliability(arms) if arms else None
+            told_by[arm_label(arm)] = told
+    return (told_by,) if told_by else None
 
 
-def _history(report: Report) -> Figure | None:
+def _history(report: Report) -> Arguments | None:
     found, objective = report.comparison, report.comparison.goals.objective
     if len(found.trials) < 2:
         return None
@@ -150,10 +221,10 @@ def _history(report: Report) -> Figure | None:
         None if report.verdict.confirmed is None else scale * report.verdict.confirmed,
         None if level is None else scale * level.mean,
     )
-    return search.history(course, objective.heading)
+    return course, objective.heading
 
 
-def _parallel(report: Report) -> Figure | None:
+def _parallel(report: Report) -> Arguments | None:
     found, objective = report.comparison, report.comparison.goals.objective
     declared = {dimension.key: dimension for dimension in found.goals.space}
     columns = []
@@ -164,7 +235,8 @@ def _parallel(report: Report) -> Figure | None:
     if len(found.trials) < 2 or not columns or found.chosen is None:
         return None
     values = [objective.scale * trial.value for trial in found.trials]
-    return search.parallel(columns, values, found.trials.index(found.chosen), objective.heading)
+    numbers = [trial.number for trial in found.trials]
+    return columns, values, found.trials.index(found.chosen), objective.heading, numbers
 
 
 def _scale(key: str, texts: list[str], declared: Dimension | None) -> Scale:
@@ -176,12 +248,12 @@ def _scale(key: str, texts: list[str], declared: Dimension | None) -> Scale:
     )
 
 
-def _pareto(report: Report) -> Figure | None:
+def _pareto(report: Report) -> Arguments | None:
     found, objectives = report.comparison, report.comparison.goals.objectives[:2]
     if not report.front:
         return None
     points = [(objectives[0].scale * trial.values[0], objectives[1].scale * trial.values[1]) for trial in found.trials]
-    return search.pareto_front(
+    return (
         points,
         [trial.number for trial in found.trials],
         [found.trials.index(trial) for trial in report.front],
@@ -195,3 +267,24 @@ def _is_number(text: str) -> bool:
         return math.isfinite(float(text))
     except ValueError:
         return False
+
+
+DRAWINGS = (
+    Drawing("differences.png", "Differences on test", _differences, arms.differences, arm_charts.differences),
+    Drawing(
+        *("alpha_tau_surface.png", "Surface over the searched parameters", _surface),
+        *(search_surface, search_charts.search_surface),
+        noted=True,
+    ),
+    Drawing("learning_curves.png", "Learning curves", _learning, arm_curves, arm_charts.arm_curves),
+    Drawing("per_class.png", "Accuracy by class", _classes, arms.differences, arm_charts.differences),
+    Drawing("reach.png", "Epochs and seconds to reach accuracies", _reach, arms.reach, arm_charts.reach),
+    Drawing("reliability.png", "Reliability on test", _reliability, arms.reliability, arm_charts.reliability),
+    Drawing("history.png", "Course of the search", _history, search.history, search_charts.history, noted=True),
+    Drawing(
+        *("parallel.png", "Trials across their parameters", _parallel),
+        *(search.parallel, search_charts.parallel),
+        noted=True,
+    ),
+    Drawing("pareto.png", "Pareto set", _pareto, search.pareto_front, search_charts.pareto_front, noted=True),
+)

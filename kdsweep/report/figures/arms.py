@@ -29,7 +29,7 @@ class Interval:
         pairs: The difference of each pair.
         mean: The mean of the differences.
         low, high: The 95 % interval of the mean; NaN for one pair.
-        clear: Whether zero is ruled out.
+        clear: Whether they differ beyond noise, adjusted for all rows.
     """
 
     label: str
@@ -40,9 +40,15 @@ class Interval:
     clear: bool
 
 
-def differences(rows: Sequence[Interval]) -> Figure:
-    """Draws the paired differences on test with their pairs and intervals, about a line at zero."""
-    figure, (axis,) = panels(7.6, 1.2 + 0.75 * len(rows), 1)
+def differences(rows: Sequence[Interval], label: str, title: str) -> Figure:
+    """Draws paired differences with their pairs and intervals, about a line at zero.
+
+    Args:
+        rows: From top to bottom.
+        label: The label of the x axis.
+        title: What the colours say besides, for the title.
+    """
+    figure, (axis,) = panels(7.6, 1.2 + (0.75 if len(rows) < 5 else 0.4) * len(rows), 1)
     axis.axvline(0, color=BLACK, linewidth=1)
     for place, row in enumerate(reversed(rows)):
         colour = ORANGE if row.clear else "grey"
@@ -50,11 +56,11 @@ def differences(rows: Sequence[Interval]) -> Figure:
         if not math.isnan(row.low):
             axis.plot([row.low, row.high], [place, place], color=colour, linewidth=3, solid_capstyle="butt")
         axis.scatter([row.mean], [place], 60, color=colour, edgecolors="white", zorder=3)
-    axis.set_yticks(range(len(rows)), [row.label for row in reversed(rows)])
+    axis.set_yticks(range(len(rows)), [row.label for row in reversed(rows)], parse_math=False)
     axis.set_ylim(-0.6, len(rows) - 0.5)
-    axis.set_xlabel("difference in test accuracy (points); small dots: pairs of runs with one seed")
+    axis.set_xlabel(f"{label}; small dots: pairs of runs with one seed")
     axis.grid(axis="x", alpha=0.25)
-    axis.set_title("Mean difference with its 95% interval (grey: zero is not ruled out)", fontsize=10.5)
+    axis.set_title(f"Mean with its 95% interval (grey: not distinguishable, {title})", fontsize=10.5)
     return figure
 
 
@@ -71,23 +77,28 @@ def reach(arms: Mapping[str, Sequence[tuple[Curve, Curve]]]) -> Figure:
     figure, axes = panels(10.5 if timed else 6.0, 4.2, 2 if timed else 1)
     for arm, runs in arms.items():
         colour, line = arm_style(arm)
-        levels, epochs, seconds = _reached(runs)
+        levels, epochs, seconds = reached(runs)
         for axis, rows in zip(axes, (epochs, seconds), strict=False):
             if rows.size and not np.isnan(rows).all():
                 axis.fill_between(levels, rows.min(0), rows.max(0), color=colour, alpha=0.18, linewidth=0, step="pre")
                 axis.step(levels, rows.mean(0), line, where="pre", color=colour, label=arm)
-    starts = [levels[-1] - SHOWN * (levels[-1] - levels[0]) for levels, *_ in map(_reached, arms.values())]
+    start = reach_start([levels for levels, *_ in map(reached, arms.values())])
     for axis, label in zip(axes, ("epochs", "seconds of training"), strict=False):
         axis.set(xlabel="validation accuracy reached (%)", ylabel=label)
         axis.set_ylim(bottom=0)
-        axis.set_xlim(left=min(starts))
+        axis.set_xlim(left=start)
         axis.grid(alpha=0.25)
     legend_below(figure, axes[0])
     figure.suptitle("How long until an accuracy is reached (band: fastest to slowest run)", fontsize=11)
     return figure
 
 
-def _reached(runs: Sequence[tuple[Curve, Curve]]) -> tuple[Array, Array, Array]:
+def reach_start(levels: Sequence[Array]) -> float:
+    """Returns the accuracy from which on the arms are compared; `levels` has those that each arm reaches."""
+    return min(float(own[-1] - SHOWN * (own[-1] - own[0])) for own in levels)
+
+
+def reached(runs: Sequence[tuple[Curve, Curve]]) -> tuple[Array, Array, Array]:
     """Returns accuracies (%), and epochs and seconds until each run reaches them (runs, accuracies); NaN is unknown."""
     bests = [np.maximum.accumulate([100 * accuracy for _, accuracy in curve]) for curve, _ in runs]  # (epochs,) each
     top, bottom = min(best[-1] for best in bests), max(best[0] for best in bests)
@@ -115,8 +126,8 @@ def reliability(arms: Mapping[str, Sequence[Sequence[Mapping[str, float | None]]
     upper.plot([0, 100], [0, 100], color="grey", linestyle=":", label="as sure as right")
     for arm, diagrams in arms.items():
         colour, line = arm_style(arm)
-        count, confidence, accuracy = _pooled(diagrams)
-        error, perfect = (float(np.mean(each)) for each in zip(*map(_errors, diagrams), strict=True))
+        count, confidence, accuracy = pooled(diagrams)
+        error, perfect = (float(np.mean(each)) for each in zip(*map(errors, diagrams), strict=True))
         label = f"{arm} (error {error:.1f}%, if perfect {perfect:.1f}%)"
         # Bins with a handful of pictures are noisy, so a smaller bin gets a smaller marker.
         upper.plot(confidence, accuracy, line, color=colour, label=label, linewidth=1.5)
@@ -138,14 +149,14 @@ def _counted(diagram: Sequence[Mapping[str, float | None]]) -> tuple[Array, Arra
     return count, confidence, accuracy
 
 
-def _errors(diagram: Sequence[Mapping[str, float | None]]) -> tuple[float, float]:
+def errors(diagram: Sequence[Mapping[str, float | None]]) -> tuple[float, float]:
     """Returns the calibration error of a diagram, and that of a perfect model with its confidences, in per cent."""
     count, confidence, accuracy = _counted(diagram)
     error = float((count * np.abs(accuracy - confidence)).sum() / count.sum())
     return 100 * error, 100 * perfect_calibration_error(count, confidence)
 
 
-def _pooled(diagrams: Sequence[Sequence[Mapping[str, float | None]]]) -> tuple[Array, Array, Array]:
+def pooled(diagrams: Sequence[Sequence[Mapping[str, float | None]]]) -> tuple[Array, Array, Array]:
     """Pools diagrams of the same bins; returns count, confidence (%) and accuracy (%) of each bin that isn't empty."""
     bins = []
     for same in zip(*diagrams, strict=True):

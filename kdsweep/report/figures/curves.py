@@ -5,6 +5,7 @@ Accuracies are passed in as fractions, and drawn as per cent. The other figures 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -62,8 +63,8 @@ def learning_curve(history: Mapping[str, Curve], title: str) -> Figure:
 def arm_curves(curves: Mapping[str, Sequence[Curve]], ylabel: str, target: float | None = None) -> Figure:
     """Draws accuracy against the epoch: each arm's mean over its runs, and a band from the lowest to the highest run.
 
-    An arm whose name starts with "teacher" is a horizontal line. With four epochs or more, a second panel enlarges the
-    last half, where the arms differ by less than accuracy rises in the first epochs.
+    An arm whose name starts with "teacher" is a horizontal line. With six epochs or more, a second panel enlarges the
+    last tenth of them (`last_part`), where the arms differ by less than accuracy rises before.
 
     Args:
         curves: Arm ("scratch", "distill, best of 12 trials") -> for each run, (epoch, accuracy as a fraction).
@@ -71,10 +72,11 @@ def arm_curves(curves: Mapping[str, Sequence[Curve]], ylabel: str, target: float
         target: An accuracy that is drawn as a dotted line, or None.
     """
     last = max((epoch for runs in curves.values() for curve in runs for epoch, _ in curve), default=1)
-    figure, axes = panels(10.5 if last >= 4 else 6.5, 4.4, 2 if last >= 4 else 1)
+    start = last_part(last)
+    figure, axes = panels(6.5 if start is None else 10.5, 4.4, 1 if start is None else 2)
     late: list[float] = []
     for arm, runs in curves.items():
-        epochs, low, mean, high = _over_runs(runs)
+        epochs, low, mean, high = over_runs(runs)
         label = arm if len(runs) == 1 else f"{arm}, mean of {len(runs)} runs"
         colour, line = arm_style(arm)
         for axis in axes:
@@ -83,21 +85,28 @@ def arm_curves(curves: Mapping[str, Sequence[Curve]], ylabel: str, target: float
             else:
                 axis.fill_between(epochs, low, high, color=colour, alpha=0.18, linewidth=0)
                 axis.plot(epochs, mean, line, color=colour, label=label, marker=_marker(epochs), markersize=3.5)
-        if not arm.startswith("teacher"):
-            late += [*low[epochs >= last / 2], *high[epochs >= last / 2]]
+        if not arm.startswith("teacher") and start is not None:
+            late += [*low[epochs >= start], *high[epochs >= start]]
     for axis in axes:
         if target is not None:
             axis.axhline(100 * target, color="grey", linestyle=":", linewidth=1, label=f"threshold {target:.1%}")
         epoch_axis(axis, f"{ylabel} (%)", last)
-    if len(axes) == 2:
+    if start is not None:
         margin = max(0.08 * (max(late) - min(late)), 0.1)
         axes[0].set_title("all epochs", fontsize=10)
-        axes[1].set(xlim=(last / 2, 1.02 * last), ylim=(min(late) - margin, max(late) + margin), ylabel="")
-        axes[1].set_title("last half, enlarged", fontsize=10)
+        axes[1].set(
+            xlim=(start, last + 0.05 * (last - start)), ylim=(min(late) - margin, max(late) + margin), ylabel=""
+        )
+        axes[1].set_title(f"epochs {math.ceil(start)} to {last}, enlarged", fontsize=10)
     legend_below(figure, axes[0])
     bands = any(len(runs) > 1 for runs in curves.values())
     figure.suptitle("Learning curves" + (" (band: lowest to highest run)" if bands else ""), fontsize=11)
     return figure
+
+
+def last_part(last: int) -> float | None:
+    """Returns the epoch at which the last tenth of the epochs begins, or the last three; None below six epochs."""
+    return None if last < 6 else last - max(last / 10, 2)
 
 
 def arm_style(arm: str) -> tuple[str, str]:
@@ -145,7 +154,7 @@ def _columns(curve: Curve) -> tuple[Array, Array]:
     return pairs[:, 0], pairs[:, 1]
 
 
-def _over_runs(runs: Sequence[Curve]) -> tuple[Array, Array, Array, Array]:
+def over_runs(runs: Sequence[Curve]) -> tuple[Array, Array, Array, Array]:
     """Returns the epochs, and the lowest, mean and highest accuracy (%) over the runs that have each epoch."""
     values: dict[int, list[float]] = {}
     for curve in runs:

@@ -73,29 +73,46 @@ def history(course: Course, value_label: str) -> Figure:
     return figure
 
 
-def _keep_sight(axis: Axes, course: Course, numbers: Array, values: Array) -> None:
-    """Limits the y axis so that a trial that diverged doesn't flatten the others: it is marked at the edge."""
+def sight(course: Course) -> tuple[float, float] | None:
+    """Returns the limits of the y axis without the trials that diverged, which would flatten the rest; None if none."""
     sign = 1 if course.maximise else -1
-    heights = sign * values
+    heights = sign * np.array([value for _, value in course.done])
     middle, best = float(np.median(heights)), float(heights.max())
     # A diverged trial is more than four times as far below the median as the best is above it.
     lines = [sign * level for level in (course.fresh, course.baseline) if level is not None]
     limit = min([middle - 4 * (best - middle), *lines])
-    outside = heights < limit
-    if best > middle and outside.any():
-        # Both limits are set, because the points outside have widened them.
-        margin = 0.06 * (best + (course.noise or 0) - limit)
-        ends = sign * (limit - margin), sign * (best + (course.noise or 0) + margin)
-        axis.set_ylim(min(ends), max(ends))
-        axis.scatter(
-            numbers[outside],
-            [0.03 if course.maximise else 0.97] * int(outside.sum()),
-            40,
-            BLUE,
-            marker="v" if course.maximise else "^",
-            label="trial that is far worse",
-            transform=axis.get_xaxis_transform(),
-        )
+    if best <= middle or not (heights < limit).any():
+        return None
+    margin = 0.06 * (best + (course.noise or 0) - limit)
+    ends = sign * (limit - margin), sign * (best + (course.noise or 0) + margin)
+    return min(ends), max(ends)
+
+
+def _keep_sight(axis: Axes, course: Course, numbers: Array, values: Array) -> None:
+    """Limits the y axis to `sight`; trials outside are marked at its edge."""
+    limits = sight(course)
+    if limits is None:
+        return
+    # Both limits are set, because the points outside have widened them.
+    axis.set_ylim(*limits)
+    outside = values < limits[0] if course.maximise else values > limits[1]
+    axis.scatter(
+        numbers[outside],
+        [0.03 if course.maximise else 0.97] * int(outside.sum()),
+        40,
+        BLUE,
+        marker="v" if course.maximise else "^",
+        label="trial that is far worse",
+        transform=axis.get_xaxis_transform(),
+    )
+
+
+def shade(height: float) -> str:
+    """Returns the colour of a value in [0, 1], as "#rrggbb"."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    return to_hex(colormaps[COLOURS](height))
 
 
 @dataclass(frozen=True)
@@ -134,7 +151,13 @@ class Scale:
         return places, [(float(height), f"{mark:.4g}") for height, mark in zip(heights, marks, strict=True)]
 
 
-def parallel(columns: Sequence[tuple[Scale, Sequence[str]]], values: Sequence[float], best: int, label: str) -> Figure:
+def parallel(
+    columns: Sequence[tuple[Scale, Sequence[str]]],
+    values: Sequence[float],
+    best: int,
+    label: str,
+    numbers: Sequence[int],
+) -> Figure:
     """Draws each trial as a line across its parameters to its objective, coloured by the objective.
 
     Args:
@@ -142,6 +165,7 @@ def parallel(columns: Sequence[tuple[Scale, Sequence[str]]], values: Sequence[fl
         values: The objective of each trial as it is printed; it is the last axis.
         best: The position of the trial that is drawn thick.
         label: The label of the objective.
+        numbers: The trials' numbers; that of the best stands in the title.
     """
     from matplotlib.collections import LineCollection
 
@@ -165,7 +189,7 @@ def parallel(columns: Sequence[tuple[Scale, Sequence[str]]], values: Sequence[fl
     axis.set(xlim=(-0.15, len(every) - 0.6), ylim=(-0.05, 1.05), yticks=[])
     axis.spines[["left", "bottom"]].set_visible(False)
     axis.tick_params(length=0)
-    axis.set_title("Trials across their parameters (orange: the chosen one)", fontsize=11)
+    axis.set_title(f"Trials across their parameters (orange: the chosen one, trial {numbers[best]})", fontsize=11)
     return figure
 
 

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from kdsweep.analysis.plateau import Surface
 
 
+# What the hatching, and the line in the panel of the uncertainty, stand for.
+HATCHED = "hatched: ruled out (worse than the best by more than noise)"
+DOUBT = "orange: outline of what is not ruled out"
+
 # The margin beyond the space, as a share of the axis, so that a point on the border doesn't cover the axis.
 EDGE = 0.04
 
@@ -74,6 +78,7 @@ def search_surface(
     if surface is not None:
         low, high = min(low, max(float(surface.mean.min()), low)), max(high, float(surface.mean.max()))
         _draw_mean(drawn[0], surface, (low, high), baseline)
+        _hatch(drawn[0], surface, (low, high))
         _draw_doubt(figure, drawn[1], surface, value_label)
     for axis in drawn:
         _prepare(axis, axes, x, y, surface)
@@ -93,6 +98,8 @@ def search_surface(
     lines = [f"Ringed: trial {points.numbers[best]}, {where}: {values[best]:.2f}"]
     if baseline is not None:
         lines.append(_mark_baseline(bar, *baseline, low, high))
+    if surface is not None and not surface.member.all():
+        lines.append(HATCHED)
     if caption:
         lines.append(caption)
     drawn[0].set_title("\n".join(lines), fontsize=10, parse_math=False)
@@ -123,8 +130,24 @@ def _draw_doubt(figure: Figure, axis: Axes, surface: Surface, value_label: str) 
     _outline(axis, surface, ORANGE, 2.2)
     unit = "points" if value_label.endswith("%") else "the same unit"
     figure.colorbar(shades, ax=axis).set_label(f"standard deviation of the surface ({unit})")
-    outlined = "\norange: outline of the plateau" if 0 < surface.member.mean() < 1 else ""
+    outlined = f"\n{DOUBT}" if 0 < surface.member.mean() < 1 else ""
     axis.set_title(f"How sure the surface is{outlined}", fontsize=10)
+
+
+def _hatch(axis: Axes, surface: Surface, limits: tuple[float, float]) -> None:
+    """Hatches what is ruled out."""
+    if surface.member.all():
+        return
+    out = axis.contourf(
+        surface.x, surface.y, (~surface.member).astype(float), [0.5, 1.5], colors="none", hatches=["//"]
+    )
+    out.set_edgecolor("white" if hatch_is_white(surface, limits) else BLACK)
+    out.set_linewidth(0)
+
+
+def hatch_is_white(surface: Surface, limits: tuple[float, float]) -> bool:
+    """Returns whether what is ruled out is dark: it is, unless a low value is a good one."""
+    return bool(surface.mean[~surface.member].mean() < sum(limits) / 2)
 
 
 def _outline(axis: Axes, surface: Surface, colour: str, width: float) -> None:
@@ -139,17 +162,21 @@ def _prepare(axis: Axes, axes: tuple[Axis, Axis], x: Array, y: Array, surface: S
         ("x", axes[0], x, None if surface is None else surface.x),
         ("y", axes[1], y, None if surface is None else surface.y),
     ):
-        everything = values if grid is None else np.concatenate([values, grid])
-        low, high = float(everything.min()), float(everything.max())
-        if spec.log:
-            margin = (high / low) ** EDGE if grid is not None else max(1.2, math.sqrt(2 * low / high))
-            limits = low / margin, high * margin
-        else:
-            margin = EDGE * (high - low) or 0.05
-            limits = low - margin, high + margin
+        limits = padded(spec, values, grid)
         axis.set(**{f"{name}scale": "log" if spec.log else "linear", f"{name}lim": limits, f"{name}label": spec.label})
         if spec.log:
             plain_log_ticks(axis, name)
+
+
+def padded(spec: Axis, values: Sequence[float] | Array, grid: Array | None) -> tuple[float, float]:
+    """Returns the limits of an axis: those of the trials and of the grid, with a margin."""
+    everything = np.asarray(values, float) if grid is None else np.concatenate([np.asarray(values, float), grid])
+    low, high = float(everything.min()), float(everything.max())
+    if spec.log:
+        margin = (high / low) ** EDGE if grid is not None else max(1.2, math.sqrt(2 * low / high))
+        return low / margin, high * margin
+    margin = EDGE * (high - low) or 0.05
+    return low - margin, high + margin
 
 
 def colour_range(values: Array) -> tuple[float, float]:

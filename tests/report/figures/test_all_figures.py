@@ -10,7 +10,7 @@ import pytest
 from records import SPACE, fresh, pruned, record, summary, trial
 
 from kdsweep.analysis.findings import Report
-from kdsweep.report.figures.all_figures import CAPTIONS, draw
+from kdsweep.report.figures.all_figures import DRAWINGS, charts, draw
 from kdsweep.tracking.run_records import RunRecord
 
 RISE = [0.5, 0.7, 0.8, 0.85, 0.9]
@@ -39,11 +39,14 @@ def test_baselines_have_curves() -> None:
 def test_a_confirmed_study_has_differences(tmp_path: Path) -> None:
     """It has surface, curves, course and parallel coordinates, and each can be saved."""
     runs = [*search(8), pruned(8, 2), *fresh("scratch", [0.9, 0.91]), *fresh("distill", [0.92, 0.935])]
-    report = summary(*runs, curves={-1: RISE, -3: RISE}, space=SPACE, chosen=7)
-    assert names(report) == ["differences", "alpha_tau_surface", "learning_curves", "reach", "history", "parallel"]
+    counted = {place: {"cat": (50, 20 + place), "dog": (50, 45)} for place in range(9, 13)}
+    report = summary(*runs, curves={-1: RISE, -3: RISE}, classes=counted, space=SPACE, chosen=7)
+    found = ["differences", "alpha_tau_surface", "learning_curves", "per_class", "reach", "history", "parallel"]
+    assert names(report) == found
     for name, figure in draw(report):
         figure.savefig(tmp_path / name)
-    assert {path.name for path in tmp_path.iterdir()} <= set(CAPTIONS)
+    assert {path.name for path in tmp_path.iterdir()} <= {drawing.name for drawing in DRAWINGS}
+    assert [shown.name.removesuffix(".png") for shown in charts(report)] == found
 
 
 def test_the_distilled_curve_says_which_trial_it_is() -> None:
@@ -68,8 +71,8 @@ def test_a_search_without_alpha_and_tau_has_no_surface() -> None:
     assert names(summary(*runs, space=space)) == ["history", "parallel"]
 
 
-def test_an_untrusted_plateau_has_no_outline() -> None:
-    """A reader would believe an outline, so the figure says that there is none."""
+def test_an_untrusted_plateau_hatches_nothing() -> None:
+    """A reader would believe an outline, so there is none, and the figure says so."""
     values = [0.9, 0.91, 0.9, 0.91, 0.9, 0.905]
     runs = [trial(k, [0.1, 0.9, 0.5][k % 3], [2, 9][k % 2], val=value) for k, value in enumerate(values)]
     report = summary(*runs, space=SPACE)
@@ -80,8 +83,9 @@ def test_an_untrusted_plateau_has_no_outline() -> None:
     half = replace(report.landscape, surface=replace(report.landscape.surface, member=member))
     drawn = dict(draw(replace(report, landscape=half)))
     surface = drawn["alpha_tau_surface.png"]
-    assert "No outline" in surface.axes[0].get_title()
-    assert "plateau" not in surface.axes[1].get_title()
+    assert "Nothing is hatched" in surface.axes[0].get_title()
+    assert "ruled out (" not in surface.axes[0].get_title()
+    assert "outline" not in surface.axes[1].get_title()
 
 
 def test_several_objectives_have_a_front() -> None:

@@ -24,7 +24,7 @@ def test_differences_have_a_row_each(tmp_path: Path) -> None:
         Interval("a - b", [1.0, 1.4], 1.2, 0.4, 2.0, True),
         Interval("c - b", [0.1], 0.1, math.nan, math.nan, False),
     ]
-    figure = differences(rows)
+    figure = differences(rows, "points", "p adjusted")
     axis = figure.axes[0]
     assert [label.get_text() for label in axis.get_yticklabels()] == ["c - b", "a - b"]
     (interval,) = axis.lines[1:]

@@ -71,7 +71,7 @@ def test_ticks_lie_on_their_axis() -> None:
 def test_parallel_coordinates_draw_every_trial(tmp_path: Path) -> None:
     """Each trial is a line across all axes; the chosen one is drawn again on top."""
     columns = [(Scale("alpha"), ["0.1", "0.9", "0.5"]), (Scale("model", choices=("$a_{", "b")), ["b", "$a_{", "b"])]
-    figure = parallel(columns, [90, 91, 92], 2, "accuracy %")
+    figure = parallel(columns, [90, 91, 92], 2, "accuracy %", [4, 5, 6])
     figure.savefig(tmp_path / "figure.png")
     axis = figure.axes[0]
     assert len(axis.collections[0].get_paths()) == 3

@@ -56,14 +56,18 @@ def test_the_outline_runs_where_membership_changes() -> None:
     for panel in figure.axes[:2]:
         (outline, *_) = [c for c in panel.collections if len(c.get_paths()) == 1 and c.get_zorder() == 2]
         assert outline.get_paths()[0].vertices[:, 0] == pytest.approx(0.55)
-    assert "outline of the plateau" in figure.axes[1].get_title()
+    assert "outline of what is not ruled out" in figure.axes[1].get_title()
+    assert "hatched: ruled out" in figure.axes[0].get_title()
+    (hatched,) = [c for c in figure.axes[0].collections if getattr(c, "hatches", None) == ["//"]]
+    assert hatched.get_paths()[0].vertices[:, 0].max() == pytest.approx(0.55)
 
 
-def test_no_outline_where_everything_belongs() -> None:
-    """The same holds if nothing belongs, and the title promises no outline."""
-    for member in (-1.0, 2.0):
-        figure = search_surface(points([0.1, 0.9], [2, 5], [90, 95]), AXES, "accuracy %", surface(member))
-        assert "plateau" not in figure.axes[1].get_title()
+def test_nothing_is_promised_where_nothing_is_ruled_out() -> None:
+    """There is neither hatching nor outline, and no title speaks of them."""
+    figure = search_surface(points([0.1, 0.9], [2, 5], [90, 95]), AXES, "accuracy %", surface(-1.0))
+    assert "hatched" not in figure.axes[0].get_title()
+    assert "outline" not in figure.axes[1].get_title()
+    assert not [c for c in figure.axes[0].collections if getattr(c, "hatches", [None]) == ["//"]]
 
 
 def test_the_title_names_best_and_scratch() -> None:
