@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdsweep.losses import SHARE, needs_of
 from kdsweep.numerics.compiling import compiled_forward, explained
 from kdsweep.numerics.hardware import (
     arithmetic,
@@ -46,7 +47,8 @@ MOST_ITERATIONS = 10**6
 ONE_VALUE = "Expected more than 1 value per channel"
 
 Metrics = dict[str, float]
-Loss = Callable[[Tensor, Tensor | None, Tensor], Tensor]  # (student logits, teacher logits or None, labels) -> scalar
+# (student logits, teacher logits or None, labels) -> scalar; and `share`, if the loss says that it needs it
+Loss = Callable[..., Tensor]
 Answers = Callable[[Tensor, Tensor], Tensor]  # (picture indices, their views) -> teacher logits
 
 
@@ -67,7 +69,8 @@ class Fit:
         network: Takes pictures (B, H, W, 3) uint8, and returns logits (B, C).
         views: The training pictures and their views.
         labels: (N,) int64, on the device of the pictures.
-        loss: A function of (student logits, teacher logits or None, labels), as in `losses.py`, with its settings.
+        loss: A function of (student logits, teacher logits or None, labels), as in `losses.py`, with its settings. If
+            it needs `share`, it gets how far the training is: 0 in the first epoch, and 1 in the last.
         teacher: The teacher whose logits the loss gets for each view, or None.
         optimizer: Takes the list of trained parameters, and returns an optimizer.
         schedule: Takes (optimizer, total steps), and returns a learning-rate scheduler, which is stepped once a batch.
@@ -108,6 +111,8 @@ class Fit:
         self._small_maps = nullcontext() if compiled else small_maps(precision, labels.device)
         self._network, self._views, self._labels = network, views, labels
         self._loss, self._teacher = loss, teacher
+        # It is one tensor for the whole training, so that a compiled or captured step sees its new value.
+        self._given = {SHARE: torch.zeros((), device=labels.device)} if SHARE in needs_of(loss) else {}
         self._epochs, self._n_passes, self._order_seed, self._precision = epochs, n_passes, order_seed, precision
         self._batch_size = min(batch_size, len(labels))
         self._steps = len(labels) // self._batch_size
@@ -178,6 +183,8 @@ class Fit:
         pass_index = pass_of_epoch(self._order_seed, self.epoch, self._n_passes)
         answers = None if self._teacher is None else self._teacher.answers(pass_index)
         order = batch_order(self._order_seed, self.epoch, len(self._labels)).to(self._labels.device)
+        for share in self._given.values():
+            share.fill_(self.epoch / max(self._epochs - 1, 1))
         self._network.train()
         while self._step < self._steps:
             indices = order[self._step * self._batch_size : (self._step + 1) * self._batch_size]
@@ -210,7 +217,7 @@ class Fit:
         pictures = self._views.batch(indices, pass_index)  # (B, H, W, 3)
         with self._compiling(), autocast(self._precision, labels.device), self._small_maps:
             logits = self._forward(pictures)  # (B, C)
-        value = self._loss(logits, None if answers is None else answers(indices, pictures), labels)
+        value = self._loss(logits, None if answers is None else answers(indices, pictures), labels, **self._given)
         self._optimizer.zero_grad(set_to_none=True)
         with self._compiling():
             value.backward()
