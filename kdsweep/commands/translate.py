@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -24,6 +25,9 @@ Values = Mapping[str, float]
 # What KLDivLoss divides the sum over all examples and classes by.
 REDUCTIONS = {"batchmean": "the examples", "mean": "the examples times the classes", "sum": "nothing"}
 TRUTHS = {"true": 1.0, "false": 0.0}
+
+# Columns of what is printed, apart from commands.
+WIDTH = 100
 
 # How far a factor may be from 1 by rounding.
 ROUNDING = 1e-12
@@ -334,25 +338,23 @@ def _main(arguments: Sequence[str] | None) -> None:
     print(f"{source.title}:\n  loss = {source.formula}\n")
     print("The same training in kdsweep:")
     print(f"  kdsweep {' '.join((*same.overrides, *same.optimizer(**optimizer)))}\n")
-    for line in (*same.notes, *_about_factor(same, optimizer["lr"] is not None)):
-        print(line)
-    print("Epochs, batch size, schedule and augmentation are other keys: `kdsweep --help`.")
+    paragraphs = [*same.notes, *_about_factor(same, optimizer["lr"] is not None)]
+    for text in (*paragraphs, "Epochs, batch size, schedule and augmentation are other keys: `kdsweep --help`."):
+        print(textwrap.fill(text, WIDTH))
+    if same.scaled and same.exact:
+        print("\nWith the loss as it is there, and the optimizer too:")
+        print(f"  kdsweep {' '.join(same.exact)}")
 
 
 def _about_factor(same: Same, has_rate: bool) -> list[str]:
     if not same.scaled:
         return ["The two losses are the same number."]
     factor = number(same.factor)
-    how = "has been made up for above" if has_rate else f"is made up for by optimizer.lr times {factor}"
-    lines = [
-        f"Their loss is {factor} times ours, which with SGD {how}, and optimizer.weight_decay divided by {factor}. "
-        "Adam and AdamW divide the factor out: lr and weight_decay of AdamW stay as they are."
+    return [
+        f"Their loss is {factor} times ours. With SGD it is the same training where optimizer.lr is {factor} times "
+        f"theirs, and optimizer.weight_decay theirs divided by {factor}{', as above' if has_rate else ''}. Adam and "
+        "AdamW divide the factor out, so AdamW's lr and weight_decay stay as they are."
     ]
-    if same.exact:
-        lines.append(
-            f"Or with the loss as it is there, and no change to the optimizer:\n  kdsweep {' '.join(same.exact)}\n"
-        )
-    return lines
 
 
 def _pair(word: str) -> tuple[str, str]:
@@ -391,13 +393,18 @@ def _parser() -> argparse.ArgumentParser:
         lines += [f"    {key:<24} {_told(parameter)}" for key, parameter in source.parameters.items()]
     parser = argparse.ArgumentParser(
         prog="kdsweep-translate",
-        description="Says which overrides are the same training as the alpha, gamma, weights and temperature of another "
-        "code base. CE is the cross-entropy with the labels; KL is KL(teacher || student) of the two softmaxes at the "
-        "temperature, summed over the classes and averaged over the batch.",
+        description=textwrap.fill(
+            "Says which overrides are the same training as another code base's alpha, gamma, weights and temperature. "
+            "CE is the cross-entropy with the labels; KL is KL(teacher || student) of the two softmaxes at the "
+            "temperature, summed over the classes and averaged over the batch.",
+            WIDTH,
+        ),
         epilog="Code bases and their parameters:\n" + "\n".join(lines),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--from", dest="source", choices=SOURCES, required=True, help="the other code base")
+    parser.add_argument(
+        "--from", dest="source", metavar="CODE", choices=SOURCES, required=True, help=f"one of {', '.join(SOURCES)}"
+    )
     parser.add_argument(
         "parameters", nargs="*", metavar="NAME=VALUE", help="its parameters, and lr and weight_decay of its SGD"
     )
