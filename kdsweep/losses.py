@@ -53,6 +53,11 @@ def needs_of(loss: Callable[..., Tensor]) -> set[str]:
     return own - {LOGITS} | set().union(*map(needs_of, parts)) if parts else own
 
 
+def given_to(loss: Callable[..., Tensor], device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """Returns the keyword arguments that a loss gets in a training: `share`, which is 0 yet, if it needs that."""
+    return {SHARE: torch.zeros((), device=device)} if SHARE in _needs(loss) else {}
+
+
 def _needs(loss: Callable[..., Tensor]) -> tuple[str, ...]:
     said: tuple[str, ...] = getattr(loss.func if isinstance(loss, functools.partial) else loss, "needs", (LOGITS,))
     return said

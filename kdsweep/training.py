@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdsweep.losses import SHARE, needs_of
+from kdsweep.losses import given_to
 from kdsweep.numerics.compiling import compiled_forward, explained
 from kdsweep.numerics.hardware import (
     arithmetic,
@@ -112,7 +112,7 @@ class Fit:
         self._network, self._views, self._labels = network, views, labels
         self._loss, self._teacher = loss, teacher
         # It is one tensor for the whole training, so that a compiled or captured step sees its new value.
-        self._given = {SHARE: torch.zeros((), device=labels.device)} if SHARE in needs_of(loss) else {}
+        self._given = given_to(loss, labels.device)
         self._epochs, self._n_passes, self._order_seed, self._precision = epochs, n_passes, order_seed, precision
         self._batch_size = min(batch_size, len(labels))
         self._steps = len(labels) // self._batch_size

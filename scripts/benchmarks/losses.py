@@ -13,7 +13,7 @@ from benchmarks import parts
 from benchmarks.measuring import Figure, Finding, take_turns, timed
 from kdsweep.config import build
 from kdsweep.config.folder import CONFIG_FOLDER
-from kdsweep.losses import SHARE, needs_of
+from kdsweep.losses import given_to
 
 # A loss takes a fraction of a millisecond, so this many are measured together.
 TIMES = 200
@@ -26,7 +26,7 @@ def values_of(training: parts.Training) -> Callable[[], float]:
     shape = training.batch_size, training.data.n_classes
     student = torch.randn(shape, device=training.device, requires_grad=True)
     teacher, labels = torch.randn(shape, device=training.device), training.labels[: training.batch_size]
-    given = {SHARE: torch.zeros((), device=training.device)} if SHARE in needs_of(loss) else {}
+    given = given_to(loss, training.device)
 
     def times() -> None:
         for _ in range(TIMES):
