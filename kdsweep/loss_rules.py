@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from kdsweep.system.errors import UserError, require, require_number
@@ -83,8 +84,8 @@ def weighted_sum(*, terms: Mapping[str, Mapping[str, Any]]) -> None:
     for name, term in terms.items():
         whole = isinstance(term, Mapping) and {*term} == {"weight", "of"}
         require(whole, "a term has a weight and a loss (of), and no more", term, f"terms.{name}")
-        _within(f"terms.{name}", lambda term=term: _weight(term["weight"], "weight"))
-        _within(f"terms.{name}.of", lambda term=term: check(term["of"]))
+        _within(f"terms.{name}", partial(_weight, term["weight"], "weight"))
+        _within(f"terms.{name}.of", partial(check, term["of"]))
 
 
 def scheduled(*, of: object) -> None:
@@ -94,7 +95,7 @@ def scheduled(*, of: object) -> None:
     remedy = "Write {start: 4, end: 1, shape: linear, until: 1} for one."
     require(len(plans) > 0, "a setting has a schedule", {**settings}, "of", remedy)
     for name, plan in plans.items():
-        _within(f"of.{name}", lambda plan=plan: _plan(**plan))
+        _within(f"of.{name}", partial(_plan, **plan))
     for end in ("start", "end"):
         ends = {name: plan[end] for name, plan in plans.items()}
         try:

@@ -597,6 +597,6 @@ def _decoupled(logits: Tensor, is_label: Tensor) -> tuple[Tensor, Tensor]:
 
 def _correlation(one: Tensor, other: Tensor, dim: int) -> Tensor:
     """Pearson's correlation of two matrices along a dimension."""
-    one, other = (matrix - matrix.mean(dim=dim, keepdim=True) for matrix in (one, other))
-    sizes = torch.linalg.vector_norm(one, dim=dim) * torch.linalg.vector_norm(other, dim=dim)
+    one, other = one - one.mean(dim=dim, keepdim=True), other - other.mean(dim=dim, keepdim=True)
+    sizes: Tensor = torch.linalg.vector_norm(one, dim=dim) * torch.linalg.vector_norm(other, dim=dim)
     return (one * other).sum(dim=dim) / (sizes + CORRELATION_FLOOR)
