@@ -245,6 +245,7 @@ def train_student(cfg: DictConfig, components: Components, trial: TrialLink | No
     from kdsweep import experiment, recording, training
     from kdsweep.config import build, rules
     from kdsweep.execution import prefetch
+    from kdsweep.losses import LOGITS, needs_of
     from kdsweep.views import passes_of_run
 
     data, views = build.inputs(cfg)
@@ -255,6 +256,8 @@ def train_student(cfg: DictConfig, components: Components, trial: TrialLink | No
     cfg = build.in_force(cfg, (network, precision))
     store = recording.open_store(cfg)
     teacher = None if cfg.teacher is None else trained_teacher(build.teacher_key(cfg))
+    # A teacher that the loss doesn't hear is compared with the student, but computes no passes over its pictures.
+    heard = teacher if LOGITS in needs_of(components.loss) else None
 
     def predict(split: str) -> Tensor:
         return training.predict(network, getattr(data, split).images, build.EVALUATION_BATCH, precision)
@@ -269,7 +272,7 @@ def train_student(cfg: DictConfig, components: Components, trial: TrialLink | No
                 views,
                 data.train.labels.to(views.device),
                 loss=components.loss,
-                teacher=teacher,
+                teacher=heard,
                 optimizer=components.optimizer,
                 schedule=components.schedule,
                 epochs=cfg.epochs,
@@ -279,8 +282,8 @@ def train_student(cfg: DictConfig, components: Components, trial: TrialLink | No
                 precision=precision,
                 compiled=cfg.compiled,
             )
-            if teacher is not None:
-                prefetch.remember(teacher, passes_of_run(cfg.order_seed, cfg.epochs, cfg.n_passes))
+            if heard is not None:
+                prefetch.remember(heard, passes_of_run(cfg.order_seed, cfg.epochs, cfg.n_passes))
             reached = experiment.Reached()
             if state is not None:
                 fitting.load(state["training"])

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdsweep import gradients
+from kdsweep.losses import given_to
 from kdsweep.numerics.compiling import compiled_forward, explained
 from kdsweep.numerics.hardware import (
     arithmetic,
@@ -47,7 +48,8 @@ MOST_ITERATIONS = 10**6
 ONE_VALUE = "Expected more than 1 value per channel"
 
 Metrics = dict[str, float]
-Loss = Callable[[Tensor, Tensor | None, Tensor], Tensor]  # (student logits, teacher logits or None, labels) -> scalar
+# (student logits, teacher logits or None, labels) -> scalar; and `share`, if the loss says that it needs it
+Loss = Callable[..., Tensor]
 Answers = Callable[[Tensor, Tensor], Tensor]  # (picture indices, their views) -> teacher logits
 
 
@@ -70,7 +72,8 @@ class Fit:
         network: Takes pictures (B, H, W, 3) uint8, and returns logits (B, C).
         views: The training pictures and their views.
         labels: (N,) int64, on the device of the pictures.
-        loss: A function of (student logits, teacher logits or None, labels), as in `losses.py`, with its settings.
+        loss: A function of (student logits, teacher logits or None, labels), as in `losses.py`, with its settings. If
+            it needs `share`, it gets how far the training is: 0 in the first epoch, and 1 in the last.
         teacher: The teacher whose logits the loss gets for each view, or None.
         optimizer: Takes the list of trained parameters, and returns an optimizer.
         schedule: Takes (optimizer, total steps), and returns a learning-rate scheduler, which is stepped once a batch.
@@ -111,6 +114,8 @@ class Fit:
         self._small_maps = nullcontext() if compiled else small_maps(precision, labels.device)
         self._network, self._views, self._labels = network, views, labels
         self._loss, self._teacher = loss, teacher
+        # It is one tensor for the whole training, so that a compiled or captured step sees its new value.
+        self._given = given_to(loss, labels.device)
         self._epochs, self._n_passes, self._order_seed, self._precision = epochs, n_passes, order_seed, precision
         self._batch_size = min(batch_size, len(labels))
         self._steps = len(labels) // self._batch_size
@@ -186,6 +191,8 @@ class Fit:
         pass_index = pass_of_epoch(self._order_seed, self.epoch, self._n_passes)
         answers = None if self._teacher is None else self._teacher.answers(pass_index)
         order = batch_order(self._order_seed, self.epoch, len(self._labels)).to(self._labels.device)
+        for share in self._given.values():
+            share.fill_(self.epoch / max(self._epochs - 1, 1))
         self._network.train()
         while self._step < self._steps:
             indices = order[self._step * self._batch_size : (self._step + 1) * self._batch_size]
@@ -222,7 +229,7 @@ class Fit:
         with self._compiling(), autocast(self._precision, labels.device), self._small_maps:
             logits = self._forward(pictures)  # (B, C)
         guide = None if answers is None else answers(indices, pictures)
-        value = self._loss(logits, guide, labels)
+        value = self._loss(logits, guide, labels, **self._given)
         self._optimizer.zero_grad(set_to_none=True)
         with self._compiling():
             value.backward()

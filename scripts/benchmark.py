@@ -32,6 +32,7 @@ SUBCOMMANDS = (
     "online",
     "peers",
     "views",
+    "losses",
     "evaluate",
     "study",
     "start",

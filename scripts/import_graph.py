@@ -23,7 +23,7 @@ START, END = "<!-- import-graph:start -->", "<!-- import-graph:end -->"
 FLOORS: Mapping[str, tuple[str, ...]] = {
     "commands": (
         *("reproduce", "export", "export_description", "network_files", "trained_student", "source_run"),
-        *("report", "ui", "sync"),
+        *("report", "ui", "sync", "translate"),
     ),
     "study": ("plugin", "controller", "stages", "two_records", "forecast", "measure_speed", "search"),
     "train": ("train",),

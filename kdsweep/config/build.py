@@ -18,11 +18,10 @@ import torch
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from kdsweep import training
+from kdsweep import loss_rules, losses, training
 from kdsweep.config.keys import NOT_IDENTIFYING, STUDENT_KEYS, unclassified
 from kdsweep.config.rules import attempt, require_objectives
 from kdsweep.evaluation import TOP
-from kdsweep.loss_rules import rule_of
 from kdsweep.numerics.hardware import TEACHER_PRECISIONS, resolve_device, resolve_precision
 from kdsweep.numerics.strided_convolutions import overrun
 from kdsweep.own_networks import OwnNetwork, is_own, split
@@ -118,13 +117,11 @@ def component(cfg: DictConfig, group: str) -> Any:
         return built
     function, settings = built.func, built.keywords
     attempt(group, lambda: require_kinds(function, settings))
+    ready = functools.partial(function, **settings)
     # A training calls its loss at every step, so the settings are checked here, once; Hydra's own partial, and our
     # losses by themselves, would check them at every call.
-    rule = rule_of(f"{function.__module__}.{function.__qualname__}")
-    if rule is not None:
-        attempt(group, lambda: rule(**settings))
-        function = inspect.unwrap(function)
-    return functools.partial(function, **settings)
+    attempt(group, lambda: loss_rules.check(ready))
+    return losses.unchecked(ready) if function.__module__ == losses.__name__ else ready
 
 
 def _instantiate(described: Any, *more: str) -> Any:

@@ -10,6 +10,7 @@ import torch
 from kdsweep import training
 from kdsweep.config.build import Components, architecture, component, components, key_of, teacher_precision
 from kdsweep.config.rules import attempt, check_values
+from kdsweep.losses import given_to
 from kdsweep.numerics import compiling
 from kdsweep.numerics.hardware import resolve_device, resolve_precision, set_determinism, set_threads
 from kdsweep.system.errors import UserError, require
@@ -63,7 +64,8 @@ def check_components(cfg: DictConfig) -> Components:
 def _try(built: Components, *, with_teacher: bool) -> None:
     """Calls each component once, on the smallest input."""
     answers = torch.zeros(2, 3) if with_teacher else None
-    attempt("loss", lambda: built.loss(torch.zeros(2, 3), answers, torch.tensor([0, 1])))
+    given = given_to(built.loss)
+    attempt("loss", lambda: built.loss(torch.zeros(2, 3), answers, torch.tensor([0, 1]), **given))
     optimizer = attempt("optimizer", lambda: built.optimizer([torch.nn.Parameter(torch.zeros(1))]))
     attempt("schedule", lambda: built.schedule(optimizer, 10))
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from kdsweep import loss_rules
 from kdsweep.analysis.metrics import OBJECTIVES, row
 from kdsweep.config.keys import GROUPS
-from kdsweep.loss_rules import rule_of
 from kdsweep.system import user_code
 from kdsweep.system.errors import UserError, require
 from kdsweep.system.files import NOT_ALLOWED, require_writable
@@ -227,12 +226,8 @@ def require_objectives(cfg: DictConfig, lacking: Mapping[Need, str]) -> None:
 
 def _check_loss(cfg: DictConfig) -> None:
     """Refuses wrong settings of our own losses. The loss itself reports missing and unknown settings."""
-    rule = rule_of(str(cfg.loss._target_))
-    if rule is None:
-        return
-    names = inspect.signature(rule).parameters
-    if all(name in cfg.loss for name in names):
-        attempt("loss", lambda: rule(**{name: cfg.loss[name] for name in names}))
+    if loss_rules.rule_of(str(cfg.loss._target_)) is not None:
+        attempt("loss", lambda: loss_rules.check(OmegaConf.to_container(cfg.loss, resolve=True)))
 
 
 def _check_places(cfg: DictConfig) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from kdsweep.config import build
+from kdsweep.losses import given_to
 from kdsweep.numerics.hardware import resolve_device, set_threads
 from kdsweep.system.environment import cores
 from kdsweep.system.tensor_files import read_tensors
@@ -182,11 +183,12 @@ def _step_seconds(cfg: DictConfig, network: Classifier, precision: str, data: Da
     loss = build.component(cfg, "loss")
     # Zeros stand for the teacher's logits, because a loss takes the same time for any logits.
     answers = None if cfg.teacher is None else torch.zeros(n, data.n_classes, device=device)
+    given = given_to(loss, device)
     epochs_of_one_step = Fit(
         network,
         Views(data.train.images[:n].to(device), data.padding, data.flip, cfg.view_seed),
         data.train.labels[:n].to(device),
-        loss=lambda logits, _, labels: loss(logits, answers, labels),
+        loss=lambda logits, _, labels: loss(logits, answers, labels, **given),
         teacher=None,
         optimizer=build.component(cfg, "optimizer"),
         schedule=build.component(cfg, "schedule"),

@@ -13,7 +13,7 @@ from typing import Any
 import benchmark
 import pytest
 import torch
-from benchmarks import distill, evaluate, limit, online, parts, peers, views
+from benchmarks import distill, evaluate, limit, losses, online, parts, peers, views
 from benchmarks.measuring import Figure, Turns
 
 from kdsweep.table_check import CONTROL_ROWS, Asked
@@ -143,6 +143,17 @@ def test_views_are_measured_as_share_of_an_epoch(tmp_path: Path) -> None:
     assert goals(found) == ["<= 0.015"]
     (made,), (epoch,) = (found["seconds"][side] for side in ("views", "epoch"))
     assert found["figures"]["views, of an epoch's time"]["value"] == pytest.approx(made / views.TIMES / epoch)
+
+
+@pytest.mark.all
+@pytest.mark.slow
+def test_losses_are_measured_beside_cross_entropy(tmp_path: Path) -> None:
+    """Each loss has its share of a step, which is the difference of many values to as many of cross-entropy."""
+    found = measured("losses", tmp_path, *SMALL, "--loss", "kd", "kd_scheduled")
+    (kd,), (ce,), (epoch,) = (found["seconds"][side] for side in ("kd", "ce", "step"))
+    share = (kd - ce) / losses.TIMES / (epoch / 2)
+    assert found["figures"]["kd more than ce, of a step"]["value"] == pytest.approx(share)
+    assert found["figures"]["kd_scheduled, value and gradient"]["value"] > 0
 
 
 @pytest.mark.slow

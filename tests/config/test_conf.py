@@ -39,7 +39,7 @@ WHOLE = [option for option in OPTIONS if option not in OWN]
 
 # Where a component is called, this is what it gets besides what the configuration gives.
 GIVEN_WHEN_CALLED = {
-    *("student_logits", "teacher_logits", "labels"),
+    *("student_logits", "teacher_logits", "labels", "share"),
     *("params", "optimizer", "total_steps", "pictures", "draw"),
     *("network", "features", "validation_features", "validation_labels"),
 }

@@ -125,7 +125,7 @@ def test_a_slow_step_is_measured_on_part_of_a_batch(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss", ["kd", "ce", "label_smoothing"])
+@pytest.mark.parametrize("loss", ["kd", "ce", "label_smoothing", "sum"])
 def test_every_loss_can_be_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: str) -> None:
     """Losses with and without a teacher are measured, even if they diverge at the second step."""
     monkeypatch.setattr(measure_speed, "STEPS_SECONDS", 100.0)
