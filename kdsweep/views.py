@@ -31,8 +31,12 @@ def view_ids(seed: int, pass_index: int, indices: Tensor, padding: int, flip: bo
     Returns:
         (B,) int64 in [0, n_views).
     """
+    return _keyed_view_ids(_key(seed, _VIEW, pass_index), indices, padding, flip)
+
+
+def _keyed_view_ids(key: int | Tensor, indices: Tensor, padding: int, flip: bool) -> Tensor:
     # 32 of the 64 bits are scaled to the range. The bias is n_views / 2^32, far too small to matter in a training.
-    bits = (_hash(seed, _VIEW, pass_index, indices) >> 16) & 0xFFFFFFFF
+    bits = (_mix(key, indices) >> 16) & 0xFFFFFFFF
     return (bits * n_views(padding, flip)) >> 32
 
 
@@ -84,7 +88,18 @@ class Views:
 
     def batch(self, indices: Tensor, pass_index: int) -> Tensor:
         """Returns the pictures `indices` (B,) as pass `pass_index` shows them: (B, H, W, 3) uint8."""
-        ids = view_ids(self.seed, pass_index, indices, self.padding, self.flip)
+        return self.keyed_batch(indices, self.key(pass_index))
+
+    def key(self, pass_index: int) -> int:
+        """Returns the number, of 64 bits with a sign, that `keyed_batch` takes for a pass."""
+        return _key(self.seed, _VIEW, pass_index)
+
+    def keyed_batch(self, indices: Tensor, key: int | Tensor) -> Tensor:
+        """Does what `batch` does, for the pass with this `key`.
+
+        A step that is captured once and replayed for all passes has it as a tensor, () int64.
+        """
+        ids = _keyed_view_ids(key, indices, self.padding, self.flip)
         crops, flipped = (ids >> 1, ids & 1) if self.flip else (ids, torch.zeros_like(ids))
         rows, columns = crops // (2 * self.padding + 1), crops % (2 * self.padding + 1)
         pictures = self._windows[indices, rows, columns]  # (B, H, W, 3)
@@ -95,8 +110,17 @@ class Views:
 
 def _hash(seed: int, stream: int, counter: int, indices: Tensor) -> Tensor:
     """Returns 64 random bits for each index, as int64: the same on every device, since integers wrap around."""
-    key = _mix_int(_mix_int(_mix_int(seed + _GOLDEN) + stream * _GOLDEN) + counter * _GOLDEN)
-    z = indices * _signed(_GOLDEN) + _signed(key)
+    return _mix(_key(seed, stream, counter), indices)
+
+
+def _key(seed: int, stream: int, counter: int) -> int:
+    """Returns 64 random bits as a signed integer."""
+    return _signed(_mix_int(_mix_int(_mix_int(seed + _GOLDEN) + stream * _GOLDEN) + counter * _GOLDEN))
+
+
+def _mix(key: int | Tensor, indices: Tensor) -> Tensor:
+    """Returns 64 random bits for each index, drawn with a key, as int64."""
+    z = indices * _signed(_GOLDEN) + key
     z = (z ^ _shift_right(z, 30)) * _signed(_MULTIPLIERS[0])
     z = (z ^ _shift_right(z, 27)) * _signed(_MULTIPLIERS[1])
     return z ^ _shift_right(z, 31)
