@@ -23,6 +23,7 @@ from kdsweep.config.keys import NOT_IDENTIFYING, STUDENT_KEYS, unclassified
 from kdsweep.config.rules import attempt, require_objectives
 from kdsweep.evaluation import TOP
 from kdsweep.loss_rules import rule_of
+from kdsweep.numerics import compiling
 from kdsweep.numerics.hardware import TEACHER_PRECISIONS, resolve_device, resolve_precision
 from kdsweep.numerics.strided_convolutions import overrun
 from kdsweep.own_networks import OwnNetwork, is_own, split
@@ -43,6 +44,9 @@ COMPONENTS = (
     *("kdsweep.data.*", "kdsweep.models.Architecture", "kdsweep.training.fit_head"),
     *("kdsweep.losses.*", "kdsweep.schedules.*", "torch.optim.*"),
 )
+
+# A process makes at least about so many runs of a study. It isn't counted, because a study may go on with more runs.
+RUNS_OF_A_STUDY = 10
 
 # Number of pictures in a forward pass without gradients.
 EVALUATION_BATCH = 256
@@ -333,7 +337,7 @@ def student(cfg: DictConfig, data: Dataset) -> tuple[Classifier, str]:
     layer = overrun(built.net, precision, device)
     if layer is not None:
         fault = f"this processor can't train the network's {layer} in channels_last (oneDNN crashes in it)"
-        if cfg.compiled:
+        if cfg.compiled is True:
             raise UserError(f"{fault}, which torch.compile takes. Set compiled=false.", "compiled")
         if cfg.memory_format == "channels_last":
             raise UserError(f"{fault}. Set memory_format=auto or contiguous.", "memory_format")
@@ -341,8 +345,34 @@ def student(cfg: DictConfig, data: Dataset) -> tuple[Classifier, str]:
     return built, precision
 
 
+def compiled(cfg: DictConfig, in_study: bool | None = None) -> bool:
+    """Returns whether the student's training is compiled: as demanded, or on a GPU if its steps earn it.
+
+    What is counted is the same for all runs of a study, so that they are compiled alike: the steps over the whole
+    training split, in RUNS_OF_A_STUDY runs.
+
+    Args:
+        cfg: The configuration of a run.
+        in_study: Whether the run belongs to a study; None: as its stage says.
+    """
+    if cfg.compiled != "auto":
+        return bool(cfg.compiled)
+    device = resolve_device(cfg.device)
+    data, _ = inputs(key_of(cfg.data), cfg.view_seed, cfg.device)
+    share = cfg.data.train_fraction if "train_fraction" in cfg.data else 1.0
+    steps = max(1, round(len(data.train) / share) // cfg.batch_size)
+    in_study = cfg.tracking.stage != "single" if in_study is None else in_study
+    runs = RUNS_OF_A_STUDY if in_study else 1
+    if not compiling.worth_compiling_training(runs * cfg.epochs * steps, device):
+        return False
+    reason = compiling.fault(device.type)
+    if reason is not None:
+        compiling.note_plain_training(reason)
+    return reason is None
+
+
 def in_force(cfg: DictConfig, chosen: tuple[Classifier, str] | None = None) -> DictConfig:
-    """Returns `cfg` with each "auto" of precision and memory format replaced by what is in force.
+    """Returns `cfg` with each "auto" of precision, memory format and compiling replaced by what is in force.
 
     Args:
         chosen: What `student` returned; None for the run of a teacher.
@@ -353,6 +383,7 @@ def in_force(cfg: DictConfig, chosen: tuple[Classifier, str] | None = None) -> D
         own.teacher.precision = teacher_precision(cfg, resolve_device(cfg.device))
     if chosen is not None:
         own.precision, own.memory_format = chosen[1], chosen[0].format
+        own.compiled = compiled(cfg)
     return own
 
 

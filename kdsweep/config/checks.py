@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -43,7 +44,9 @@ def check_components(cfg: DictConfig) -> Components:
     resolve_precision(cfg.precision, device)
     set_threads(cfg.threads)
     set_determinism(cfg.deterministic, device)
-    if cfg.compiled:
+    if device.type == "cuda":
+        compiling.share_cache(Path(cfg.paths.cache) / "compiled")
+    if cfg.compiled is True:
         reason = compiling.fault(device.type)
         if reason is not None:
             rule = "torch.compile works on this machine"

@@ -68,6 +68,10 @@ class Network(Protocol):
 # far more.
 WORTH_FLOPS = 1e14
 
+# A training of this many steps on a GPU is compiled. On an H100 a step of a ResNet18 with 128 pictures took 2.5 ms
+# instead of 10.9, and compiling it 17 to 40 s.
+WORTH_STEPS = 5000
+
 # A cache with room for this many bytes has room for the code of a network.
 CACHE_BYTES = 2**20
 
@@ -81,6 +85,22 @@ COMPILING = ("torch._inductor", "torch._dynamo.exc", "torch._functorch")
 def worth_compiling(network: Network, pictures: Tensor) -> bool:
     """Returns whether a pass over `pictures` (N, H, W, 3) is long enough, and this machine has a compiler."""
     return len(pictures) * flops(network, *pictures.shape[1:3]) >= WORTH_FLOPS and has_compiler()
+
+
+def worth_compiling_training(steps: int, device: torch.device) -> bool:
+    """Returns whether so many steps in a process, of one training or of several, earn compiling; never on a CPU."""
+    return device.type == "cuda" and steps >= WORTH_STEPS
+
+
+def share_cache(folder: Path) -> None:
+    """Lets all processes of a machine find what one of them has compiled; what $TORCHINDUCTOR_CACHE_DIR names stays."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder.absolute()))
+
+
+@functools.cache
+def note_plain_training(reason: str) -> None:
+    """Says, once in a process, why training isn't compiled though that would pay."""
+    note(f"The training is not compiled (compiled=auto), which makes it several times slower on a GPU: {reason}.")
 
 
 class CompileError(RunError):

@@ -12,6 +12,7 @@ import torch
 
 from kdsweep.config import build
 from kdsweep.numerics.hardware import resolve_device, set_threads
+from kdsweep.numerics.step_graph import WARM_UPS
 from kdsweep.system.environment import cores
 from kdsweep.system.tensor_files import read_tensors
 from kdsweep.training import DivergedError, Fit, predict
@@ -182,6 +183,8 @@ def _step_seconds(cfg: DictConfig, network: Classifier, precision: str, data: Da
     loss = build.component(cfg, "loss")
     # Zeros stand for the teacher's logits, because a loss takes the same time for any logits.
     answers = None if cfg.teacher is None else torch.zeros(n, data.n_classes, device=device)
+    compiled = device.type == "cuda" and build.compiled(cfg, in_study=True)
+    settling = WARM_UPS + 2 if compiled else 1  # these steps also set up what later steps find ready
     epochs_of_one_step = Fit(
         network,
         Views(data.train.images[:n].to(device), data.padding, data.flip, cfg.view_seed),
@@ -190,24 +193,26 @@ def _step_seconds(cfg: DictConfig, network: Classifier, precision: str, data: Da
         teacher=None,
         optimizer=build.component(cfg, "optimizer"),
         schedule=build.component(cfg, "schedule"),
-        epochs=MAX_STEPS + 1,
+        epochs=MAX_STEPS + settling,
         batch_size=n,
         n_passes=1,
         order_seed=cfg.order_seed,
         precision=precision,
+        compiled=compiled,
     )
     steps: list[float] = []
     try:
         for metrics in epochs_of_one_step:
             steps.append(metrics["epoch_seconds"])
+            if compiled and len(steps) <= settling:
+                continue
             # The first step alone is believed only if a second one would take far too long.
             enough = STEPS_SECONDS if len(steps) > 1 else 3 * STEPS_SECONDS
-            if len(steps) == MAX_STEPS or sum(steps) > enough:
+            if len(steps) == MAX_STEPS + settling - 1 or sum(steps[settling - 1 :]) > enough:
                 break
     except DivergedError:  # the runs report that themselves, and some have other settings
         pass
-    # The first step also sets up what later steps find ready.
-    return statistics.median(steps[1:] or steps) * batch_size / n
+    return statistics.median(steps[settling:] or steps) * batch_size / n
 
 
 def _timed(action: Callable[[], object]) -> float:
