@@ -51,7 +51,15 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
         *("losses", "loss_rules", "schedules"),
     ),
     "numerics": (
-        *("logistic", "compiling", "rounding_noise", "small_convolutions", "step_graph", "strided_convolutions"),
+        *(
+            "logistic",
+            "compiling",
+            "half_precision",
+            "rounding_noise",
+            "small_convolutions",
+            "step_graph",
+            "strided_convolutions",
+        ),
         *("weight_files", "saved_networks", "picture_files", "hardware"),
     ),
     "system": (

@@ -23,13 +23,14 @@ from kdsweep.config.keys import NOT_IDENTIFYING, STUDENT_KEYS, unclassified
 from kdsweep.config.rules import attempt, require_objectives
 from kdsweep.evaluation import TOP
 from kdsweep.loss_rules import rule_of
-from kdsweep.numerics import compiling
-from kdsweep.numerics.hardware import TEACHER_PRECISIONS, resolve_device, resolve_precision
+from kdsweep.numerics import compiling, half_precision
+from kdsweep.numerics.hardware import TEACHER_PRECISIONS, arithmetic, resolve_device, resolve_precision
 from kdsweep.numerics.strided_convolutions import overrun
 from kdsweep.own_networks import OwnNetwork, is_own, split
 from kdsweep.system import environment, user_code
 from kdsweep.system.errors import UserError, is_number, require_kinds
 from kdsweep.system.files import hash_identity
+from kdsweep.system.progress import note
 from kdsweep.teachers import Teacher
 from kdsweep.views import Views
 
@@ -44,6 +45,9 @@ COMPONENTS = (
     *("kdsweep.data.*", "kdsweep.models.Architecture", "kdsweep.training.fit_head"),
     *("kdsweep.losses.*", "kdsweep.schedules.*", "torch.optim.*"),
 )
+
+# The number of training pictures on which a teacher is tried before it computes in fp16.
+TRIED_PICTURES = 1024
 
 # A process makes at least about so many runs of a study. It isn't counted, because a study may go on with more runs.
 RUNS_OF_A_STUDY = 10
@@ -285,8 +289,40 @@ def hardware(cfg: DictConfig) -> tuple[torch.device, str]:
 
 
 def teacher_precision(cfg: DictConfig, device: torch.device) -> str:
-    """Returns the precision of the teacher's passes."""
-    return resolve_precision(cfg.teacher.precision, device, TEACHER_PRECISIONS)
+    """Returns the precision of the teacher's passes; "auto" is fp16 on a GPU if the teacher's values fit, else tf32."""
+    plain = resolve_precision(cfg.teacher.precision, device, TEACHER_PRECISIONS)
+    if cfg.teacher.precision != "auto" or device.type != "cuda":
+        return plain
+    if not _fits_fp16(key_of(cfg.teacher.network), key_of(cfg.data), cfg.view_seed, cfg.device):
+        return "tf32" if plain == "bf16" else plain  # a GPU that multiplies bf16 itself does so with tf32 too
+    return "fp16"
+
+
+@functools.lru_cache(maxsize=8)
+def _fits_fp16(network_key: str, data_key: str, view_seed: int, device: str) -> bool:
+    """Tries a teacher's network on some training pictures in fp32; says what that means for the teacher's precision."""
+    data, views = inputs(data_key, view_seed, device)
+    cfg = OmegaConf.create({"teacher": {"network": of_key(network_key)}, "device": device})
+    every = max(1, len(data.train) // TRIED_PICTURES)
+    pictures = data.train.images[::every][:TRIED_PICTURES]
+    with torch.random.fork_rng([views.device] if views.device.type == "cuda" else []):
+        tried = network(cfg, "teacher.network", data, view_seed)
+
+    def run() -> None:
+        with arithmetic("fp32", views.device):
+            for batch in pictures.split(EVALUATION_BATCH):
+                tried.features(batch.to(views.device))
+
+    largest = half_precision.largest_value(tried.eval(), run)
+    fits = half_precision.fits(largest)
+    values = f"its values, up to {largest:.3g},"
+    limit = f"fp16's largest, {half_precision.LARGEST:,.0f}"
+    note(
+        f"Teacher: precision fp16, since {values} stay far below {limit}."
+        if fits
+        else f"Teacher: precision not fp16, since {values} come too close to {limit}."
+    )
+    return fits
 
 
 def network(cfg: DictConfig, group: str, data: Dataset, seed: int) -> Classifier:
