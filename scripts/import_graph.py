@@ -51,15 +51,8 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
         *("losses", "loss_rules", "schedules"),
     ),
     "numerics": (
-        *(
-            "logistic",
-            "compiling",
-            "half_precision",
-            "rounding_noise",
-            "small_convolutions",
-            "step_graph",
-            "strided_convolutions",
-        ),
+        *("logistic", "compiling", "step_graph", "half_precision", "gpu_memory"),
+        *("rounding_noise", "small_convolutions", "strided_convolutions"),
         *("weight_files", "saved_networks", "picture_files", "hardware"),
     ),
     "system": (

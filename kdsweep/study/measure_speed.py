@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from kdsweep.config import build
+from kdsweep.numerics import gpu_memory
 from kdsweep.numerics.hardware import resolve_device, set_threads
 from kdsweep.numerics.step_graph import WARM_UPS
 from kdsweep.system.environment import cores
@@ -60,6 +61,8 @@ class Speed:
         threads: CPU threads of the measured run.
         cores: CPU cores that this process may use.
         gpus: The number of GPUs that runs may use; 0 if they use the CPU.
+        gpu_bytes: The most that a run takes of a GPU's memory, beside what CUDA takes; 0 on a CPU.
+        gpu_free: What is free of a GPU's memory, in bytes; 0 on a CPU.
     """
 
     step_seconds: float
@@ -78,6 +81,8 @@ class Speed:
     threads: int
     cores: int
     gpus: int
+    gpu_bytes: int = 0
+    gpu_free: int = 0
 
 
 def measure(cfg: DictConfig, threads: int | None = None) -> Speed:
@@ -89,9 +94,12 @@ def measure(cfg: DictConfig, threads: int | None = None) -> Speed:
         cfg: The configuration, after `checks.check`.
         threads: CPU threads. None means the configuration's number, or torch's choice if it has none.
     """
-    step_seconds, evaluation_rate = student_speed(cfg, threads)
     device = resolve_device(cfg.device)
     data, _ = build.inputs(build.key_of(cfg.data), cfg.view_seed, cfg.device)
+    with gpu_memory.peak(device) as peak:
+        step_seconds, evaluation_rate = student_speed(cfg, threads)
+        gpu_bytes = peak()
+    gpu_free = gpu_memory.free(device)
     with _undisturbed(cfg, threads):
         teacher_rate: float | None = None
         passes: tuple[int, ...] = ()
@@ -117,7 +125,10 @@ def measure(cfg: DictConfig, threads: int | None = None) -> Speed:
             features_missing=features,
             threads=torch.get_num_threads(),
             cores=cores(),
-            gpus=torch.cuda.device_count() if device.type == "cuda" else 0,
+            gpus=0 if device.type == "cpu" else 1 if device.index is not None else torch.cuda.device_count(),
+            # A distilled run has the table of a pass on the GPU, and keeps a second one for a moment.
+            gpu_bytes=gpu_bytes + (0 if cfg.teacher is None else 2 * 4 * len(data.train) * data.n_classes),
+            gpu_free=gpu_free,
         )
 
 

@@ -11,7 +11,7 @@ from commands import SHORT
 from configurations import composed
 from networks import random_pictures
 from test_compiling import small_network
-from test_teachers import teacher
+from test_teachers import DATA, teacher
 from torch import nn
 
 from kdsweep.config import build
@@ -19,12 +19,14 @@ from kdsweep.models import Classifier
 from kdsweep.numerics import half_precision
 from kdsweep.numerics.half_precision import fits, largest_value
 from kdsweep.system.errors import RunError
+from kdsweep.teachers import Teacher
+from kdsweep.views import Views
 
 PICTURES = random_pictures(16)
 
 
 def scaled(factor: float) -> Classifier:
-    """A small network whose second convolution computes `factor` times as much, which the batch norm after it undoes."""
+    """A small network whose second convolution computes `factor` times as much; the batch norm after it undoes that."""
     network = small_network()
     convolution, norm = network.net[3], network.net[4]  # type: ignore[index]
     with torch.no_grad():
@@ -127,3 +129,16 @@ def test_a_cpu_has_its_own_auto() -> None:
     """No network is tried there."""
     cfg, cpu = composed(*SHORT, "precision=auto"), torch.device("cpu")
     assert build.teacher_precision(cfg, cpu) == build.resolve_precision("auto", cpu)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_gpu_computes_in_fp16(tmp_path: Path) -> None:
+    """Its logits for a pass are those of fp32 but for rounding errors."""
+    shown = Views(DATA.train.images.to("cuda"), DATA.padding, DATA.flip, seed=0)
+    logits = [
+        Teacher(small_network().to("cuda"), DATA, shown, tmp_path, "table", 16, precision).answers(0)(
+            torch.arange(32, device="cuda"), DATA.train.images
+        )
+        for precision in ("fp16", "fp32")
+    ]
+    torch.testing.assert_close(logits[0], logits[1], rtol=1e-2, atol=1e-2 * float(logits[1].abs().max()))
