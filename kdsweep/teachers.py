@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kdsweep.numerics import compiling
 from kdsweep.numerics.compiling import CompileError, compiled_features, worth_compiling
+from kdsweep.numerics.half_precision import require_finite
 from kdsweep.numerics.hardware import arithmetic, is_out_of_memory
 from kdsweep.numerics.rounding_noise import rounding_noise
 from kdsweep.system.errors import UserError, one_line, require
@@ -147,7 +148,7 @@ class Teacher:
             self._features,
             split,
             len(pictures),
-            lambda rows: self._passing(pictures[rows].to(self._device)),
+            lambda rows: self._finite(self._passing(pictures[rows].to(self._device))),
             Asked(
                 lambda rows: self._forward(self.network.features, pictures[rows].to(self._device)),
                 lambda rows: self._shaken(pictures[rows].to(self._device)),
@@ -215,6 +216,9 @@ class Teacher:
         with arithmetic(self._precision, self._device):
             return function(pictures)
 
+    def _finite(self, features: Tensor) -> Tensor:
+        return require_finite(features) if self._precision == "fp16" else features
+
     def _shaken(self, pictures: Tensor) -> Tensor:
         """Computes features as `network.features` does, with random rounding errors in each layer."""
         with rounding_noise(self.network.net, self._precision, NOISE_SEED, but=self.network.head):
@@ -222,7 +226,7 @@ class Teacher:
 
     def _pass(self, pass_index: int) -> Compute:
         """Returns the function of picture indices (B,) that computes the logits of a pass for its table."""
-        return lambda rows: self._head(self._passing(self._view(rows, pass_index)))
+        return lambda rows: self._head(self._finite(self._passing(self._view(rows, pass_index))))
 
     @functools.cached_property
     def _passing(self) -> Compute:

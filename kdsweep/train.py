@@ -260,7 +260,8 @@ def train_student(cfg: DictConfig, components: Components, trial: TrialLink | No
     heard = teacher if LOGITS in needs_of(components.loss) else None
 
     def predict(split: str) -> Tensor:
-        return training.predict(network, getattr(data, split).images, build.EVALUATION_BATCH, precision)
+        images = getattr(data, split).images
+        return training.predict(network, images, build.EVALUATION_BATCH, precision, cfg.compiled)
 
     with _checkpoints(cfg, build.run_key(cfg, data, teacher), store) as (checkpoints, state):
         run_id = None if state is None else state["run"]

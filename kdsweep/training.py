@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from kdsweep import gradients
 from kdsweep.losses import given_to
-from kdsweep.numerics.compiling import compiled_forward, explained
+from kdsweep.numerics.compiling import announced, compiled_evaluation, compiled_forward, compiled_loss, explained
 from kdsweep.numerics.hardware import (
     arithmetic,
     autocast,
@@ -26,6 +27,7 @@ from kdsweep.numerics.hardware import (
 )
 from kdsweep.numerics.logistic import LogisticRegression
 from kdsweep.numerics.small_convolutions import small_maps
+from kdsweep.numerics.step_graph import StepGraph, make_capturable, note_plain, obstacle
 from kdsweep.system import user_code
 from kdsweep.system.errors import SEE_TRACEBACK, RunError, UserError, is_number, require
 from kdsweep.system.progress import progress
@@ -47,10 +49,15 @@ MOST_ITERATIONS = 10**6
 # What torch says where batch normalisation has a single value to take the mean of.
 ONE_VALUE = "Expected more than 1 value per channel"
 
+# What speaks against capturing the kinds of steps that this process has made.
+_obstacles: dict[str, str | None] = {}
+
 Metrics = dict[str, float]
 # (student logits, teacher logits or None, labels) -> scalar; and `share`, if the loss says that it needs it
 Loss = Callable[..., Tensor]
 Answers = Callable[[Tensor, Tensor], Tensor]  # (picture indices, their views) -> teacher logits
+# What a step leaves: its loss, the number of right answers, the student's logits, and the teacher's or None
+Step = tuple[Tensor, Tensor, Tensor, Tensor | None]
 
 
 class DivergedError(RunError):
@@ -82,7 +89,8 @@ class Fit:
         n_passes: The number of passes over the views. Each epoch uses another one, until all have been used.
         order_seed: Decides the order of the pictures and of the passes, and dropout (by torch's global generators).
         precision: bf16, tf32 or fp32.
-        compiled: Whether to compile the network with torch.compile, which changes the last bits of its numbers.
+        compiled: Whether to compile the network with torch.compile, which changes the last bits of its numbers. On a
+            GPU the loss is compiled too, and the whole step is replayed as one CUDA graph.
 
     Attributes:
         epoch: The number of epochs that have ended.
@@ -113,18 +121,22 @@ class Fit:
         # It replaces single convolutions, and torch.compile wouldn't see through that.
         self._small_maps = nullcontext() if compiled else small_maps(precision, labels.device)
         self._network, self._views, self._labels = network, views, labels
-        self._loss, self._teacher = loss, teacher
+        self._captures = compiled and labels.device.type == "cuda"
+        self._loss = compiled_loss(loss, teacher is not None, labels.device) if self._captures else loss
+        self._plain_loss, self._teacher = loss, teacher
         # It is one tensor for the whole training, so that a compiled or captured step sees its new value.
         self._given = given_to(loss, labels.device)
         self._epochs, self._n_passes, self._order_seed, self._precision = epochs, n_passes, order_seed, precision
         self._batch_size = min(batch_size, len(labels))
         self._steps = len(labels) // self._batch_size
         self._optimizer = optimizer([parameter for parameter in network.parameters() if parameter.requires_grad])
+        if self._captures:
+            make_capturable(self._optimizer)
         self._scheduler = schedule(self._optimizer, epochs * self._steps)
+        self._step_graph: StepGraph | None = None
         self._gradient: Tensor | None  # what `gradients.of_the_teacher` found in the epoch's last step
         self.epoch, self.between_steps = 0, True
         self.last: Metrics = {}
-        self._gradient: Tensor | None
         self._begin_epoch()
 
     def __iter__(self) -> Iterator[Metrics]:
@@ -135,6 +147,7 @@ class Fit:
                 next_epoch = min(self.epoch + 1, self._epochs)
                 advance(0, f"epoch {next_epoch}/{self._epochs}, train accuracy {self.last['train/accuracy']:.1%}")
                 yield self.last
+        self._step_graph = None  # its memory isn't needed any more
 
     def after(self, n: int) -> Iterator[Metrics]:
         """Yields the metrics of the epochs after the first n.
@@ -171,6 +184,10 @@ class Fit:
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
                     # The fused optimizers want it in the layout of its parameter.
                     kept[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        if self._captures:
+            make_capturable(self._optimizer)
+            # A graph knows the tensors that the optimizer had before.
+            self._step_graph = None
         self._scheduler.load_state_dict(state["scheduler"])
         set_random_state(state["random"])
         self.epoch, self.last = state["epoch"], state["last"]
@@ -224,21 +241,74 @@ class Fit:
         return explained("compiled") if self._compiled else nullcontext()
 
     def _train_step(self, indices: Tensor, pass_index: int, answers: Answers | None) -> None:
+        """Makes a step, and notes its loss and how many answers were right."""
+        key = self._views.key(pass_index)
+        if self._captures:
+            loss, correct, logits, guide = self._replayed(indices, key, answers)
+        else:
+            loss, correct, logits, guide = self._computed(indices, key, answers)
+        self._scheduler.step()
+        self._losses[self._step] = loss
+        self._correct += correct
+        if guide is not None and self._step == self._steps - 1:
+            self._gradient = gradients.of_the_teacher(self._plain_loss, logits, guide, self._labels[indices])
+
+    def _computed(self, indices: Tensor, key: int | Tensor, answers: Answers | None) -> Step:
+        """Computes a step, and changes network and optimizer.
+
+        On a GPU this is what a CUDA graph replays. So it mustn't ask for the content of a tensor, and it finds all
+        that changes from step to step in tensors: the indices, the key of the pass, and the learning rate.
+        """
         labels = self._labels[indices]
-        pictures = self._views.batch(indices, pass_index)  # (B, H, W, 3)
+        pictures = self._views.keyed_batch(indices, key)  # (B, H, W, 3)
         with self._compiling(), autocast(self._precision, labels.device), self._small_maps:
             logits = self._forward(pictures)  # (B, C)
         guide = None if answers is None else answers(indices, pictures)
-        value = self._loss(logits, guide, labels, **self._given)
+        with self._compiling():
+            value = self._loss(logits, guide, labels, **self._given)
         self._optimizer.zero_grad(set_to_none=True)
         with self._compiling():
             value.backward()
         self._optimizer.step()
-        self._scheduler.step()
-        self._losses[self._step] = value.detach()
-        self._correct += (logits.detach().argmax(dim=1) == labels).sum()
-        if guide is not None and self._step == self._steps - 1:
-            self._gradient = gradients.of_the_teacher(self._loss, logits, guide, labels)
+        return value.detach(), (logits.detach().argmax(dim=1) == labels).sum(), logits.detach(), guide
+
+    def _replayed(self, indices: Tensor, key: int, answers: Answers | None) -> Step:
+        """Does what `_computed` does, from a CUDA graph if one can be captured."""
+        # Each pass has a table of its own, so its logits are looked up before the step. It needs no pictures.
+        looked_up = None if answers is None or self._asks_teacher else answers(indices, indices[:0])
+        if self._step_graph is None:
+            reason = self._obstacle(indices, key, looked_up)
+            if reason is not None:
+                note_plain(reason)
+                self._captures = False
+                return self._computed(indices, key, answers)
+            first = functools.partial(announced, f"{self._network.net} {indices.shape} {self._precision}")
+            self._step_graph = StepGraph(self._captured, self._optimizer, first)
+        return self._step_graph(indices, key, looked_up)
+
+    def _captured(self, indices: Tensor, key: Tensor, looked_up: Tensor | None) -> Step:
+        """The step that is captured."""
+        if looked_up is not None:
+            return self._computed(indices, key, lambda _, __: looked_up)
+        # A teacher that is asked answers for the pictures that it gets, whatever their pass is.
+        teacher = self._teacher if self._asks_teacher else None
+        return self._computed(indices, key, None if teacher is None else teacher.answers(0))
+
+    @property
+    def _asks_teacher(self) -> bool:
+        return self._teacher is not None and self._teacher.mode == "online"
+
+    def _obstacle(self, indices: Tensor, key: int, looked_up: Tensor | None) -> str | None:
+        """Returns why the step can't be captured, if that shows; found out once in a process for each kind of step."""
+        loss, settings = getattr(self._plain_loss, "func", self._plain_loss), self._optimizer.defaults
+        kind = f"{self._network.net} {loss} {type(self._optimizer)} {settings.get('fused')}"
+        if kind not in _obstacles:
+            pictures, n_classes = self._views.keyed_batch(indices, key), self._network.n_classes
+            answers = torch.zeros(len(indices), n_classes, device=indices.device) if self._asks_teacher else looked_up
+            labels = self._labels[indices]
+            plain = functools.partial(self._plain_loss, **self._given)
+            _obstacles[kind] = obstacle(self._network, plain, self._optimizer, pictures, answers, labels)
+        return _obstacles[kind]
 
 
 def rehearse(
@@ -387,7 +457,7 @@ def require_head_settings(weight_decays: object, max_iterations: object) -> None
     require(fits, rule, max_iterations, "max_iterations", "It is a whole number.")
 
 
-def predict(network: Classifier, pictures: Tensor, batch_size: int, precision: str) -> Tensor:
+def predict(network: Classifier, pictures: Tensor, batch_size: int, precision: str, compiled: bool = False) -> Tensor:
     """Computes a network's logits in evaluation mode, without gradients.
 
     Args:
@@ -395,14 +465,16 @@ def predict(network: Classifier, pictures: Tensor, batch_size: int, precision: s
         pictures: (N, H, W, 3) uint8, on any device.
         batch_size: The number of pictures in a forward pass.
         precision: bf16, tf32 or fp32.
+        compiled: Whether a GPU computes them by compiled code.
 
     Returns:
         Logits (N, C) float32, on the network's device.
     """
     network.eval()
     device = network.head.weight.device
+    forward = compiled_evaluation(network, batch_size) if compiled and device.type == "cuda" else network
     with arithmetic(precision, device), small_maps(precision, device):
-        return torch.cat([network(batch.to(device)).float() for batch in pictures.split(batch_size)])
+        return torch.cat([forward(batch.to(device)).float() for batch in pictures.split(batch_size)])
 
 
 def _refuse_non_finite(losses: Tensor, epoch: int) -> None:

@@ -18,27 +18,26 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 _MASK = (1 << 64) - 1
 
-# Independent streams of numbers drawn from one seed; those from _AUGMENTATION on belong to augmentations.
-_VIEW, _BATCH, _PASS, _AUGMENTATION = 0, 1, 2, 3
+# Independent streams of numbers drawn from one seed.
+_VIEW, _BATCH, _PASS = 0, 1, 2
 
 
 @dataclass(frozen=True, eq=False)
 class Draw:
-    """Random numbers for the pictures of a batch: each is a function of (view seed, pass, picture index, stream).
+    """Random numbers for the pictures of a batch: functions of (view seed, pass, picture index, stream) alone.
 
     Attributes:
-        seed: The view seed.
-        pass_index: The pass.
+        key: The pass's key, as `Views.key` returns it, or the same as a tensor, () int64.
         indices: (B,) int64, indices of pictures.
     """
 
-    seed: int
-    pass_index: int
+    key: int | Tensor
     indices: Tensor
 
     def below(self, stream: int, n: int) -> Tensor:
         """Returns whole numbers in [0, n), (B,) int64. Each stream, from 0, has numbers of its own."""
-        return _scaled(_hash(self.seed, _AUGMENTATION + stream, self.pass_index, self.indices), n)
+        picture = _mix(self.key, self.indices)  # its own 64 bits in this pass
+        return _scaled(_mix(_signed(((stream + 1) * _GOLDEN) & _MASK), picture), n)
 
 
 # (pictures (B, H, W, 3) uint8, their random numbers) -> changed pictures (B, H, W, 3) uint8
@@ -58,7 +57,11 @@ def view_ids(seed: int, pass_index: int, indices: Tensor, padding: int, flip: bo
     Returns:
         (B,) int64 in [0, n_views).
     """
-    return _scaled(_hash(seed, _VIEW, pass_index, indices), n_views(padding, flip))
+    return _keyed_view_ids(_key(seed, _VIEW, pass_index), indices, padding, flip)
+
+
+def _keyed_view_ids(key: int | Tensor, indices: Tensor, padding: int, flip: bool) -> Tensor:
+    return _scaled(_mix(key, indices), n_views(padding, flip))
 
 
 def n_views(padding: int, flip: bool) -> int:
@@ -127,13 +130,22 @@ class Views:
 
     def batch(self, indices: Tensor, pass_index: int) -> Tensor:
         """Returns the pictures `indices` (B,) as pass `pass_index` shows them: (B, H, W, 3) uint8."""
-        pictures = self._cropped(indices, pass_index)
-        if self._augmentation is None:
-            return pictures
-        return self._augmentation(pictures, Draw(self.seed, pass_index, indices))
+        return self.keyed_batch(indices, self.key(pass_index))
 
-    def _cropped(self, indices: Tensor, pass_index: int) -> Tensor:
-        ids = view_ids(self.seed, pass_index, indices, self.padding, self.flip)
+    def key(self, pass_index: int) -> int:
+        """Returns the number, of 64 bits with a sign, that `keyed_batch` takes for a pass."""
+        return _key(self.seed, _VIEW, pass_index)
+
+    def keyed_batch(self, indices: Tensor, key: int | Tensor) -> Tensor:
+        """Does what `batch` does, for the pass with this `key`.
+
+        A step that is captured once and replayed for all passes has it as a tensor, () int64.
+        """
+        pictures = self._cropped(indices, key)
+        return pictures if self._augmentation is None else self._augmentation(pictures, Draw(key, indices))
+
+    def _cropped(self, indices: Tensor, key: int | Tensor) -> Tensor:
+        ids = _keyed_view_ids(key, indices, self.padding, self.flip)
         crops, flipped = (ids >> 1, ids & 1) if self.flip else (ids, torch.zeros_like(ids))
         rows, columns = crops // (2 * self.padding + 1), crops % (2 * self.padding + 1)
         pictures = self._windows[indices, rows, columns]  # (B, H, W, 3)
@@ -149,8 +161,17 @@ def _scaled(bits: Tensor, n: int) -> Tensor:
 
 def _hash(seed: int, stream: int, counter: int, indices: Tensor) -> Tensor:
     """Returns 64 random bits for each index, as int64: the same on every device, since integers wrap around."""
-    key = _mix_int(_mix_int(_mix_int(seed + _GOLDEN) + stream * _GOLDEN) + counter * _GOLDEN)
-    z = indices * _signed(_GOLDEN) + _signed(key)
+    return _mix(_key(seed, stream, counter), indices)
+
+
+def _key(seed: int, stream: int, counter: int) -> int:
+    """Returns 64 random bits as a signed integer."""
+    return _signed(_mix_int(_mix_int(_mix_int(seed + _GOLDEN) + stream * _GOLDEN) + counter * _GOLDEN))
+
+
+def _mix(key: int | Tensor, indices: Tensor) -> Tensor:
+    """Returns 64 random bits for each index, drawn with a key, as int64."""
+    z = indices * _signed(_GOLDEN) + key
     z = (z ^ _shift_right(z, 30)) * _signed(_MULTIPLIERS[0])
     z = (z ^ _shift_right(z, 27)) * _signed(_MULTIPLIERS[1])
     return z ^ _shift_right(z, 31)

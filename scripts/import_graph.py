@@ -63,7 +63,8 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
         *("gradients", "losses", "loss_rules", "schedules"),
     ),
     "numerics": (
-        *("logistic", "compiling", "rounding_noise", "small_convolutions", "strided_convolutions"),
+        *("logistic", "compiling", "step_graph", "half_precision", "gpu_memory"),
+        *("rounding_noise", "small_convolutions", "strided_convolutions"),
         *("weight_files", "saved_networks", "picture_files", "hardware"),
     ),
     "system": (

@@ -195,9 +195,10 @@ class Recording(Views):
         super().__init__(DATA.train.images, DATA.padding, DATA.flip, seed=0)
         self.asked: list[tuple[list[int], int]] = []
 
-    def batch(self, indices: Tensor, pass_index: int) -> Tensor:
-        self.asked.append((indices.tolist(), pass_index))
-        return super().batch(indices, pass_index)
+    def keyed_batch(self, indices: Tensor, key: int | Tensor) -> Tensor:
+        pass_of = {self.key(pass_index): pass_index for pass_index in range(10)}
+        self.asked.append((indices.tolist(), pass_of[int(key)]))
+        return super().keyed_batch(indices, key)
 
 
 def recorded(**changes: Any) -> list[list[tuple[list[int], int]]]:

@@ -101,7 +101,7 @@ def again(original: Original, options: argparse.Namespace) -> DictConfig:
     # Keys that older versions lacked get their default; groups of components don't.
     base = {name: defaults[name] for name in defaults if name not in (*GROUPS, "arm")}
     tracking = {**OWN, "offline": False, "reproduces": original.id}
-    base["memory_format"] = "channels_last"  # as runs were before this key
+    base |= {"memory_format": "channels_last", "compiled": False}  # as runs were before these keys
     cfg = OmegaConf.merge(base, saved, groups, {"paths": paths, "tracking": tracking, "resume": False})
     assert isinstance(cfg, DictConfig)
     cfg.tracking.uri = None if options.uri is None else store_uri(options.uri, options.root)

@@ -22,12 +22,14 @@ from kdsweep import loss_rules, losses, training
 from kdsweep.config.keys import NOT_IDENTIFYING, STUDENT_KEYS, unclassified
 from kdsweep.config.rules import attempt, require_objectives
 from kdsweep.evaluation import TOP
-from kdsweep.numerics.hardware import TEACHER_PRECISIONS, resolve_device, resolve_precision
+from kdsweep.numerics import compiling, half_precision
+from kdsweep.numerics.hardware import TEACHER_PRECISIONS, arithmetic, resolve_device, resolve_precision
 from kdsweep.numerics.strided_convolutions import overrun
 from kdsweep.own_networks import OwnNetwork, is_own, split
 from kdsweep.system import environment, user_code
 from kdsweep.system.errors import UserError, is_number, require_kinds
 from kdsweep.system.files import hash_identity
+from kdsweep.system.progress import note
 from kdsweep.teachers import Teacher
 from kdsweep.views import Views
 
@@ -42,6 +44,12 @@ COMPONENTS = (
     *("kdsweep.data.*", "kdsweep.models.Architecture", "kdsweep.training.fit_head"),
     *("kdsweep.augmentations.*", "kdsweep.losses.*", "kdsweep.schedules.*", "torch.optim.*"),
 )
+
+# The number of training pictures on which a teacher is tried before it computes in fp16.
+TRIED_PICTURES = 1024
+
+# A process makes at least about so many runs of a study. It isn't counted, because a study may go on with more runs.
+RUNS_OF_A_STUDY = 10
 
 # Number of pictures in a forward pass without gradients.
 EVALUATION_BATCH = 256
@@ -224,7 +232,7 @@ def rehearse_training(cfg: DictConfig, data: Dataset, built: Classifier, precisi
     device, parts = resolve_device(cfg.device), components(cfg)
     training.rehearse(
         built,
-        _views(cfg, data, pictures.to(device), cfg.view_seed),
+        views_of(cfg, data, pictures.to(device), cfg.view_seed),
         labels.to(device),
         loss=parts.loss,
         guided=cfg.teacher is not None,
@@ -262,18 +270,22 @@ def of_key(key: str) -> DictConfig:
 
 def inputs(cfg: DictConfig) -> tuple[Dataset, Views]:
     """Loads the data set and makes the views of its training pictures. Both are kept for the next job of a sweep."""
+    return _inputs(_inputs_key(cfg), cfg.view_seed, cfg.device)
+
+
+def _inputs_key(cfg: DictConfig) -> str:
     groups = {"data": container(cfg.data), "augment": None if cfg.augment is None else container(cfg.augment)}
-    return _inputs(json.dumps(groups, sort_keys=True), cfg.view_seed, cfg.device)
+    return json.dumps(groups, sort_keys=True)
 
 
 @functools.lru_cache(maxsize=1)
 def _inputs(key: str, view_seed: int, device: str) -> tuple[Dataset, Views]:
     cfg = of_key(key)
     data: Dataset = component(cfg, "data")
-    return data, _views(cfg, data, data.train.images.to(resolve_device(device)), view_seed)
+    return data, views_of(cfg, data, data.train.images.to(resolve_device(device)), view_seed)
 
 
-def _views(cfg: DictConfig, data: Dataset, pictures: torch.Tensor, view_seed: int) -> Views:
+def views_of(cfg: DictConfig, data: Dataset, pictures: torch.Tensor, view_seed: int) -> Views:
     """Makes the views of pictures, and tries the augmentation on one of them."""
     if cfg.augment is None:
         return Views(pictures, data.padding, data.flip, view_seed)
@@ -290,8 +302,40 @@ def hardware(cfg: DictConfig) -> tuple[torch.device, str]:
 
 
 def teacher_precision(cfg: DictConfig, device: torch.device) -> str:
-    """Returns the precision of the teacher's passes."""
-    return resolve_precision(cfg.teacher.precision, device, TEACHER_PRECISIONS)
+    """Returns the precision of the teacher's passes; "auto" is fp16 on a GPU if the teacher's values fit, else tf32."""
+    plain = resolve_precision(cfg.teacher.precision, device, TEACHER_PRECISIONS)
+    if cfg.teacher.precision != "auto" or device.type != "cuda":
+        return plain
+    if not _fits_fp16(key_of(cfg.teacher.network), _inputs_key(cfg), cfg.view_seed, cfg.device):
+        return "tf32" if plain == "bf16" else plain  # a GPU that multiplies bf16 itself does so with tf32 too
+    return "fp16"
+
+
+@functools.lru_cache(maxsize=8)
+def _fits_fp16(network_key: str, inputs_key: str, view_seed: int, device: str) -> bool:
+    """Tries a teacher's network on some training pictures in fp32; says what that means for the teacher's precision."""
+    data, views = _inputs(inputs_key, view_seed, device)
+    cfg = OmegaConf.create({"teacher": {"network": of_key(network_key)}, "device": device})
+    every = max(1, len(data.train) // TRIED_PICTURES)
+    pictures = data.train.images[::every][:TRIED_PICTURES]
+    with torch.random.fork_rng([views.device] if views.device.type == "cuda" else []):
+        tried = network(cfg, "teacher.network", data, view_seed)
+
+    def run() -> None:
+        with arithmetic("fp32", views.device):
+            for batch in pictures.split(EVALUATION_BATCH):
+                tried.features(batch.to(views.device))
+
+    largest = half_precision.largest_value(tried.eval(), run)
+    fits = half_precision.fits(largest)
+    values = f"its values, up to {largest:.3g},"
+    limit = f"fp16's largest, {half_precision.LARGEST:,.0f}"
+    note(
+        f"Teacher: precision fp16, since {values} stay far below {limit}."
+        if fits
+        else f"Teacher: precision not fp16, since {values} come too close to {limit}."
+    )
+    return fits
 
 
 def network(cfg: DictConfig, group: str, data: Dataset, seed: int) -> Classifier:
@@ -342,7 +386,7 @@ def student(cfg: DictConfig, data: Dataset) -> tuple[Classifier, str]:
     layer = overrun(built.net, precision, device)
     if layer is not None:
         fault = f"this processor can't train the network's {layer} in channels_last (oneDNN crashes in it)"
-        if cfg.compiled:
+        if cfg.compiled is True:
             raise UserError(f"{fault}, which torch.compile takes. Set compiled=false.", "compiled")
         if cfg.memory_format == "channels_last":
             raise UserError(f"{fault}. Set memory_format=auto or contiguous.", "memory_format")
@@ -350,8 +394,34 @@ def student(cfg: DictConfig, data: Dataset) -> tuple[Classifier, str]:
     return built, precision
 
 
+def compiled(cfg: DictConfig, in_study: bool | None = None) -> bool:
+    """Returns whether the student's training is compiled: as demanded, or on a GPU if its steps earn it.
+
+    What is counted is the same for all runs of a study, so that they are compiled alike: the steps over the whole
+    training split, in RUNS_OF_A_STUDY runs.
+
+    Args:
+        cfg: The configuration of a run.
+        in_study: Whether the run belongs to a study; None: as its stage says.
+    """
+    if cfg.compiled != "auto":
+        return bool(cfg.compiled)
+    device = resolve_device(cfg.device)
+    data, _ = inputs(cfg)
+    share = cfg.data.train_fraction if "train_fraction" in cfg.data else 1.0
+    steps = max(1, round(len(data.train) / share) // cfg.batch_size)
+    in_study = cfg.tracking.stage != "single" if in_study is None else in_study
+    runs = RUNS_OF_A_STUDY if in_study else 1
+    if not compiling.worth_compiling_training(runs * cfg.epochs * steps, device):
+        return False
+    reason = compiling.fault(device.type)
+    if reason is not None:
+        compiling.note_plain_training(reason)
+    return reason is None
+
+
 def in_force(cfg: DictConfig, chosen: tuple[Classifier, str] | None = None) -> DictConfig:
-    """Returns `cfg` with each "auto" of precision and memory format replaced by what is in force.
+    """Returns `cfg` with each "auto" of precision, memory format and compiling replaced by what is in force.
 
     Args:
         chosen: What `student` returned; None for the run of a teacher.
@@ -362,6 +432,7 @@ def in_force(cfg: DictConfig, chosen: tuple[Classifier, str] | None = None) -> D
         own.teacher.precision = teacher_precision(cfg, resolve_device(cfg.device))
     if chosen is not None:
         own.precision, own.memory_format = chosen[1], chosen[0].format
+        own.compiled = compiled(cfg)
     return own
 
 

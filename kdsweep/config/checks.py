@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from kdsweep import training
-from kdsweep.config.build import Components, architecture, component, components, key_of, teacher_precision
+from kdsweep.config.build import Components, architecture, component, components, key_of
 from kdsweep.config.rules import attempt, check_values
 from kdsweep.losses import given_to
 from kdsweep.numerics import compiling
-from kdsweep.numerics.hardware import resolve_device, resolve_precision, set_determinism, set_threads
+from kdsweep.numerics.hardware import (
+    TEACHER_PRECISIONS,
+    resolve_device,
+    resolve_precision,
+    set_determinism,
+    set_threads,
+)
 from kdsweep.system.errors import UserError, require
 
 if TYPE_CHECKING:
@@ -44,7 +51,9 @@ def check_components(cfg: DictConfig) -> Components:
     resolve_precision(cfg.precision, device)
     set_threads(cfg.threads)
     set_determinism(cfg.deterministic, device)
-    if cfg.compiled:
+    if device.type == "cuda":
+        compiling.share_cache(Path(cfg.paths.cache) / "compiled")
+    if cfg.compiled is True:
         reason = compiling.fault(device.type)
         if reason is not None:
             rule = "torch.compile works on this machine"
@@ -55,7 +64,7 @@ def check_components(cfg: DictConfig) -> Components:
     _try(built, with_teacher=cfg.teacher is not None)
     architecture("model", key_of(cfg.model))
     if cfg.teacher is not None:
-        attempt("teacher", lambda: teacher_precision(cfg, device))
+        attempt("teacher", lambda: resolve_precision(cfg.teacher.precision, device, TEACHER_PRECISIONS))
         architecture("teacher.network", key_of(cfg.teacher.network))
         _check_head(cfg)
     return built

@@ -175,11 +175,12 @@ def _check_choices(cfg: DictConfig) -> None:
     choices = {
         "evaluate_test": cfg.evaluate_test,
         "deterministic": cfg.deterministic,
-        "compiled": cfg.compiled,
         "tracking.offline": cfg.tracking.offline,
     }
     for key, value in choices.items():
         require(type(value) is bool, f"{key} is true or false", value, key)
+    rule = "compiled is auto, true or false"
+    require(cfg.compiled == "auto" or type(cfg.compiled) is bool, rule, cfg.compiled, "compiled")
     rule = f"memory_format in {MEMORY_FORMATS}"
     require(cfg.memory_format in MEMORY_FORMATS, rule, cfg.memory_format, "memory_format")
     require(cfg.resume == "auto" or type(cfg.resume) is bool, "resume in (auto, true, false)", cfg.resume, "resume")

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from kdsweep.numerics.gpu_memory import gibibytes, require_room, runs_that_fit
 from kdsweep.study.measure_speed import Speed, measure, student_speed
 from kdsweep.system.environment import cores
 from kdsweep.system.errors import UserError
@@ -71,7 +72,8 @@ class Forecast:
 
     def words(self) -> list[str]:
         """Returns the forecast as lines for the terminal."""
-        return [line for line in (self._runs(), self._teacher(), self._time(), *self._shorter()) if line]
+        lines = self._runs(), self._teacher(), self._memory(), self._time(), *self._shorter()
+        return [line for line in lines if line]
 
     def _runs(self) -> str:
         baselines = [f"{n} {name}" for name, n in self.planned.items() if n and name not in (TRIALS, CONFIRMATION)]
@@ -109,6 +111,14 @@ class Forecast:
             return f"Teacher: {online or f'all {speed.n_passes} passes are computed'}."
         need = f"{' and '.join(missing)} still to be computed (about {roughly(self.cost.teacher_seconds)})"
         return f"Teacher: {need}{', then ' * bool(online)}{online}."
+
+    def _memory(self) -> str:
+        speed = self.speed
+        if not speed.gpu_free or not any(self.left.values()):
+            return ""
+        fit = runs_that_fit(speed.gpu_bytes, speed.gpu_free)
+        taken, there = gibibytes(speed.gpu_bytes), gibibytes(speed.gpu_free)
+        return f"Memory: a run takes about {taken} of a GPU, beside CUDA's own; {there} are free, for {fit} at a time."
 
     def _time(self) -> str:
         if not any(self.left.values()):
@@ -152,10 +162,15 @@ def forecast(
         name: The study's name.
         threads: CPU threads of a run. None means the configuration's number, or a share of the cores if it has none.
         elsewhere: Whether runs may be made on other machines, whose cores and GPUs aren't known.
+
+    Raises:
+        UserError: `n_jobs` runs don't fit into the memory of the GPUs.
     """
     if threads is None and cfg.threads is None and n_jobs > 1:
         threads = max(1, cores() // n_jobs)
     speed = measure(cfg, threads)
+    if speed.gpu_free and not elsewhere:
+        require_room(n_jobs, speed.gpus, speed.gpu_bytes, speed.gpu_free)
     cost = estimate(speed, left, n_jobs, elsewhere)
     ways: list[Alternative] = []
     if cost.seconds > LONG_SECONDS:

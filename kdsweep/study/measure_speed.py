@@ -12,11 +12,12 @@ import torch
 
 from kdsweep.config import build
 from kdsweep.losses import given_to
+from kdsweep.numerics import gpu_memory
 from kdsweep.numerics.hardware import resolve_device, set_threads
+from kdsweep.numerics.step_graph import WARM_UPS
 from kdsweep.system.environment import cores
 from kdsweep.system.tensor_files import read_tensors
 from kdsweep.training import DivergedError, Fit, predict
-from kdsweep.views import Views
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -60,6 +61,8 @@ class Speed:
         threads: CPU threads of the measured run.
         cores: CPU cores that this process may use.
         gpus: The number of GPUs that runs may use; 0 if they use the CPU.
+        gpu_bytes: The most that a run takes of a GPU's memory, beside what CUDA takes; 0 on a CPU.
+        gpu_free: What is free of a GPU's memory, in bytes; 0 on a CPU.
     """
 
     step_seconds: float
@@ -78,6 +81,8 @@ class Speed:
     threads: int
     cores: int
     gpus: int
+    gpu_bytes: int = 0
+    gpu_free: int = 0
 
 
 def measure(cfg: DictConfig, threads: int | None = None) -> Speed:
@@ -89,9 +94,12 @@ def measure(cfg: DictConfig, threads: int | None = None) -> Speed:
         cfg: The configuration, after `checks.check`.
         threads: CPU threads. None means the configuration's number, or torch's choice if it has none.
     """
-    step_seconds, evaluation_rate = student_speed(cfg, threads)
     device = resolve_device(cfg.device)
     data, _ = build.inputs(cfg)
+    with gpu_memory.peak(device) as peak:
+        step_seconds, evaluation_rate = student_speed(cfg, threads)
+        gpu_bytes = peak()
+    gpu_free = gpu_memory.free(device)
     with _undisturbed(cfg, threads):
         teacher_rate: float | None = None
         passes: tuple[int, ...] = ()
@@ -117,7 +125,10 @@ def measure(cfg: DictConfig, threads: int | None = None) -> Speed:
             features_missing=features,
             threads=torch.get_num_threads(),
             cores=cores(),
-            gpus=torch.cuda.device_count() if device.type == "cuda" else 0,
+            gpus=0 if device.type == "cpu" else 1 if device.index is not None else torch.cuda.device_count(),
+            # A distilled run has the table of a pass on the GPU, and keeps a second one for a moment.
+            gpu_bytes=gpu_bytes + (0 if cfg.teacher is None else 2 * 4 * len(data.train) * data.n_classes),
+            gpu_free=gpu_free,
         )
 
 
@@ -184,32 +195,36 @@ def _step_seconds(cfg: DictConfig, network: Classifier, precision: str, data: Da
     # Zeros stand for the teacher's logits, because a loss takes the same time for any logits.
     answers = None if cfg.teacher is None else torch.zeros(n, data.n_classes, device=device)
     given = given_to(loss, device)
+    compiled = device.type == "cuda" and build.compiled(cfg, in_study=True)
+    settling = WARM_UPS + 2 if compiled else 1  # these steps also set up what later steps find ready
     epochs_of_one_step = Fit(
         network,
-        Views(data.train.images[:n].to(device), data.padding, data.flip, cfg.view_seed),
+        build.views_of(cfg, data, data.train.images[:n].to(device), cfg.view_seed),
         data.train.labels[:n].to(device),
         loss=lambda logits, _, labels: loss(logits, answers, labels, **given),
         teacher=None,
         optimizer=build.component(cfg, "optimizer"),
         schedule=build.component(cfg, "schedule"),
-        epochs=MAX_STEPS + 1,
+        epochs=MAX_STEPS + settling,
         batch_size=n,
         n_passes=1,
         order_seed=cfg.order_seed,
         precision=precision,
+        compiled=compiled,
     )
     steps: list[float] = []
     try:
         for metrics in epochs_of_one_step:
             steps.append(metrics["epoch_seconds"])
+            if compiled and len(steps) <= settling:
+                continue
             # The first step alone is believed only if a second one would take far too long.
             enough = STEPS_SECONDS if len(steps) > 1 else 3 * STEPS_SECONDS
-            if len(steps) == MAX_STEPS or sum(steps) > enough:
+            if len(steps) == MAX_STEPS + settling - 1 or sum(steps[settling - 1 :]) > enough:
                 break
     except DivergedError:  # the runs report that themselves, and some have other settings
         pass
-    # The first step also sets up what later steps find ready.
-    return statistics.median(steps[1:] or steps) * batch_size / n
+    return statistics.median(steps[settling:] or steps) * batch_size / n
 
 
 def _timed(action: Callable[[], object]) -> float:

@@ -136,6 +136,7 @@ class Training:
             n_passes=n_passes,
             order_seed=self.cfg.order_seed,
             precision=self.precision,
+            compiled=self.device.type == "cuda",  # as by default in all trainings that take more than a minute
         )
 
     def teacher(self) -> Teacher:

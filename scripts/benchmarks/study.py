@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console, Group
 from rich.table import Table
 
+from benchmarks import whole_study
 from benchmarks.measuring import Clock, Figure, Finding, Seconds, bar, in_milliseconds, positive, shown_number
 from kdsweep.config.folder import CONFIG_FOLDER
 from kdsweep.config.keys import flatten
@@ -441,7 +442,9 @@ def verdict(series: Series) -> str:
 
 
 def measure(arguments: argparse.Namespace) -> Finding:
-    """Time per trial outside training, over a study of empty trials"""
+    """Time per trial outside training, over a study of empty trials; with --device, the time of a whole study"""
+    if arguments.device is not None:
+        return whole_study.measure(arguments)
     from kdsweep.tracking.opening import import_mlflow
 
     import_mlflow()  # takes seconds, which no trial should be charged
@@ -476,7 +479,9 @@ def measure(arguments: argparse.Namespace) -> Finding:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     help_sampler = "default: random, which shows the controller's own overhead, and then gp over fewer trials"
-    parser.add_argument("--trials", type=positive, metavar="N", help="default: 500; for gp 100")
+    whole_study.add_arguments(parser)
+    help_trials = f"default: 500; for gp 100; with --device {whole_study.TRIALS}"
+    parser.add_argument("--trials", type=positive, metavar="N", help=help_trials)
     parser.add_argument("--sampler", choices=SAMPLERS, help=help_sampler)
     parser.add_argument("--pruner", choices=PRUNERS, default="none", help="with one, each epoch is reported to Optuna")
     parser.add_argument("--storage", metavar="URL", help="of Optuna's record; default: an SQLite file")

@@ -9,8 +9,10 @@ from typing import Any
 
 import benchmark
 import pytest
-from benchmarks import study
+import torch
+from benchmarks import limit, study, whole_study
 from benchmarks.measuring import Clock, Figure, Load, take_turns
+from configurations import composed
 
 from kdsweep.system.sqlite import sqlite_uri
 from kdsweep.tracking.store import Store
@@ -148,3 +150,25 @@ def test_trials_must_be_a_number(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         benchmark.main(["study", "--trials", "0"])
     assert "a whole number from 1 must be given, but got '0'" in capsys.readouterr().err
+
+
+def test_a_whole_study_is_that_of_the_goal(tmp_path: Path) -> None:
+    """50 trials of 16 epochs of 45,000 pictures, beside baselines and confirmation; overrides come last."""
+    words = ["study", "--device", "cuda", "--jobs", "2", "--set", "optimizer.lr=0.05", "sweep.baseline_seeds=2"]
+    command = whole_study.command(benchmark.parser().parse_args(words), tmp_path)
+    assert command[1:3] == ["-m", "kdsweep.train"]
+    cfg = composed(*command[3:])
+    assert (cfg.device, cfg.epochs, cfg.sweep.n_trials, cfg.sweep.n_jobs) == ("cuda", 16, 50, 2)
+    assert cfg.data.n_train - cfg.data.val_size == 45_000
+    assert (cfg.optimizer.lr, cfg.sweep.baseline_seeds, cfg.teacher.network.weights) == (0.05, 2, None)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.slow
+def test_the_limit_of_a_gpu_is_a_graph(tmp_path: Path) -> None:
+    """The other side replays a CUDA graph of the whole step, and the figure's line says so."""
+    words = ["limit", "--device", "cuda", "--batch", "128", "--rounds", "1", "--json", str(tmp_path / "found.json")]
+    benchmark.main(words)
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["notes"][0] == limit.GRAPH_LINE
+    assert [figure["goal"] for figure in found["figures"] if "against" in figure["name"]] == [">= 0.9"] * 2

@@ -300,8 +300,10 @@ def test_keys_that_an_older_version_did_not_have_are_as_it_was_then(tmp_path: Pa
     run = original(precision="auto")
     for key in ("precision", "compiled"):
         del run.config["teacher"][key]
-    del run.config["memory_format"]
+    for key in ("memory_format", "compiled"):
+        run.config.pop(key, None)
     cfg = configured(run, tmp_path)
+    assert cfg.compiled is False
     assert (cfg.memory_format, cfg.teacher.precision, cfg.teacher.compiled) == ("channels_last", "fp32", False)
     bare = Original(None, run.config, Left(), {})
     assert configured(bare, tmp_path).teacher.precision == "auto"

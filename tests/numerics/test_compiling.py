@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import os
 import re
 import tempfile
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ from torch._dynamo.exc import BackendCompilerFailed
 from torch._dynamo.utils import counters
 
 from kdsweep import teachers
+from kdsweep.config import build as build_module
+from kdsweep.config.build import component
 from kdsweep.config.checks import check
 from kdsweep.losses import kd
 from kdsweep.models import Classifier, Head
@@ -29,6 +32,7 @@ from kdsweep.numerics import compiling
 from kdsweep.numerics.compiling import CompileError, compiled_features, flops, has_compiler, worth_compiling
 from kdsweep.schedules import constant
 from kdsweep.system.errors import UserError
+from kdsweep.system.files import if_free
 from kdsweep.training import Fit
 from kdsweep.views import Views
 
@@ -305,3 +309,69 @@ def test_a_wrong_setting_is_refused(tmp_path: Path) -> None:
     """The error names rule, value and key."""
     with pytest.raises(UserError, match="compiled: `compiled is true, false or null` must hold, but got compiled='no'"):
         teacher(tmp_path, compiled="no")
+
+
+# ------------------------------------------------------------------------------------------- compiled: auto
+
+
+@pytest.mark.parametrize(
+    ("lines", "stage", "expected"),
+    [
+        (["epochs=100"], "single", False),  # 6 steps an epoch
+        (["epochs=1000"], "single", True),
+        (["epochs=100"], "search", True),  # all runs of a study count, whatever their number
+        (["epochs=100", "data.train_fraction=0.1"], "confirmation", True),  # and are compiled alike
+        (["epochs=10"], "search", False),
+        (["epochs=1", "compiled=true"], "single", True),
+        (["epochs=10000", "compiled=false"], "single", False),
+    ],
+)
+def test_training_is_compiled_where_its_steps_earn_it(
+    lines: list[str], stage: str, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU the number of steps decides, which a configuration tells, and no clock."""
+    cfg = composed(*SHORT, "data.n_train=130", f"tracking.stage={stage}", *lines)
+    monkeypatch.setattr(build_module, "resolve_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(build_module, "inputs", lambda *_: (component(cfg, "data"), None))
+    monkeypatch.setattr(compiling, "fault", lambda device: None)
+    assert build_module.compiled(cfg) is expected
+
+
+def test_on_a_cpu_nothing_is_compiled_by_itself() -> None:
+    """compiled=auto is false there, however long the training is."""
+    assert build_module.compiled(composed(*SHORT, "device=cpu", "epochs=100000")) is False
+    assert not compiling.worth_compiling_training(10**9, torch.device("cpu"))
+
+
+def test_what_hinders_compiling_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A GPU without a compiler trains without one, several times as slowly."""
+    cfg = composed(*SHORT, "epochs=100000")
+    monkeypatch.setattr(build_module, "resolve_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(build_module, "inputs", lambda *_: (component(cfg, "data"), None))
+    monkeypatch.setattr(compiling, "fault", lambda device: "there is no C++ compiler (g++ or clang++)")
+    assert [build_module.compiled(cfg) for _ in range(2)] == [False, False]
+    assert capsys.readouterr().err.count("not compiled (compiled=auto), which makes it several times slower") == 1
+
+
+def test_the_first_step_says_that_it_compiles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Once for each kind of step, in the folder that all processes of the machine share, one after the other."""
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "user's"))
+    compiling.share_cache(tmp_path / "compiled")
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "user's")
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    compiling.share_cache(tmp_path / "compiled")
+    monkeypatch.setattr(compiling, "_announced", set())
+    lock = tmp_path / "compiled" / "kdsweep.lock"
+    for _ in range(2):
+        with compiling.announced("a network"):
+            pass
+    with compiling.announced("another"), if_free(lock) as free:
+        assert not free
+    said = capsys.readouterr().err
+    assert said.count("The training step is compiled (compiled=true)") == 2
+    assert said.count("The training step was compiled in 0 s.") == 2

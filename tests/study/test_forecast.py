@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,8 +13,10 @@ from speeds import PLANNED, speed, without_teacher
 
 from kdsweep.config.checks import check
 from kdsweep.config.folder import CONFIG_FOLDER
+from kdsweep.study import forecast as forecast_module
 from kdsweep.study.forecast import LONG_SECONDS, Alternative, Forecast, estimate, forecast, less_work, roughly, worth_it
 from kdsweep.study.measure_speed import Speed
+from kdsweep.system.errors import UserError
 
 NOTHING = dict.fromkeys(PLANNED, 0)
 
@@ -269,3 +272,26 @@ def test_jobs_share_the_cores(tmp_path: Path) -> None:
     """With several runs at a time and no number of threads configured, a run is measured with its share."""
     found = forecast(config(tmp_path, "threads=null"), PLANNED, PLANNED, 10_000, name="many")
     assert found.speed.threads == 1
+
+
+# ------------------------------------------------------------------------------------------------ GPUs, made up
+
+
+def test_the_memory_of_a_gpu_is_announced() -> None:
+    """What a run takes, what is free, and how many runs that is; on a CPU there is no such line."""
+    there = made_up(speed(gpus=1, gpu_bytes=2 * 2**30, gpu_free=78 * 2**30)).words()
+    line = "Memory: a run takes about 2.0 GiB of a GPU, beside CUDA's own; 78.0 GiB are free, for 29 at a time."
+    assert line in there
+    assert not any(found.startswith("Memory") for found in made_up().words())
+
+
+def test_a_study_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before its workers start; on a cluster, whose GPUs aren't known, it isn't."""
+    small = speed(gpus=2, gpu_bytes=3 * 2**30, gpu_free=10 * 2**30)
+    monkeypatch.setattr(forecast_module, "measure", lambda cfg, threads: small)
+    cfg = SimpleNamespace(threads=1, model={})
+    with pytest.raises(
+        UserError, match=r"sweep.n_jobs=6: 3 on each of 2 GPUs take 3.7 GiB each, .* Set sweep.n_jobs=4"
+    ):
+        forecast(cfg, PLANNED, PLANNED, 6, name="s")  # type: ignore[arg-type]
+    forecast(cfg, PLANNED, PLANNED, 6, name="s", elsewhere=True)  # type: ignore[arg-type]

@@ -95,7 +95,7 @@ SCALARS = [
     Wrong("arm=abc", "arm", ("distill", "arm='abc'", "experiment=scratch")),
     Wrong("evaluate_test=1", "evaluate_test", ("true or false", "evaluate_test=1")),
     Wrong("deterministic=maybe", "deterministic", ("true or false", "deterministic='maybe'")),
-    Wrong("compiled=1", "compiled", ("true or false", "compiled=1")),
+    Wrong("compiled=1", "compiled", ("auto, true or false", "compiled=1")),
     Wrong("teacher.compiled=2", "teacher.compiled", ("true, false or null", "compiled=2")),
     Wrong("objective=test/accuracy", "objective", ("val/accuracy", "'test/accuracy'")),
     Wrong("objective=val/acuracy", "objective", ("val/accuracy", "'val/acuracy'")),

@@ -1,0 +1,206 @@
+"""A training step that a GPU replays as one CUDA graph, so that no kernel of it waits to be launched from Python.
+
+A step can be captured if it never asks on the CPU what a tensor on the GPU holds (as `.item()` does), if no shape in it
+depends on data, and if it finds its tensors in the same places each time. torch's notes on CUDA graphs call this
+whole-network capture.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
+
+from kdsweep.system.errors import one_line
+from kdsweep.system.progress import note
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+
+    from torch.optim import Optimizer
+
+    Step = Callable[..., tuple[Any, ...]]  # takes, and returns, tensors and None; takes numbers too
+    Loss = Callable[[Tensor, Tensor | None, Tensor], Tensor]
+
+# torch asks for a few steps before a capture: compilers, libraries and the optimizer set themselves up in them.
+WARM_UPS = 3
+
+
+class StepGraph:
+    """Makes training steps: the first ones by calling a function, and the others by replaying a CUDA graph of it.
+
+    Each call makes one step, so all numbers are what the function alone would give. A function that can't be captured
+    goes on being called, after a note that says so.
+
+    Args:
+        step: The function. It changes tensors in place (the network's, the optimizer's), and returns new ones.
+        optimizer: What the function makes its step with. Its schedule goes on setting the rates as plain numbers; the
+            function finds them as tensors. No other setting may change, or the function is called again.
+        first: The context of the first call, which compiles.
+    """
+
+    def __init__(
+        self, step: Step, optimizer: Optimizer, first: Callable[[], AbstractContextManager[object]] = nullcontext
+    ) -> None:
+        self._step, self._optimizer, self._first = step, optimizer, first
+        device = optimizer.param_groups[0]["params"][0].device
+        self._rates = [torch.empty((), device=device) for _ in optimizer.param_groups]
+        self._settings = _settings(optimizer)
+        self._stream = torch.cuda.Stream(device)
+        self._inputs: list[Any] = []
+        self._outputs: tuple[Any, ...] = ()
+        self._calls = 0
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._replays = True
+
+    def __call__(self, *inputs: Tensor | int | None) -> tuple[Any, ...]:
+        """Makes a step.
+
+        Args:
+            *inputs: The function's arguments, of the same kinds and shapes each time. It gets numbers as tensors.
+
+        Returns:
+            What the function returns. The next call may overwrite it.
+        """
+        if self._replays and self._settings != _settings(self._optimizer):
+            self._give_up("the schedule changes more of the optimizer than its rate")
+        if not self._replays:
+            return self._step(*inputs)
+        self._take(inputs)
+        if self._calls < WARM_UPS:
+            self._calls += 1
+            with self._first() if self._calls == 1 else nullcontext():
+                return self._warm_up()
+        if self._graph is None and not self._capture():
+            return self._step(*inputs)
+        assert self._graph is not None
+        self._graph.replay()
+        return self._outputs
+
+    def _take(self, inputs: tuple[Tensor | int | None, ...]) -> None:
+        """Puts a step's arguments and rates where the captured kernels read them; nothing here waits for the GPU."""
+        if not self._inputs:
+            device = self._rates[0].device
+            self._inputs = [
+                torch.empty((), dtype=torch.int64, device=device)
+                if isinstance(value, int)
+                else None
+                if value is None
+                else torch.empty_like(value)
+                for value in inputs
+            ]
+        for own, value in zip(self._inputs, inputs, strict=True):
+            if isinstance(value, int):
+                own.fill_(value)
+            elif value is not None:
+                own.copy_(value)
+        for rate, group in zip(self._rates, self._optimizer.param_groups, strict=True):
+            rate.fill_(group["lr"])
+
+    def _warm_up(self) -> tuple[Any, ...]:
+        """Calls the function, on the stream on which it will be captured."""
+        now = torch.cuda.current_stream(self._stream.device)
+        self._stream.wait_stream(now)
+        with torch.cuda.stream(self._stream), rates_as_tensors(self._optimizer, self._rates):
+            outputs = self._step(*self._inputs)
+        now.wait_stream(self._stream)
+        return outputs
+
+    def _capture(self) -> bool:
+        """Captures the function, which computes nothing yet; returns whether that worked."""
+        gc.collect()  # the graphs of earlier trainings hold memory until then
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with rates_as_tensors(self._optimizer, self._rates), torch.cuda.graph(graph, stream=self._stream):
+                self._outputs = self._step(*self._inputs)
+        except RuntimeError as error:
+            # The end of a capture that has failed raises an error of its own; the one before it says why.
+            self._give_up(one_line(error.__context__ or error)[:200])
+            return False
+        self._graph = graph
+        return True
+
+    def _give_up(self, reason: str) -> None:
+        self._replays, self._graph = False, None
+        note_plain(reason)
+
+
+def note_plain(reason: str) -> None:
+    """Says why the steps of a training aren't replayed."""
+    note(f"The training step is not replayed as a CUDA graph, so it takes longer: {reason}.")
+
+
+@contextmanager
+def rates_as_tensors(optimizer: Optimizer, rates: list[Tensor]) -> Iterator[None]:
+    """Gives each group of an optimizer a tensor as its learning rate in this block."""
+    before = [group["lr"] for group in optimizer.param_groups]
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    try:
+        yield
+    finally:
+        for group, value in zip(optimizer.param_groups, before, strict=True):
+            group["lr"] = value
+
+
+def make_capturable(optimizer: Optimizer) -> None:
+    """Lets an optimizer keep on the GPU what it counts; to be called before its first step, and after it is loaded."""
+    for group in optimizer.param_groups:
+        if "capturable" in group:
+            group["capturable"] = True
+
+
+def obstacle(
+    network: nn.Module, loss: Loss, optimizer: Optimizer, pictures: Tensor, answers: Tensor | None, labels: Tensor
+) -> str | None:
+    """Returns why a training step can't be captured, as far as it shows without making one; None if nothing does.
+
+    A copy of the network is run forward and backward on tensors without content. So whatever asks for the content of
+    one is found, on any machine.
+
+    Args:
+        network: The network, in training mode. It isn't changed.
+        loss: A function of (student logits, teacher logits or None, labels).
+        optimizer: The optimizer.
+        pictures: What the network takes.
+        answers: The teacher's logits, or None.
+        labels: (B,) int64.
+    """
+    if not _captures(optimizer):
+        remedy = ": set optimizer.fused=true" if isinstance(optimizer, torch.optim.SGD) else ""
+        return f"torch can't capture this {type(optimizer).__name__}{remedy}"
+    try:
+        own = copy.deepcopy(network)
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            fake = [None if x is None else mode.from_tensor(x) for x in (pictures, answers, labels)]
+            loss(own(fake[0]), fake[1], fake[2]).backward()  # type: ignore[arg-type]
+    except DataDependentOutputException as error:
+        return f"the network or the loss waits for the GPU ({error.func}, as in .item(), float() or `if`)"
+    except DynamicOutputShapeException as error:
+        return f"the network or the loss has shapes that depend on the data ({error.func}, as in x[x > 0])"
+    except Exception:  # copying and such tensors have limits of their own; the capture will show
+        return None
+    return None
+
+
+def _captures(optimizer: Optimizer) -> bool:
+    """Returns whether the optimizer keeps nothing on the CPU that decides its step, but for the settings."""
+    if type(optimizer) is torch.optim.SGD:  # otherwise it asks for a rate that is a tensor
+        return all(group["fused"] for group in optimizer.param_groups)
+    return all("capturable" in group for group in optimizer.param_groups)
+
+
+def _settings(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """Returns what a captured step takes from the optimizer as constants."""
+    changing = ("params", "lr", "initial_lr")
+    return [{name: value for name, value in group.items() if name not in changing} for group in optimizer.param_groups]

@@ -1,0 +1,386 @@
+"""Claims about the training step that a GPU replays: it can be captured, and replaying it trains the same network.
+
+Most of them are tested without a GPU: on tensors without content, and on a stand-in for CUDA graphs.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import networks
+import pytest
+import torch
+from test_compiling import DATA, small_network
+from test_teachers import teacher
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch.optim.lr_scheduler import LambdaLR
+
+from kdsweep import losses
+from kdsweep.models import Classifier
+from kdsweep.numerics import step_graph
+from kdsweep.numerics.compiling import tensor_settings
+from kdsweep.numerics.step_graph import WARM_UPS, make_capturable, obstacle, rates_as_tensors
+from kdsweep.schedules import constant
+from kdsweep.system.tensor_files import hash_tensors
+from kdsweep.teachers import Teacher
+from kdsweep.training import Fit
+from kdsweep.views import Views
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+
+SGD = functools.partial(torch.optim.SGD, lr=0.03125, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True)
+ADAMW = functools.partial(torch.optim.AdamW, lr=0.001, fused=True)
+KD = functools.partial(losses.kd.__wrapped__, alpha=0.5, tau=2)  # type: ignore[attr-defined]
+
+# The rates are powers of two, which a tensor in float32 holds as exactly as a number in Python.
+HALVING = functools.partial(lambda optimizer, steps: LambdaLR(optimizer, lambda step: 2.0 ** -(step % 5)))
+
+
+def fitting(network: Classifier, **changes: Any) -> Fit:
+    """A training of two epochs of four steps on a device that `changes` may name."""
+    device = changes.pop("device", "cpu")
+    plain: dict[str, Any] = {"loss": losses.ce, "teacher": None, "optimizer": SGD, "schedule": HALVING}
+    plain |= {"epochs": 2, "batch_size": 8, "n_passes": 2, "order_seed": 0, "precision": "fp32"}
+    shown = Views(DATA.train.images.to(device), DATA.padding, DATA.flip, seed=0)
+    return Fit(network.to(device), shown, DATA.train.labels.to(device), **plain | changes)
+
+
+def outcome(fit: Fit) -> tuple[list[tuple[float, ...]], str]:
+    """What a training found, and the hash of its weights."""
+    found = [(epoch["train/loss"], epoch["train/accuracy"], epoch["lr"]) for epoch in fit]
+    return found, hash_tensors(fit._network.net.state_dict())
+
+
+# ----------------------------------------------------------------------------------- what can be captured
+
+
+def emptied(network: Classifier) -> Classifier:
+    """The network with tensors that have no content, in a `FakeTensorMode`."""
+    for module in network.modules():
+        for name, old in module._parameters.items():
+            if old is not None:
+                module._parameters[name] = nn.Parameter(torch.empty_strided(old.shape, old.stride()))
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty_strided(buffer.shape, buffer.stride(), dtype=buffer.dtype)
+    return network
+
+
+def step_without_content(network: Classifier, **changes: Any) -> tuple[Tensor, Tensor]:
+    """Makes two steps as they are captured, on tensors without content."""
+    with FakeTensorMode():
+        pictures, labels = torch.empty(8, 32, 32, 3, dtype=torch.uint8), torch.empty(8, dtype=torch.int64)
+        settings = {name: torch.empty(()) for name in ("alpha", "tau")}
+        plain: dict[str, Any] = {"loss": functools.partial(KD.func, **settings), "optimizer": SGD, **changes}
+        common: dict[str, Any] = {"epochs": 1, "batch_size": 4, "n_passes": 1, "order_seed": 0, "precision": "bf16"}
+        shown = Views(pictures, 4, True, seed=0)
+        fit = Fit(emptied(network), shown, labels, teacher=None, schedule=constant, **common, **plain)
+        make_capturable(fit._optimizer)
+        indices, key, answers = labels[:4], torch.empty((), dtype=torch.int64), torch.empty(4, network.n_classes)
+        for _ in range(2):
+            with rates_as_tensors(fit._optimizer, [torch.empty(())]):
+                made = fit._computed(indices, key, lambda *_: answers)
+    return made
+
+
+@pytest.mark.parametrize("optimizer", [SGD, ADAMW], ids=["sgd", "adamw"])
+def test_a_step_asks_no_tensor_for_its_content(optimizer: Any) -> None:
+    """Views, preprocessing, forward, loss, backward and optimizer run on tensors without content.
+
+    So no host waits for the GPU, and no shape depends on data. The settings of the loss and the rate are tensors.
+    """
+    loss, correct = step_without_content(small_network(frozen=False), optimizer=optimizer)
+    assert (loss.shape, loss.dtype, correct.shape, correct.dtype) == ((), torch.float32, (), torch.int64)
+
+
+@pytest.mark.all
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet50", "mobilenet_v3_small", "efficientnet_b0", "vit_b_16"])
+def test_steps_of_known_networks_ask_for_no_content(name: str) -> None:
+    """Batch norm, dropout, squeeze-and-excitation, stochastic depth and attention are no obstacle."""
+    size = 224 if name.startswith("vit") else None
+    step_without_content(networks.build(6, name=name, input_size=size))
+
+
+class Asking(nn.Module):
+    """A network that asks what a tensor holds."""
+
+    def __init__(self, ask: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.net, self.ask = small_network(frozen=False), ask
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        logits: Tensor = self.net(pictures)
+        self.ask(logits)
+        return logits
+
+
+def test_such_steps_are_refused() -> None:
+    """The test above can fail: an optimizer that isn't fused asks for the rate, and losses may ask for anything."""
+    with pytest.raises(DataDependentOutputException):
+        step_without_content(small_network(frozen=False), optimizer=functools.partial(torch.optim.SGD, lr=0.1))
+    with pytest.raises(DynamicOutputShapeException):
+        step_without_content(small_network(frozen=False), loss=lambda logits, _, labels: logits[labels > 1].mean())
+
+
+@pytest.mark.parametrize(
+    ("ask", "optimizer", "reason"),
+    [
+        (len, SGD, None),
+        (lambda logits: logits.sum().item(), SGD, r"waits for the GPU \(aten._local_scalar_dense"),
+        (lambda logits: 1 if logits.sum() > 0 else 2, SGD, "waits for the GPU"),
+        (lambda logits: logits[logits > 0], SGD, r"shapes that depend on the data \(aten.nonzero"),
+        (len, ADAMW, None),
+        (len, functools.partial(torch.optim.SGD, lr=0.1), r"can't capture this SGD: set optimizer.fused=true"),
+        (len, functools.partial(torch.optim.Adagrad, lr=0.1), "can't capture this Adagrad$"),
+    ],
+)
+def test_what_speaks_against_a_capture_is_said(ask: Any, optimizer: Any, reason: str | None) -> None:
+    """It is found before any step, on a copy: the network, its gradients and the random numbers stay as they are."""
+    network = Asking(ask)
+    before, drawn = hash_tensors(network.state_dict()), torch.get_rng_state()
+    pictures, labels = DATA.train.images[:4], DATA.train.labels[:4]
+    found = obstacle(network, losses.ce, optimizer(list(network.parameters())), pictures, None, labels)
+    assert re.search(reason or "^None$", str(found))
+    assert hash_tensors(network.state_dict()) == before
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+# ------------------------------------------------------------------------------- replaying, with a stand-in
+
+
+class StandIn:
+    """Stands for CUDA graphs on a CPU. Capturing leaves everything as it was, and replaying calls the step again.
+
+    Attributes:
+        fit: The training.
+        fault: What a capture ends in, if anything.
+        seen: "capture" and "replay", in the order in which they happened.
+    """
+
+    def __init__(self) -> None:
+        self.fit: Any = None
+        self.fault: Exception | None = None
+        self.seen: list[str] = []
+
+    @contextmanager
+    def capturing(self, made: Any, stream: object) -> Iterator[None]:
+        self.seen.append("capture")
+        network, optimizer = self.fit._network.net, self.fit._optimizer
+        held = [*network.state_dict().values(), *(x for kept in optimizer.state.values() for x in kept.values())]
+        before = [(tensor, tensor.clone()) for tensor in held if isinstance(tensor, Tensor)]
+        made.replay = self.replay
+        yield
+        with torch.no_grad():
+            for tensor, value in before:
+                tensor.copy_(value)
+        if self.fault is not None:
+            try:
+                raise self.fault
+            except RuntimeError:  # torch ends the capture, which fails too
+                raise RuntimeError("the capture was invalidated")  # noqa: B904
+
+    def replay(self) -> None:
+        self.seen.append("replay")
+        graph = self.fit._step_graph
+        with rates_as_tensors(graph._optimizer, graph._rates):
+            for own, value in zip(graph._outputs, graph._step(*graph._inputs), strict=True):
+                own.copy_(value)
+
+    def trained(self, network: Classifier, **changes: Any) -> Fit:
+        """A training that captures its steps."""
+        self.fit = fitting(network, **changes)
+        self.fit._captures = True
+        make_capturable(self.fit._optimizer)
+        return self.fit
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    made = StandIn()
+    stream = SimpleNamespace(device=torch.device("cpu"), wait_stream=lambda other: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda own: nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", SimpleNamespace)
+    monkeypatch.setattr(torch.cuda, "graph", made.capturing)
+    return made
+
+
+@pytest.mark.parametrize("optimizer", [SGD, functools.partial(ADAMW, lr=2.0**-10)], ids=["sgd", "adamw"])
+def test_replayed_steps_train_the_same_network(gpu: StandIn, optimizer: Any) -> None:
+    """The first steps are made by the function, and all others by one graph: bit for bit what the function trains."""
+    plain = outcome(fitting(small_network(frozen=False), optimizer=optimizer))
+    assert outcome(gpu.trained(small_network(frozen=False), optimizer=optimizer)) == plain
+    assert gpu.seen == ["capture", *["replay"] * (8 - WARM_UPS)]
+    assert gpu.fit._step_graph is None  # its memory is free
+
+
+@pytest.mark.parametrize("mode", ["table", "online"])
+def test_a_graph_hears_the_teacher_of_each_pass(gpu: StandIn, tmp_path: Path, mode: str) -> None:
+    """The table changes from pass to pass, and the graph stays."""
+    guide = teacher(tmp_path, mode=mode)
+    plain = outcome(fitting(small_network(frozen=False), teacher=guide, loss=KD))
+    assert outcome(gpu.trained(small_network(frozen=False), teacher=guide, loss=KD)) == plain
+    assert gpu.seen.count("capture") == 1
+
+
+def test_a_training_goes_on_with_a_graph_of_its_own(gpu: StandIn) -> None:
+    """Its optimizer's state is another than the one that a graph has captured."""
+    whole = outcome(gpu.trained(small_network(frozen=False)))
+    fit = gpu.trained(small_network(frozen=False))
+    first = next(iter(fit))
+    state = fit.state()
+    again = gpu.trained(small_network(frozen=False))
+    next(iter(again))  # it has captured a graph before it is loaded
+    again.load(state)
+    found, weights = outcome(again)
+    assert ([(first["train/loss"], first["train/accuracy"], first["lr"]), *found], weights) == whole
+
+
+def test_a_step_that_cannot_be_captured_is_made_plainly(gpu: StandIn, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line says why, once, and the training is the same."""
+    plain = outcome(fitting(small_network(frozen=False)))
+    gpu.fault = RuntimeError("operation not permitted when stream is capturing")
+    assert outcome(gpu.trained(small_network(frozen=False))) == plain
+    assert gpu.seen == ["capture"]
+    said = capsys.readouterr().err
+    assert said.count("The training step is not replayed as a CUDA graph, so it takes longer: ") == 1
+    assert "operation not permitted" in said
+
+
+def test_a_loss_that_waits_is_not_captured(gpu: StandIn, capsys: pytest.CaptureFixture[str]) -> None:
+    """That is found before the first step."""
+
+    def waiting(logits: Tensor, _: Tensor | None, labels: Tensor) -> Tensor:
+        value = losses.ce(logits, None, labels)
+        return value if value.item() > 0 else -value
+
+    plain = outcome(fitting(small_network(frozen=False), loss=waiting))
+    assert outcome(gpu.trained(small_network(frozen=False), loss=waiting)) == plain
+    assert gpu.seen == []
+    assert "the network or the loss waits for the GPU" in capsys.readouterr().err
+
+
+def test_a_schedule_may_change_more_than_the_rate(gpu: StandIn, capsys: pytest.CaptureFixture[str]) -> None:
+    """A graph knows the momentum that it has captured, so a schedule that changes it goes on without one."""
+
+    def cycle(optimizer: Any, steps: int) -> Any:
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.03, total_steps=steps, cycle_momentum=True)
+
+    plain = outcome(fitting(small_network(frozen=False), schedule=cycle))
+    assert outcome(gpu.trained(small_network(frozen=False), schedule=cycle)) == plain
+    assert gpu.seen == []
+    assert "the schedule changes more of the optimizer than its rate" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------- compiling
+
+
+def test_another_setting_and_another_network_compile_nothing() -> None:
+    """Network and loss are one whole graph for torch.compile, and alpha and tau are tensors in it."""
+    torch._dynamo.reset()
+    counter = CompileCounter()
+
+    def learned(network: Classifier, loss: Any, settings: Any, *batch: Tensor) -> Tensor:
+        pictures, answers, labels = batch
+        value: Tensor = loss(network(pictures), answers, labels, **settings)
+        return value
+
+    compiled = torch.compile(learned, fullgraph=True, dynamic=False, backend=counter)
+    pictures, labels, answers = DATA.train.images[:8], DATA.train.labels[:8], torch.randn(8, 6)
+    for alpha, tau in ((0.5, 2), (0.0, 4.0), (0.3, 7.5)):
+        network = small_network(frozen=False).train()
+        loss = functools.partial(KD.func, alpha=alpha, tau=tau)
+        settings = tensor_settings(loss, guided=True)
+        assert settings is not None
+        found = compiled(network, loss.func, settings, pictures, answers, labels)
+        other = small_network(frozen=False).train()
+        torch.testing.assert_close(found, loss(other(pictures), answers, labels))
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize(
+    ("loss", "guided", "names"),
+    [
+        (functools.partial(KD, alpha=1, tau=4), True, ["alpha", "tau"]),
+        (functools.partial(losses.ce), False, []),
+        (losses.ce, False, None),
+        (KD, False, None),
+        (functools.partial(losses.label_smoothing.__wrapped__, smoothing=0.1), False, None),  # type: ignore[attr-defined]
+        (functools.partial(lambda s, t, y, *, k: losses.ce(s, t, y) * (2 if k > 1 else 1), k=0.5), False, None),
+    ],
+)
+def test_settings_become_tensors_where_a_loss_takes_them(loss: Any, guided: bool, names: list[str] | None) -> None:
+    """Not where torch itself wants a number, or where Python decides by one."""
+    found = tensor_settings(loss, guided)
+    assert (None if found is None else [name for name in found if isinstance(found[name], Tensor)]) == names
+
+
+# ---------------------------------------------------------------------------------------------------- on a GPU
+
+
+@needs_gpu
+@pytest.mark.slow
+def test_a_gpu_replays_what_it_computes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU the graph's training is bit for bit that of its function, with the network compiled in both."""
+    captured = outcome(fitting(small_network(frozen=False), device="cuda", compiled=True))
+    assert "not replayed" not in capsys.readouterr().err
+    monkeypatch.setattr(step_graph, "WARM_UPS", 1000)
+    assert outcome(fitting(small_network(frozen=False), device="cuda", compiled=True)) == captured
+    plain = outcome(fitting(small_network(frozen=False), device="cuda"))
+    assert [epoch[0] for epoch in captured[0]] == pytest.approx([epoch[0] for epoch in plain[0]], rel=1e-3)
+
+
+@needs_gpu
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["table", "online"])
+def test_a_gpu_hears_the_teacher_of_each_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    """With a teacher's table, and with a teacher that is asked within the graph."""
+    network = small_network().to("cuda")
+    shown = Views(DATA.train.images.to("cuda"), DATA.padding, DATA.flip, seed=0)
+    guide = Teacher(network, DATA, shown, tmp_path, mode, 16, "fp32")
+    options: dict[str, Any] = {"device": "cuda", "compiled": True, "teacher": guide, "loss": KD}
+    captured = outcome(fitting(small_network(frozen=False), **options))
+    monkeypatch.setattr(step_graph, "WARM_UPS", 1000)
+    assert outcome(fitting(small_network(frozen=False), **options)) == captured
+
+
+@needs_gpu
+@pytest.mark.slow
+def test_a_gpu_goes_on_bit_for_bit() -> None:
+    """A training that is continued captures its graph anew, dropout included."""
+    network = functools.partial(networks.two_heads, lambda _, __, logits: logits)
+    options: dict[str, Any] = {"device": "cuda", "compiled": True, "epochs": 4}
+    whole = outcome(fitting(network(), **options))
+    fit = fitting(network(), **options)
+    epochs = iter(fit)
+    first = [next(epochs) for _ in range(2)]
+    again = fitting(network(), **options)
+    again.load(fit.state())
+    found, weights = outcome(again)
+    earlier = [(epoch["train/loss"], epoch["train/accuracy"], epoch["lr"]) for epoch in first]
+    assert ([*earlier, *found], weights) == whole
+
+
+@needs_gpu
+@pytest.mark.slow
+def test_a_gpu_goes_on_after_a_capture_that_failed(capsys: pytest.CaptureFixture[str]) -> None:
+    """A loss that waits for the GPU in a way that isn't found before: the training ends as it would without a graph."""
+
+    def waiting(logits: Tensor, _: Tensor | None, labels: Tensor) -> Tensor:
+        torch.cuda.synchronize()
+        return losses.ce(logits, None, labels)
+
+    found = outcome(fitting(small_network(frozen=False), device="cuda", compiled=True, loss=waiting))
+    assert "not replayed as a CUDA graph" in capsys.readouterr().err
+    assert found == outcome(fitting(small_network(frozen=False), device="cuda", compiled=True, loss=losses.ce))
