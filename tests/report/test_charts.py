@@ -21,9 +21,8 @@ AXES = (Axis("alpha"), Axis("tau", log=True))
 
 
 def read(panels: list[Panel]) -> list[dict[str, Any]]:
-    """The panels as the page's script reads them; NaN and infinities would be an error."""
-    read_back: list[dict[str, Any]] = json.loads(json.dumps([panel.jsonable() for panel in panels], allow_nan=False))
-    return read_back
+    """The panels as the page's script reads them, and their titles; NaN and infinities would be an error."""
+    return [json.loads(json.dumps(panel.jsonable(), allow_nan=False)) | {"title": panel.title} for panel in panels]
 
 
 def surface(member: float = 0.5) -> Surface:
