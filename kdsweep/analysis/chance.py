@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 METRIC = "test/accuracy"
 CONFIDENCE = 0.95
+# A run that has come this far from chance to perfect has learned something, whatever other seeds did.
+LEARNED = 0.1
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,12 @@ def compare(found: Comparison) -> Chance | None:
 def is_at_chance(accuracies: Sequence[float], level: float, pictures: int) -> bool:
     """Returns whether the 95 % interval of an arm's mean accuracy reaches down to the level of chance.
 
+    If a run has come a tenth of the way from there to perfect, the arm isn't at that level, however unequal its seeds.
     The interval is Student's over the seeds, and at least that of counting `pictures` pictures at that level: seeds
     that all name one class agree, and the test split is the same for all of them.
     """
+    if max(accuracies) >= level + LEARNED * (1 - level):
+        return False
     tail = (1 - CONFIDENCE) / 2
     margin = -float(special.ndtri(tail)) * math.sqrt(level * (1 - level) / pictures)
     n = len(accuracies)

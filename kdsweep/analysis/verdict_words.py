@@ -127,6 +127,7 @@ def words(verdict: Verdict) -> Iterator[str]:
             yield f"{_named(comparison)}: {_signed(comparison.difference.mean)} points on test, without a verdict."
         else:
             yield sentence(comparison, len(verdict.comparisons))
+    yield from _seen(verdict)
     if any(run.accuracy < run.others for comparison in verdict.comparisons for run in comparison.outliers):
         yield (
             "Runs that collapse cost power: where one in twenty does, ten pairs see a gain of two standard deviations "
@@ -139,6 +140,18 @@ def words(verdict: Verdict) -> Iterator[str]:
             f"{_points(noise.low)} to {_points(noise.high)}, from {noise.n} repeated runs)"
             f"{', the least that can be told by counting so few pictures: the runs differ by less' * noise.counted}."
         )
+
+
+def _seen(verdict: Verdict) -> Iterator[str]:
+    """Says which difference so many pairs can see, where some arms are not distinguishable."""
+    seen = {
+        (paired.difference.n, _points(paired.detectable)): None
+        for paired in verdict.comparisons
+        if paired.outcome == "not distinguishable" and paired.detectable is not None
+    }
+    if seen:
+        told = ", ".join(f"{n} pairs see a difference from {points} points up" for n, points in seen)
+        yield f"With a probability of {POWER:.0%}, {told}."
 
 
 def _named(paired: Paired) -> str:
@@ -187,15 +200,9 @@ def _remarks(paired: Paired, comparisons: int) -> str:
     difference, text = paired.difference, ""
     if difference.p <= SIGNIFICANCE:
         text += f" Alone it would pass (p {shown_p(difference.p)}), but not as one of {comparisons} comparisons."
-    if paired.detectable is not None:
-        text += (
-            f" These {difference.n} pairs see a difference from {_points(paired.detectable)} points up "
-            f"(with a probability of {POWER:.0%})"
-        )
-        needed = paired.seeds_needed
-        if needed is not None and abs(difference.mean) < paired.detectable:
-            text += f"; one as small as this takes {needed} seeds an arm (the noise's 95% interval)"
-        text += "."
+    needed = paired.seeds_needed
+    if needed is not None and paired.detectable is not None and abs(difference.mean) < paired.detectable:
+        text += f" To see one as small as this takes {needed} seeds an arm (the noise's 95% interval)."
     return text + without
 
 

@@ -123,6 +123,8 @@ def readings(store: Store, study: StudyRecord) -> Readings:
 
 def _jsonable(report: Report) -> dict[str, object]:
     """Returns the report as plain values. Accuracies stay fractions; NaN and infinities become null."""
+    from kdsweep.report.conditions import conditions
+
     study, found = report.study, report.comparison
     told: dict[str, object] = {
         "study": study.parent.name,
@@ -130,6 +132,7 @@ def _jsonable(report: Report) -> dict[str, object]:
         "status": study.parent.status,
         "started": study.parent.start.isoformat(),
         "aims": found.goals,
+        "conditions": dict(conditions(report).rows),
         "headline": report.headline,
         "verdict": report.verdict,
         "target_accuracy": report.target,
@@ -138,6 +141,7 @@ def _jsonable(report: Report) -> dict[str, object]:
                 "arm": arm.name,
                 "confirmed": arm.confirmed,
                 "runs": [run.id for run in arm.runs],
+                "seeds": [run.seed for run in arm.runs],
                 "metrics": arm.metrics,
             }
             for arm in report.arms

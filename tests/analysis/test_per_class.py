@@ -11,7 +11,7 @@ from kdsweep.analysis.statistics import paired_difference
 
 def study(cats: list[int], dogs: list[int], n: int = 3) -> Report:
     """Three arms' runs: of 100 cats, scratch gets 50 right and distill `cats`; of 200 dogs, 100 and `dogs`."""
-    runs = [record("teacher"), *fresh("scratch", [0.5] * n), *fresh("distill", [0.5] * n)]
+    runs = [record("teacher"), *fresh("scratch", [0.9] * n), *fresh("distill", [0.9] * n)]
     counts = {0: {"cat": (100, 90), "dog": (200, 10), "yeti": (0, 0)}}
     counts |= {1 + k: {"cat": (100, 50 + k), "dog": (200, 100), "yeti": (0, 0)} for k in range(n)}
     counts |= {1 + n + k: {"cat": (100, cats[k]), "dog": (200, dogs[k]), "yeti": (0, 0)} for k in range(n)}

@@ -247,12 +247,17 @@ def test_no_difference_is_told_with_what_it_would_take() -> None:
     told = sentence(same, 1)
     assert "distill and scratch are not distinguishable on test: +0.03 points (95% interval -0.14 to +0.20" in told
     assert f"not more than {100 * same.bound:.2f} points apart" in told
-    assert same.detectable is not None
-    assert (
-        f"These 5 pairs see a difference from {100 * same.detectable:.2f} points up (with a probability of 80%)" in told
-    )
-    assert same.detectable == detectable_difference(5, same.difference.sd, 0.8, 0.05)
-    assert f"one as small as this takes {same.seeds_needed} seeds an arm (the noise's 95% interval)." in told
+    assert f"To see one as small as this takes {same.seeds_needed} seeds an arm (the noise's 95% interval)." in told
+
+
+def test_what_the_seeds_can_see_is_told_once() -> None:
+    """All comparisons share the noise, so the difference that it lets these pairs see is one."""
+    found = judged(0.0, 0.0, noise=5)
+    same = found.comparisons[0]
+    assert same.pooled is not None
+    assert same.detectable == detectable_difference(5, same.pooled.sd, 0.8, 0.05 / 3)
+    told = f"With a probability of 80%, 5 pairs see a difference from {100 * same.detectable:.2f} points up."
+    assert list(verdict_words.words(found)).count(told) == 1
 
 
 def test_what_the_correction_took_is_told() -> None:

@@ -107,7 +107,7 @@ def test_runs_have_links_where_a_server_shows_them() -> None:
     report = confirmed()
     page = render(report, [], lambda run: f"http://host/runs/{run.id}")
     run = report.arms[-1].runs[0]
-    assert f'<a href="http://host/runs/{run.id}">{run.short_id}</a>' in page
+    assert f'<a href="http://host/runs/{run.id}" target="_blank" rel="noopener">{run.short_id}</a>' in page
     assert "1000, 1001, 1002" in page
     assert "<a href" not in render(report, [])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 from unittest.mock import MagicMock, call
@@ -380,6 +381,20 @@ def test_a_choice_is_written_down_before_its_first_fresh_seed(monkeypatch: pytes
         controller.Study._run(study, MagicMock(), [], [])
     parent = study._parent.return_value.__enter__.return_value
     assert parent.tag.call_args_list[-1] == call({"kdsweep.chosen": "5"})
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["/venv/bin/kdsweep", "sweep=demo", "loss.tau=choice(1, 2)"], "kdsweep sweep=demo 'loss.tau=choice(1, 2)'"),
+        (["/kdsweep/train.py", "-m", "data=digits"], "kdsweep -m data=digits"),
+        (["my_app.py", "tracking.uri=http://me:secret@host"], "my_app.py tracking.uri=http://me:***@host"),
+    ],
+)
+def test_a_study_records_its_command(words: list[str], line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The report repeats it, so it has no folder of this machine and no secret."""
+    monkeypatch.setattr(sys, "argv", words)
+    assert controller._command() == line
 
 
 def test_a_study_knows_how_often_it_ended_with_a_verdict() -> None:

@@ -188,6 +188,22 @@ def test_each_split_is_a_data_set_input(store: Store, recorded: str) -> None:
     assert all(given.dataset.name == "digits" and given.dataset.digest.startswith("abab") for given in inputs)
     assert json.loads(inputs[0].dataset.profile) == {"digest": "ab" * 32, "pictures": 3}
     assert json.loads(inputs[0].dataset.source) == {"uri": "/data/digits"}
+    assert store.find(recorded).splits == {"training": 3, "validation": 3, "test": 3}
+
+
+@pytest.mark.parametrize(
+    ("uri", "page"),
+    [
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000/#/experiments/7/runs/abc"),
+        ("https://me:secret@host/mlflow/", "https://host/mlflow/#/experiments/7/runs/abc"),
+        ("sqlite:////tmp/mlflow.db", None),
+    ],
+)
+def test_a_server_has_a_page_for_each_run(uri: str, page: str | None) -> None:
+    """Its address has no secret; other stores have none."""
+    opened = object.__new__(Store)
+    opened.uri, opened._experiment_id = uri, "7"
+    assert opened.page_of("abc") == page
 
 
 def test_artifacts_lie_beside_the_store(store: Store, recorded: str) -> None:
