@@ -23,7 +23,7 @@ from kdsweep.config.keys import NOT_IDENTIFYING, STUDENT_KEYS, unclassified
 from kdsweep.config.rules import attempt, require_objectives
 from kdsweep.evaluation import TOP
 from kdsweep.loss_rules import rule_of
-from kdsweep.numerics import compiling, half_precision
+from kdsweep.numerics import compiling, gpu_memory, half_precision
 from kdsweep.numerics.hardware import TEACHER_PRECISIONS, arithmetic, resolve_device, resolve_precision
 from kdsweep.numerics.strided_convolutions import overrun
 from kdsweep.own_networks import OwnNetwork, is_own, split
@@ -279,7 +279,8 @@ def inputs(data_key: str, view_seed: int, device: str) -> tuple[Dataset, Views]:
         data_key: `key_of` the group `data`.
     """
     data: Dataset = component(OmegaConf.create({"data": of_key(data_key)}), "data")
-    return data, Views(data.train.images.to(resolve_device(device)), data.padding, data.flip, view_seed)
+    pictures = gpu_memory.placed(data.train.images, resolve_device(device), "training pictures")
+    return data, Views(pictures, data.padding, data.flip, view_seed)
 
 
 def hardware(cfg: DictConfig) -> tuple[torch.device, str]:
@@ -301,17 +302,17 @@ def teacher_precision(cfg: DictConfig, device: torch.device) -> str:
 @functools.lru_cache(maxsize=8)
 def _fits_fp16(network_key: str, data_key: str, view_seed: int, device: str) -> bool:
     """Tries a teacher's network on some training pictures in fp32; says what that means for the teacher's precision."""
-    data, views = inputs(data_key, view_seed, device)
+    (data, _), where = inputs(data_key, view_seed, device), resolve_device(device)
     cfg = OmegaConf.create({"teacher": {"network": of_key(network_key)}, "device": device})
     every = max(1, len(data.train) // TRIED_PICTURES)
     pictures = data.train.images[::every][:TRIED_PICTURES]
-    with torch.random.fork_rng([views.device] if views.device.type == "cuda" else []):
+    with torch.random.fork_rng([where] if where.type == "cuda" else []):
         tried = network(cfg, "teacher.network", data, view_seed)
 
     def run() -> None:
-        with arithmetic("fp32", views.device):
+        with arithmetic("fp32", where):
             for batch in pictures.split(EVALUATION_BATCH):
-                tried.features(batch.to(views.device))
+                tried.features(batch.to(where))
 
     largest = half_precision.largest_value(tried.eval(), run)
     fits = half_precision.fits(largest)
@@ -445,7 +446,7 @@ def untrained_teacher(cfg: DictConfig) -> Teacher:
     data, views = inputs(key_of(cfg.data), cfg.view_seed, cfg.device)
     net = network(cfg, "teacher.network", data, cfg.view_seed)
     tables = Path(cfg.paths.cache) / "tables"
-    precision = teacher_precision(cfg, views.device)
+    precision = teacher_precision(cfg, resolve_device(cfg.device))
     own = sources(cfg.teacher.network)
     settings = cfg.teacher.mode, cfg.teacher.batch_size, precision, cfg.teacher.compiled, own or None
     teacher: Teacher = attempt("teacher", lambda: Teacher(net, data, views, tables, *settings))
