@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kdsweep.numerics import compiling
 from kdsweep.numerics.compiling import CompileError, compiled_features, worth_compiling
+from kdsweep.numerics.gpu_memory import placed
 from kdsweep.numerics.half_precision import require_finite
 from kdsweep.numerics.hardware import arithmetic, is_out_of_memory
 from kdsweep.numerics.rounding_noise import rounding_noise
@@ -110,7 +111,7 @@ class Teacher:
         if self.mode == "online":
             # clone: a loss may keep the logits for its gradient, and autograd refuses inference tensors.
             return lambda _, pictures: self.ask(pictures).clone()
-        table = self._rows(
+        found = self._rows(
             self._logits_tables(),
             _pass_name(pass_index),
             len(self._views),
@@ -120,7 +121,8 @@ class Teacher:
                 lambda rows: self._head(self._shaken(self._view(rows, pass_index))),
             ),
         )
-        return lambda indices, _: table[indices]
+        table = placed(found, self._device, "teacher's answers to a pass")
+        return lambda indices, _: table[indices.to(table.device)].to(self._device)
 
     def ask(self, pictures: Tensor) -> Tensor:
         """Computes the logits (B, C) of pictures (B, H, W, 3) uint8, which are on the network's device."""
@@ -144,7 +146,7 @@ class Teacher:
     def features(self, split: str) -> Tensor:
         """Returns the head's inputs (N, F) float32 for the un-augmented pictures of a split."""
         pictures = getattr(self._data, split).images
-        return self._rows(
+        found = self._rows(
             self._features,
             split,
             len(pictures),
@@ -154,6 +156,7 @@ class Teacher:
                 lambda rows: self._shaken(pictures[rows].to(self._device)),
             ),
         )
+        return found.to(self._device)
 
     def logits(self, split: str) -> Tensor:
         """Returns the logits (N, C) float32 of the un-augmented pictures of a split: "train", "validation", "test"."""
@@ -205,12 +208,12 @@ class Teacher:
 
     def _rows(self, tables: Tables, name: str, n: int, compute: Compute, asked: Asked) -> Tensor:
         start = time.perf_counter()
-        table = tables.rows(name, n, compute, asked).to(self._device)
+        table = tables.rows(name, n, compute, asked)
         self.seconds += time.perf_counter() - start
         return table
 
     def _view(self, rows: Tensor, pass_index: int) -> Tensor:
-        return self._views.batch(rows.to(self._device), pass_index)
+        return self._views.batch(rows.to(self._views.device), pass_index).to(self._device)
 
     def _forward(self, function: Callable[[Tensor], Tensor], pictures: Tensor) -> Tensor:
         with arithmetic(self._precision, self._device):

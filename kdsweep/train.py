@@ -271,7 +271,7 @@ def train_student(cfg: DictConfig, components: Components, trial: TrialLink | No
             fitting = training.Fit(
                 network,
                 views,
-                data.train.labels.to(views.device),
+                data.train.labels.to(network.head.weight.device),
                 loss=components.loss,
                 teacher=heard,
                 optimizer=components.optimizer,
@@ -348,7 +348,7 @@ def train_teacher(cfg: DictConfig) -> tuple[str, Result]:
     from kdsweep.config import build
     from kdsweep.system.tensor_files import write_tensors
 
-    data, views = build.inputs(cfg)
+    data, _ = build.inputs(cfg)
     build.require_classes(cfg, data)
     teacher = build.untrained_teacher(cfg)
     with recording.started(cfg, data, recording.open_store(cfg), teacher) as recorded:
@@ -356,7 +356,7 @@ def train_teacher(cfg: DictConfig) -> tuple[str, Result]:
         if cfg.teacher.head is not None:
             splits = ("train", "validation")
             features = [teacher.features(split) for split in splits]
-            labels = [getattr(data, split).labels.to(views.device) for split in splits]
+            labels = [getattr(data, split).labels.to(teacher.network.head.weight.device) for split in splits]
             fitting = build.component(cfg, "teacher.head")(
                 teacher.network, features[0], labels[0], features[1], labels[1]
             )

@@ -17,6 +17,7 @@ from torch import Tensor
 from kdsweep import gradients
 from kdsweep.losses import given_to
 from kdsweep.numerics.compiling import announced, compiled_evaluation, compiled_forward, compiled_loss, explained
+from kdsweep.numerics.gpu_memory import Fetcher
 from kdsweep.numerics.hardware import (
     arithmetic,
     autocast,
@@ -77,8 +78,8 @@ class Fit:
 
     Args:
         network: Takes pictures (B, H, W, 3) uint8, and returns logits (B, C).
-        views: The training pictures and their views.
-        labels: (N,) int64, on the device of the pictures.
+        views: The training pictures and their views, on the device or in the computer's memory.
+        labels: (N,) int64, on the device.
         loss: A function of (student logits, teacher logits or None, labels), as in `losses.py`, with its settings. If
             it needs `share`, it gets how far the training is: 0 in the first epoch, and 1 in the last.
         teacher: The teacher whose logits the loss gets for each view, or None.
@@ -135,6 +136,7 @@ class Fit:
         self._scheduler = schedule(self._optimizer, epochs * self._steps)
         self._step_graph: StepGraph | None = None
         self._gradient: Tensor | None  # what `gradients.of_the_teacher` found in the epoch's last step
+        self._fetch = Fetcher(labels.device) if views.device.type != labels.device.type else None
         self.epoch, self.between_steps = 0, True
         self.last: Metrics = {}
         self._begin_epoch()
@@ -207,7 +209,8 @@ class Fit:
         start, earlier = time.perf_counter(), self._seconds
         pass_index = pass_of_epoch(self._order_seed, self.epoch, self._n_passes)
         answers = None if self._teacher is None else self._teacher.answers(pass_index)
-        order = batch_order(self._order_seed, self.epoch, len(self._labels)).to(self._labels.device)
+        # Pictures that stay in the computer's memory are looked up there.
+        order = batch_order(self._order_seed, self.epoch, len(self._labels)).to(self._views.device)
         for share in self._given.values():
             share.fill_(self.epoch / max(self._epochs - 1, 1))
         self._network.train()
@@ -242,25 +245,29 @@ class Fit:
 
     def _train_step(self, indices: Tensor, pass_index: int, answers: Answers | None) -> None:
         """Makes a step, and notes its loss and how many answers were right."""
-        key = self._views.key(pass_index)
+        key, fetched = self._views.key(pass_index), None
+        if self._fetch is not None:
+            fetched = self._fetch(self._views.keyed_batch(indices, key))
+            indices = indices.to(self._labels.device, non_blocking=True)
         if self._captures:
-            loss, correct, logits, guide = self._replayed(indices, key, answers)
+            loss, correct, logits, guide = self._replayed(indices, key, answers, fetched)
         else:
-            loss, correct, logits, guide = self._computed(indices, key, answers)
+            loss, correct, logits, guide = self._computed(indices, key, answers, fetched)
         self._scheduler.step()
         self._losses[self._step] = loss
         self._correct += correct
         if guide is not None and self._step == self._steps - 1:
             self._gradient = gradients.of_the_teacher(self._plain_loss, logits, guide, self._labels[indices])
 
-    def _computed(self, indices: Tensor, key: int | Tensor, answers: Answers | None) -> Step:
+    def _computed(self, indices: Tensor, key: int | Tensor, answers: Answers | None, fetched: Tensor | None) -> Step:
         """Computes a step, and changes network and optimizer.
 
         On a GPU this is what a CUDA graph replays. So it mustn't ask for the content of a tensor, and it finds all
-        that changes from step to step in tensors: the indices, the key of the pass, and the learning rate.
+        that changes from step to step in tensors: the indices, the key of the pass, and the learning rate. `fetched`
+        are the pictures where they come from the computer's memory.
         """
         labels = self._labels[indices]
-        pictures = self._views.keyed_batch(indices, key)  # (B, H, W, 3)
+        pictures = self._views.keyed_batch(indices, key) if fetched is None else fetched  # (B, H, W, 3)
         with self._compiling(), autocast(self._precision, labels.device), self._small_maps:
             logits = self._forward(pictures)  # (B, C)
         guide = None if answers is None else answers(indices, pictures)
@@ -272,40 +279,40 @@ class Fit:
         self._optimizer.step()
         return value.detach(), (logits.detach().argmax(dim=1) == labels).sum(), logits.detach(), guide
 
-    def _replayed(self, indices: Tensor, key: int, answers: Answers | None) -> Step:
+    def _replayed(self, indices: Tensor, key: int, answers: Answers | None, fetched: Tensor | None) -> Step:
         """Does what `_computed` does, from a CUDA graph if one can be captured."""
         # Each pass has a table of its own, so its logits are looked up before the step. It needs no pictures.
         looked_up = None if answers is None or self._asks_teacher else answers(indices, indices[:0])
         if self._step_graph is None:
-            reason = self._obstacle(indices, key, looked_up)
+            pictures = self._views.keyed_batch(indices, key) if fetched is None else fetched
+            reason = self._obstacle(pictures, self._labels[indices], looked_up)
             if reason is not None:
                 note_plain(reason)
                 self._captures = False
-                return self._computed(indices, key, answers)
+                return self._computed(indices, key, answers, fetched)
             first = functools.partial(announced, f"{self._network.net} {indices.shape} {self._precision}")
             self._step_graph = StepGraph(self._captured, self._optimizer, first)
-        return self._step_graph(indices, key, looked_up)
+        return self._step_graph(indices, key, looked_up, fetched)
 
-    def _captured(self, indices: Tensor, key: Tensor, looked_up: Tensor | None) -> Step:
+    def _captured(self, indices: Tensor, key: Tensor, looked_up: Tensor | None, fetched: Tensor | None) -> Step:
         """The step that is captured."""
         if looked_up is not None:
-            return self._computed(indices, key, lambda _, __: looked_up)
+            return self._computed(indices, key, lambda _, __: looked_up, fetched)
         # A teacher that is asked answers for the pictures that it gets, whatever their pass is.
         teacher = self._teacher if self._asks_teacher else None
-        return self._computed(indices, key, None if teacher is None else teacher.answers(0))
+        return self._computed(indices, key, None if teacher is None else teacher.answers(0), fetched)
 
     @property
     def _asks_teacher(self) -> bool:
         return self._teacher is not None and self._teacher.mode == "online"
 
-    def _obstacle(self, indices: Tensor, key: int, looked_up: Tensor | None) -> str | None:
+    def _obstacle(self, pictures: Tensor, labels: Tensor, looked_up: Tensor | None) -> str | None:
         """Returns why the step can't be captured, if that shows; found out once in a process for each kind of step."""
         loss, settings = getattr(self._plain_loss, "func", self._plain_loss), self._optimizer.defaults
         kind = f"{self._network.net} {loss} {type(self._optimizer)} {settings.get('fused')}"
         if kind not in _obstacles:
-            pictures, n_classes = self._views.keyed_batch(indices, key), self._network.n_classes
-            answers = torch.zeros(len(indices), n_classes, device=indices.device) if self._asks_teacher else looked_up
-            labels = self._labels[indices]
+            zeros = torch.zeros(len(labels), self._network.n_classes, device=labels.device)
+            answers = zeros if self._asks_teacher else looked_up
             plain = functools.partial(self._plain_loss, **self._given)
             _obstacles[kind] = obstacle(self._network, plain, self._optimizer, pictures, answers, labels)
         return _obstacles[kind]

@@ -22,7 +22,7 @@ from kdsweep import loss_rules, losses, training
 from kdsweep.config.keys import NOT_IDENTIFYING, STUDENT_KEYS, unclassified
 from kdsweep.config.rules import attempt, require_objectives
 from kdsweep.evaluation import TOP
-from kdsweep.numerics import compiling, half_precision
+from kdsweep.numerics import compiling, gpu_memory, half_precision
 from kdsweep.numerics.hardware import TEACHER_PRECISIONS, arithmetic, resolve_device, resolve_precision
 from kdsweep.numerics.strided_convolutions import overrun
 from kdsweep.own_networks import OwnNetwork, is_own, split
@@ -282,7 +282,8 @@ def _inputs_key(cfg: DictConfig) -> str:
 def _inputs(key: str, view_seed: int, device: str) -> tuple[Dataset, Views]:
     cfg = of_key(key)
     data: Dataset = component(cfg, "data")
-    return data, views_of(cfg, data, data.train.images.to(resolve_device(device)), view_seed)
+    pictures = gpu_memory.placed(data.train.images, resolve_device(device), "training pictures")
+    return data, views_of(cfg, data, pictures, view_seed)
 
 
 def views_of(cfg: DictConfig, data: Dataset, pictures: torch.Tensor, view_seed: int) -> Views:
@@ -314,17 +315,17 @@ def teacher_precision(cfg: DictConfig, device: torch.device) -> str:
 @functools.lru_cache(maxsize=8)
 def _fits_fp16(network_key: str, inputs_key: str, view_seed: int, device: str) -> bool:
     """Tries a teacher's network on some training pictures in fp32; says what that means for the teacher's precision."""
-    data, views = _inputs(inputs_key, view_seed, device)
+    (data, _), where = _inputs(inputs_key, view_seed, device), resolve_device(device)
     cfg = OmegaConf.create({"teacher": {"network": of_key(network_key)}, "device": device})
     every = max(1, len(data.train) // TRIED_PICTURES)
     pictures = data.train.images[::every][:TRIED_PICTURES]
-    with torch.random.fork_rng([views.device] if views.device.type == "cuda" else []):
+    with torch.random.fork_rng([where] if where.type == "cuda" else []):
         tried = network(cfg, "teacher.network", data, view_seed)
 
     def run() -> None:
-        with arithmetic("fp32", views.device):
+        with arithmetic("fp32", where):
             for batch in pictures.split(EVALUATION_BATCH):
-                tried.features(batch.to(views.device))
+                tried.features(batch.to(where))
 
     largest = half_precision.largest_value(tried.eval(), run)
     fits = half_precision.fits(largest)
@@ -458,7 +459,7 @@ def untrained_teacher(cfg: DictConfig) -> Teacher:
     data, views = inputs(cfg)
     net = network(cfg, "teacher.network", data, cfg.view_seed)
     tables = Path(cfg.paths.cache) / "tables"
-    precision = teacher_precision(cfg, views.device)
+    precision = teacher_precision(cfg, resolve_device(cfg.device))
     own = sources(cfg.teacher.network)
     settings = cfg.teacher.mode, cfg.teacher.batch_size, precision, cfg.teacher.compiled, own or None
     teacher: Teacher = attempt("teacher", lambda: Teacher(net, data, views, tables, *settings))

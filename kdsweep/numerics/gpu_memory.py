@@ -1,20 +1,87 @@
-"""How much of a GPU's memory a run takes, and how many runs fit there at a time."""
+"""What fits into a GPU's memory: runs at a time, and pictures or tables beside a network."""
 
 from __future__ import annotations
 
 import math
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from kdsweep.system.errors import UserError
+from kdsweep.system.progress import note
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 # What CUDA and its libraries take of a GPU in each process, beside torch's tensors.
 CONTEXT_BYTES = 700 * 2**20
+
+
+# Pictures or a table may take this share of what is free of a GPU's memory. The network and its steps need the rest.
+DATA_SHARE = 0.5
+
+# A batch is put into one of so many buffers, while the GPU may still copy the others.
+BUFFERS = 3
+
+
+def goes_to_gpu(n_bytes: int, free_bytes: int) -> bool:
+    """Returns whether pictures or a table of this size go to a GPU with so much free memory."""
+    return n_bytes <= DATA_SHARE * free_bytes
+
+
+def placed(tensor: Tensor, device: torch.device, what: str) -> Tensor:
+    """Returns a tensor on a device; if a GPU has no room for it, the tensor as it is, after a note that says so.
+
+    Args:
+        tensor: Pictures or a table, in the computer's memory or on the device.
+        device: The device.
+        what: What it is called in the note: "training pictures".
+    """
+    if device.type == "cpu" or tensor.device == device:
+        return tensor.to(device)
+    n_bytes, there = tensor.numel() * tensor.element_size(), free(device)
+    if goes_to_gpu(n_bytes, there):
+        return tensor.to(device)
+    note(
+        f"The {what} ({gibibytes(n_bytes)}) stay in the computer's memory, since the GPU has {gibibytes(there)} free: "
+        "each batch is fetched while the GPU works on earlier ones."
+    )
+    return tensor
+
+
+class Fetcher:
+    """Copies batches to a device, and doesn't wait until it has worked off what it was given before.
+
+    A GPU copies them from pinned memory by itself. A buffer is filled again when it has been copied.
+
+    Args:
+        device: The device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._pinned = device, device.type == "cuda"
+        self._buffers: list[Tensor] = []
+        self._copied: list[Any] = []
+        self._turn = 0
+
+    def __call__(self, batch: Tensor) -> Tensor:
+        """Returns a copy of a batch on the device; all batches have the same shape and type."""
+        self._turn = (self._turn + 1) % BUFFERS
+        if len(self._buffers) < BUFFERS:
+            self._turn = len(self._buffers)
+            self._buffers.append(torch.empty(batch.shape, dtype=batch.dtype, pin_memory=self._pinned))
+            self._copied.append(torch.cuda.Event() if self._pinned else None)
+        buffer, copied = self._buffers[self._turn], self._copied[self._turn]
+        if copied is not None:
+            copied.synchronize()  # an event that was never recorded doesn't wait
+        buffer.copy_(batch)
+        there = torch.empty(batch.shape, dtype=batch.dtype, device=self._device)
+        there.copy_(buffer, non_blocking=True)
+        if copied is not None:
+            copied.record()
+        return there
 
 
 @contextmanager

@@ -5,10 +5,23 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kdsweep.numerics.gpu_memory import CONTEXT_BYTES, free, peak, require_room, runs_that_fit
+from kdsweep.numerics import gpu_memory
+from kdsweep.numerics.gpu_memory import (
+    BUFFERS,
+    CONTEXT_BYTES,
+    Fetcher,
+    free,
+    goes_to_gpu,
+    peak,
+    placed,
+    require_room,
+    runs_that_fit,
+)
 from kdsweep.system.errors import UserError
 
 GIB = 2**30
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
 
 @pytest.mark.parametrize(
@@ -53,7 +66,53 @@ def test_a_cpu_has_no_such_memory() -> None:
         assert taken() == free(torch.device("cpu")) == 0
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+# ------------------------------------------------------------------------------------------- pictures and tables
+
+
+@pytest.mark.parametrize(("size", "there", "expected"), [(5, 10, True), (6, 10, False), (0, 0, True)])
+def test_half_of_the_memory_is_for_the_network(size: int, there: int, expected: bool) -> None:
+    """Pictures and tables that take more than the other half stay in the computer's memory."""
+    assert goes_to_gpu(size * GIB, there * GIB) is expected
+
+
+def test_what_does_not_fit_stays_with_a_note(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The note says what, how large it is, and how much is free."""
+    monkeypatch.setattr(gpu_memory, "free", lambda device: 2**28)
+    pictures = torch.zeros(2**28 // (32 * 32 * 3), 32, 32, 3, dtype=torch.uint8)
+    assert placed(pictures, torch.device("cuda"), "training pictures") is pictures
+    said = " ".join(capsys.readouterr().err.split())
+    assert "The training pictures (0.2 GiB) stay in the computer's memory, since the GPU has 0.2 GiB free" in said
+    assert placed(pictures, torch.device("cpu"), "training pictures") is pictures
+    assert capsys.readouterr().err == ""
+
+
+def test_fetched_batches_are_copies() -> None:
+    """More batches than buffers: none is overwritten by a later one."""
+    fetch = Fetcher(torch.device("cpu"))
+    batches = [torch.full((2, 3), number, dtype=torch.uint8) for number in range(3 * BUFFERS)]
+    fetched = [fetch(batch) for batch in batches]
+    assert all(torch.equal(*pair) for pair in zip(batches, fetched, strict=True))
+
+
+# ---------------------------------------------------------------------------------------------------- on a GPU
+
+
+@needs_gpu
+def test_a_gpu_fetches_what_was_asked_for() -> None:
+    """While it is busy, too: a buffer is filled again only when it has been copied."""
+    fetch = Fetcher(torch.device("cuda"))
+    batches = [torch.randint(256, (64, 64, 64, 3), dtype=torch.uint8) for _ in range(3 * BUFFERS)]
+    busy = torch.randn(4096, 4096, device="cuda")
+    fetched = []
+    for batch in batches:
+        busy = busy @ busy
+        fetched.append(fetch(batch))
+    assert all(torch.equal(batch, there.cpu()) for batch, there in zip(batches, fetched, strict=True))
+
+
+@needs_gpu
 def test_a_gpus_peak_is_measured() -> None:
     """What is freed within the block counts too."""
     gpu = torch.device("cuda")

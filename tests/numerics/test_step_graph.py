@@ -27,6 +27,7 @@ from kdsweep import losses
 from kdsweep.models import Classifier
 from kdsweep.numerics import step_graph
 from kdsweep.numerics.compiling import tensor_settings
+from kdsweep.numerics.gpu_memory import Fetcher
 from kdsweep.numerics.step_graph import WARM_UPS, make_capturable, obstacle, rates_as_tensors
 from kdsweep.schedules import constant
 from kdsweep.system.tensor_files import hash_tensors
@@ -49,7 +50,8 @@ def fitting(network: Classifier, **changes: Any) -> Fit:
     device = changes.pop("device", "cpu")
     plain: dict[str, Any] = {"loss": losses.ce, "teacher": None, "optimizer": SGD, "schedule": HALVING}
     plain |= {"epochs": 2, "batch_size": 8, "n_passes": 2, "order_seed": 0, "precision": "fp32"}
-    shown = Views(DATA.train.images.to(device), DATA.padding, DATA.flip, seed=0)
+    on_device = Views(DATA.train.images.to(device), DATA.padding, DATA.flip, seed=0)
+    shown = changes.pop("shown", on_device)
     return Fit(network.to(device), shown, DATA.train.labels.to(device), **plain | changes)
 
 
@@ -234,6 +236,17 @@ def test_a_graph_hears_the_teacher_of_each_pass(gpu: StandIn, tmp_path: Path, mo
     assert gpu.seen.count("capture") == 1
 
 
+@pytest.mark.parametrize("captures", [False, True])
+def test_pictures_may_be_fetched(gpu: StandIn, tmp_path: Path, captures: bool) -> None:
+    """They are cut where they lie and copied, and train the same network; a graph takes them as its input."""
+    guide = teacher(tmp_path)
+    plain = outcome(fitting(small_network(frozen=False), teacher=guide, loss=KD))
+    fit = gpu.trained(small_network(frozen=False), teacher=guide, loss=KD)
+    fit._captures, fit._fetch = captures, Fetcher(torch.device("cpu"))
+    assert outcome(fit) == plain
+    assert gpu.seen.count("capture") == captures
+
+
 def test_a_training_goes_on_with_a_graph_of_its_own(gpu: StandIn) -> None:
     """Its optimizer's state is another than the one that a graph has captured."""
     whole = outcome(gpu.trained(small_network(frozen=False)))
@@ -353,6 +366,17 @@ def test_a_gpu_hears_the_teacher_of_each_pass(tmp_path: Path, monkeypatch: pytes
     captured = outcome(fitting(small_network(frozen=False), **options))
     monkeypatch.setattr(step_graph, "WARM_UPS", 1000)
     assert outcome(fitting(small_network(frozen=False), **options)) == captured
+
+
+@needs_gpu
+@pytest.mark.slow
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_gpu_fetches_pictures(compiled: bool) -> None:
+    """Pictures in the computer's memory train the same network as those on the GPU, bit for bit."""
+    options: dict[str, Any] = {"device": "cuda", "compiled": compiled}
+    there = outcome(fitting(small_network(frozen=False), **options))
+    shown = Views(DATA.train.images, DATA.padding, DATA.flip, seed=0)
+    assert outcome(fitting(small_network(frozen=False), shown=shown, **options)) == there
 
 
 @needs_gpu
