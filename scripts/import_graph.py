@@ -25,7 +25,7 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
         *("reproduce", "export", "export_description", "network_files", "trained_student", "source_run"),
         *("report", "ui", "sync"),
     ),
-    "study": ("plugin", "controller", "stages", "two_records", "forecast", "measure_speed", "search"),
+    "study": ("plugin", "controller", "stages", "choosing", "two_records", "forecast", "measure_speed", "search"),
     "train": ("train",),
     "execution": (
         *("grid_sweeper", "grid", "executors", "ray", "workers", "worker", "serialization", "jobs"),
@@ -37,7 +37,8 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
         *("figures.all_figures", "figures.search", "figures.surface", "figures.arms", "figures.curves"),
     ),
     "analysis": (
-        *("findings", "seed_planning", "verdict_words", "verdict", "cost", "landscape", "plateau", "gaussian_process"),
+        *("findings", "seed_planning", "verdict_words", "verdict", "cost", "landscape", "plateau"),
+        *("choice", "gaussian_process"),
         *("deviation", "environment_diff", "sorted_runs", "study_goals", "statistics"),
     ),
     "config": ("help_page", "checks", "build", "unread", "overrides", "rules", "saved_config", "folder"),

@@ -24,6 +24,7 @@ RUN_TAGS = {
     *("kdsweep.git_commit", "kdsweep.git_dirty", "kdsweep.reproduces", "kdsweep.resumed_after"),
     *("kdsweep.pruned", "kdsweep.error", "kdsweep.described"),
     *("kdsweep.space", "kdsweep.objectives", "kdsweep.planned", "kdsweep.chosen", "kdsweep.looks"),
+    "kdsweep.choice",
     *("kdsweep.sent", "kdsweep.sent_end", "kdsweep.sent_from", "kdsweep.restored"),
 }
 
@@ -31,6 +32,7 @@ RUN_TAGS = {
 ATTRIBUTES = {
     *("kdsweep.process", "kdsweep.beat", "kdsweep.values", "kdsweep.starts", "kdsweep.pruned_at", "kdsweep.cause"),
     *("kdsweep.key", "kdsweep.conditions", "kdsweep.controller", "kdsweep.store"),
+    *("kdsweep.chosen_from", "kdsweep.choose"),
 }
 
 # The functions that put `kdsweep.{key}` together, each with the name of the dictionary that has the keys. Those of
