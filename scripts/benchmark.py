@@ -43,6 +43,9 @@ SUBCOMMANDS = (
     "teacher",
     "tables",
     "verdicts",
+    "regions",
+    "search",
+    "trainings",
     "report",
 )
 

@@ -114,7 +114,7 @@ def test_plateau_of_a_clear_surface() -> None:
     unit = trials(64)
     region = found(unit, bowl(unit) + np.random.default_rng(0).normal(0, 0.002, 64))
     assert region.trusted
-    assert region.best == pytest.approx((0.4, 20**0.6), rel=0.2)
+    assert SPACE.to_unit([region.best])[0] == pytest.approx((0.4, 0.6), abs=0.15)  # there, it is 0.001 at most below
     assert region.mean == pytest.approx(0.9, abs=0.002)
     assert region.sd < 0.002
     assert region.noise_sd == pytest.approx(0.002, rel=0.3)
@@ -227,19 +227,19 @@ def test_one_parameter_and_three() -> None:
     assert importances(line, unit[:, :1], [0.9] * 32) == {"a": Importance(0, 0, 0, 0)}
     region = plateau(line, unit[:, :1], (0.9 - 0.3 * (unit[:, 0] - 0.4) ** 2).tolist())
     assert region is not None
-    assert region.limits[0] == pytest.approx((0.4, 0.4), abs=0.15)
+    assert region.limits[0] == pytest.approx((0.4, 0.4), abs=0.2)
     assert region.fill == 1
 
 
-def test_a_region_smaller_than_the_grid_is_its_best_setting() -> None:
-    """In four dimensions without noise, it may be that no grid point belongs; the best point always does."""
+def test_the_best_setting_belongs_to_a_small_region() -> None:
+    """In four dimensions without noise, next to no point of the grid belongs; the best point always does."""
     unit = np.asarray(qmc.Halton(4, rng=0).random(40))
     unit[0] = 1
     region = plateau(Space(tuple("abcd"), (0.0,) * 4, (2.0,) * 4, (False,) * 4), 2 * unit, unit.sum(axis=1).tolist())
     assert region is not None
     assert region.best == (2, 2, 2, 2)
-    assert region.limits == ((2, 2),) * 4
-    assert region.share < 0.001
+    assert all(high == 2 and low > 1 for low, high in region.limits)
+    assert region.share < 0.01
 
 
 @pytest.mark.slow
