@@ -44,6 +44,9 @@ SUBCOMMANDS = (
     "teacher",
     "tables",
     "verdicts",
+    "regions",
+    "search",
+    "trainings",
     "report",
 )
 

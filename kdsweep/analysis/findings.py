@@ -104,6 +104,7 @@ def summarise(study: StudyRecord, readings: Readings) -> Report:
         *verdict_words.words(judged),
         *_looks(found, judged),
         *_chosen(found, front),
+        *_promised(found),
         *_others(found),
         *_unconfirmed(found, judged),
         *_teacher(found),
@@ -139,7 +140,8 @@ def _chosen(found: Comparison, front: tuple[Trial, ...]) -> Iterable[str]:
         how = f"its row shows {len(fresh)} fresh {'seed' if len(fresh) == 1 else 'seeds'}, which chose nothing"
     else:
         how = repeated
-    ties = sum(trial.values == chosen.values for trial in trials)
+    promise = found.goals.promise
+    ties = 0 if promise is not None and promise.by_model else sum(trial.values == chosen.values for trial in trials)
     shared = f" {ties} trials share this {metric}; the first of them is taken." if ties > 1 else ""
     if len(trials) == 1:
         yield f"{what}, the only setting tried; {how}."
@@ -151,6 +153,29 @@ def _chosen(found: Comparison, front: tuple[Trial, ...]) -> Iterable[str]:
         luck = "" if fresh else ": includes the luck of the search"
         stopped = f" ({len(found.pruned)} pruned besides)" if found.pruned else ""
         yield f"{what}, {place} of {len(trials)} trials by {metric}{stopped}; {how}{luck}.{shared}"
+
+
+def _promised(found: Comparison) -> Iterable[str]:
+    """Says what the model expects of its choice and of the best trial, or why it wasn't asked."""
+    promise, objective, chosen = found.goals.promise, found.goals.objective, found.chosen
+    if promise is None or chosen is None:
+        return
+    if not promise.by_model:
+        yield f"The best trial is the choice, because {promise.reason}."
+        return
+    best = next((trial for trial in found.trials if trial.number == promise.best), None)
+    what = (
+        f"The choice is the setting with the highest posterior mean of a model of all trials: {objective.label} "
+        f"{objective.shown(promise.expected)} (sd {objective.shown(promise.sd)}) is expected of it, and its "
+        f"trial scored {objective.shown(chosen.value)}."
+    )
+    if best is None or best is chosen:
+        yield f"{what} It has the best score too."
+        return
+    yield (
+        f"{what} The best score is {objective.shown(best.value)}, of trial {best.number} ({setting(best.params)}), "
+        f"of which the model expects {objective.shown(promise.best_expected)}."
+    )
 
 
 def _looks(found: Comparison, judged: Verdict) -> Iterable[str]:

@@ -248,5 +248,4 @@ def _best(fitted: Fit, cube: Array) -> Array:
 
 def _members(fitted: Fit, best: Array, points: Array) -> NDArray[np.bool_]:
     """Returns which points (n, d) aren't ruled out, (n,); `plateau` states the rule."""
-    mean, sd = fitted.behind(best, points)
-    return np.asarray(mean - stats.norm.ppf(CONFIDENCE) * sd <= fitted.noise_sd)
+    return np.asarray(fitted.probably_worse(best, points) < CONFIDENCE)

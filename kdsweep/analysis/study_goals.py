@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kdsweep.analysis import metrics
 from kdsweep.tracking.run_records import parameter_text
@@ -94,6 +94,29 @@ class Dimension:
 
 
 @dataclass(frozen=True)
+class Promise:
+    """What the model of all trials promised of the chosen setting and of the best trial; `choice.Choice` explains it.
+
+    Attributes:
+        expected, sd: The chosen setting's value without a run's noise, and how sure that is; NaN without a model.
+        best: The number of the trial with the best score.
+        best_expected: What the model expected of it.
+        reason: Why the best trial was taken and not the model's choice; empty if the model chose.
+    """
+
+    expected: float
+    sd: float
+    best: int
+    best_expected: float
+    reason: str
+
+    @property
+    def by_model(self) -> bool:
+        """Whether the model chose."""
+        return not self.reason
+
+
+@dataclass(frozen=True)
 class Goals:
     """What a study set out to do.
 
@@ -102,12 +125,14 @@ class Goals:
         objectives: One, or several in a multi-objective study.
         chosen: The number of the trial that is confirmed, from its first fresh seed on; None before the choice.
         n_trials, baseline_seeds, confirm_seeds: The budget; None where the parent run doesn't say.
+        promise: What the model promised of the choice; None where the best trial was taken without a model.
         looks: The number of the confirmed trial and of its fresh seeds, each time that the study ended with a verdict.
     """
 
     space: tuple[Dimension, ...] = ()
     objectives: tuple[Objective, ...] = (Objective(metrics.DEFAULT_OBJECTIVE),)
     chosen: int | None = None
+    promise: Promise | None = None
     n_trials: int | None = None
     baseline_seeds: int | None = None
     confirm_seeds: int | None = None
@@ -115,7 +140,7 @@ class Goals:
 
     @classmethod
     def read(cls, tags: Mapping[str, str]) -> Goals:
-        """Reads the tags kdsweep.space, .objectives, .chosen, .planned and .looks.
+        """Reads the tags kdsweep.space, .objectives, .chosen, .choice, .planned and .looks.
 
         What isn't there keeps its default.
         """
@@ -127,6 +152,7 @@ class Goals:
             space=tuple(_dimension(key, limits) for key, limits in space.items()),
             objectives=tuple(Objective(metric, way == "maximize") for metric, way in objectives) or cls.objectives,
             chosen=int(chosen) if chosen.isdecimal() else None,
+            promise=_promise(json.loads(tags.get("kdsweep.choice", "{}"))),
             looks=tuple((trial, seeds) for trial, seeds in json.loads(tags.get("kdsweep.looks", "[]"))),
             **{name: planned.get(name) for name in ("n_trials", "baseline_seeds", "confirm_seeds")},
         )
@@ -163,6 +189,10 @@ def short_value(value: str) -> str:
 def setting(params: Mapping[str, str]) -> str:
     """Returns searched parameters as they are printed: "alpha 0.625, tau 4"."""
     return ", ".join(f"{short_key(key)} {short_value(value)}" for key, value in params.items())
+
+
+def _promise(choice: Mapping[str, Any]) -> Promise | None:
+    return Promise(**{name: choice[name] for name in Promise.__dataclass_fields__}) if choice else None
 
 
 def _dimension(line_key: str, limits: Mapping[str, object]) -> Dimension:

@@ -96,7 +96,8 @@ class Verdict:
         expected_curse: By how much the best of as many equal settings would be overstated, by the noise in which their
             trials differ; None if that is unknown.
         shared_seed: The seed that all trials have, if `expected_curse` leaves out what it does to all settings alike.
-        promised, confirmed: The chosen setting's objective in the search, and its mean over fresh seeds.
+        promised, confirmed: The chosen setting's objective in the search, or what the model expected of it where that
+            chose; and its mean over fresh seeds.
         chance: The students against the most frequent class. If nothing was learned, no comparison has an outcome.
     """
 
@@ -130,12 +131,16 @@ def judge(found: Comparison) -> Verdict:
     )
     luck, shared = _luck(found, validation_noise)
     expected = None
-    if luck is not None and len(found.trials) > 1:
+    promise = found.goals.promise
+    by_model = promise is not None and promise.by_model
+    # The expectation of the best of many; a model has taken the luck off already.
+    if luck is not None and len(found.trials) > 1 and not by_model:
         expected = statistics.expected_winners_curse(luck, len(found.trials))
     values = [run.metrics[objective.metric] for run in found.confirmed("distill") if objective.metric in run.metrics]
     curse = promised = confirmed = None
     if values and found.chosen is not None:
-        promised, confirmed = found.chosen.value, math.fsum(values) / len(values)
+        promised = promise.expected if promise is not None and promise.by_model else found.chosen.value
+        confirmed = math.fsum(values) / len(values)
         curse = statistics.winners_curse(
             objective.sign * promised,
             [objective.sign * value for value in values],

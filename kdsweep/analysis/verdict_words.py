@@ -260,9 +260,12 @@ def curse_words(verdict: Verdict, found: Comparison) -> Iterator[str]:
         way = "overstated" if curse.mean >= 0 else "understated"
         limits = sorted((curse.low, curse.high) if curse.mean >= 0 else (-curse.low, -curse.high))
         interval = "" if math.isnan(curse.low) else f", 95% interval {' to '.join(map(objective.shown, limits))}"
+        promise = found.goals.promise
+        by_model = promise is not None and promise.by_model
+        who, where = ("model", "expected") if by_model else ("search", "in the search")
         yield (
-            f"The search {way} its choice by {size(abs(curse.mean))} ({objective.heading}: "
-            f"{objective.shown(verdict.promised)} in the search, {objective.shown(verdict.confirmed)} over "
+            f"The {who} {way} its choice by {size(abs(curse.mean))} ({objective.heading}: "
+            f"{objective.shown(verdict.promised)} {where}, {objective.shown(verdict.confirmed)} over "
             f"{curse.n} fresh {'seed' if curse.n == 1 else 'seeds'}{interval}).{expected}"
         )
     elif expected:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shlex
@@ -32,7 +33,7 @@ from kdsweep.execution.executors import Executor, InProcess, open_executor, ray_
 from kdsweep.execution.jobs import Task, all_overrides
 from kdsweep.execution.trial_link import build_pruner, storage_url
 from kdsweep.report import console, next_commands, writing
-from kdsweep.study import two_records
+from kdsweep.study import choosing, two_records
 from kdsweep.study.forecast import forecast
 from kdsweep.study.search import (
     CODE,
@@ -85,6 +86,7 @@ class Study(OptunaSweeperImpl):
         pruner: Configuration of Optuna's pruner, or None.
         baselines: For each arm its overrides, its number of seeds, and whether it is a control.
         confirm_seeds: The number of fresh seeds for the chosen setting and for each control.
+        choose: The rule by which the confirmed setting is chosen, one of `choosing.RULES`.
         executor: The executor's name; None means `in_process` if n_jobs is 1, and `workers` otherwise.
         ray_address: The address of a Ray cluster, as in `executors.ray_cluster`.
         max_restarts: How often a run whose process died is started again.
@@ -103,6 +105,7 @@ class Study(OptunaSweeperImpl):
         pruner: DictConfig | None,
         baselines: Mapping[str, Any],
         confirm_seeds: int,
+        choose: str,
         executor: str | None,
         ray_address: str | None,
         max_restarts: int,
@@ -117,7 +120,7 @@ class Study(OptunaSweeperImpl):
         }
         self._confirm_seeds, self._max_restarts, self._restart = confirm_seeds, max_restarts, restart
         self._executor = executor or ("in_process" if self.n_jobs == 1 else "workers")
-        self._ray_address = ray_address
+        self._ray_address, self._choose = ray_address, choose
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Takes what Hydra gives to every sweeper."""
@@ -200,6 +203,7 @@ class Study(OptunaSweeperImpl):
             ("max_restarts", self._max_restarts, 0),
         ):
             require(type(value) is int and value >= least, f"{key} >= {least}", value, f"sweep.{key}")
+        require(self._choose in choosing.RULES, f"choose in {choosing.RULES}", self._choose, "sweep.choose")
         rule = "restart in (null, fresh, restore)"
         require(self._restart in (None, "fresh", "restore"), rule, self._restart, "sweep.restart")
         remedy = "It names a folder too: letters, digits and . _ + -"
@@ -326,6 +330,8 @@ class Study(OptunaSweeperImpl):
         if self._restart is None:
             two_records.require_same(search, store, known, missing)
         looks = _looks(known)
+        explicit = any(override.key_or_group in ("sweep.choose", "hydra.sweeper.choose") for override in overrides)
+        choose = choosing.rule_in_force(search, self._choose, explicit=explicit)
         with self._parent(store, search, known, self._params(searched)) as parent:
             search.record_in(masked_text(store.uri))
             search.name_objectives([name for name, _ in objectives])
@@ -341,6 +347,7 @@ class Study(OptunaSweeperImpl):
                 self._confirm_seeds,
                 self._max_restarts,
                 self.max_failure_rate,
+                choose,
             )
             for trial in missing:
                 self._record_again(store, stages.trial_job(trial), trial, [name for name, _ in objectives])
@@ -354,7 +361,8 @@ class Study(OptunaSweeperImpl):
                 stages.run_search()
                 chosen = stages.choose()
                 # Before its first run, so that a report in the middle of a new confirmation takes no other trial's.
-                parent.tag({"kdsweep.chosen": str(chosen.number)})
+                choice = {} if stages.choice is None else dataclasses.asdict(stages.choice)
+                parent.tag({"kdsweep.chosen": str(chosen.number), "kdsweep.choice": json.dumps(choice, default=str)})
                 stages.confirm(chosen)
             look = (chosen.number, self._confirm_seeds)
             if self._confirm_seeds and look not in looks[-1:]:

@@ -36,6 +36,7 @@ class StudySweeperConf(OptunaSweeperConf):
     sampler_seed: Any = None
     baselines: dict[str, BaselineConf] = field(default_factory=dict)
     confirm_seeds: int = 0
+    choose: str = "posterior"
     executor: str | None = None
     ray_address: str | None = None
     max_restarts: int = 3

@@ -24,6 +24,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from kdsweep.analysis.choice import Axis, Scored
 from kdsweep.config.keys import may_change_when_going_on
 from kdsweep.config.overrides import choices, override_line, value_of
 from kdsweep.config.rules import attempt
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 STARTS, PRUNED_AT, CAUSE = "kdsweep.starts", "kdsweep.pruned_at", "kdsweep.cause"
 KEY, CONDITIONS, CONTROLLER = "kdsweep.key", "kdsweep.conditions", "kdsweep.controller"
 STORE = "kdsweep.store"
+# The number of trials from which a setting between them was chosen; and what was chosen from which trials, and how.
+CHOSEN_FROM, CHOICE, CHOOSE = "kdsweep.chosen_from", "kdsweep.choice", "kdsweep.choose"
 
 # Begins the names of those conditions of a study that are files of the user's own code.
 CODE = "your code "
@@ -355,6 +358,35 @@ class Search:
         sign = 1 if self.directions[0] == "maximize" else -1
         return max(full, key=lambda trial: (sign * trial.values[0], -trial.number), default=None)
 
+    def scored(self) -> list[Scored]:
+        """Returns the trials that a choice is made from: those with a value, without the choice between them."""
+        return [
+            Scored(trial.number, trial.params, trial.values[0])
+            for trial in self._full()
+            if trial.user_attrs.get(CHOSEN_FROM, -1) < self.n_trials
+        ]
+
+    def axes(self) -> list[Axis]:
+        """Returns the searched keys as the choice's model has them."""
+        return [_axis(key, distribution) for key, distribution in self.space.items()]
+
+    def between(self) -> EndedTrial | None:
+        """Returns the trial of the setting that was chosen between as many trials as there are now; None before it."""
+        made = [trial for trial in self.trials() if trial.user_attrs.get(CHOSEN_FROM) == self.n_trials]
+        return _ended(made[0]) if made else None
+
+    def try_between(self, params: Mapping[str, object]) -> None:
+        """Adds a trial beyond `n_trials`, of a setting that was chosen between the others; `next` returns it."""
+        self._study.enqueue_trial(dict(params), user_attrs={CHOSEN_FROM: self.n_trials})
+
+    def noted(self, name: str) -> Any:
+        """Returns what was noted under a name in the study's record; None if nothing was."""
+        return self._study.user_attrs.get(name)
+
+    def keep(self, name: str, value: object) -> None:
+        """Notes a plain value in the study's record."""
+        self._study.set_user_attr(name, value)
+
     def write_results(self, path: Path) -> None:
         """Writes hydra-optuna-sweeper's file: the best parameters, or the Pareto set."""
         best = self._best()
@@ -406,6 +438,14 @@ def _ended(trial: FrozenTrial) -> EndedTrial:
     values = trial.values if pruned_at is None else list(trial.intermediate_values.values())[-1:]
     seconds = 0.0 if trial.duration is None else trial.duration.total_seconds()
     return EndedTrial(trial.number, trial.params, tuple(values or ()), pruned_at, seconds)
+
+
+def _axis(key: str, distribution: BaseDistribution) -> Axis:
+    if isinstance(distribution, CategoricalDistribution):
+        return Axis(key, words=tuple(distribution.choices))
+    found = json.loads(optuna.distributions.distribution_to_json(distribution))["attributes"]
+    whole = isinstance(distribution, optuna.distributions.IntDistribution)
+    return Axis(key, found["low"], found["high"], found["log"], found["step"], whole)
 
 
 def delete(url: str, name: str) -> None:

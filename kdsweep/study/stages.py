@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from kdsweep.config.overrides import kept_beside
 from kdsweep.execution.jobs import Job, Outcome, in_words
+from kdsweep.study.choosing import known_choice, make_choice
+from kdsweep.study.search import Setting
 from kdsweep.system import interrupts
 from kdsweep.system.errors import PrunedError, RunError, one_line
 from kdsweep.system.processes import ProcessId, parse_process, this_process
@@ -21,8 +23,9 @@ if TYPE_CHECKING:
 
     from hydra.core.override_parser.types import Override
 
+    from kdsweep.analysis.choice import Choice
     from kdsweep.execution.executors import Executor
-    from kdsweep.study.search import Search, Setting
+    from kdsweep.study.search import Search
     from kdsweep.tracking.run_records import RunRecord
     from kdsweep.tracking.store import Store
 
@@ -62,6 +65,7 @@ class Stages:
         confirm_seeds: The number of fresh seeds for the chosen setting and for each control.
         max_restarts: How often a run whose process died is started again.
         max_failure_rate: The share of trials that may fail.
+        choose: The rule of the choice, "posterior" or "best".
     """
 
     def __init__(
@@ -76,11 +80,12 @@ class Stages:
         confirm_seeds: int,
         max_restarts: int,
         max_failure_rate: float,
+        choose: str,
     ) -> None:
         self._store, self._parent_id, self._search = store, parent_id, search
         self._overrides, self._objectives, self._baselines = overrides, objectives, baselines
         self._confirm_seeds, self._max_restarts = confirm_seeds, max_restarts
-        self._max_failure_rate = max_failure_rate
+        self._max_failure_rate, self._choose = max_failure_rate, choose
         self._shared = (*shared, f"tracking.parent={parent_id}", f"tracking.study={search.name}")
         self._trials: dict[str, int] = {}  # the names of running jobs, and the numbers of their trials
         self._lost: Counter[str] = Counter()
@@ -114,7 +119,7 @@ class Stages:
         planned = self.planned()
         left["trials"] = max(planned["trials"] - self._search.count_finished(), 0)
         # While trials are left, nobody knows which setting will be chosen.
-        best = None if left["trials"] else self._search.best()
+        best = None if left["trials"] else self._known_choice()
         left["confirmation"] = planned["confirmation"] if best is None else len(self._confirmations(best))
         return left
 
@@ -148,7 +153,7 @@ class Stages:
         self._work(self._next_trial, self._tell)
 
     def choose(self) -> Setting:
-        """Returns the setting that is to be confirmed.
+        """Returns the setting that is to be confirmed; one between the trials is tried first, as one more trial.
 
         Raises:
             RunError: No trial has a result.
@@ -157,7 +162,36 @@ class Stages:
         if best is None:
             message = f"none of the {self._search.n_trials} trials could be finished: the lines above say why."
             raise RunError(message)
-        return best
+        if self._choose == "best" or not self._search.scored():
+            return best
+        choice = make_choice(self._search)
+        if choice.number is None and self._search.between() is None:
+            self._search.try_between(choice.params)
+            self._work(self._next_trial, self._tell)
+        if choice.reason:
+            note(f"The best trial is chosen, because {choice.reason}.")
+        return self._chosen(choice)
+
+    @property
+    def choice(self) -> Choice | None:
+        """The model's choice; None before it is made, and where the best trial is chosen anyway."""
+        return None if self._choose == "best" else known_choice(self._search)
+
+    def _known_choice(self) -> Setting | None:
+        """Returns the setting that is to be confirmed, if that is known without another run."""
+        if self._choose == "best":
+            return self._search.best()
+        choice = known_choice(self._search)
+        open_ = choice is not None and choice.number is None and self._search.between() is None
+        return None if choice is None or open_ else self._chosen(choice)
+
+    def _chosen(self, choice: Choice) -> Setting:
+        """Returns the trial of a choice; if that of a setting between the trials failed, the likely best other one."""
+        between = self._search.between() if choice.number is None else None
+        if between is not None and between.values and between.pruned_at is None:
+            return Setting(between.number, between.params)
+        number = choice.tried if choice.number is None else choice.number
+        return Setting(number, self._search.trials()[number].params)
 
     def confirm(self, best: Setting) -> None:
         """Runs the chosen setting and the controls with fresh seeds.
@@ -255,7 +289,12 @@ class Stages:
             f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
             for key, value in setting.params.items()
         )
-        note(f"Trial {number} ({number + 1} of {self._search.n_trials}){self._eta()}: {shown}")
+        between = self._search.between()
+        if between is not None and between.number == number:
+            place = "the choice, between the others"
+        else:
+            place = f"{number + 1} of {self._search.n_trials}"
+        note(f"Trial {number} ({place}){self._eta()}: {shown}")
         self._trials[setting.name] = number
         return self.trial_job(setting)
 

@@ -383,9 +383,8 @@ def measure_study(sampler: str, pruner: str, n_trials: int, storage: str | None,
         params = flatten(build.container(own))
         try:
             with search.held(), store.run(name, tags=tags, params=params) as parent:
-                stages = Stages(
-                    store, parent.id, search, overrides, [], rules.objectives(own), {}, 0, settings.max_restarts, 0.0
-                )
+                work = overrides, [], rules.objectives(own), {}, 0, settings.max_restarts, 0.0
+                stages = Stages(store, parent.id, search, *work, choose="best")
                 with stages.carried_out_by(executor):
                     stages.run_search()
             if search.count_finished() != n_trials:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from omegaconf import OmegaConf
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
+from kdsweep.analysis.choice import Choice
 from kdsweep.config.overrides import parsed
 from kdsweep.execution.jobs import Job, Outcome
+from kdsweep.study import choosing
 from kdsweep.study import stages as stages_module
 from kdsweep.study.search import CAUSE, PRUNED_AT, STARTS, Search
 from kdsweep.study.stages import Baseline, Stages
@@ -57,13 +60,20 @@ class Place:
         return Search(self._url, "study", directions, self.space, sampler, None, n_trials, max_restarts)
 
     def stages(
-        self, n_trials: int = 2, confirm_seeds: int = 2, max_failure_rate: float = 1.0, n_objectives: int = 1
+        self,
+        n_trials: int = 2,
+        confirm_seeds: int = 2,
+        max_failure_rate: float = 1.0,
+        n_objectives: int = 1,
+        choose: str = "best",
     ) -> Stages:
         """Makes a controller that starts the study, or goes on with it."""
         objectives = ["val/accuracy", "val/ece"][:n_objectives]
         search = self.search(n_trials, n_objectives)
         work = COMMAND, ["threads=1"], objectives, BASELINES, confirm_seeds
-        return Stages(self.store, self.parent_id, search, *work, max_restarts=2, max_failure_rate=max_failure_rate)
+        return Stages(
+            self.store, self.parent_id, search, *work, max_restarts=2, max_failure_rate=max_failure_rate, choose=choose
+        )
 
     def opened(self, name: str, process: ProcessId) -> str:
         """Opens a job's MLflow run as a process does, and returns its id."""
@@ -499,3 +509,63 @@ def test_a_run_that_still_lives_is_waited_for(
         worker.kill()
     assert stages.left()["teacher"] == 0
     assert "Waiting for runs that an interrupted controller has left" in capsys.readouterr().err
+
+
+def searched(place: Place, executor: AtOnce, n_trials: int = 8) -> Stages:
+    """A study that chooses by a model of its trials, searched and chosen."""
+    stages = place.stages(n_trials, choose="posterior")
+    with stages.carried_out_by(executor):
+        stages.run_search()
+        stages.choose()
+    return stages
+
+
+def between(choice: Choice) -> Choice:
+    """The same choice, as if the model had found a setting between the trials."""
+    return replace(choice, number=None, params={"loss.alpha": 0.7}, reason="")
+
+
+def test_a_choice_is_made_once(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same trials give the setting that was kept, whatever a later version's model would choose."""
+    first = searched(place, AtOnce(place)).choose()
+    monkeypatch.setattr(choosing, "choose", None)
+    again = place.stages(8, choose="posterior")
+    assert again.choose() == first
+    assert again.left()["confirmation"] == 6
+
+
+def test_a_setting_between_the_trials_is_tried_as_one_more(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has a number, a run and a score; it is confirmed, and a study that goes on doesn't try another."""
+    own = choosing.choose
+    monkeypatch.setattr(choosing, "choose", lambda *args, **kwargs: between(own(*args, **kwargs)))
+    executor = AtOnce(place)
+    stages = searched(place, executor)
+    assert executor.names[-1] == "trial-0008"
+    assert stages.choose().params == {"loss.alpha": 0.7}
+    assert stages.left()["trials"] == 0
+    again = place.stages(8, choose="posterior")
+    assert again.choose().number == 8
+    assert len(place.search(8).trials()) == 9
+
+
+def test_a_setting_between_the_trials_that_fails_leaves_the_likely_best(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the others, that of which the model expects most."""
+    own = choosing.choose
+    monkeypatch.setattr(choosing, "choose", lambda *args, **kwargs: between(own(*args, **kwargs)))
+    stages = searched(place, AtOnce(place, trial_0008=[ValueError("no")]))
+    assert stages.choice is not None
+    assert stages.choose().number == stages.choice.tried
+    assert len(place.search(8).trials()) == 9
+
+
+def test_a_study_of_before_keeps_the_best_trial(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    """One that has begun without a rule, unless the command line names one."""
+    with (stages := place.stages(2)).carried_out_by(AtOnce(place)):
+        stages.run_search()
+    search = place.search(2)
+    assert choosing.rule_in_force(search, "posterior", explicit=False) == "best"
+    assert "goes on like that: sweep.choose=posterior" in capsys.readouterr().err
+    assert choosing.rule_in_force(search, "posterior", explicit=True) == "posterior"
+    assert choosing.rule_in_force(search, "posterior", explicit=False) == "posterior"
