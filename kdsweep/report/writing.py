@@ -129,7 +129,7 @@ def _jsonable(report: Report) -> dict[str, object]:
         "status": study.parent.status,
         "started": study.parent.start.isoformat(),
         "aims": found.goals,
-        "conditions": dict(conditions(report).rows),
+        "conditions": {row[0]: row[1] for row in conditions(report).rows},
         "headline": report.headline,
         "verdict": report.verdict,
         "target_accuracy": report.target,
