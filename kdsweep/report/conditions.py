@@ -92,7 +92,8 @@ def _augmentation(params: Sequence[Mapping[str, str]]) -> str:
 
 
 def _training(params: Sequence[Mapping[str, str]]) -> str:
-    parts = [f"{_values(params, 'epochs')} epochs", f"batches of {_values(params, 'batch_size')}"]
+    epochs = _values(params, "epochs")
+    parts = [f"{epochs} {'epoch' if epochs == '1' else 'epochs'}", f"batches of {_values(params, 'batch_size')}"]
     optimizer = _values(params, "optimizer._target_").replace("torch.optim.", "")
     settings = [
         f"{words} {value}"

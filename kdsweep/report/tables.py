@@ -129,7 +129,8 @@ def _cell(arm: Arm, metric: str) -> str:
 def comparisons(report: Report) -> Table:
     """Makes the table of paired differences with all their numbers, in points."""
     rows = []
-    for paired in report.verdict.comparisons:
+    # Differences of students that have learned nothing mean nothing.
+    for paired in () if report.verdict.nothing_learned else report.verdict.comparisons:
         difference = paired.difference
         unknown = paired.outcome == "unknown"
         rows.append(

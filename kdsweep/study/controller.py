@@ -74,6 +74,8 @@ if TYPE_CHECKING:
 # MLflow accepts no longer tag.
 LONGEST_COMMAND = 5000
 
+MULTIRUN = "hydra.mode=MULTIRUN"
+
 NAME = re.compile(r"\w[\w.+-]*", re.ASCII)
 
 
@@ -437,8 +439,11 @@ class Study(OptunaSweeperImpl):
 
 def _command() -> str:
     """Returns the command line that the study was started, or went on, with; without secrets."""
-    program = Path(sys.argv[0]).name
-    return masked_text(shlex.join(["kdsweep" if program == "train.py" else program, *sys.argv[1:]]))[:LONGEST_COMMAND]
+    program, *words = sys.argv
+    name = Path(program).name
+    # What `train.main` adds for a sweep isn't the user's.
+    words = [word for word in words if word != MULTIRUN]
+    return masked_text(shlex.join(["kdsweep" if name == "train.py" else name, *words]))[:LONGEST_COMMAND]
 
 
 @contextmanager

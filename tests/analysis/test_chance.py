@@ -11,6 +11,7 @@ from records import fresh, summary, trial
 from kdsweep.analysis.chance import is_at_chance
 from kdsweep.analysis.findings import Report
 from kdsweep.report.mlflow_note import note
+from kdsweep.report.tables import comparisons
 
 # 100 test pictures, of which 40 are cats.
 CLASSES = {0: {"cat": (40, 40), "dog": (30, 0), "fish": (30, 0)}}
@@ -35,6 +36,7 @@ def test_a_study_at_chance_says_so_first() -> None:
     told = " ".join(report.findings)
     assert not [word for word in ("seeds an arm", "pairs see", "overstated", "ruled out") if word in told]
     assert {paired.outcome for paired in report.verdict.comparisons} == {"unknown"}
+    assert not comparisons(report).rows
     assert note(report).startswith("**Nothing was learned")
 
 

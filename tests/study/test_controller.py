@@ -387,7 +387,7 @@ def test_a_choice_is_written_down_before_its_first_fresh_seed(monkeypatch: pytes
     ("words", "line"),
     [
         (["/venv/bin/kdsweep", "sweep=demo", "loss.tau=choice(1, 2)"], "kdsweep sweep=demo 'loss.tau=choice(1, 2)'"),
-        (["/kdsweep/train.py", "-m", "data=digits"], "kdsweep -m data=digits"),
+        (["/kdsweep/train.py", "-m", "data=digits", "hydra.mode=MULTIRUN"], "kdsweep -m data=digits"),
         (["my_app.py", "tracking.uri=http://me:secret@host"], "my_app.py tracking.uri=http://me:***@host"),
     ],
 )

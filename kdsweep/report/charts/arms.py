@@ -122,7 +122,7 @@ def arm_curves(curves: Mapping[str, Sequence[Curve]], ylabel: str, target: float
     label = f"{ylabel} (%)"
     shown: dict[str, Any] = {"hovermode": "x unified"}
     if start is None:
-        return [panel(traces, "epoch", label, **shown)]
+        return [panel(traces, axis("epoch", dtick=1), label, **shown)]
     margin = max(0.08 * (max(late) - min(late)), 0.1)
     end = axis("epoch", range=[start, last], dtick=max(1, round((last - start) / 6)))
     near = axis(label, range=[min(late) - margin, max(late) + margin])
@@ -134,7 +134,7 @@ def arm_curves(curves: Mapping[str, Sequence[Curve]], ylabel: str, target: float
 
 def _level(value: float, last: float, name: str, line: Mapping[str, Any]) -> Trace:
     return {
-        "x": [1, last],
+        "x": [1, last] if last > 1 else [0.5, 1.5],
         "y": numbers([value, value]),
         "mode": "lines",
         "name": escaped(name),

@@ -112,13 +112,15 @@ def _differences(report: Report) -> Arguments | None:
             clear=paired.outcome in ("better", "worse"),
         )
         for paired in report.verdict.comparisons
+        if not report.verdict.nothing_learned
     ]
     return (rows, "difference in test accuracy (points)", "p adjusted for all comparisons") if rows else None
 
 
 def _classes(report: Report) -> Arguments | None:
     """Shows distill - scratch in each class, the largest first; of many classes, those with the largest differences."""
-    known = [(row, row.difference) for row in report.classes if row.difference is not None]
+    classes = () if report.verdict.nothing_learned else report.classes
+    known = [(row, row.difference) for row in classes if row.difference is not None]
     known.sort(key=lambda pair: -abs(pair[1].mean))
     left_out = len(known) - MOST_CLASSES
     known = sorted(known[:MOST_CLASSES], key=lambda pair: -pair[1].mean)
