@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from kdsweep import loss_rules, losses
+from kdsweep.config import build
 from kdsweep.losses import ce, kd, kl_divergence, label_smoothing
 from kdsweep.system.errors import UserError
 
@@ -96,6 +99,18 @@ def test_alpha_zero_is_cross_entropy() -> None:
             loss = kd(student, teacher, labels, alpha=0, tau=tau)
             assert torch.equal(loss, ce(student, None, labels))
             assert torch.equal(torch.autograd.grad(loss, student)[0], expected)
+
+
+def test_a_configuration_that_knows_alpha_and_tau_alone_has_the_same_bits() -> None:
+    """Saved configurations of before have no direction: kd's value is the plain formula's, to the last bit."""
+    saved = OmegaConf.create(
+        {"loss": {"_target_": "kdsweep.losses.kd", "_partial_": True, "alpha": 0.3, "tau": 4.0}},
+    )
+    for dtype in (torch.float32, torch.float64):
+        student, teacher, labels = batch(dtype=dtype)
+        soft = kl_divergence(student, teacher, 4.0).mean()
+        expected = (1 - 0.3) * F.cross_entropy(student, labels) + 0.3 * 4.0**2 * soft
+        assert torch.equal(build.component(saved, "loss")(student, teacher, labels), expected)
 
 
 def test_alpha_one_ignores_the_labels() -> None:

@@ -243,6 +243,18 @@ def test_alpha_zero_is_cross_entropy_to_the_bit(run: Run, made: Callable[..., Ru
     assert found[0] == found[1] == found[2] != weights(run)
 
 
+@pytest.mark.all
+def test_a_teacher_that_the_loss_does_not_hear_computes_no_passes(home: Path, made: Callable[..., Run]) -> None:
+    """It is compared with the student all the same; a loss that hears it has its passes computed."""
+    passes = {}
+    for view_seed, loss in ((5, "tf_kd"), (6, "nkd")):
+        before = {*home.rglob("pass-*.safetensors")}
+        student = made(*SHORT, f"loss={loss}", f"view_seed={view_seed}")
+        assert {"val/agreement", "test/teacher_kl"} <= student.data.metrics.keys()
+        passes[loss] = len({*home.rglob("pass-*.safetensors")} - before)
+    assert passes == {"tf_kd": 0, "nkd": 2}
+
+
 def test_a_table_gives_what_the_teacher_would(run: Run, made: Callable[..., Run]) -> None:
     """teacher.mode=online asks the teacher for each batch; in fp32 the losses agree to rounding."""
     ways = [made(*SHORT, "precision=fp32", f"teacher.mode={mode}") for mode in ("table", "online")]
