@@ -408,6 +408,8 @@ def compiled(cfg: DictConfig, in_study: bool | None = None) -> bool:
     if cfg.compiled != "auto":
         return bool(cfg.compiled)
     device = resolve_device(cfg.device)
+    if device.type == "cpu":
+        return False
     data, _ = inputs(cfg)
     share = cfg.data.train_fraction if "train_fraction" in cfg.data else 1.0
     steps = max(1, round(len(data.train) / share) // cfg.batch_size)

@@ -150,7 +150,8 @@ def _key(configs: Sequence[DictConfig]) -> str:
     """Returns a hash of what identifies a grid: the configurations of its jobs, without places and the like."""
 
     def identity(cfg: DictConfig) -> dict[str, object]:
-        flat = flatten(build.container(cfg))
+        # As it is in force: grids from before `auto` had false there.
+        flat = {**flatten(build.container(cfg)), "compiled": build.compiled(cfg)}
         return {name: value for name, value in flat.items() if not keys.may_change_when_going_on(name)}
 
     return hash_identity({"jobs": [identity(cfg) for cfg in configs]})

@@ -298,6 +298,8 @@ class Study(OptunaSweeperImpl):
     def _conditions(self, searched: Iterable[Override]) -> dict[str, object]:
         """Returns what must be the same when the study goes on."""
         own = {key: value for key, value in self._own().items() if not keys.may_change_when_going_on(key)}
+        # As it is in force: studies from before `auto` had false there.
+        own["compiled"] = build.compiled(self.config, in_study=True)
         arms = {f"baselines.{name}": (list(arm.overrides), arm.control) for name, arm in self._baselines.items()}
         named = build.sources(*(self.config[group] for group in keys.GROUPS))
         code = {f"{CODE}{name}": digest[:12] for name, digest in named.items()}

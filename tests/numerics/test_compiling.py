@@ -26,6 +26,7 @@ from kdsweep import teachers
 from kdsweep.config import build as build_module
 from kdsweep.config.build import component
 from kdsweep.config.checks import check
+from kdsweep.execution import grid
 from kdsweep.losses import kd
 from kdsweep.models import Classifier, Head
 from kdsweep.numerics import compiling
@@ -341,6 +342,13 @@ def test_on_a_cpu_nothing_is_compiled_by_itself() -> None:
     """compiled=auto is false there, however long the training is."""
     assert build_module.compiled(composed(*SHORT, "device=cpu", "epochs=100000")) is False
     assert not compiling.worth_compiling_training(10**9, torch.device("cpu"))
+
+
+def test_a_grid_from_before_auto_goes_on() -> None:
+    """It had false, which auto is on a CPU: what is in force tells grids and studies apart."""
+    lines = [*SHORT, "device=cpu"]
+    assert grid._key([composed(*lines)]) == grid._key([composed(*lines, "compiled=false")])
+    assert grid._key([composed(*lines)]) != grid._key([composed(*lines, "compiled=true")])
 
 
 def test_what_hinders_compiling_is_said_once(
