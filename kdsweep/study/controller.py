@@ -89,6 +89,7 @@ class Study(OptunaSweeperImpl):
         baselines: For each arm its overrides, its number of seeds, and whether it is a control.
         confirm_seeds: The number of fresh seeds for the chosen setting and for each control.
         choose: The rule by which the confirmed setting is chosen, one of `choosing.RULES`.
+        search_seeds: "fresh" gives each trial its own seed, "fixed" the configured one to all.
         executor: The executor's name; None means `in_process` if n_jobs is 1, and `workers` otherwise.
         ray_address: The address of a Ray cluster, as in `executors.ray_cluster`.
         max_restarts: How often a run whose process died is started again.
@@ -108,6 +109,7 @@ class Study(OptunaSweeperImpl):
         baselines: Mapping[str, Any],
         confirm_seeds: int,
         choose: str,
+        search_seeds: str,
         executor: str | None,
         ray_address: str | None,
         max_restarts: int,
@@ -122,7 +124,7 @@ class Study(OptunaSweeperImpl):
         }
         self._confirm_seeds, self._max_restarts, self._restart = confirm_seeds, max_restarts, restart
         self._executor = executor or ("in_process" if self.n_jobs == 1 else "workers")
-        self._ray_address, self._choose = ray_address, choose
+        self._ray_address, self._choose, self._search_seeds = ray_address, choose, search_seeds
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Takes what Hydra gives to every sweeper."""
@@ -206,6 +208,8 @@ class Study(OptunaSweeperImpl):
         ):
             require(type(value) is int and value >= least, f"{key} >= {least}", value, f"sweep.{key}")
         require(self._choose in choosing.RULES, f"choose in {choosing.RULES}", self._choose, "sweep.choose")
+        rule = "search_seeds in (fresh, fixed)"
+        require(self._search_seeds in ("fresh", "fixed"), rule, self._search_seeds, "sweep.search_seeds")
         rule = "restart in (null, fresh, restore)"
         require(self._restart in (None, "fresh", "restore"), rule, self._restart, "sweep.restart")
         remedy = "It names a folder too: letters, digits and . _ + -"
@@ -352,6 +356,7 @@ class Study(OptunaSweeperImpl):
                 self._max_restarts,
                 self.max_failure_rate,
                 choose,
+                self._search_seeds,
             )
             for trial in missing:
                 self._record_again(store, stages.trial_job(trial), trial, [name for name, _ in objectives])

@@ -37,6 +37,7 @@ class StudySweeperConf(OptunaSweeperConf):
     baselines: dict[str, BaselineConf] = field(default_factory=dict)
     confirm_seeds: int = 0
     choose: str = "posterior"
+    search_seeds: str = "fixed"
     executor: str | None = None
     ray_address: str | None = None
     max_restarts: int = 3

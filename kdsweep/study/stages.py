@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 # The seeds of confirmations start here, above those of baselines and trials.
 FIRST_FRESH_SEED = 1000
+# Those of trials with seeds of their own start here, far above all others.
+FIRST_SEARCH_SEED = 1_000_000
 
 # A signal that has ended the process of a job reaches this one so much later at most, if it was meant for both.
 OWN_SIGNAL_SECONDS = 0.5
@@ -66,6 +68,7 @@ class Stages:
         max_restarts: How often a run whose process died is started again.
         max_failure_rate: The share of trials that may fail.
         choose: The rule of the choice, "posterior" or "best".
+        search_seeds: "fresh" gives each trial its own seed, "fixed" the configured one to all.
     """
 
     def __init__(
@@ -81,11 +84,13 @@ class Stages:
         max_restarts: int,
         max_failure_rate: float,
         choose: str,
+        search_seeds: str,
     ) -> None:
         self._store, self._parent_id, self._search = store, parent_id, search
         self._overrides, self._objectives, self._baselines = overrides, objectives, baselines
         self._confirm_seeds, self._max_restarts = confirm_seeds, max_restarts
         self._max_failure_rate, self._choose = max_failure_rate, choose
+        self._search_seeds = search_seeds
         self._shared = (*shared, f"tracking.parent={parent_id}", f"tracking.study={search.name}")
         self._trials: dict[str, int] = {}  # the names of running jobs, and the numbers of their trials
         self._lost: Counter[str] = Counter()
@@ -300,7 +305,10 @@ class Stages:
 
     def trial_job(self, setting: Setting) -> Job:
         """Returns the job of a trial."""
-        return self._job(setting.name, "search", setting.overrides, False, setting.number)
+        own = setting.overrides
+        if self._search_seeds == "fresh" and "seed" not in setting.params:
+            own = [*own, f"seed={FIRST_SEARCH_SEED + setting.number}"]
+        return self._job(setting.name, "search", own, False, setting.number)
 
     def _tell(self, job: Job, outcome: Outcome) -> None:
         """Tells Optuna how a trial ended."""

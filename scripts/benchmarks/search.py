@@ -124,7 +124,7 @@ def measure(arguments: argparse.Namespace) -> Finding:
             Figure("spread of the settings", spread, unit="points"),
             *(_figure(f"regret, {name}", values, "points") for name, values in lost.items()),
         ]
-        return Finding("Choices over real trainings", figures, {name: values for name, values in lost.items()})
+        return Finding("Choices over real trainings", figures, dict(lost))
     found: dict[str, list[float]] = defaultdict(list)
     for sampler, level, surface in itertools.product(arguments.samplers, LEVELS, SURFACES):
         for seed in range(arguments.studies):

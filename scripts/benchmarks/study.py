@@ -384,7 +384,7 @@ def measure_study(sampler: str, pruner: str, n_trials: int, storage: str | None,
         try:
             with search.held(), store.run(name, tags=tags, params=params) as parent:
                 work = overrides, [], rules.objectives(own), {}, 0, settings.max_restarts, 0.0
-                stages = Stages(store, parent.id, search, *work, choose="best")
+                stages = Stages(store, parent.id, search, *work, choose="best", search_seeds="fixed")
                 with stages.carried_out_by(executor):
                     stages.run_search()
             if search.count_finished() != n_trials:

@@ -193,7 +193,9 @@ def test_every_pruner_is_built(option: str) -> None:
     assert option != "hyperband" or config.max_resource == 27
 
 
-@pytest.mark.parametrize("key", ["executor", "n_jobs", "ray_address", "max_restarts", "restart", "confirm_seeds"])
+@pytest.mark.parametrize(
+    "key", ["executor", "n_jobs", "ray_address", "max_restarts", "restart", "confirm_seeds", "choose", "search_seeds"]
+)
 def test_the_sweeper_gets_what_the_sweep_says(key: str) -> None:
     """A study's settings stand in the group sweep, and are its sweeper's arguments too."""
     config = composed("sweep=alpha_tau", f"sweep.{key}=7")

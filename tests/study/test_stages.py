@@ -23,7 +23,7 @@ from kdsweep.config.overrides import parsed
 from kdsweep.execution.jobs import Job, Outcome
 from kdsweep.study import choosing
 from kdsweep.study import stages as stages_module
-from kdsweep.study.search import CAUSE, PRUNED_AT, STARTS, Search
+from kdsweep.study.search import CAUSE, PRUNED_AT, STARTS, Search, Setting
 from kdsweep.study.stages import Baseline, Stages
 from kdsweep.system import interrupts
 from kdsweep.system.errors import PrunedError, RunError
@@ -66,13 +66,21 @@ class Place:
         max_failure_rate: float = 1.0,
         n_objectives: int = 1,
         choose: str = "best",
+        search_seeds: str = "fixed",
     ) -> Stages:
         """Makes a controller that starts the study, or goes on with it."""
         objectives = ["val/accuracy", "val/ece"][:n_objectives]
         search = self.search(n_trials, n_objectives)
         work = COMMAND, ["threads=1"], objectives, BASELINES, confirm_seeds
         return Stages(
-            self.store, self.parent_id, search, *work, max_restarts=2, max_failure_rate=max_failure_rate, choose=choose
+            self.store,
+            self.parent_id,
+            search,
+            *work,
+            max_restarts=2,
+            max_failure_rate=max_failure_rate,
+            choose=choose,
+            search_seeds=search_seeds,
         )
 
     def opened(self, name: str, process: ProcessId) -> str:
@@ -569,3 +577,11 @@ def test_a_study_of_before_keeps_the_best_trial(place: Place, capsys: pytest.Cap
     assert "goes on like that: sweep.choose=posterior" in capsys.readouterr().err
     assert choosing.rule_in_force(search, "posterior", explicit=True) == "posterior"
     assert choosing.rule_in_force(search, "posterior", explicit=False) == "posterior"
+
+
+def test_trials_can_have_seeds_of_their_own(place: Place) -> None:
+    """None is that of a baseline or of a confirmation; with fixed seeds all have that of the command line."""
+    for search_seeds, seeds in (("fresh", ["seed=1000000", "seed=1000001"]), ("fixed", ["seed=5", "seed=5"])):
+        stages = place.stages(search_seeds=search_seeds)
+        lines = [stages.trial_job(Setting(number, {"loss.alpha": 0.5})).overrides for number in (0, 1)]
+        assert [line for job in lines for line in job if line.startswith("seed=")] == seeds
