@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from kdsweep.experiment import Result, run
     from kdsweep.losses import ce, kd, kl_divergence, label_smoothing
     from kdsweep.models import Architecture, Classifier
+    from kdsweep.own_data import DataFunction, Pictures
     from kdsweep.own_networks import Network, NetworkFunction
     from kdsweep.system.errors import RunError, UserError
     from kdsweep.teachers import Teacher
@@ -26,10 +27,12 @@ __version__ = "0.1.0"
 __all__ = [
     "Architecture",
     "Classifier",
+    "DataFunction",
     "Dataset",
     "Fit",
     "Network",
     "NetworkFunction",
+    "Pictures",
     "Result",
     "RunError",
     "Split",
@@ -53,6 +56,7 @@ _NAMES_OF = {
     "experiment": ("Result", "run"),
     "losses": ("ce", "kd", "kl_divergence", "label_smoothing"),
     "models": ("Architecture", "Classifier"),
+    "own_data": ("DataFunction", "Pictures"),
     "own_networks": ("Network", "NetworkFunction"),
     "system.errors": ("RunError", "UserError"),
     "teachers": ("Teacher",),

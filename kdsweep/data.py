@@ -159,18 +159,18 @@ def cifar10(root: str, **options: Unpack[SplitOptions]) -> Dataset:
     Raises:
         UserError: An option is out of range, or the archive can neither be read nor downloaded.
     """
-    _check(options)
+    check_options(options)
     from torchvision.datasets import CIFAR10
 
-    return _torchvision("cifar10", CIFAR10, _folder(root, "root"), options)
+    return _torchvision("cifar10", CIFAR10, folder_of(root, "root"), options)
 
 
 def cifar100(root: str, **options: Unpack[SplitOptions]) -> Dataset:
     """Reads CIFAR-100, with its 100 fine classes, as `cifar10` reads CIFAR-10."""
-    _check(options)
+    check_options(options)
     from torchvision.datasets import CIFAR100
 
-    return _torchvision("cifar100", CIFAR100, _folder(root, "root"), options)
+    return _torchvision("cifar100", CIFAR100, folder_of(root, "root"), options)
 
 
 def digits(image_size: int, n_test: int, **options: Unpack[SplitOptions]) -> Dataset:
@@ -184,10 +184,10 @@ def digits(image_size: int, n_test: int, **options: Unpack[SplitOptions]) -> Dat
     Raises:
         UserError: An argument is out of range.
     """
-    _check(options)
-    _require_side(image_size)
+    check_options(options)
+    require_side(image_size)
     _require_int(n_test, "n_test", 1)
-    _require_room(N_DIGITS, image_size, "image_size")
+    require_room(N_DIGITS, image_size, "image_size")
     from sklearn.datasets import load_digits
 
     scans = load_digits()
@@ -199,7 +199,7 @@ def digits(image_size: int, n_test: int, **options: Unpack[SplitOptions]) -> Dat
     require(n_train >= 10, f"n_test <= {len(whole) - 10}", n_test, "n_test", "Each of the 10 digits needs a picture.")
     order = stratified_order(whole.labels, seed=0)
     classes = [str(digit) for digit in range(10)]
-    return _dataset("digits", classes, whole[order[:n_train]], whole[order[n_train:]], **options)
+    return divided("digits", classes, whole[order[:n_train]], whole[order[n_train:]], **options)
 
 
 def synthetic(
@@ -218,14 +218,14 @@ def synthetic(
     Raises:
         UserError: An argument is out of range.
     """
-    _check(options)
+    check_options(options)
     _require_int(n_classes, "n_classes", 2)
     _require_int(n_train, "n_train", n_classes + 1)
     _require_int(n_test, "n_test", 1)
-    _require_side(image_size)
+    require_side(image_size)
     _require_int(seed, "seed", 0)
-    _require_room(n_train + n_classes, image_size, "n_train")
-    _require_room(n_test, image_size, "n_test")
+    require_room(n_train + n_classes, image_size, "n_train")
+    require_room(n_test, image_size, "n_test")
     generator = torch.Generator().manual_seed(seed)
     coarse = 48 + 160 * torch.rand(n_classes, 3, 4, 4, generator=generator)
     patterns = interpolate(coarse, (image_size, image_size)).permute(0, 2, 3, 1)  # (C, S, S, 3)
@@ -235,7 +235,7 @@ def synthetic(
         noise = 24 * torch.randn(n, image_size, image_size, 3, generator=generator)
         return Split((patterns[labels] + noise).clamp(0, 255).to(torch.uint8), labels)
 
-    return _dataset("synthetic", [f"class {c}" for c in range(n_classes)], split(n_train), split(n_test), **options)
+    return divided("synthetic", [f"class {c}" for c in range(n_classes)], split(n_train), split(n_test), **options)
 
 
 def image_folder(root: str, cache: str, image_size: int, **options: Unpack[SplitOptions]) -> Dataset:
@@ -255,18 +255,18 @@ def image_folder(root: str, cache: str, image_size: int, **options: Unpack[Split
     Raises:
         UserError: An argument is out of range, a folder is missing, or pictures can't be read.
     """
-    _check(options)
-    _require_side(image_size)
-    folder = _folder(root, "root").absolute()
+    check_options(options)
+    require_side(image_size)
+    folder = folder_of(root, "root").absolute()
     train, test = picture_files.class_files(folder)
     names = [name for classes in (train, test) for files in classes.values() for name in files]
-    _require_room(len(names), image_size, "image_size")
-    images = picture_files.load(folder, names, image_size, _folder(cache, "cache"))
+    require_room(len(names), image_size, "image_size")
+    images = picture_files.load(folder, names, image_size, folder_of(cache, "cache"))
     labels = torch.tensor([c for classes in (train, test) for c, files in enumerate(classes.values()) for _ in files])
     n_train = sum(map(len, train.values()))
     # clone: a view would keep all pictures in memory, and the splits are copies.
     test_split = Split(images[n_train:].clone(), labels[n_train:])
-    return _dataset(folder.name, list(train), Split(images[:n_train], labels[:n_train]), test_split, **options)
+    return divided(folder.name, list(train), Split(images[:n_train], labels[:n_train]), test_split, **options)
 
 
 # ------------------------------------------------------------------------------------------------------- splits
@@ -293,11 +293,12 @@ def stratified_order(labels: Tensor, seed: int) -> Tensor:
     return grouped[position.argsort(stable=True)]
 
 
-def _dataset(
+def divided(
     name: str,
     classes: Sequence[str],
     train: Split,
     test: Split,
+    validation: Split | None = None,
     *,
     val_size: int | float,
     train_fraction: float,
@@ -305,24 +306,39 @@ def _dataset(
     padding: int,
     flip: bool,
 ) -> Dataset:
-    """Takes the validation pictures from the end of the stratified order, and the training pictures from its front."""
+    """Takes the validation pictures from the end of the stratified order, and the training pictures from its front.
+
+    Args:
+        name: The data set's name.
+        classes: The names of the classes.
+        train: The official training split.
+        test: The official test split.
+        validation: The official validation split, which leaves `val_size` unused; None cuts one from `train`.
+        val_size: As in `SplitOptions`, as are the following.
+        train_fraction: The share of the remaining pictures.
+        split_seed: Decides the order.
+        padding: As in `Dataset`.
+        flip: As in `Dataset`.
+    """
     n, n_classes = len(train), len(classes)
-    n_validation = val_size if isinstance(val_size, int) else round(val_size * n)
+    n_validation = 0 if validation is not None else val_size if isinstance(val_size, int) else round(val_size * n)
     remedy = f"The training split has {n} pictures, and each of the {n_classes} classes keeps one for training."
     rule = f"1 <= validation pictures <= {n - n_classes}"
-    require(1 <= n_validation <= n - n_classes, rule, val_size, "val_size", remedy)
-    _require_room(n, max(train.images.shape[1:3]) + 2 * padding, "padding")
-    for split, what in ((train, "training picture, and so none for validation"), (test, "test picture")):
+    require(validation is not None or 1 <= n_validation <= n - n_classes, rule, val_size, "val_size", remedy)
+    require_room(n, max(train.images.shape[1:3]) + 2 * padding, "padding")
+    lonely = "training picture" if validation is not None else "training picture, and so none for validation"
+    for split, what in ((train, lonely), (test, "test picture")):
         lone = [str(classes[c]) for c, count in enumerate(split.labels.bincount()) if count == 1]
         if lone:
             note(f"{name}: {picture_files.named(lone)} {'has' if len(lone) == 1 else 'have'} one {what}.")
     order = stratified_order(train.labels, split_seed)
     n_left = n - n_validation
     n_train = max(n_classes, round(train_fraction * n_left))
-    return Dataset(name, tuple(classes), train[order[:n_train]], train[order[n_left:]], test, padding, flip)
+    chosen = train[order[n_left:]] if validation is None else validation
+    return Dataset(name, tuple(classes), train[order[:n_train]], chosen, test, padding, flip)
 
 
-def _check(options: SplitOptions) -> None:
+def check_options(options: SplitOptions) -> None:
     """Refuses wrong options before anything is downloaded or decoded."""
     val_size, fraction = options["val_size"], options["train_fraction"]
     # isinstance(True, int) is true, so the type is compared.
@@ -340,12 +356,13 @@ def _require_int(value: object, key: str, minimum: int) -> None:
     require(type(value) is int and minimum <= value < 2**63, f"{key} is int >= {minimum}", value, key)
 
 
-def _require_side(image_size: object) -> None:
+def require_side(image_size: object) -> None:
+    """Refuses a side that no picture has."""
     whole = type(image_size) is int and 1 <= image_size <= MAX_SIDE
     require(whole, f"image_size is int, 1 <= image_size <= {MAX_SIDE}", image_size, "image_size", "It is in pixels.")
 
 
-def _require_room(n: int, image_size: int, key: str) -> None:
+def require_room(n: int, image_size: int, key: str) -> None:
     """Refuses pictures that don't fit into the machine's memory; `key` is the argument to lower."""
     needed, there = n * image_size**2 * 3 * BYTES_PER_VALUE / 2**30, virtual_memory().total / 2**30
     if needed > there:
@@ -353,7 +370,8 @@ def _require_room(n: int, image_size: int, key: str) -> None:
         raise UserError(f"`the data set fits in memory` must hold, but {size}. Lower it, or image_size.", key)
 
 
-def _folder(value: str, key: str) -> Path:
+def folder_of(value: str, key: str) -> Path:
+    """Returns the path that an argument names, with the home folder for `~`; refuses what is no path."""
     named = isinstance(value, str | Path) and str(value) != "" and "\0" not in str(value)
     require(named, f"{key} is a folder", value, key, "Name one.")
     try:
@@ -398,7 +416,7 @@ def _torchvision(name: str, reader: Any, root: Path, options: SplitOptions) -> D
     def split(data: Any) -> Split:
         return Split(torch.from_numpy(np.ascontiguousarray(data.data)), torch.tensor(data.targets))
 
-    return _dataset(name, train.classes, split(train), split(test), **options)
+    return divided(name, train.classes, split(train), split(test), **options)
 
 
 @contextmanager

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -11,6 +9,7 @@ from torch import Tensor, nn
 
 from kdsweep.models import Architecture, Classifier, Head, checked_preprocessing, replace_head
 from kdsweep.numerics.weight_files import load_weights, locate
+from kdsweep.own_arguments import name_of, parameters, require_arguments
 from kdsweep.system.errors import UserError, require
 
 if TYPE_CHECKING:
@@ -96,12 +95,14 @@ class OwnNetwork:
             require(not self.keep_head, "keep_head = false without weights", self.keep_head, "keep_head")
         else:
             locate(self.weights, "", self.name)
-        self._check_arguments()
+        asked = classes_argument(self.function)
+        given = [] if asked is None else [asked]
+        require_arguments(self.function, self.arguments, SETTINGS, given, OF_ARCHITECTURES)
 
     @property
     def name(self) -> str:
         """The function's name."""
-        return _name(self.function)
+        return name_of(self.function)
 
     @property
     def brings_head(self) -> bool:
@@ -170,32 +171,6 @@ class OwnNetwork:
             )
         return name
 
-    def _check_arguments(self) -> None:
-        """Refuses arguments that the function doesn't have, and the absence of those that it needs."""
-        parameters = _parameters(self.function)
-        if parameters is None:
-            return
-        named = [p.name for p in parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-        takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-        unknown = [] if takes_all else [name for name in self.arguments if name not in named]
-        if unknown:
-            foreign = sorted({*unknown} & OF_ARCHITECTURES)
-            if foreign:
-                remedy = f"The option in use describes kdsweep's own networks ({', '.join(foreign)}): choose `own`."
-            else:
-                near = difflib.get_close_matches(unknown[0], [*named, *SETTINGS], n=1)
-                remedy = f"Did you mean {near[0]}? " if near else ""
-                remedy += f"{self.name} takes {', '.join(named) or 'nothing'}; kdsweep takes {', '.join(SETTINGS)}."
-            rule = f"{self.name} has this argument"
-            raise UserError(
-                f"`{rule}` must hold, but got {unknown[0]}={self.arguments[unknown[0]]!r}. {remedy}",
-                None if foreign else unknown[0],
-            )
-        given = {*self.arguments, classes_argument(self.function)}
-        for name in named:
-            if parameters[name].default is inspect.Parameter.empty and name not in given:
-                raise UserError(f"`{self.name} gets all that it needs` must hold, but this argument is missing.", name)
-
 
 def is_own(function: object) -> bool:
     """Returns whether a `_target_` makes a network itself, in contrast to a description of one with a `build`."""
@@ -204,28 +179,5 @@ def is_own(function: object) -> bool:
 
 def classes_argument(function: Callable[..., object]) -> str | None:
     """Returns the name under which a function takes the number of classes; None if it has none of `CLASSES`."""
-    parameters = _parameters(function) or {}
-    return next((name for name in CLASSES if name in parameters), None)
-
-
-def split(function: Callable[..., object], keys: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the function's arguments, and kdsweep's settings, of the keys of a group.
-
-    A setting that the function has an argument for is the function's, unless it is null.
-    """
-    parameters = _parameters(function) or {}
-    ours = {key for key in SETTINGS if key not in parameters}
-    empty = {key for key in SETTINGS if key in parameters and keys.get(key) is None}
-    arguments = {key: value for key, value in keys.items() if key not in ours | empty and key != "_target_"}
-    return arguments, {key: value for key, value in keys.items() if key in ours}
-
-
-def _parameters(function: Callable[..., object]) -> Mapping[str, inspect.Parameter] | None:
-    try:
-        return inspect.signature(function).parameters
-    except (TypeError, ValueError):  # a function in C may not tell
-        return None
-
-
-def _name(function: object) -> str:
-    return str(getattr(function, "__name__", type(function).__name__))
+    known = parameters(function) or {}
+    return next((name for name in CLASSES if name in known), None)

@@ -16,7 +16,8 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from kdsweep.config.folder import CONFIG_FOLDER
 from kdsweep.models import Head
-from kdsweep.own_networks import SETTINGS, OwnNetwork, classes_argument, is_own, split
+from kdsweep.own_arguments import separated
+from kdsweep.own_networks import SETTINGS, OwnNetwork, classes_argument, is_own
 from kdsweep.system.errors import UserError
 
 HALF = (0.5, 0.5, 0.5)
@@ -62,7 +63,7 @@ def fixed(width: int) -> nn.Module:
 
 def described(function: Callable[..., Any] = Tiny, /, **keys: Any) -> OwnNetwork:
     """What the configuration's keys describe."""
-    arguments, settings = split(function, keys)
+    arguments, settings = separated(function, keys, SETTINGS)
     return OwnNetwork(function, lambda **given: function(**arguments, **given), arguments, **settings)
 
 
@@ -193,7 +194,7 @@ def test_a_setting_that_the_function_has_itself_is_the_functions() -> None:
     def mine(n_classes: int, input_size: int = 8, freeze: str = "no") -> nn.Module:
         return Tiny(n_classes, input_size)
 
-    arguments, settings = split(mine, {"_target_": "x", "input_size": 3, "freeze": None, "mean": None})
+    arguments, settings = separated(mine, {"_target_": "x", "input_size": 3, "freeze": None, "mean": None}, SETTINGS)
     assert (arguments, settings) == ({"input_size": 3}, {"mean": None})
 
 

@@ -18,14 +18,16 @@ import torch
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from kdsweep import loss_rules, losses, training
+from kdsweep import loss_rules, losses, own_data, own_networks, training
 from kdsweep.config.keys import NOT_IDENTIFYING, STUDENT_KEYS, unclassified
 from kdsweep.config.rules import attempt, require_objectives
 from kdsweep.evaluation import TOP
 from kdsweep.numerics import compiling, gpu_memory, half_precision
 from kdsweep.numerics.hardware import TEACHER_PRECISIONS, arithmetic, resolve_device, resolve_precision
 from kdsweep.numerics.strided_convolutions import overrun
-from kdsweep.own_networks import OwnNetwork, is_own, split
+from kdsweep.own_arguments import separated
+from kdsweep.own_data import OwnData
+from kdsweep.own_networks import OwnNetwork, is_own
 from kdsweep.system import environment, user_code
 from kdsweep.system.errors import UserError, is_number, require_kinds
 from kdsweep.system.files import hash_identity
@@ -41,7 +43,13 @@ if TYPE_CHECKING:
 
 # The only functions and classes that a configuration can name. Users add their own packages by KDSWEEP_TRUST.
 COMPONENTS = (
-    *("kdsweep.data.*", "kdsweep.models.Architecture", "kdsweep.training.fit_head"),
+    *(
+        "kdsweep.data.*",
+        "kdsweep.data_files.npz",
+        "kdsweep.data_files.huggingface",
+        "kdsweep.models.Architecture",
+        "kdsweep.training.fit_head",
+    ),
     *("kdsweep.augmentations.*", "kdsweep.losses.*", "kdsweep.schedules.*", "torch.optim.*"),
 )
 
@@ -105,7 +113,7 @@ def architecture(group: str, key: str, weights: bool = True) -> Architecture | O
     if not is_own(function):
         described: Architecture = component(alone, group)
         return described
-    arguments, settings = split(function, keys)
+    arguments, settings = separated(function, keys, own_networks.SETTINGS)
     if not weights:
         settings |= {"weights": None, "keep_head": None}
 
@@ -281,7 +289,7 @@ def _inputs_key(cfg: DictConfig) -> str:
 @functools.lru_cache(maxsize=1)
 def _inputs(key: str, view_seed: int, device: str) -> tuple[Dataset, Views]:
     cfg = of_key(key)
-    data: Dataset = component(cfg, "data")
+    data: Dataset = component(cfg, "data") if _is_recorded(cfg.data._target_) else _own_data(container(cfg.data))
     pictures = gpu_memory.placed(data.train.images, resolve_device(device), "training pictures")
     return data, views_of(cfg, data, pictures, view_seed)
 
@@ -294,6 +302,19 @@ def views_of(cfg: DictConfig, data: Dataset, pictures: torch.Tensor, view_seed: 
     views = Views(pictures, data.padding, data.flip, view_seed, component(cfg, "augment"), made_of)
     attempt("augment", lambda: views.batch(torch.arange(1, device=pictures.device), 0))
     return views
+
+
+def _own_data(keys: dict[str, Any]) -> Dataset:
+    """Loads a data set of the user's own, which the keys of the group describe."""
+    function = attempt("data", lambda: _instantiate({"_target_": keys["_target_"], "_partial_": True})).func
+    arguments, settings = separated(function, keys, own_data.SETTINGS)
+
+    def make() -> object:
+        return function(**_instantiate(arguments))
+
+    described: OwnData = attempt("data", lambda: OwnData(function, make, arguments, sources(keys), **settings))
+    data: Dataset = attempt("data", described.load)
+    return data
 
 
 def hardware(cfg: DictConfig) -> tuple[torch.device, str]:

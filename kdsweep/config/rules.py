@@ -151,7 +151,8 @@ def _require_target(cfg: DictConfig, key: str) -> None:
     """Refuses an option for a network of the user's own that doesn't say which."""
     node = OmegaConf.select(cfg, key)
     if OmegaConf.is_dict(node) and OmegaConf.is_missing(node, "_target_"):
-        raise UserError("name your class or function: mypackage.TinyNet.", f"{key}._target_")
+        example = "TinyNet" if key in ("model", "teacher.network") else f"my_{key}"
+        raise UserError(f"name your class or function: mypackage.{example}.", f"{key}._target_")
 
 
 def _shown(cfg: DictConfig, key: str) -> object:

@@ -6,6 +6,7 @@ import errno
 import mimetypes
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,8 +21,10 @@ from kdsweep.system.progress import note, progress
 from kdsweep.system.tensor_files import read_tensors, write_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    from PIL import Image
 
 # A part of the key of decoded pictures. Increase it when `_decode_one` comes to return other pixels.
 DECODER_VERSION = 1
@@ -83,10 +86,10 @@ def load(root: Path, names: Sequence[str], image_size: int, cache: Path) -> Tens
         UserError: Pictures can't be read (key "root"), or the cache can't be written (key "cache").
         OSError: The disk is full.
     """
-    stamps = [_stamp(root, name) for name in names]
+    stamps = [stamp(root, name) for name in names]
     identity = {"root": str(root), "files": stamps, "image_size": image_size, "decoder": DECODER_VERSION}
     path = cache / f"{root.name}-{image_size}px-{hash_identity(identity)}.safetensors"
-    try:
+    with cache_faults(cache):
         cache.mkdir(parents=True, exist_ok=True)
         # Processes that start at the same time decode once: the others wait here, and then read.
         with locked(path.with_suffix(".lock")):
@@ -96,6 +99,18 @@ def load(root: Path, names: Sequence[str], image_size: int, cache: Path) -> Tens
             pictures = _decode(root, names, image_size)
             write_tensors(path, {"pictures": pictures})
             return pictures
+
+
+@contextmanager
+def cache_faults(cache: Path) -> Iterator[None]:
+    """Explains why decoded pictures can't be kept in a folder, where the block fails at that.
+
+    Raises:
+        UserError: The cache can't be read or written (key "cache").
+        OSError: The disk is full.
+    """
+    try:
+        yield
     except (OSError, SafetensorError) as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise  # the message has to say that the disk is full
@@ -131,27 +146,38 @@ def _decode(root: Path, names: Sequence[str], image_size: int) -> Tensor:
 
 def _decode_one(path: Path, row: np.ndarray) -> str | None:
     """Decodes the picture at `path` into `row`, (S, S, 3) uint8; returns what is wrong with the picture, or None."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
     # Opening a pipe would wait for a writer, possibly for ever.
     if not path.is_file():
         return "a link to nothing" if not path.exists() else "neither a file nor a link to one"
     try:
         with Image.open(path) as file:
-            picture: Image.Image = ImageOps.exif_transpose(file)
-            if picture.mode in ("I", "F"):
-                return f"mode {picture.mode}, 32 bits a pixel without a known range"
-            if picture.mode.startswith("I;16"):  # Pillow would clip its values to 255, which makes it white
-                picture = Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
-            if "transparency" in picture.info:  # Pillow warns if a palette with transparency becomes RGB directly
-                picture = picture.convert("RGBA")
-            row[:] = np.asarray(picture.convert("RGB").resize(row.shape[:2], Image.Resampling.BILINEAR))
+            row[:] = np.asarray(as_rgb(file).resize(row.shape[:2], Image.Resampling.BILINEAR))
     except UnidentifiedImageError:
         return "not a picture"
     # For damaged files Pillow raises OSError, SyntaxError, ValueError, struct.error, EOFError and others.
     except Exception as error:
         return " ".join(str(error).split()) or type(error).__name__
     return None
+
+
+def as_rgb(picture: Image.Image) -> Image.Image:
+    """Returns a picture as RGB, turned as its EXIF orientation says.
+
+    Raises:
+        ValueError: Its numbers have no known range.
+    """
+    from PIL import Image, ImageOps
+
+    turned: Image.Image = ImageOps.exif_transpose(picture)
+    if turned.mode in ("I", "F"):
+        raise ValueError(f"mode {turned.mode}, 32 bits a pixel without a known range")
+    if turned.mode.startswith("I;16"):  # Pillow would clip its values to 255, which makes it white
+        turned = Image.fromarray((np.asarray(turned) // 257).astype(np.uint8))
+    if "transparency" in turned.info:  # Pillow warns if a palette with transparency becomes RGB directly
+        turned = turned.convert("RGBA")
+    return turned.convert("RGB")
 
 
 def _split_files(root: Path, split: str, others: list[str]) -> dict[str, list[str]]:
@@ -211,7 +237,7 @@ def _ignored(name: str) -> bool:
     return name.startswith(".") or name in ("Thumbs.db", "desktop.ini", "__MACOSX")
 
 
-def _stamp(root: Path, name: str) -> tuple[str, int, int]:
+def stamp(root: Path, name: str) -> tuple[str, int, int]:
     """Returns a file's name, size in bytes and modification time in nanoseconds."""
     try:
         stat = (root / name).stat()

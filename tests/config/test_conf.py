@@ -33,8 +33,8 @@ pytestmark = pytest.mark.xdist_group("compositions")
 FILES = sorted(CONFIG_FOLDER.rglob("*.yaml"))
 OPTIONS = [(path.relative_to(CONFIG_FOLDER).parent.as_posix(), path.stem) for path in FILES if path.stem != "config"]
 
-# These leave a gap for the user's own network; tests/test_own_networks.py and tests/whole/test_own_code.py fill it.
-OWN = {("model", "own"), ("teacher", "own")}
+# These leave a gap for the user's own function; tests/test_own_*.py and tests/whole/test_own_code.py fill it.
+OWN = {(group, "own") for group in ("data", "model", "teacher", "loss", "optimizer", "schedule")}
 WHOLE = [option for option in OPTIONS if option not in OWN]
 
 # Where a component is called, this is what it gets besides what the configuration gives.
@@ -44,8 +44,9 @@ GIVEN_WHEN_CALLED = {
     *("network", "features", "validation_features", "validation_labels"),
 }
 
-# These need a download: their arguments are bound like all others, the rest is test_data.py's.
-NEEDS_DOWNLOAD = {"cifar10", "cifar100"}
+# These need a download or a file: their arguments are bound like all others, the rest is test_data.py's and
+# test_data_files.py's.
+NEEDS_FILES = {"cifar10", "cifar100", "npz", "huggingface"}
 
 # The modules that know the configuration.
 READERS = (
@@ -148,11 +149,9 @@ def test_every_component_is_built(group: str) -> None:
         assert callable(getattr(built := build.component(composed(f"{group}={option}"), group), "build", built))
 
 
-@pytest.mark.parametrize(
-    "option", [option for group, option in OPTIONS if group == "data" and option not in NEEDS_DOWNLOAD]
-)
+@pytest.mark.parametrize("option", [option for group, option in WHOLE if group == "data" and option not in NEEDS_FILES])
 def test_every_data_set_is_built(option: str, pictures: Path, tmp_path: Path) -> None:
-    """Each option becomes a data set, apart from those that need a download."""
+    """Each option becomes a data set, apart from those that need a download or a file."""
     root = [f"data.root={pictures}"] if option == "image_folder" else []
     config = composed(f"data={option}", *root, f"paths.root={tmp_path}")
     data, _ = build.inputs(config)

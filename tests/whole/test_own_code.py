@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shutil
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from kdsweep.config import build
 from kdsweep.system import user_code
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_network"
+DATA_EXAMPLE = EXAMPLE.with_name("own_data")
 TRUST = {"KDSWEEP_TRUST": "tinynets.*"}
 # A run in a second, on the short run's pictures.
 TINY = (
@@ -27,7 +29,7 @@ TINY = (
 
 def forget() -> None:
     """A command begins without anything of the user's code, as in a process of its own."""
-    for name in [name for name in sys.modules if name.partition(".")[0] in ("tinynets", "faulty")]:
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("tinynets", "faulty", "scans")]:
         del sys.modules[name]
     build.architecture.cache_clear()
     build._rehearsed.clear()
@@ -279,3 +281,26 @@ def test_edited_code_is_no_continuation(place: Path, monkeypatch: pytest.MonkeyP
     edit(place / "tinynets" / "blocks.py", "nn.ReLU(inplace=True)", "nn.ReLU()")
     assert not {*keys()} & {*before}
     assert build.sources(plain) == {}
+
+
+# ---------------------------------------------------------------------------------------------------------- data
+
+
+@pytest.mark.slow
+def test_the_data_example_is_trained_on_and_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its README's commands, on fewer pictures; the record has the hash of the pictures and the user's code."""
+    folder = shutil.copytree(DATA_EXAMPLE, tmp_path / "own_data", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    made = runpy.run_path(str(folder / "make_scans.py"))
+    made["main"](60, folder / "pictures")
+    path = f"hydra.searchpath=[file://{folder}/conf]"
+    network = ("model.name=shufflenet_v2_x0_5", "epochs=1", "batch_size=16", "threads=1", "precision=fp32")
+    words = [path, "experiment=scratch", "data=scans", *network, "-m", "data.image_size=8,16"]
+    done = run_here(words, folder, {"KDSWEEP_TRUST": "scans.*"})
+    assert done.status == 0, done.err
+    swept = runs(folder, "scratch")
+    assert [run.data.params["data.image_size"] for run in swept] == ["8", "16"]
+    digests = {dataset.dataset.digest for run in swept for dataset in run.inputs.dataset_inputs}
+    assert len(digests) == 2
+    assert (artifacts(swept[0]) / "source" / "scans" / "__init__.py").exists()
