@@ -49,7 +49,7 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
     ),
     "the experiment": (
         *("experiment", "training", "teachers", "tables", "table_check", "evaluation"),
-        *("own_networks", "models", "data_files", "own_data", "data", "own_training", "own_arguments"),
+        *("own_networks", "models", "data_files", "own_data", "data", "own_arguments"),
         *("augmentations", "views", "gradients", "losses", "loss_rules", "schedules"),
     ),
     "numerics": (
