@@ -39,7 +39,7 @@ def test_a_lucky_trial_is_not_the_choice() -> None:
 
 def test_the_choice_can_lie_between_the_trials() -> None:
     """Its numbers have three digits and lie inside the space; it is no trial yet."""
-    trials = [t for t in scored(24, noise=0.0005) if not 0.2 < t.params["loss.alpha"] < 0.6]
+    trials = [t for t in scored(24, noise=0.0005) if not 0.2 < float(str(t.params["loss.alpha"])) < 0.6]
     found = choose([ALPHA], trials)
     assert found.number is None
     assert found.params["loss.alpha"] == pytest.approx(0.4, abs=0.08)
