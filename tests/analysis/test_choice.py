@@ -45,7 +45,7 @@ def test_the_choice_can_lie_between_the_trials() -> None:
     assert found.params["loss.alpha"] == pytest.approx(0.4, abs=0.08)
     assert len(str(found.params["loss.alpha"])) <= 5
     assert found.tried in {t.number for t in trials}
-    assert found.expected == pytest.approx(0.9, abs=0.002)
+    assert found.expected == pytest.approx(0.9, abs=0.005)
 
 
 def test_what_is_minimised_is_chosen_lowest() -> None:
