@@ -148,7 +148,7 @@ class Fit:
         prior = self.draws.signal[:, None] + LEVEL
         own = np.maximum(prior - np.einsum("knt,kts,kns->kn", known, self.inverses, known, optimize=True), 0)
         mean = self.shares @ means
-        return self.scale * np.sqrt(self.shares @ (own + (means - mean) ** 2))
+        return np.asarray(self.scale * np.sqrt(self.shares @ (own + (means - mean) ** 2)))
 
     def probably_worse(self, point: Array, points: Array) -> Array:
         """Returns the probability (n,) that f(point) - f(points) is more than the noise of one ordinary trial.
@@ -257,7 +257,9 @@ def _about(logs: Array, shares: Array, widths: Array) -> tuple[Array, Array]:
     """Returns mean and Cholesky factor of a normal distribution about the best draws, not narrower than a third."""
     near = shares @ logs
     gap = logs - near
-    return near, np.linalg.cholesky((shares[:, None] * gap).T @ gap + np.diag((widths / 3) ** 2))
+    return near, np.asarray(
+        np.linalg.cholesky((shares[:, None] * gap).T @ gap + np.diag((widths / 3) ** 2)), dtype=float
+    )
 
 
 def _log_normal(points: Array, centre: Array, factor: Array) -> Array:
@@ -275,7 +277,7 @@ def _infer(inputs: Array, values: Array, draws: Draws, words: NDArray[np.bool_])
         total = surface.copy()
         noise = draws.noise[:, None] / weights
         total[:, n, n] += noise + STEADY
-        inverses = np.linalg.inv(total)
+        inverses = np.asarray(np.linalg.inv(total), dtype=float)
         products = inverses @ values
         # Of each value, the expected square of its distance from the surface.
         squares = (noise * products) ** 2 + noise - noise**2 * inverses[:, n, n]

@@ -241,3 +241,25 @@ def test_trials_that_were_recorded_again_are_counted() -> None:
     again = replace(again, tags={**again.tags, RESTORED: "true"})
     assert "1 of the trials are known by Optuna's values alone" in missing(again, trial(1, 0.6, 3))
     assert "Optuna's values" not in missing(trial(1, 0.6, 3))
+
+
+def promised(**values: object) -> dict[str, object]:
+    """What a study notes of its choice, trial 0, when trial 1 had the best score."""
+    return {"expected": 0.93, "sd": 0.01, "best": 1, "best_expected": 0.92, "reason": "", **values}
+
+
+def test_what_the_model_expected_is_told_of_both() -> None:
+    """Of its choice and of the trial with the best score."""
+    runs = trial(0, 0.5, 4, val=0.935), trial(1, 0.9, 2, val=0.95)
+    told = about("posterior mean", *runs, chosen=0, choice=promised())
+    assert "validation accuracy 93.00 (sd 1.00) is expected of it, and its trial scored 93.50." in told
+    assert "The best score is 95.00, of trial 1 (alpha 0.9, tau 2), of which the model expects 92.00." in told
+    same = about("posterior mean", *runs, chosen=1, choice=promised())
+    assert "It has the best score too." in same
+
+
+def test_a_model_that_was_not_asked_says_why() -> None:
+    """The best trial is the choice then."""
+    runs = trial(0, 0.5, 4, val=0.935), trial(1, 0.9, 2, val=0.95)
+    told = about("The best trial is the choice", *runs, chosen=1, choice=promised(reason="there are 2 trials"))
+    assert told == "The best trial is the choice, because there are 2 trials."

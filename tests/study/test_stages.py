@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
-from kdsweep.analysis.choice import Choice
+from kdsweep.analysis.choice import Choice, choose
 from kdsweep.config.overrides import parsed
 from kdsweep.execution.jobs import Job, Outcome
 from kdsweep.study import choosing
@@ -544,8 +544,7 @@ def test_a_choice_is_made_once(place: Place, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_setting_between_the_trials_is_tried_as_one_more(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """It has a number, a run and a score; it is confirmed, and a study that goes on doesn't try another."""
-    own = choosing.choose
-    monkeypatch.setattr(choosing, "choose", lambda *args, **kwargs: between(own(*args, **kwargs)))
+    monkeypatch.setattr(choosing, "choose", lambda *args, **kwargs: between(choose(*args, **kwargs)))
     executor = AtOnce(place)
     stages = searched(place, executor)
     assert executor.names[-1] == "trial-0008"
@@ -560,8 +559,7 @@ def test_a_setting_between_the_trials_that_fails_leaves_the_likely_best(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the others, that of which the model expects most."""
-    own = choosing.choose
-    monkeypatch.setattr(choosing, "choose", lambda *args, **kwargs: between(own(*args, **kwargs)))
+    monkeypatch.setattr(choosing, "choose", lambda *args, **kwargs: between(choose(*args, **kwargs)))
     stages = searched(place, AtOnce(place, trial_0008=[ValueError("no")]))
     assert stages.choice is not None
     assert stages.choose().number == stages.choice.tried
