@@ -5,9 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-import torch
-
-from kdsweep import training
+from kdsweep import own_training, training
 from kdsweep.config.build import Components, architecture, component, components, key_of, teacher_precision
 from kdsweep.config.rules import attempt, check_values
 from kdsweep.numerics import compiling
@@ -62,10 +60,9 @@ def check_components(cfg: DictConfig) -> Components:
 
 def _try(built: Components, *, with_teacher: bool) -> None:
     """Calls each component once, on the smallest input."""
-    answers = torch.zeros(2, 3) if with_teacher else None
-    attempt("loss", lambda: built.loss(torch.zeros(2, 3), answers, torch.tensor([0, 1])))
-    optimizer = attempt("optimizer", lambda: built.optimizer([torch.nn.Parameter(torch.zeros(1))]))
-    attempt("schedule", lambda: built.schedule(optimizer, 10))
+    attempt("loss", lambda: own_training.try_loss(built.loss, with_teacher=with_teacher))
+    optimizer = attempt("optimizer", lambda: own_training.try_optimizer(built.optimizer))
+    attempt("schedule", lambda: own_training.try_schedule(built.schedule, optimizer))
 
 
 def _check_head(cfg: DictConfig) -> None:
