@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from kdsweep.models import Architecture, Classifier
     from kdsweep.own_data import DataFunction, Pictures
     from kdsweep.own_networks import Network, NetworkFunction
+    from kdsweep.own_training import LossFunction, OptimizerFunction, ScheduleFunction
     from kdsweep.system.errors import RunError, UserError
     from kdsweep.teachers import Teacher
     from kdsweep.training import Fit, fit_head, predict
@@ -30,11 +31,14 @@ __all__ = [
     "DataFunction",
     "Dataset",
     "Fit",
+    "LossFunction",
     "Network",
     "NetworkFunction",
+    "OptimizerFunction",
     "Pictures",
     "Result",
     "RunError",
+    "ScheduleFunction",
     "Split",
     "Teacher",
     "UserError",
@@ -58,6 +62,7 @@ _NAMES_OF = {
     "models": ("Architecture", "Classifier"),
     "own_data": ("DataFunction", "Pictures"),
     "own_networks": ("Network", "NetworkFunction"),
+    "own_training": ("LossFunction", "OptimizerFunction", "ScheduleFunction"),
     "system.errors": ("RunError", "UserError"),
     "teachers": ("Teacher",),
     "training": ("Fit", "fit_head", "predict"),

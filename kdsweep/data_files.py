@@ -66,7 +66,7 @@ def npz(path: str, image_size: int | None, **options: Unpack[Options]) -> Datase
         raise UserError(f"`path is a file` must hold, but there is none: {file}.", "path")
     try:
         # A pickle, which could run code, is refused.
-        with np.lib.npyio.NpzFile(file, allow_pickle=False) as loaded:
+        with file.open("rb") as opened, np.lib.npyio.NpzFile(opened, allow_pickle=False) as loaded:
             arrays = dict(loaded)
     except (OSError, ValueError, EOFError, BadZipFile) as error:
         rule = f"{file.name} is an .npz file of plain arrays"

@@ -411,16 +411,16 @@ def _array(picture: Any, image_size: int | None, what: str) -> np.ndarray:
 
     if isinstance(picture, Image.Image):
         try:
-            rgb = as_rgb(picture)
+            shown = as_rgb(picture)
         except ValueError as error:
             raise UserError(f"{what} cannot be read ({error}). Convert it to RGB.") from error
     else:
         rgb = _of_array(picture, what)
-        if image_size is not None and rgb.shape[:2] != (image_size, image_size):
-            rgb = Image.fromarray(rgb)
-    if isinstance(rgb, Image.Image):
-        rgb = np.asarray(rgb if image_size is None else rgb.resize((image_size, image_size), Image.Resampling.BILINEAR))
-    return rgb
+        if image_size is None or rgb.shape[:2] == (image_size, image_size):
+            return rgb
+        shown = Image.fromarray(rgb)
+    size = shown.size if image_size is None else (image_size, image_size)
+    return np.asarray(shown if shown.size == size else shown.resize(size, Image.Resampling.BILINEAR))
 
 
 def _of_array(picture: Any, what: str) -> np.ndarray:

@@ -18,7 +18,7 @@ import torch
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from kdsweep import loss_rules, losses, own_data, own_networks, training
+from kdsweep import loss_rules, losses, own_data, own_networks, own_training, training
 from kdsweep.config.keys import NOT_IDENTIFYING, STUDENT_KEYS, unclassified
 from kdsweep.config.rules import attempt, require_objectives
 from kdsweep.evaluation import TOP
@@ -128,10 +128,19 @@ def architecture(group: str, key: str, weights: bool = True) -> Architecture | O
 
 def component(cfg: DictConfig, group: str) -> Any:
     """Builds the component that a configuration group describes, or a function that waits for its last arguments."""
-    built = attempt(group, lambda: _instantiate(_alone(cfg, group)))
+    described = _alone(cfg, group)
+    # These wait for their last arguments, whether or not the user's file says so.
+    if group in ("loss", "optimizer", "schedule") and OmegaConf.is_dict(described):
+        described._partial_ = True
+    built = attempt(group, lambda: _instantiate(described))
     if not isinstance(built, functools.partial):
         return built
     function, settings = built.func, built.keywords
+    if group == "loss" and isinstance(function, type):
+        return attempt(group, built)  # an object that is called
+    if group == "schedule":
+        attempt(group, lambda: require_kinds(function, settings))
+        return functools.partial(own_training.scheduled, function, settings)
     attempt(group, lambda: require_kinds(function, settings))
     ready = functools.partial(function, **settings)
     # A training calls its loss at every step, so the settings are checked here, once; Hydra's own partial, and our

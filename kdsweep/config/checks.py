@@ -6,9 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
-from kdsweep import training
+from kdsweep import own_training, training
 from kdsweep.config.build import Components, architecture, component, components, key_of
 from kdsweep.config.rules import attempt, check_values
 from kdsweep.losses import given_to
@@ -72,11 +70,11 @@ def check_components(cfg: DictConfig) -> Components:
 
 def _try(built: Components, *, with_teacher: bool) -> None:
     """Calls each component once, on the smallest input."""
-    answers = torch.zeros(2, 3) if with_teacher else None
-    given = given_to(built.loss)
-    attempt("loss", lambda: built.loss(torch.zeros(2, 3), answers, torch.tensor([0, 1]), **given))
-    optimizer = attempt("optimizer", lambda: built.optimizer([torch.nn.Parameter(torch.zeros(1))]))
-    attempt("schedule", lambda: built.schedule(optimizer, 10))
+    attempt(
+        "loss", lambda: own_training.try_loss(partial(built.loss, **given_to(built.loss)), with_teacher=with_teacher)
+    )
+    optimizer = attempt("optimizer", lambda: own_training.try_optimizer(built.optimizer))
+    attempt("schedule", lambda: own_training.try_schedule(built.schedule, optimizer))
 
 
 def _check_head(cfg: DictConfig) -> None:

@@ -1,4 +1,4 @@
-"""A data set as anybody writes it for PyTorch: pictures in a folder, and a table of their labels. It knows no kdsweep."""
+"""A data set as anybody writes it for PyTorch: pictures in a folder, and a table of their labels. No kdsweep."""
 
 from pathlib import Path
 

@@ -1,0 +1,161 @@
+"""Losses, optimizers and schedules of the user's own: what they are given, and what they have to return."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from kdsweep.own_arguments import name_of, parameters
+from kdsweep.system.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from torch.optim import Optimizer
+
+# The names by which a schedule may ask for the number of steps in the whole training.
+STEPS = ("total_steps", "num_training_steps", "T_max", "total_iters")
+
+
+class LossFunction(Protocol):
+    """What `loss._target_` names: a function of the logits and the labels of a batch, or a class with `__call__`.
+
+    A class is made once with the settings, and then called without them. It is called at every step.
+    """
+
+    def __call__(
+        self, student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor, **settings: Any
+    ) -> Tensor:
+        """Computes the loss of a batch.
+
+        Args:
+            student_logits: (B, C) float32, unnormalised.
+            teacher_logits: (B, C) float32 for the same views, without gradient; None without a teacher.
+            labels: (B,) int64.
+            **settings: From the configuration.
+
+        Returns:
+            The mean over the batch, a scalar that has a gradient with respect to `student_logits`.
+        """
+
+
+class OptimizerFunction(Protocol):
+    """What `optimizer._target_` names: a class of `torch.optim`, or a function that returns such an optimizer.
+
+    It is called once, when a training begins.
+    """
+
+    def __call__(self, params: list[Tensor], **settings: Any) -> Optimizer:
+        """Makes the optimizer.
+
+        Args:
+            params: The parameters that are trained, of any shape.
+            **settings: From the configuration.
+
+        Returns:
+            An optimizer whose `step()` needs no closure.
+        """
+
+
+class ScheduleFunction(Protocol):
+    """What `schedule._target_` names: a class of `torch.optim.lr_scheduler`, or a function that returns one.
+
+    It is called once, when a training begins.
+    """
+
+    def __call__(self, optimizer: Optimizer, total_steps: int, **settings: Any) -> LRScheduler:
+        """Makes the learning rate's schedule.
+
+        Args:
+            optimizer: Its `lr` is the highest rate.
+            total_steps: The number of batches in the whole training. It is given under any name of `STEPS`.
+            **settings: From the configuration.
+
+        Returns:
+            A scheduler, which is stepped once a batch, and not once an epoch.
+        """
+
+
+def scheduled(
+    function: Callable[..., LRScheduler], settings: Mapping[str, Any], optimizer: Optimizer, total_steps: int
+) -> LRScheduler:
+    """Calls a schedule's function, with the number of steps where it asks for it.
+
+    It asks by a name of `STEPS` that isn't configured, or by a second argument that has neither a default nor a
+    configured value. Torch's own classes ask by name alone: the second argument of `ExponentialLR` is its gamma.
+    """
+    known = list((parameters(function) or {}).values())
+    name = next((p.name for p in known if p.name in STEPS), None)
+    if name is not None:
+        given = {} if name in settings else {name: total_steps}
+        return function(optimizer, **given, **settings)
+    second = known[1] if len(known) > 1 else None
+    own = not str(function.__module__).startswith("torch.")
+    positional = second is not None and second.kind in (second.POSITIONAL_ONLY, second.POSITIONAL_OR_KEYWORD)
+    if own and second is not None and positional and second.default is second.empty and second.name not in settings:
+        return function(optimizer, total_steps, **settings)
+    return function(optimizer, **settings)
+
+
+def try_loss(loss: Callable[..., object], *, with_teacher: bool) -> None:
+    """Calls a loss once, on the smallest input.
+
+    Raises:
+        UserError: It needs a teacher and has none, or returns something else than the mean of the batch.
+    """
+    answers, labels = torch.zeros(2, 3), torch.tensor([0, 1])
+
+    def value(teacher: Tensor | None) -> object:
+        return loss(torch.zeros(2, 3, requires_grad=True), teacher, labels)
+
+    try:
+        found = value(answers if with_teacher else None)
+    except UserError:
+        raise
+    except Exception as error:
+        if with_teacher or not _works(lambda: value(answers)):
+            raise
+        message = "the loss needs a teacher, but teacher is null. Choose one (teacher=...) or train with loss=ce."
+        raise UserError(message) from error
+    if not isinstance(found, Tensor) or found.shape != () or not found.requires_grad:
+        shown = f"a {type(found).__name__}"
+        if isinstance(found, Tensor):
+            shown = f"a tensor {tuple(found.shape)}" + ("" if found.requires_grad else " without a gradient")
+        rule = "the loss is one number with a gradient, the mean over the batch"
+        raise UserError(f"`{rule}` must hold, but it returned {shown}.")
+
+
+def try_optimizer(optimizer: Callable[..., object]) -> Optimizer:
+    """Makes an optimizer of a few small parameters.
+
+    Raises:
+        UserError: It is no optimizer of torch's.
+    """
+    made = optimizer([torch.nn.Parameter(torch.zeros(shape)) for shape in ((2, 3, 1, 1), (2, 2), (2,))])
+    if not isinstance(made, torch.optim.Optimizer):
+        rule = "the optimizer is a torch.optim.Optimizer"
+        raise UserError(f"`{rule}` must hold, but it is a {type(made).__name__}.")
+    return made
+
+
+def try_schedule(schedule: Callable[..., object], optimizer: Optimizer) -> None:
+    """Makes a schedule of ten steps.
+
+    Raises:
+        UserError: It is no scheduler of torch's, or one that waits for a metric.
+    """
+    made = schedule(optimizer, 10)
+    if not isinstance(made, LRScheduler) or isinstance(made, ReduceLROnPlateau):
+        rule = "the schedule is a torch LRScheduler that is stepped once a batch, without a metric"
+        raise UserError(f"`{rule}` must hold, but it is a {name_of(type(made))}.")
+
+
+def _works(action: Callable[[], object]) -> bool:
+    try:
+        action()
+    except Exception:
+        return False
+    return True
