@@ -53,6 +53,8 @@ def make_choice(search: Search) -> Choice:
         return known
     made = choose(search.axes(), search.scored(), maximise=search.directions[0] == "maximize")
     search.keep(CHOICE, {"trials": _digest(search), "choice": dataclasses.asdict(made)})
+    if made.reason:
+        note(f"The best trial is chosen, because {made.reason}.")
     return made
 
 

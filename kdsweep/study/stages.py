@@ -173,8 +173,6 @@ class Stages:
         if choice.number is None and self._search.between() is None:
             self._search.try_between(choice.params)
             self._work(self._next_trial, self._tell)
-        if choice.reason:
-            note(f"The best trial is chosen, because {choice.reason}.")
         return self._chosen(choice)
 
     @property

@@ -113,7 +113,7 @@ class Training:
 
     def __init__(self, cfg: DictConfig) -> None:
         self.cfg = cfg
-        self.data, self.views = build.inputs(build.key_of(cfg.data), cfg.view_seed, cfg.device)
+        self.data, self.views = build.inputs(cfg)
         self.device = self.views.device
         self.network, self.precision = build.student(cfg, self.data)
         self.labels = self.data.train.labels.to(self.device)

@@ -358,7 +358,7 @@ def measure_study(sampler: str, pruner: str, n_trials: int, storage: str | None,
     folder.mkdir(parents=True, exist_ok=True)
     whole = composed(sampler, pruner, folder)
     own = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
-    data, _ = build.inputs(build.key_of(own.data), own.view_seed, own.device)
+    data, _ = build.inputs(own)
     overrides = parsed([*SEARCHED])
     settings = whole.hydra.sweeper
     # A storage that others use too may hold an earlier study.

@@ -63,7 +63,7 @@ def measure(arguments: argparse.Namespace) -> Finding:
         size = f"teacher.network.input_size={arguments.side}"
         cfg = parts.configuration(arguments, folder, "distill", size, pictures=max(arguments.batch, 2 * parts.CLASSES))
         device, precision = build.hardware(cfg)
-        data, _ = build.inputs(build.key_of(cfg.data), cfg.view_seed, cfg.device)
+        data, _ = build.inputs(cfg)
         network = build.untrained_teacher(cfg).network
         pictures = data.train.images[: arguments.batch].to(device)
         forwards = {"eager fp32": plain(network, "fp32"), "product, short pass": product(network, precision)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -371,7 +372,7 @@ def test_a_choice_is_written_down_before_its_first_fresh_seed(monkeypatch: pytes
     """If a new confirmation is interrupted, the study names the new choice and not the one of before."""
     study, store, stages = MagicMock(), MagicMock(), MagicMock()
     store.tagged.return_value, store.uri = [], ""
-    stages.choose.return_value = Setting(5, {})
+    stages.choose.return_value, stages.choice = Setting(5, {}), None
     stages.confirm.side_effect = KeyboardInterrupt
     monkeypatch.setattr(controller.recording, "open_store", lambda _: store)
     monkeypatch.setattr(controller.recording, "unsent_folder", lambda _: None)
@@ -380,7 +381,7 @@ def test_a_choice_is_written_down_before_its_first_fresh_seed(monkeypatch: pytes
     with pytest.raises(KeyboardInterrupt):
         controller.Study._run(study, MagicMock(), [], [])
     parent = study._parent.return_value.__enter__.return_value
-    assert parent.tag.call_args_list[-1] == call({"kdsweep.chosen": "5"})
+    assert parent.tag.call_args_list[-1] == call({"kdsweep.chosen": "5", "kdsweep.choice": "{}"})
 
 
 @pytest.mark.parametrize(
@@ -561,7 +562,8 @@ def test_a_plain_grid_is_grouped(finished: Outcome, place: Path) -> None:
     best = max(run.data.metrics["val/accuracy"] for run in found)
     grid, line = done.err.splitlines()[-2:]
     assert grid.startswith(f"Grid: 4 runs; the best validation accuracy is {best:.2%}, run ")
-    assert line.startswith(f"Next: kdsweep-report {group.info.run_id[:8]}, kdsweep-export {grid.split()[-5]}, ")
+    (best_run,) = re.findall(r", run (\w+)", grid)
+    assert line.startswith(f"Next: kdsweep-report {group.info.run_id[:8]}, kdsweep-export {best_run}, ")
 
 
 def test_the_plug_in_works_by_itself(finished: Outcome, place: Path) -> None:
