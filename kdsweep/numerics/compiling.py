@@ -302,7 +302,7 @@ def announced(what: str) -> Iterator[None]:
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     note("The training step is compiled (compiled=true), once for all runs of this process: about half a minute.")
-    with locked(Path(cache_dir()) / "kdsweep.lock"):
+    with locked(Path(cache_dir()) / "lock"):
         start = time.perf_counter()
         yield
     note(f"The training step was compiled in {time.perf_counter() - start:.0f} s.")

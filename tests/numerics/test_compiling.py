@@ -374,7 +374,7 @@ def test_the_first_step_says_that_it_compiles(
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
     compiling.share_cache(tmp_path / "compiled")
     monkeypatch.setattr(compiling, "_announced", set())
-    lock = tmp_path / "compiled" / "kdsweep.lock"
+    lock = tmp_path / "compiled" / "lock"
     for _ in range(2):
         with compiling.announced("a network"):
             pass
