@@ -18,7 +18,7 @@ from kdsweep.analysis.sorted_runs import (
     pareto,
 )
 from kdsweep.analysis.statistics import FEWEST_PAIRS
-from kdsweep.analysis.study_goals import setting
+from kdsweep.analysis.study_goals import setting, short_key
 from kdsweep.config.keys import in_setting, in_training
 from kdsweep.tracking.run_records import RESTORED, STUDENTS
 
@@ -97,6 +97,7 @@ def summarise(study: StudyRecord, readings: Readings) -> Report:
         if judged.nothing_learned
         else (
             *verdict_words.curse_words(judged, found),
+            *_at_the_border(found),
             *landscape.words(surveyed, found.goals.objective, judged.validation_noise),
         )
     )
@@ -176,6 +177,19 @@ def _promised(found: Comparison) -> Iterable[str]:
         f"{what} The best score is {objective.shown(best.value)}, of trial {best.number} ({setting(best.params)}), "
         f"of which the model expects {objective.shown(promise.best_expected)}."
     )
+
+
+def _at_the_border(found: Comparison) -> Iterable[str]:
+    """Says where the choice lies at a limit of what was searched, and how to search beyond it."""
+    for dimension in () if found.chosen is None else found.goals.space:
+        value = found.chosen.params.get(dimension.key)
+        wider = None if value is None or dimension.choices else dimension.wider(float(value))
+        if wider is not None:
+            yield (
+                f"The choice lies at the border of what was searched: {short_key(dimension.key)} {value} of "
+                f"{dimension.low:g} to {dimension.high:g}. Better settings may lie beyond it. Another study (with "
+                f"another sweep.name) finds out: '{wider}'."
+            )
 
 
 def _looks(found: Comparison, judged: Verdict) -> Iterable[str]:

@@ -6,6 +6,7 @@ Alpha and tau, and the words for searched parameters, have their home here too.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from kdsweep.analysis.metrics import Metric
+
+
+# A setting lies at the border of its space within this share of the range.
+AT_THE_BORDER = 0.02
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,30 @@ class Dimension:
     high: float | None = None
     log: bool = False
     choices: tuple[str, ...] = ()
+
+    def wider(self, value: float) -> str | None:
+        """Returns the override that searches beyond the limit at which a value lies; None if it lies at none.
+
+        On the scale that is searched, "at" is within a fiftieth of the range. Nothing lies beyond alpha = 0 and 1.
+        """
+        if self.low is None or self.high is None or not self.low < self.high:
+            return None
+        scale = math.log if self.log else float
+        low, high = scale(self.low), scale(self.high)
+        place, reach = (scale(value) - low) / (high - low), (high - low) / 2
+        natural = (0.0, 1.0) if self.key == ALPHA.key else (None, None)
+        if place <= AT_THE_BORDER and self.low != natural[0]:
+            low -= reach
+        elif place >= 1 - AT_THE_BORDER and self.high != natural[1]:
+            high += reach
+        else:
+            return None
+        if self.log:
+            low, high = math.exp(low), math.exp(high)
+        elif self.low > 0:
+            low = max(low, self.low / 2)  # rates, sizes and counts are positive
+        interval = f"interval({low:.3g},{high:.3g})"
+        return f"{self.key}={f'tag(log,{interval})' if self.log else interval}"
 
 
 @dataclass(frozen=True)

@@ -263,3 +263,25 @@ def test_a_model_that_was_not_asked_says_why() -> None:
     runs = trial(0, 0.5, 4, val=0.935), trial(1, 0.9, 2, val=0.95)
     told = about("The best trial is the choice", *runs, chosen=1, choice=promised(reason="there are 2 trials"))
     assert told == "The best trial is the choice, because there are 2 trials."
+
+
+SPACE = {"loss.alpha": {"low": 0, "high": 1, "log": False}, "loss.tau": {"low": 1, "high": 16, "log": True}}
+
+
+def test_a_choice_at_the_border_is_told() -> None:
+    """With the override that searches beyond it, on the scale that is searched."""
+    told = about("border", trial(0, 0.5, 16), chosen=0, space=SPACE)
+    assert told == (
+        "The choice lies at the border of what was searched: tau 16 of 1 to 16. Better settings may lie beyond it. "
+        "Another study (with another sweep.name) finds out: 'loss.tau=tag(log,interval(1,64))'."
+    )
+    rates = {"optimizer.lr": {"low": 0.1, "high": 0.3, "log": False}}
+    at_rates = trial(0, 0.5, 4, **{"optimizer.lr": 0.1})
+    assert "'optimizer.lr=interval(0.05,0.3)'" in about("border", at_rates, chosen=0, space=rates)
+
+
+@pytest.mark.parametrize("alpha", [0, 1])
+def test_nothing_lies_beyond_the_limits_of_alpha(alpha: float) -> None:
+    """Neither there nor inside the space is there a border to speak of."""
+    found = summary(trial(0, alpha, 4), chosen=0, space=SPACE).findings
+    assert [sentence for sentence in found if "border" in sentence] == []
