@@ -181,8 +181,9 @@ def _promised(found: Comparison) -> Iterable[str]:
 
 def _at_the_border(found: Comparison) -> Iterable[str]:
     """Says where the choice lies at a limit of what was searched, and how to search beyond it."""
-    for dimension in () if found.chosen is None else found.goals.space:
-        value = found.chosen.params.get(dimension.key)
+    params = {} if found.chosen is None else found.chosen.params
+    for dimension in found.goals.space:
+        value = params.get(dimension.key)
         wider = None if value is None or dimension.choices else dimension.wider(float(value))
         if wider is not None:
             yield (
