@@ -148,11 +148,16 @@ def _check_groups(cfg: DictConfig) -> None:
 
 
 def _require_target(cfg: DictConfig, key: str) -> None:
-    """Refuses an option for a network of the user's own that doesn't say which."""
+    """Refuses an option for a component of the user's own that doesn't say which, and what is no name."""
     node = OmegaConf.select(cfg, key)
-    if OmegaConf.is_dict(node) and OmegaConf.is_missing(node, "_target_"):
+    if not OmegaConf.is_dict(node):
+        return
+    if OmegaConf.is_missing(node, "_target_"):
         example = "TinyNet" if key in ("model", "teacher.network") else f"my_{key}"
         raise UserError(f"name your class or function: mypackage.{example}.", f"{key}._target_")
+    if "_target_" in node:
+        rule = "_target_ is the full name of a class or function"
+        require(isinstance(node["_target_"], str), rule, _shown(node, "_target_"), f"{key}._target_")
 
 
 def _shown(cfg: DictConfig, key: str) -> object:

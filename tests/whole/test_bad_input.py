@@ -278,6 +278,11 @@ COMMAND_LINE = [
     Wrong("loss._target_=os.system", "loss", ("os.system", "authorized")),
     Wrong("loss._target_=kdsweep.losses.nothing", "loss", ("Error loading 'kdsweep.losses.nothing'",)),
     Wrong("model._target_=my.network", "model", ("my.network", "KDSWEEP_TRUST")),
+    Wrong(
+        "model._target_=null",
+        "model._target_",
+        ("_target_ is the full name of a class or function", "got _target_=None"),
+    ),
     Wrong("~loss", "loss", ("loss is chosen", "--help")),
     Wrong("hydra.run.dir=null", "hydra.run.dir", ("not Optional", "--help")),
     Wrong("hydra.mode=abc", "Invalid hydra.mode", ("'abc'", "MULTIRUN")),
