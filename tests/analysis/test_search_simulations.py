@@ -10,7 +10,6 @@ from benchmarks.regions import LEAST, TRIALS, regions
 from benchmarks.search import TRAININGS, noise_of_trainings, of_trainings, regrets
 from benchmarks.surfaces import NOISES, SURFACES, grid
 
-
 # Where regions hold the optimum less often than promised, with what they hold at least (49 of 60 were seen).
 BROKEN = {("cliff", "t, 3 df", 30): 0.7}
 
