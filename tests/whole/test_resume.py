@@ -20,6 +20,8 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from servers import PostgreSQL
 
+from kdsweep.analysis.choice import Choice
+from kdsweep.study import choosing
 from kdsweep.system.processes import ProcessId, parse_process
 from kdsweep.system.sqlite import sqlite_uri
 from kdsweep.system.tensor_files import read_tensors
@@ -238,3 +240,28 @@ def test_a_second_controller_is_told_who_works(tmp_path: Path) -> None:
     go.touch()
     assert first.outcome().status == 0
     assert [run.data.tags["kdsweep.job"] for run in runs(tmp_path, "distill")] == ["trial-0000", "trial-0001"]
+
+
+BETWEEN = {"loss.alpha": 0.25, "loss.tau": 3.0}
+
+
+def choosing_between(place: str | None) -> None:
+    """The model chooses a setting that no trial has; the process is killed after a function, if one is named."""
+    choosing.choose = lambda *_, **__: Choice(None, BETWEEN, 0.9, 0.01, 0, 0, 0.9, 0.9)  # type: ignore[attr-defined]
+    if place is not None:
+        kill_at(place, "after")
+
+
+def test_a_choice_between_the_trials_is_tried_once(tmp_path: Path) -> None:
+    """The study is killed when the choice has been written down as a trial that nobody has begun, and goes on."""
+    for place in ("kdsweep.study.search:Search.try_between", None):
+        command = Command(*STUDY, root=tmp_path, prepare=partial(choosing_between, place))
+        assert command.outcome().status == (0 if place is None else -signal.SIGKILL), place
+    (study,) = runs(tmp_path, "study")
+    assert study.data.tags["kdsweep.chosen"] == str(N_TRIALS)
+    (tried,) = runs(tmp_path, job=f"trial-{N_TRIALS:04d}")
+    (confirmed,) = runs(tmp_path, job=f"confirm-trial-{N_TRIALS:04d}-1000")
+    for run in (tried, confirmed):
+        assert run.info.status == "FINISHED"
+        assert {key: float(run.data.params[key]) for key in BETWEEN} == BETWEEN
+    assert len(runs(tmp_path, "distill", stage="search")) == N_TRIALS + 1
