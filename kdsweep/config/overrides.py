@@ -133,7 +133,8 @@ def require_key(override: Override, config: DictConfig) -> None:
     known = adds or OmegaConf.select(config, key.replace("/", "."), default=UNKNOWN) is not UNKNOWN
     if not known:
         line = override.input_line
-        raise UserError(f"the search varies a key that isn't there ({line}). Choose its group, or other keys.", key)
+        remedy = "Choose its group, or other keys; hydra.sweeper.params=null takes away the search over alpha and tau."
+        raise UserError(f"the search varies a key that isn't there ({line}). {remedy}", key)
 
 
 def in_whole_numbers(override: Override) -> str:
