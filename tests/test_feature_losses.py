@@ -15,8 +15,10 @@ from typing import Any
 import networks
 import pytest
 import torch
+from commands import SHORT, runs
 from configurations import composed
 from in_process import train_here
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from test_losses import batch, softmax
 from test_teachers import DATA, teacher, views
@@ -41,9 +43,11 @@ from kdsweep.losses import (
     weighted_sum,
 )
 from kdsweep.numerics.compiling import tensor_settings
+from kdsweep.numerics.step_graph import obstacle
 from kdsweep.schedules import constant
+from kdsweep.system.checkpoint import packed, unpacked
 from kdsweep.system.errors import UserError
-from kdsweep.system.tensor_files import hash_tensors
+from kdsweep.system.tensor_files import hash_tensors, write_tensors
 from kdsweep.tables import TableMismatchError
 from kdsweep.teachers import Teacher
 from kdsweep.training import Fit, rehearse
@@ -414,8 +418,6 @@ def test_features_belong_to_the_backbone_and_the_views(tmp_path: Path) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_features_of_another_network_are_refused(tmp_path: Path, precision: str) -> None:
     """A table in fp16 is believed again and again, and one of another network ends the run."""
-    from kdsweep.system.tensor_files import write_tensors
-
     for _ in range(2):
         teacher(tmp_path, GUIDE, precision=precision).answers_features(0)
     (path,) = tmp_path.glob("*/*.safetensors")
@@ -526,15 +528,13 @@ def test_projectors_are_trained_and_go_on(tmp_path: Path) -> None:
     state = fit.state()
     assert not any("projector" in name for name in state["network"])
     again = fitting(total(1.0), guide, init_seed=9)
-    again.load(state)
+    again.load(unpacked(packed(state)))  # as a checkpoint's file has it
     found, *rest = outcome(again)
     assert ([first["train/loss"], *found], *rest) == whole
 
 
 def test_a_step_with_features_asks_no_tensor_for_its_content(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A GPU captures it: an obstacle would be found on tensors without content, and none is."""
-    from kdsweep.numerics.step_graph import obstacle
-
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1, fused=True)
     pictures, labels = DATA.train.images[:4], DATA.train.labels[:4]
     network = networks.two_heads(logits_alone)
@@ -583,14 +583,15 @@ def test_a_network_without_pooled_features_is_refused() -> None:
 # --------------------------------------------------------------------------------------------------- in a command
 
 
-@pytest.mark.parametrize("option", ["feature", "rkd", "sp", "sum_feature"])
-def test_a_loss_on_features_is_refused_without_a_teacher(option: str) -> None:
+ADDED = "loss=sum +loss@loss.terms.near.of=sp loss.terms.near.of.ce_weight=0 +loss.terms.near.weight=1"
+
+
+@pytest.mark.parametrize("words", ["loss=feature", "loss=rkd", "loss=sp", "loss=sum_feature", ADDED])
+def test_a_loss_on_features_is_refused_without_a_teacher(words: str) -> None:
     """With a teacher it passes all checks, and without one the loss that needs it is named."""
-    config = composed("experiment=debug", f"loss={option}")
+    config = composed("experiment=debug", *words.split())
     check(config)
     alone = config.copy()
-    from omegaconf import OmegaConf
-
     OmegaConf.set_readonly(alone, False)
     alone.teacher = None
     with pytest.raises(UserError, match=r"loss: \w+ needs a teacher, but teacher is null"):
@@ -601,8 +602,6 @@ def test_a_loss_on_features_is_refused_without_a_teacher(option: str) -> None:
 @pytest.mark.slow
 def test_a_run_says_the_size_and_leaves_a_student_without_its_projector(tmp_path: Path) -> None:
     """A sum with features trains by one command, and its weights are those of the network alone."""
-    from commands import SHORT, runs
-
     done = train_here([*SHORT, "loss=sum_feature", "loss.terms.feature.weight=2"], tmp_path)
     assert done.status == 0, done.err
     said = " ".join(done.err.split())

@@ -209,14 +209,15 @@ def _step_seconds(cfg: DictConfig, network: Classifier, precision: str, data: Da
     loss = build.component(cfg, "loss")
     # Zeros stand for the teacher's answers, because a loss takes the same time for any.
     answers = None if cfg.teacher is None else torch.zeros(n, data.n_classes, device=device)
-    teachers_features = None if cfg.teacher is None else torch.zeros(n, network.head.in_features, device=device)
-    given = given_to(loss, device, (network.head.in_features, network.head.in_features))
+    width = network.head.in_features
+    given = given_to(loss, device, (width, width))
 
     @needs(*({FEATURES} & {*heard_by(loss)}))
     def timed_loss(logits: torch.Tensor, _: object, labels: torch.Tensor, **features: torch.Tensor) -> torch.Tensor:
         if features:
-            features["teacher_features"] = teachers_features
-        return loss(logits, answers, labels, **given, **features)
+            features["teacher_features"] = torch.zeros(n, width, device=device)
+        value: torch.Tensor = loss(logits, answers, labels, **given, **features)
+        return value
 
     compiled = device.type == "cuda" and build.compiled(cfg, in_study=True)
     settling = WARM_UPS + 2 if compiled else 1  # these steps also set up what later steps find ready
