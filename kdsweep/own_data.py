@@ -331,7 +331,7 @@ def _read(splits: Mapping[str, Any], image_size: int | None) -> dict[str, Split]
     first = _array(_item(splits["train"], 0, "train[0]")[0], image_size, "train[0]")
     require_room(sum(lengths.values()), max(first.shape[:2]), "image_size")
     found = {}
-    with progress("decoding pictures", total=sum(lengths.values())) as advance:
+    with progress("decoding", sum(lengths.values()), "pictures") as advance:
         for name, split in splits.items():
             whole = _whole_arrays(split, image_size)
             if whole is not None and whole.images.shape[1:] == first.shape:

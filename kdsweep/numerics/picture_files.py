@@ -150,7 +150,7 @@ def _decode(root: Path, names: Sequence[str], image_size: int) -> Tensor:
     chunks = [range(len(names))[start : start + 32] for start in range(0, len(names), 32)]
     pool = ThreadPoolExecutor(cores())
     try:
-        with progress("decoding pictures", total=len(names)) as advance:
+        with progress("decoding", len(names), "pictures") as advance:
             for done in pool.map(decode, chunks):
                 advance(len(done))
                 unreadable += [(name, fault) for name, fault in done if fault is not None]
