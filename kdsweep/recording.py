@@ -101,10 +101,13 @@ class Recording:
         shown: The configuration without its secrets.
         run: The MLflow run.
         record: What is known of the run before it has ended, as in `SavedConfig`.
+        commands: The run's description, to which its accuracies are added at its end.
     """
 
-    def __init__(self, cfg: DictConfig, shown: dict[str, object], run: Run, record: Mapping[str, object]) -> None:
-        self.run_id = run.id
+    def __init__(
+        self, cfg: DictConfig, shown: dict[str, object], run: Run, record: Mapping[str, object], commands: str
+    ) -> None:
+        self.run_id, self._commands = run.id, commands
         self._cfg, self._shown, self._run, self._record = cfg, shown, run, dict(record)
 
     def epoch_log(
@@ -155,11 +158,13 @@ class Recording:
             tags["kdsweep.test_read"] = "true"
         self._record |= {"weights": weights_hash, "metrics": result.metrics, "history": result.history}
         self.save_config()
-        run.tag(tags)  # last, because it waits for the files before it
         accuracies = [
             (name, result.metrics.get(f"{key}/accuracy")) for name, key in (("validation", "val"), ("test", "test"))
         ]
         shown = ", ".join(f"{name} {value:.2%}" for name, value in accuracies if value is not None)
+        # MLflow's pages show metrics with all their digits.
+        run.describe(f"{shown.capitalize()}.\n\n{self._commands}")
+        run.tag(tags)  # last, because it waits for the files before it
         note(f"{_name(cfg)}: {shown}, {result.metrics['seconds']:.1f} s, run {run.id}")
 
     @functools.cached_property
@@ -208,9 +213,10 @@ def started(
             "teacher": None if teacher is None else teacher_id(cfg, teacher),
             **({"sources": sources(cfg)} if code else {}),
         }
-        recording = Recording(cfg, config, run, record)
+        commands = next_commands.note(store.uri, run.id, cfg.arm)
+        recording = Recording(cfg, config, run, record, commands)
         if run_id is None:
-            run.describe(next_commands.note(store.uri, run.id, cfg.arm))
+            run.describe(commands)
             contexts = {"training": data.train, "validation": data.validation, "test": data.test}
             profiles = {name: {"pictures": len(split), "classes": data.n_classes} for name, split in contexts.items()}
             run.datasets(data.name, str(config["data"]["_target_"]), data.fingerprint, profiles)
