@@ -19,9 +19,13 @@ from kdsweep import recording
 from kdsweep.analysis import metrics
 from kdsweep.analysis.study_goals import Goals
 from kdsweep.config import build, checks, keys, rules
+from kdsweep.config.folder import CONFIG_FOLDER
 from kdsweep.config.keys import flatten
 from kdsweep.config.overrides import (
+    adds,
+    around,
     in_whole_numbers,
+    is_there,
     kept_beside,
     override_line,
     parsed,
@@ -51,7 +55,7 @@ from kdsweep.study.search import (
 )
 from kdsweep.study.stages import Baseline, Stages
 from kdsweep.system.environment import cores
-from kdsweep.system.errors import UserError, require
+from kdsweep.system.errors import UserError, is_number, require
 from kdsweep.system.exit_status import explained
 from kdsweep.system.masking import masked_text
 from kdsweep.system.processes import parse_process, this_process
@@ -125,6 +129,8 @@ class Study(OptunaSweeperImpl):
         self._confirm_seeds, self._max_restarts, self._restart = confirm_seeds, max_restarts, restart
         self._executor = executor or ("in_process" if self.n_jobs == 1 else "workers")
         self._ray_address, self._choose, self._search_seeds = ray_address, choose, search_seeds
+        # Keys of the configuration that the search alone gives, each with one of its values.
+        self._added: dict[str, object] = {}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Takes what Hydra gives to every sweeper."""
@@ -136,9 +142,12 @@ class Study(OptunaSweeperImpl):
         silence_optuna()
         loader = self.hydra_context.config_loader
         overrides = without_replaced_sweeps(parsed([*self._parse_sweeper_params_config(), *arguments], loader))
+        self.config = self._with_searched(overrides)
         objectives = rules.objectives(self.config)
         directions = self._directions(objectives)
         self._check(directions)
+        self._check_arms(overrides)
+        overrides = self._searchable(overrides)
         space = space_of(self._exact(overrides))
         self._check_extension(space, overrides)
         for config, words in self._configurations(space, overrides):
@@ -175,6 +184,72 @@ class Study(OptunaSweeperImpl):
         return [
             f"{key}={value}" if isinstance(value, str) else override_line(key, value) for key, value in params.items()
         ]
+
+    def _searchable(self, overrides: Sequence[Override]) -> list[Override]:
+        """Returns the overrides without the search over alpha and tau of `sweep=alpha_tau`, if the loss has none.
+
+        Raises:
+            UserError: Nothing is left to search; the message has a command that searches what the loss has.
+        """
+        shipped = OmegaConf.load(CONFIG_FOLDER / "sweep" / "alpha_tau.yaml").hydra.sweeper.params
+        lines = {f"{key}={value}" for key, value in shipped.items()}
+        lost = [o for o in overrides if o.input_line in lines and not is_there(o.key_or_group, self.config)]
+        left = [override for override in overrides if override not in lost]
+        if not lost:
+            return left
+        chosen = f"loss={self.config.hydra.runtime.choices.loss}"
+        names = " and ".join(override.key_or_group for override in lost)
+        if any(override.is_sweep_override() for override in left) or self._extender() is not None:
+            verb = "is" if len(lost) == 1 else "are"
+            note(f"Study {self.study_name}: {names} {verb} not searched, for {chosen} has none.")
+            return left
+        own = {name: value for name, value in flatten(build.container(self.config.loss)).items() if is_number(value)}
+        words = [f"loss.{name}={around(value)}" for name, value in own.items()]
+        if not words:
+            rate = OmegaConf.select(self.config, "optimizer.lr")
+            words = [f"optimizer.lr={around(rate)}"] if is_number(rate) else []
+        remedy = f"Choose another loss, or say what to search, such as: {_command()} {shlex.join(words)}"
+        raise UserError(f"a study searches something, but {chosen} has no {names}. {remedy}", "loss")
+
+    def _with_searched(self, overrides: Iterable[Override]) -> DictConfig:
+        """Returns the configuration with a value for each key that the search alone gives (+loss.weight=interval(0,1)).
+
+        The value is one that the search may propose, for what is tried and measured before the first trial.
+        """
+        searched = [override for override in overrides if override.is_sweep_override() and adds(override)]
+        names = {override.key_or_group for override in searched if not self._is_group(override.key_or_group)}
+        missing = {name for name in names if not is_there(name, self.config)}
+        config = self.config.copy()
+        OmegaConf.set_readonly(config, False)
+        for key, values in limits(space_of(o for o in searched if o.key_or_group in missing)).items():
+            value = values[0]
+            plain = int(value) if type(value) is float and value.is_integer() else value
+            self._added[key.lstrip("+")] = plain
+            with open_dict(config):
+                OmegaConf.update(config, key.lstrip("+"), plain)
+        return config
+
+    def _arms(self) -> dict[str, Baseline]:
+        """Returns the baselines; the teacher's, which reads no student's keys, has those that only the search gives."""
+        lines = [override_line(f"+{key}", value) for key, value in self._added.items()]
+        arms = dict(self._baselines)
+        for name, arm in arms.items():
+            if "arm=teacher" in arm.overrides:
+                arms[name] = dataclasses.replace(arm, overrides=(*arm.overrides, *lines))
+        return arms
+
+    def _check_arms(self, overrides: Sequence[Override]) -> None:
+        """Refuses a search over keys without a value of their own where a baseline needs them too."""
+        for name, arm in self._arms().items() if self._added else ():
+            lines = [*kept_beside(arm.overrides, overrides, whole_groups=True), *arm.overrides]
+            try:
+                checks.check(rules.settled(self.hydra_context.config_loader.load_sweep_config(self.config, lines)))
+            except UserError as error:
+                if error.key not in self._added:
+                    raise
+                value = override_line(f"+{error.key}", self._added[error.key])
+                remedy = f"Give it a value beside the search ({value}), for the runs of {name}."
+                raise UserError(f"with the baseline {name}, {error.message} {remedy}", error.key) from error
 
     def _directions(self, objectives: Sequence[str]) -> list[str]:
         """Returns which way each objective is better: as configured, or else as its metric is defined."""
@@ -233,7 +308,7 @@ class Study(OptunaSweeperImpl):
                 require_key(override, self.config)
                 values = str(override.input_line).partition("=")[2]
                 require(keys.may_be_searched(key), "one value for all runs", values, key, remedy)
-                whole = build.takes_whole_numbers(self.config, key)
+                whole = build.takes_whole_numbers(self.config, key, given=key not in self._added)
                 line = in_whole_numbers(override) if whole else str(override.input_line)
                 yield from parsed([line], self.hydra_context.config_loader)
 
@@ -291,7 +366,8 @@ class Study(OptunaSweeperImpl):
     def _own(self) -> dict[str, object]:
         """Returns the configuration that the study's runs share, flattened."""
         names = [key for key in self.config if isinstance(key, str) and key != "hydra"]
-        return flatten(build.container(OmegaConf.masked_copy(self.config, names)))
+        own = flatten(build.container(OmegaConf.masked_copy(self.config, names)))
+        return {name: value for name, value in own.items() if name not in self._added}
 
     def _params(self, searched: Sequence[Override]) -> dict[str, object]:
         """Returns the parameters of the study's own run: what its runs share, its budget, and what is searched."""
@@ -351,7 +427,7 @@ class Study(OptunaSweeperImpl):
                 overrides,
                 [] if self._threads is None else [f"threads={self._threads}"],
                 [name for name, _ in objectives],
-                self._baselines,
+                self._arms(),
                 self._confirm_seeds,
                 self._max_restarts,
                 self.max_failure_rate,
