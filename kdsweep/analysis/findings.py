@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from kdsweep.analysis import cost, landscape, per_class, teacher_pull, verdict, verdict_words
+from kdsweep.analysis import cost, landscape, per_class, stopping, teacher_pull, verdict, verdict_words
 from kdsweep.analysis.sorted_runs import (
     Arm,
     Comparison,
@@ -103,6 +103,7 @@ def summarise(study: StudyRecord, readings: Readings) -> Report:
     )
     findings = (
         *verdict_words.words(judged),
+        *stopping.words(found),
         *_looks(found, judged),
         *_chosen(found, front),
         *_promised(found),
@@ -206,10 +207,20 @@ def _looks(found: Comparison, judged: Verdict) -> Iterable[str]:
             looks.append(now)
     if len(looks) < 2 or not judged.comparisons:
         return
+    if judged.at_any_time:
+        choices = len({trial for trial, _ in looks})
+        if choices > 1:
+            yield (
+                f"This study has confirmed {choices} choices. The verdict on each is always valid, but each has a "
+                "probability of error of its own."
+            )
+        return
     told = ", then ".join(f"{seeds} of trial {trial}" for trial, seeds in looks)
     yield (
         f"This study was extended, and its verdict looked at {len(looks)} times: with fresh seeds {told}. P values and "
-        "intervals don't correct for looking again: of equal arms, more than the promised 5% are told apart that way."
+        "intervals don't correct for looking again: of equal arms, more than the promised 5% are told apart that way. "
+        f"The same command with sweep.confirm_until={max(seeds for _, seeds in looks)} or more gives a verdict that "
+        "holds however often one looks."
     )
 
 
@@ -333,7 +344,9 @@ def _unfinished(found: Comparison, others: int) -> str:
 
 
 def _missing_confirmation(found: Comparison, fresh: Mapping[str, int]) -> Iterable[str]:
-    planned = found.goals.confirm_seeds
+    planned, goals = found.goals.confirm_seeds, found.goals
+    if goals.confirm_until is not None:
+        planned = goals.confirm_until if goals.stop is None else goals.stop.seeds
     if planned == 0:
         yield "Nothing was confirmed, as configured (sweep.confirm_seeds=0): with five or so there is a verdict."
     elif planned is None and not any(fresh.values()):

@@ -106,7 +106,7 @@ KEYS = (
     *(
         Key(f"sweep.{name}", Purpose.STUDY, free=True)
         for name in (
-            *("n_trials", "baseline_seeds", "confirm_seeds", "choose", "search_seeds"),
+            *("n_trials", "baseline_seeds", "confirm_seeds", "confirm_until", "choose", "search_seeds"),
             *("executor", "n_jobs", "ray_address", "max_restarts", "restart"),
         )
     ),

@@ -36,6 +36,7 @@ class StudySweeperConf(OptunaSweeperConf):
     sampler_seed: Any = None
     baselines: dict[str, BaselineConf] = field(default_factory=dict)
     confirm_seeds: int = 0
+    confirm_until: int | None = None
     choose: str = "posterior"
     search_seeds: str = "fixed"
     executor: str | None = None

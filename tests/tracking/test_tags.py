@@ -26,6 +26,7 @@ RUN_TAGS = {
     *("kdsweep.space", "kdsweep.objectives", "kdsweep.planned", "kdsweep.chosen", "kdsweep.looks"),
     "kdsweep.command",
     "kdsweep.choice",
+    "kdsweep.stopped",
     *("kdsweep.sent", "kdsweep.sent_end", "kdsweep.sent_from", "kdsweep.restored"),
 }
 
