@@ -107,6 +107,8 @@ def summarise(study: StudyRecord, readings: Readings) -> Report:
         *_looks(found, judged),
         *_chosen(found, front),
         *_promised(found),
+        *_outside(found),
+        *_started(found),
         *_others(found),
         *_unconfirmed(found, judged),
         *_teacher(found),
@@ -180,6 +182,34 @@ def _promised(found: Comparison) -> Iterable[str]:
     )
 
 
+def _outside(found: Comparison) -> Iterable[str]:
+    """Says which trials the space that is searched now doesn't have."""
+    numbers = sorted(trial.number for trial in found.trials if not found.searched(trial))
+    if numbers:
+        one = len(numbers) == 1
+        yield (
+            f"{'Trial' if one else 'Trials'} {', '.join(map(str, numbers))} {'lies' if one else 'lie'} outside of what "
+            f"is searched now, which was changed after the study began: {'it is' if one else 'they are'} kept, counted "
+            "and known to the model, and not chosen."
+        )
+
+
+def _started(found: Comparison) -> Iterable[str]:
+    """Says what the search knew before its first trial."""
+    asked: dict[str, str] = {}
+    for request in found.goals.requests:
+        asked |= request.asked
+    name = asked.get("start from", "nothing")
+    if name != "nothing":
+        yield (
+            f"The search started from the trials of the study {name}: the sampler and the model of the choice know "
+            "them. They are no trials of this study, and no comparison counts them."
+        )
+    n = int(asked.get("start", "0"))
+    if n:
+        yield f"{n} {'setting was' if n == 1 else 'settings were'} asked for first (sweep.start)."
+
+
 def _at_the_border(found: Comparison) -> Iterable[str]:
     """Says where the choice lies at a limit of what was searched, and how to search beyond it."""
     params = {} if found.chosen is None else found.chosen.params
@@ -189,8 +219,8 @@ def _at_the_border(found: Comparison) -> Iterable[str]:
         if wider is not None:
             yield (
                 f"The choice lies at the border of what was searched: {short_key(dimension.key)} {value} of "
-                f"{dimension.low:g} to {dimension.high:g}. Better settings may lie beyond it. Another study (with "
-                f"another sweep.name) finds out: '{wider}'."
+                f"{dimension.low:g} to {dimension.high:g}. Better settings may lie beyond it. The same command "
+                f"with more trials (sweep.n_trials) and '{wider}' searches there too."
             )
 
 

@@ -168,6 +168,10 @@ class Comparison:
         arm = self.arm(name)
         return arm.runs if arm is not None and arm.confirmed else ()
 
+    def searched(self, trial: Trial) -> bool:
+        """Returns whether a trial lies in what is searched now; it doesn't if the space was another one then."""
+        return all(own.holds(trial.params[own.key]) for own in self.goals.space if own.key in trial.params)
+
     @property
     def test_pictures(self) -> int | None:
         """The number of pictures in the test split, from the reliability diagrams; None without any."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from kdsweep.analysis import metrics
@@ -97,6 +97,18 @@ class Dimension:
     log: bool = False
     choices: tuple[str, ...] = ()
 
+    def holds(self, value: str) -> bool:
+        """Returns whether a value, as runs have it, lies in what is searched."""
+        if self.choices:
+            return value in self.choices
+        if self.low is None or self.high is None:
+            return True
+        try:
+            # Runs are recorded with all digits; the ends of a range may have been rounded.
+            return self.low - 1e-12 <= float(value) <= self.high + 1e-12
+        except ValueError:
+            return False
+
     def wider(self, value: float) -> str | None:
         """Returns the override that searches beyond the limit at which a value lies; None if it lies at none.
 
@@ -145,6 +157,24 @@ class Promise:
         return not self.reason
 
 
+@dataclass(frozen=True)
+class Request:
+    """What was asked of a study at one time.
+
+    Attributes:
+        when: The time, in ISO 8601.
+        asked: A name, and its value in words; of a later request only what it changed.
+    """
+
+    when: str
+    asked: Mapping[str, str]
+
+
+def requests(tags: Mapping[str, str]) -> tuple[Request, ...]:
+    """Returns what was asked of a study, the first request first; empty for one of an older version."""
+    return tuple(Request(**one) for one in json.loads(tags.get("kdsweep.requests", "[]")))
+
+
 Why = Literal["clear", "out of reach", "spent"]
 
 
@@ -178,6 +208,8 @@ class Goals:
         confirm_until: The most fresh seeds of a confirmation that stops when its answer is clear; None if their number
             is fixed.
         stop: When it stopped; None before that.
+        requests: What was asked, and when.
+        baselines: The planned runs of each baseline; empty where the parent run doesn't say.
         looks: The number of the confirmed trial and of its fresh seeds, each time that the study ended with a verdict.
     """
 
@@ -191,10 +223,12 @@ class Goals:
     looks: tuple[tuple[int, int], ...] = ()
     confirm_until: int | None = None
     stop: Stop | None = None
+    requests: tuple[Request, ...] = ()
+    baselines: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def read(cls, tags: Mapping[str, str]) -> Goals:
-        """Reads the tags kdsweep.space, .objectives, .chosen, .choice, .planned, .looks and .stopped.
+        """Reads the tags kdsweep.space, .objectives, .chosen, .choice, .planned, .looks, .stopped and .requests.
 
         What isn't there keeps its default.
         """
@@ -209,6 +243,8 @@ class Goals:
             chosen=int(chosen) if chosen.isdecimal() else None,
             promise=_promise(json.loads(tags.get("kdsweep.choice", "{}"))),
             looks=tuple((trial, seeds) for trial, seeds in json.loads(tags.get("kdsweep.looks", "[]"))),
+            requests=requests(tags),
+            baselines=planned.get("baselines", {}),
             stop=None if stopped is None else Stop(**stopped),
             **{name: planned.get(name) for name in ("n_trials", "baseline_seeds", "confirm_seeds", "confirm_until")},
         )

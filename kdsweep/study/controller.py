@@ -33,7 +33,7 @@ from kdsweep.execution.executors import Executor, InProcess, open_executor, ray_
 from kdsweep.execution.jobs import Task, all_overrides
 from kdsweep.execution.trial_link import build_pruner, storage_url
 from kdsweep.report import console, next_commands, writing
-from kdsweep.study import choosing, two_records
+from kdsweep.study import asking, choosing, starting, two_records
 from kdsweep.study.forecast import forecast
 from kdsweep.study.search import (
     CODE,
@@ -91,6 +91,8 @@ class Study(OptunaSweeperImpl):
         confirm_until: The most fresh seeds of a confirmation that stops when its answer is clear; None for exactly
             `confirm_seeds`.
         choose: The rule by which the confirmed setting is chosen, one of `choosing.RULES`.
+        start: The settings that are tried first, or None.
+        start_from: The name or id of another study whose trials are known too, or None.
         search_seeds: "fresh" gives each trial its own seed, "fixed" the configured one to all.
         executor: The executor's name; None means `in_process` if n_jobs is 1, and `workers` otherwise.
         ray_address: The address of a Ray cluster, as in `executors.ray_cluster`.
@@ -112,6 +114,8 @@ class Study(OptunaSweeperImpl):
         confirm_seeds: int,
         confirm_until: int | None,
         choose: str,
+        start: Any,
+        start_from: str | None,
         search_seeds: str,
         executor: str | None,
         ray_address: str | None,
@@ -126,7 +130,7 @@ class Study(OptunaSweeperImpl):
             for name, baseline in baselines.items()
         }
         self._confirm_seeds, self._max_restarts, self._restart = confirm_seeds, max_restarts, restart
-        self._confirm_until = confirm_until
+        self._confirm_until, self._start, self._start_from = confirm_until, start, start_from
         self._executor = executor or ("in_process" if self.n_jobs == 1 else "workers")
         self._ray_address, self._choose, self._search_seeds = ray_address, choose, search_seeds
 
@@ -348,11 +352,14 @@ class Study(OptunaSweeperImpl):
         looks = _looks(known)
         explicit = any(override.key_or_group in ("sweep.choose", "hydra.sweeper.choose") for override in overrides)
         until = self._until(search, known)
+        search.name_objectives([name for name, _ in objectives])
+        first = starting.settings(build.container(self._start), search)
+        starting.begin(search, first, self._start_from, store, self._params(searched))
         choose = choosing.rule_in_force(search, self._choose, explicit=explicit)
         with self._parent(store, search, known, self._params(searched)) as parent:
             search.record_in(masked_text(store.uri))
-            search.name_objectives([name for name, _ in objectives])
             parent.tag(self._tags(search, objectives, until))
+            parent.tag(asking.tag(known, self._asked(searched, search, until)))
             stages = Stages(
                 store,
                 parent.id,
@@ -418,10 +425,25 @@ class Study(OptunaSweeperImpl):
             "baseline_seeds": max((arm.seeds for arm in self._baselines.values() if arm.control), default=0),
             "confirm_seeds": self._confirm_seeds,
             "confirm_until": until,
+            "baselines": {name: arm.seeds for name, arm in self._baselines.items()},
         }
         values = {"space": described(search.space), "objectives": objectives, "planned": planned}
         tags = {f"kdsweep.{name}": json.dumps(value) for name, value in values.items()}
         return {**tags, "kdsweep.command": _command(), "kdsweep.process": str(this_process())}
+
+    def _asked(self, searched: Iterable[Override], search: Search, until: int | None) -> dict[str, str]:
+        """Returns what is asked of the study, in words."""
+        sampler = str(OmegaConf.select(self.sampler, "_target_")).rpartition(".")[2]
+        seeds = str(self._confirm_seeds) if until is None else f"{self._confirm_seeds} to {until}"
+        return {
+            "trials": str(search.n_trials),
+            **{override.get_key_element(): str(override.input_line).partition("=")[2] for override in searched},
+            "sampler": sampler,
+            "baselines": ", ".join(f"{name} {arm.seeds}" for name, arm in self._baselines.items()),
+            "fresh seeds": seeds,
+            "start": str(len(search.started())),
+            "start from": search.earlier_name() or "nothing",
+        }
 
     @property
     def _threads(self) -> int | None:

@@ -38,6 +38,8 @@ class StudySweeperConf(OptunaSweeperConf):
     confirm_seeds: int = 0
     confirm_until: int | None = None
     choose: str = "posterior"
+    start: Any = None
+    start_from: str | None = None
     search_seeds: str = "fixed"
     executor: str | None = None
     ray_address: str | None = None
