@@ -353,7 +353,8 @@ class Study(OptunaSweeperImpl):
         explicit = any(override.key_or_group in ("sweep.choose", "hydra.sweeper.choose") for override in overrides)
         until = self._until(search, known)
         search.name_objectives([name for name, _ in objectives])
-        first = starting.settings(build.container(self._start), search)
+        asked = OmegaConf.to_container(self._start) if OmegaConf.is_config(self._start) else self._start
+        first = starting.settings(asked, search)
         starting.begin(search, first, self._start_from, store, self._params(searched))
         choose = choosing.rule_in_force(search, self._choose, explicit=explicit)
         with self._parent(store, search, known, self._params(searched)) as parent:

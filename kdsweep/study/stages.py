@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections import Counter
 from contextlib import contextmanager
@@ -97,6 +98,7 @@ class Stages:
         self._max_failure_rate, self._choose = max_failure_rate, choose
         self._search_seeds, self._confirm_until = search_seeds, confirm_until
         self._looks: Looks | None = None
+        self._whole = 0  # fresh seeds all of whose runs have ended, without a gap from the first on
         self._shared = (*shared, f"tracking.parent={parent_id}", f"tracking.study={search.name}")
         self._trials: dict[str, int] = {}  # the names of running jobs, and the numbers of their trials
         self._lost: Counter[str] = Counter()
@@ -217,7 +219,7 @@ class Stages:
                 note(f"The {in_words(job.name)} failed: {one_line(outcome.error)}")
                 self._failed.add(job.name)
 
-        self._run_all((self._job(*confirmation) for confirmation in self._confirmations(best)), ended)
+        self._run_all(self._confirmation_jobs(best), ended)
         self._look(best)
 
     @property
@@ -238,13 +240,32 @@ class Stages:
             self._looks = Looks(self._store, self._parent_id, best.number, *rule)
         done = self._finished | self._failed
         ended = itertools.takewhile(lambda seed: {job[0] for job in self._of_seed(best, seed)} <= done, self._fresh())
-        return self._looks.look(list(ended))
+        whole = list(ended)
+        self._whole = len(whole)
+        return self._looks.look(whole)
 
     def _fresh(self) -> range:
         return range(FIRST_FRESH_SEED, FIRST_FRESH_SEED + self._most_seeds)
 
-    def _confirmations(self, best: Setting) -> Iterator[tuple[str, str, list[str], bool, int | None]]:
-        """Yields the missing confirmations of a trial and of the controls, as arguments of `_job`.
+    def _confirmation_jobs(self, best: Setting) -> Iterator[Job | None]:
+        """Yields the jobs of `_confirmations`; None as long as the next seed has to wait for a look at those before it.
+
+        A slow run would otherwise let the others go on to the last seed, although the answer may be clear.
+        """
+        arms = 1 + sum(baseline.control for baseline in self._baselines.values())
+        ahead = 1 + math.ceil((self._executor.slots - 1) / arms)
+        for confirmation, seed in self._confirmations(best):
+            while self._confirm_until is not None:
+                stop = self._look(best)
+                if stop is not None and seed > stop.last_seed:
+                    return
+                if seed - FIRST_FRESH_SEED < max(self._confirm_seeds, self._whole + ahead):
+                    break
+                yield None
+            yield self._job(*confirmation)
+
+    def _confirmations(self, best: Setting) -> Iterator[tuple[tuple[str, str, list[str], bool, int | None], int]]:
+        """Yields the missing confirmations of a trial and of the controls, as arguments of `_job`, with their seeds.
 
         Seed by seed, so that an interruption leaves whole pairs, and until the confirmation stops.
         """
@@ -252,7 +273,7 @@ class Stages:
             stop = self._look(best)
             if stop is not None and seed > stop.last_seed:
                 return
-            yield from (job for job in self._of_seed(best, seed) if job[0] not in self._finished)
+            yield from ((job, seed) for job in self._of_seed(best, seed) if job[0] not in self._finished)
 
     def _of_seed(self, best: Setting, seed: int) -> list[tuple[str, str, list[str], bool, int | None]]:
         """Returns the confirmations with one seed, as arguments of `_job`."""
@@ -302,8 +323,11 @@ class Stages:
                     self._close_lost(job.name, one_line(outcome.error))
                 ended(job, outcome)
 
-    def _run_all(self, jobs: Iterable[Job], ended: Callable[[Job, Outcome], None]) -> None:
-        """Runs each job; if its process dies, runs it again, at most `max_restarts` times."""
+    def _run_all(self, jobs: Iterable[Job | None], ended: Callable[[Job, Outcome], None]) -> None:
+        """Runs each job; if its process dies, runs it again, at most `max_restarts` times.
+
+        For None it waits until another job has ended, of which there must be one.
+        """
         waiting = iter(jobs)
         again: list[Job] = []
 
