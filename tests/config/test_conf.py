@@ -194,7 +194,18 @@ def test_every_pruner_is_built(option: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["executor", "n_jobs", "ray_address", "max_restarts", "restart", "confirm_seeds", "choose", "search_seeds"]
+    "key",
+    [
+        "executor",
+        "n_jobs",
+        "ray_address",
+        "max_restarts",
+        "restart",
+        "confirm_seeds",
+        "confirm_until",
+        "choose",
+        "search_seeds",
+    ],
 )
 def test_the_sweeper_gets_what_the_sweep_says(key: str) -> None:
     """A study's settings stand in the group sweep, and are its sweeper's arguments too."""
