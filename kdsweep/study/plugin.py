@@ -36,7 +36,10 @@ class StudySweeperConf(OptunaSweeperConf):
     sampler_seed: Any = None
     baselines: dict[str, BaselineConf] = field(default_factory=dict)
     confirm_seeds: int = 0
+    confirm_until: int | None = None
     choose: str = "posterior"
+    start: Any = None
+    start_from: str | None = None
     search_seeds: str = "fixed"
     executor: str | None = None
     ray_address: str | None = None
