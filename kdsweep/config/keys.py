@@ -107,6 +107,7 @@ KEYS = (
         Key(f"sweep.{name}", Purpose.STUDY, free=True)
         for name in (
             *("n_trials", "baseline_seeds", "confirm_seeds", "choose", "search_seeds"),
+            *("contenders", "define.", "for_all", "against", "fractions", "budgets", "students"),
             *("executor", "n_jobs", "ray_address", "max_restarts", "restart"),
         )
     ),
