@@ -290,10 +290,10 @@ def _speed(
     seeds = sorted(took[0].keys() & took[1].keys())
     epochs = seconds = None
     if seeds:
-        columns = [[[own[seed][index] for seed in seeds] for own in took] for index in (0, 1)]
-        epochs = statistics.paired_difference(*columns[0], resolution=1.0)
-        if not any(math.isnan(value) for own in columns[1] for value in own):
-            seconds = statistics.paired_difference(*columns[1])
+        (x, y), (s, t) = ([[own[seed][index] for seed in seeds] for own in took] for index in (0, 1))
+        epochs = statistics.paired_difference(x, y, resolution=1.0)
+        if not any(map(math.isnan, (*s, *t))):
+            seconds = statistics.paired_difference(s, t)
     means = [math.fsum(own[seed][0] for seed in seeds) / len(seeds) if seeds else math.nan for own in took]
     return Speed(first, second, place, level, (len(took[0]), len(took[1]), n), epochs, seconds, (means[0], means[1]))
 
@@ -318,7 +318,8 @@ def headline(contest: Contest, judged: Verdict) -> str:
 def _against(contest: Contest, judged: Verdict) -> Iterator[str]:
     for reference in contest.plan.against:
         own = [paired for paired in judged.comparisons if reference in (paired.first, paired.second)]
-        better, worse = [], []
+        better: list[tuple[float, str]] = []
+        worse: list[tuple[float, str]] = []
         for paired in own:
             gain = paired.difference.mean if paired.second == reference else -paired.difference.mean
             name = arm_label(paired.first if paired.second == reference else paired.second)

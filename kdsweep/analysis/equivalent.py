@@ -83,7 +83,7 @@ def _equivalent(amount: float, places: Array, curve: Array, level: Array) -> Equ
     if len(level) < statistics.FEWEST_PAIRS:
         return Equivalent(amount, equals, math.nan, math.nan, len(level))
     # Noise is larger where data is scarce, so it is pooled over the three arms that meet here, and not over all.
-    noise = [statistics.pair_noise([*curve[right - 1 : right + 1], level]) for right in range(1, len(places))]
+    noise = [statistics.pair_noise(np.stack([*curve[right - 1 : right + 1], level])) for right in range(1, len(places))]
     kept = [i for i, place in enumerate(fine) if not _differs(float(place), places, curve, level, noise)]
     if kept:
         # The next point that differs is the limit, so that the steps make no interval narrower.
