@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     from torch.optim import Optimizer
 
+# The number of examples on which a loss is tried.
+TRIED = 2
+
 # The names by which a schedule may ask for the number of steps in the whole training.
 STEPS = ("total_steps", "num_training_steps", "T_max", "total_iters")
 
@@ -106,10 +109,10 @@ def try_loss(loss: Callable[..., object], *, with_teacher: bool) -> None:
     Raises:
         UserError: It needs a teacher and has none, or returns something else than the mean of the batch.
     """
-    answers, labels = torch.zeros(2, 3), torch.tensor([0, 1])
+    answers, labels = torch.zeros(TRIED, 3), torch.arange(TRIED)
 
     def value(teacher: Tensor | None) -> object:
-        return loss(torch.zeros(2, 3, requires_grad=True), teacher, labels)
+        return loss(torch.zeros(TRIED, 3, requires_grad=True), teacher, labels)
 
     try:
         found = value(answers if with_teacher else None)

@@ -34,7 +34,7 @@ from kdsweep.execution.executors import Executor, InProcess, open_executor, ray_
 from kdsweep.execution.jobs import Task, all_overrides
 from kdsweep.execution.trial_link import build_pruner, storage_url
 from kdsweep.report import console, next_commands, writing
-from kdsweep.study import choosing, contest, two_records
+from kdsweep.study import asking, choosing, contest, starting, two_records
 from kdsweep.study.forecast import forecast
 from kdsweep.study.measure_speed import measure
 from kdsweep.study.search import (
@@ -90,7 +90,11 @@ class Study(OptunaSweeperImpl):
         pruner: Configuration of Optuna's pruner, or None.
         baselines: For each arm its overrides, its number of seeds, and whether it is a control.
         confirm_seeds: The number of fresh seeds for the chosen setting and for each control.
+        confirm_until: The most fresh seeds of a confirmation that stops when its answer is clear; None for exactly
+            `confirm_seeds`.
         choose: The rule by which the confirmed setting is chosen, one of `choosing.RULES`.
+        start: The settings that are tried first, or None.
+        start_from: The name or id of another study whose trials are known too, or None.
         search_seeds: "fresh" gives each trial its own seed, "fixed" the configured one to all.
         executor: The executor's name; None means `in_process` if n_jobs is 1, and `workers` otherwise.
         ray_address: The address of a Ray cluster, as in `executors.ray_cluster`.
@@ -115,7 +119,10 @@ class Study(OptunaSweeperImpl):
         pruner: DictConfig | None,
         baselines: Mapping[str, Any],
         confirm_seeds: int,
+        confirm_until: int | None,
         choose: str,
+        start: Any,
+        start_from: str | None,
         search_seeds: str,
         executor: str | None,
         ray_address: str | None,
@@ -135,6 +142,7 @@ class Study(OptunaSweeperImpl):
             for name, baseline in baselines.items()
         }
         self._confirm_seeds, self._max_restarts, self._restart = confirm_seeds, max_restarts, restart
+        self._confirm_until, self._start, self._start_from = confirm_until, start, start_from
         self._executor = executor or ("in_process" if self.n_jobs == 1 else "workers")
         self._ray_address, self._choose, self._search_seeds = ray_address, choose, search_seeds
         self._contenders, self._for_all, self._against = list(contenders), list(for_all), list(against)
@@ -236,6 +244,13 @@ class Study(OptunaSweeperImpl):
 
     def _check_contest(self, entered: Sequence[contest.Contender], overrides: Sequence[Override]) -> None:
         """Refuses a contest whose parts don't fit each other."""
+        for key, value in (
+            ("start", self._start),
+            ("start_from", self._start_from),
+            ("confirm_until", self._confirm_until),
+        ):
+            remedy = "It belongs to a study with one search."
+            require(value is None, f"{key} is null in a study of contenders", value, f"sweep.{key}", remedy)
         names = [entrant.name for entrant in entered]
         require(len(names) > 1, "two contenders at least", ", ".join(names), "sweep.contenders")
         for name in self._against:
@@ -313,14 +328,14 @@ class Study(OptunaSweeperImpl):
                     self.max_failure_rate,
                     choosing.rule_in_force(search, self._choose, explicit=explicit) if owner else self._choose,
                     self._search_seeds,
-                    owner,
+                    owner=owner,
                 )
 
             shared = stages_of(main, [], "")
             lines = {entrant.name: entrant.common for entrant in entered}
             own = {owner: stages_of(search, lines[owner], owner) for owner, search in searches.items()}
             held = contest.Contest(plan, entered, shared, own)
-            parent.tag({**self._tags(main, objectives, held.planned()), "kdsweep.contest": plan.text()})
+            parent.tag({**self._tags(main, objectives, None, held.planned()), "kdsweep.contest": plan.text()})
             for owner, trials in missing.items():
                 for trial in trials:
                     self._record_again(store, own[owner].trial_job(trial), trial, names)
@@ -379,6 +394,10 @@ class Study(OptunaSweeperImpl):
             ("max_restarts", self._max_restarts, 0),
         ):
             require(type(value) is int and value >= least, f"{key} >= {least}", value, f"sweep.{key}")
+        most = self._confirm_until
+        rule = "confirm_until is null, or a whole number >= confirm_seeds >= 1"
+        fits = most is None or (type(most) is int and most >= self._confirm_seeds >= 1)
+        require(fits, rule, most, "sweep.confirm_until")
         require(self._choose in choosing.RULES, f"choose in {choosing.RULES}", self._choose, "sweep.choose")
         rule = "search_seeds in (fresh, fixed)"
         require(self._search_seeds in ("fresh", "fixed"), rule, self._search_seeds, "sweep.search_seeds")
@@ -516,11 +535,16 @@ class Study(OptunaSweeperImpl):
             two_records.require_same(search, store, known, missing)
         looks = _looks(known)
         explicit = any(override.key_or_group in ("sweep.choose", "hydra.sweeper.choose") for override in overrides)
+        until = self._until(search, known)
+        search.name_objectives([name for name, _ in objectives])
+        asked = OmegaConf.to_container(self._start) if OmegaConf.is_config(self._start) else self._start
+        first = starting.settings(asked, search)
+        starting.begin(search, first, self._start_from, store, self._params(searched))
         choose = choosing.rule_in_force(search, self._choose, explicit=explicit)
         with self._parent(store, search, known, self._params(searched)) as parent:
             search.record_in(masked_text(store.uri))
-            search.name_objectives([name for name, _ in objectives])
-            parent.tag(self._tags(search, objectives))
+            parent.tag(self._tags(search, objectives, until))
+            parent.tag(asking.tag(known, self._asked(searched, search, until)))
             stages = Stages(
                 store,
                 parent.id,
@@ -534,12 +558,14 @@ class Study(OptunaSweeperImpl):
                 self.max_failure_rate,
                 choose,
                 self._search_seeds,
+                until,
             )
             for trial in missing:
                 self._record_again(store, stages.trial_job(trial), trial, [name for name, _ in objectives])
             # This measures, so it comes before the workers start and import.
             self._announce(stages)
             anything_left = any(stages.left().values())
+            parent.tag(_stopped(stages))
             if known is not None and known.end is not None and known.status == "FINISHED" and not anything_left:
                 parent.ends_at(known.end)
             with stages.carried_out_by(self._open_executor(anything_left)):
@@ -550,7 +576,8 @@ class Study(OptunaSweeperImpl):
                 choice = {} if stages.choice is None else dataclasses.asdict(stages.choice)
                 parent.tag({"kdsweep.chosen": str(chosen.number), "kdsweep.choice": json.dumps(choice, default=str)})
                 stages.confirm(chosen)
-            look = (chosen.number, self._confirm_seeds)
+            parent.tag(_stopped(stages))
+            look = (chosen.number, self._confirm_seeds if stages.stop is None else stages.stop.seeds)
             if self._confirm_seeds and look not in looks[-1:]:
                 looks.append(look)
             parent.tag({"kdsweep.looks": json.dumps(looks)})
@@ -572,18 +599,46 @@ class Study(OptunaSweeperImpl):
         recording.record_again(rules.settled(OmegaConf.masked_copy(config, names)), store, metrics, trial.pruned_at)
         note(f"Trial {trial.number} is recorded again by Optuna's values: it has no curves and no weights.")
 
+    def _until(self, search: Search, known: RunRecord | None) -> int | None:
+        """Returns the most seeds of a confirmation that stops by itself; a study that has had such a rule keeps it."""
+        before = None if known is None else Goals.read(known.tags).confirm_until
+        if self._confirm_until is None and before is not None:
+            note(f"Study {search.name} has sweep.confirm_until={before}, and goes on like that.")
+            return max(before, self._confirm_seeds)
+        return self._confirm_until
+
     def _tags(
-        self, search: Search, objectives: Sequence[tuple[str, str]], contest_planned: Mapping[str, int] | None = None
+        self,
+        search: Search,
+        objectives: Sequence[tuple[str, str]],
+        until: int | None,
+        contest_planned: Mapping[str, int] | None = None,
     ) -> dict[str, str]:
         """Returns the tags that tell the report what the study as a whole is."""
         planned = {
             "n_trials": search.n_trials if contest_planned is None else contest_planned["trials"],
             "baseline_seeds": max((arm.seeds for arm in self._baselines.values() if arm.control), default=0),
             "confirm_seeds": self._confirm_seeds,
+            "confirm_until": until,
+            "baselines": {name: arm.seeds for name, arm in self._baselines.items()},
         }
         values = {"space": described(search.space), "objectives": objectives, "planned": planned}
         tags = {f"kdsweep.{name}": json.dumps(value) for name, value in values.items()}
         return {**tags, "kdsweep.command": _command(), "kdsweep.process": str(this_process())}
+
+    def _asked(self, searched: Iterable[Override], search: Search, until: int | None) -> dict[str, str]:
+        """Returns what is asked of the study, in words."""
+        sampler = str(OmegaConf.select(self.sampler, "_target_")).rpartition(".")[2]
+        seeds = str(self._confirm_seeds) if until is None else f"{self._confirm_seeds} to {until}"
+        return {
+            "trials": str(search.n_trials),
+            **{override.get_key_element(): str(override.input_line).partition("=")[2] for override in searched},
+            "sampler": sampler,
+            "baselines": ", ".join(f"{name} {arm.seeds}" for name, arm in self._baselines.items()),
+            "fresh seeds": seeds,
+            "start": str(len(search.started())),
+            "start from": search.earlier_name() or "nothing",
+        }
 
     @property
     def _threads(self) -> int | None:
@@ -608,7 +663,8 @@ class Study(OptunaSweeperImpl):
 
     def _announce(self, stages: Stages) -> None:
         """Prints what the study is going to do, and about how long that takes."""
-        planned, left = stages.planned(), stages.left()
+        left = stages.left()
+        planned = stages.planned()
         if not any(left.values()):
             note(f"Study {self.study_name}: all {sum(planned.values())} runs are done.")
             return
@@ -625,6 +681,11 @@ class Study(OptunaSweeperImpl):
         )
         for line in found.words():
             note(line)
+        if self._confirm_until is not None and stages.stop is None:
+            note(
+                f"Confirmation looks from {self._confirm_seeds} fresh seeds on, and stops when the answer is clear or "
+                f"out of reach; {self._confirm_until} are the most."
+            )
 
 
 def _command() -> str:
@@ -674,6 +735,11 @@ def _beside(options: str) -> Iterator[None]:
 
 def _words_of(entrant: contest.Contender) -> str:
     return f"the contender {entrant.name} ({' '.join(entrant.lines)})"
+
+
+def _stopped(stages: Stages) -> dict[str, str]:
+    """Returns the tag that says where the confirmation stopped by itself, if it did."""
+    return {"kdsweep.stopped": json.dumps(None if stages.stop is None else dataclasses.asdict(stages.stop))}
 
 
 def _looks(known: RunRecord | None) -> list[tuple[int, int]]:

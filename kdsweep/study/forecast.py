@@ -10,6 +10,7 @@ from kdsweep.numerics.gpu_memory import gibibytes, require_room, runs_that_fit
 from kdsweep.study.measure_speed import Speed, measure, student_speed
 from kdsweep.system.environment import cores
 from kdsweep.system.errors import UserError
+from kdsweep.teachers import mebibytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -103,7 +104,8 @@ class Forecast:
             return ""
         missing = []
         if self.cost.passes:
-            missing.append(f"{self.cost.passes} of {speed.n_passes} passes over {speed.n_train:,} pictures")
+            size = f" (their features take {mebibytes(speed.feature_bytes)} of the disk)" if speed.feature_bytes else ""
+            missing.append(f"{self.cost.passes} of {speed.n_passes} passes over {speed.n_train:,} pictures{size}")
         if speed.features_missing:
             missing.append(f"features of {speed.features_missing:,} pictures")
         online = "it answers every batch" if speed.online else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections import Counter
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from kdsweep.analysis.contest_plan import trial_job
 from kdsweep.config.overrides import kept_beside
 from kdsweep.execution.jobs import Job, Outcome, in_words
 from kdsweep.study.choosing import known_choice, make_choice
+from kdsweep.study.confirming import Looks
 from kdsweep.study.search import Setting
 from kdsweep.system import interrupts
 from kdsweep.system.errors import PrunedError, RunError, one_line
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
     from kdsweep.analysis.choice import Choice
+    from kdsweep.analysis.study_goals import Stop
     from kdsweep.execution.executors import Executor
     from kdsweep.study.search import Search
     from kdsweep.tracking.run_records import RunRecord
@@ -70,6 +73,8 @@ class Stages:
         max_failure_rate: The share of trials that may fail.
         choose: The rule of the choice, "posterior" or "best".
         search_seeds: "fresh" gives each trial its own seed, "fixed" the configured one to all.
+        confirm_until: The most fresh seeds of a confirmation that stops when its answer is clear, which it looks for
+            from `confirm_seeds` on; None for exactly `confirm_seeds`.
         owner: The contender of a contest whose search this is; empty for a study with one search.
     """
 
@@ -87,6 +92,7 @@ class Stages:
         max_failure_rate: float,
         choose: str,
         search_seeds: str,
+        confirm_until: int | None = None,
         owner: str = "",
     ) -> None:
         self._store, self._parent_id, self._search = store, parent_id, search
@@ -94,11 +100,14 @@ class Stages:
         self._confirm_seeds, self._max_restarts = confirm_seeds, max_restarts
         self._max_failure_rate, self._choose = max_failure_rate, choose
         self._search_seeds, self._owner = search_seeds, owner
+        self._looks: Looks | None = None
+        self._whole = 0  # fresh seeds all of whose runs have ended, without a gap from the first on
         self._shared = (*shared, f"tracking.parent={parent_id}", f"tracking.study={search.name}")
         self._trials: dict[str, int] = {}  # the names of running jobs, and the numbers of their trials
         self._lost: Counter[str] = Counter()
         self._numbers = itertools.count()
         self._finished = self._recover()
+        self._failed: set[str] = set()  # confirmations
         self._start, self._ended = time.perf_counter(), 0
         self._count_left: Callable[[], int] | None = None
 
@@ -135,7 +144,8 @@ class Stages:
         """Returns the number of planned runs for each baseline, "trials", and "confirmation"."""
         baselines = {name: baseline.seeds for name, baseline in self._baselines.items()}
         arms = 1 + sum(baseline.control for baseline in self._baselines.values())
-        return {**baselines, "trials": self._search.n_trials, "confirmation": arms * self._confirm_seeds}
+        seeds = self._most_seeds if self.stop is None else self.stop.seeds
+        return {**baselines, "trials": self._search.n_trials, "confirmation": arms * seeds}
 
     def left(self) -> dict[str, int]:
         """Returns how many of the planned runs are still to be made."""
@@ -144,7 +154,9 @@ class Stages:
         left["trials"] = max(planned["trials"] - self._search.count_finished(), 0)
         # While trials are left, nobody knows which setting will be chosen.
         best = None if left["trials"] else self.known_choice()
-        left["confirmation"] = planned["confirmation"] if best is None else len(self._confirmations(best))
+        if best is not None:
+            self._look(best)
+        left["confirmation"] = planned["confirmation"] if best is None else len(list(self._confirmations(best)))
         return left
 
     def run_baselines(self) -> None:
@@ -224,17 +236,70 @@ class Stages:
         def ended(job: Job, outcome: Outcome) -> None:
             if outcome.error is not None:
                 note(f"The {in_words(job.name)} failed: {one_line(outcome.error)}")
+                self._failed.add(job.name)
 
-        self.run_all([self._job(*confirmation) for confirmation in self._confirmations(best)], ended)
+        self.run_all(self._confirmation_jobs(best), ended)
+        self._look(best)
 
-    def _confirmations(self, best: Setting) -> list[tuple[str, str, list[str], bool, int | None]]:
-        """Returns the missing confirmations of a trial and of the controls, as arguments of `_job`."""
+    @property
+    def stop(self) -> Stop | None:
+        """Where the confirmation stopped by itself; None before that, and where the number of seeds is fixed."""
+        return None if self._looks is None else self._looks.stop
+
+    @property
+    def _most_seeds(self) -> int:
+        return self._confirm_seeds if self._confirm_until is None else self._confirm_until
+
+    def _look(self, best: Setting) -> Stop | None:
+        """Looks whether the confirmation of a trial stops; None if it goes on, or if its seeds are fixed."""
+        if self._confirm_until is None:
+            return None
+        if self._looks is None or self._looks.trial != best.number:
+            rule = self._confirm_seeds, self._confirm_until
+            self._looks = Looks(self._store, self._parent_id, best.number, *rule)
+        done = self._finished | self._failed
+        ended = itertools.takewhile(lambda seed: {job[0] for job in self._of_seed(best, seed)} <= done, self._fresh())
+        whole = list(ended)
+        self._whole = len(whole)
+        return self._looks.look(whole)
+
+    def _fresh(self) -> range:
+        return range(FIRST_FRESH_SEED, FIRST_FRESH_SEED + self._most_seeds)
+
+    def _confirmation_jobs(self, best: Setting) -> Iterator[Job | None]:
+        """Yields the jobs of `_confirmations`; None as long as the next seed has to wait for a look at those before it.
+
+        A slow run would otherwise let the others go on to the last seed, although the answer may be clear.
+        """
+        arms = 1 + sum(baseline.control for baseline in self._baselines.values())
+        ahead = 1 + math.ceil((self._executor.slots - 1) / arms)
+        for confirmation, seed in self._confirmations(best):
+            while self._confirm_until is not None:
+                stop = self._look(best)
+                if stop is not None and seed > stop.last_seed:
+                    return
+                if seed - FIRST_FRESH_SEED < max(self._confirm_seeds, self._whole + ahead):
+                    break
+                yield None
+            yield self._job(*confirmation)
+
+    def _confirmations(self, best: Setting) -> Iterator[tuple[tuple[str, str, list[str], bool, int | None], int]]:
+        """Yields the missing confirmations of a trial and of the controls, as arguments of `_job`, with their seeds.
+
+        Seed by seed, so that an interruption leaves whole pairs, and until the confirmation stops.
+        """
+        for seed in self._fresh():
+            stop = self._look(best)
+            if stop is not None and seed > stop.last_seed:
+                return
+            yield from ((job, seed) for job in self._of_seed(best, seed) if job[0] not in self._finished)
+
+    def _of_seed(self, best: Setting, seed: int) -> list[tuple[str, str, list[str], bool, int | None]]:
+        """Returns the confirmations with one seed, as arguments of `_job`."""
         chosen = best.name
         arms = {chosen: best.overrides}
         arms |= {name: list(baseline.overrides) for name, baseline in self._baselines.items() if baseline.control}
-        # Seed by seed, so that an interruption leaves whole pairs.
-        seeds = range(FIRST_FRESH_SEED, FIRST_FRESH_SEED + self._confirm_seeds)
-        wanted = [
+        return [
             (
                 f"confirm-{arm}-{seed}",
                 "confirmation",
@@ -242,10 +307,8 @@ class Stages:
                 True,
                 best.number if arm == chosen else None,
             )
-            for seed in seeds
             for arm, own in arms.items()
         ]
-        return [confirmation for confirmation in wanted if confirmation[0] not in self._finished]
 
     def _seeds_left(self, name: str) -> list[int]:
         return [seed for seed in range(self._baselines[name].seeds) if f"{name}-{seed}" not in self._finished]
@@ -289,8 +352,11 @@ class Stages:
                     self._close_lost(job.name, one_line(outcome.error))
                 ended(job, outcome)
 
-    def run_all(self, jobs: Iterable[Job], ended: Callable[[Job, Outcome], None]) -> None:
-        """Runs each job; if its process dies, runs it again, at most `max_restarts` times."""
+    def run_all(self, jobs: Iterable[Job | None], ended: Callable[[Job, Outcome], None]) -> None:
+        """Runs each job; if its process dies, runs it again, at most `max_restarts` times.
+
+        For None it waits until another job has ended, of which there must be one.
+        """
         waiting = iter(jobs)
         again: list[Job] = []
 

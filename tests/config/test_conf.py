@@ -25,6 +25,7 @@ from kdsweep.config import build
 from kdsweep.config.checks import check
 from kdsweep.config.folder import CONFIG_FOLDER
 from kdsweep.execution.trial_link import build_pruner
+from kdsweep.losses import GIVEN
 from kdsweep.study.controller import Study
 
 # One process composes each of them once.
@@ -39,7 +40,7 @@ WHOLE = [option for option in OPTIONS if option not in OWN]
 
 # Where a component is called, this is what it gets besides what the configuration gives.
 GIVEN_WHEN_CALLED = {
-    *("student_logits", "teacher_logits", "labels", "share"),
+    *("student_logits", "teacher_logits", "labels", *GIVEN),
     *("params", "optimizer", "total_steps", "pictures", "draw"),
     *("network", "features", "validation_features", "validation_labels"),
 }
@@ -193,7 +194,18 @@ def test_every_pruner_is_built(option: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["executor", "n_jobs", "ray_address", "max_restarts", "restart", "confirm_seeds", "choose", "search_seeds"]
+    "key",
+    [
+        "executor",
+        "n_jobs",
+        "ray_address",
+        "max_restarts",
+        "restart",
+        "confirm_seeds",
+        "confirm_until",
+        "choose",
+        "search_seeds",
+    ],
 )
 def test_the_sweeper_gets_what_the_sweep_says(key: str) -> None:
     """A study's settings stand in the group sweep, and are its sweeper's arguments too."""

@@ -104,7 +104,7 @@ class Held:
 
         def stages(name: str, n_trials: int, lines: list[str], baselines: Mapping[str, Baseline], owner: str) -> Stages:
             own = self.place.store, self.place.parent_id, self.search(name, n_trials), parsed(lines), ["threads=1"]
-            return Stages(*own, ["val/accuracy"], baselines, 0, 2, 1.0, "best", "fixed", owner)
+            return Stages(*own, ["val/accuracy"], baselines, 0, 2, 1.0, "best", "fixed", owner=owner)
 
         teacher = {"teacher": Baseline(("arm=teacher",), 1, control=False)}
         shared = stages("study", 0, ["seed=5"], teacher, "")

@@ -148,7 +148,9 @@ def test_the_study_says_what_it_searched(parent: Run) -> None:
     found = {name: json.loads(parent.data.tags[f"kdsweep.{name}"]) for name in ("space", "objectives", "planned")}
     assert found["space"] == {"loss.alpha": {"low": 0.0, "high": 1.0, "log": False}}
     assert found["objectives"] == [["val/accuracy", "maximize"]]
-    assert found["planned"] == {"n_trials": 6, "baseline_seeds": 2, "confirm_seeds": 2}
+    arms = {"teacher": 1, "scratch": 2, "label_smoothing": 2}
+    seeds = {"baseline_seeds": 2, "confirm_seeds": 2, "confirm_until": None}
+    assert found["planned"] == {"n_trials": 6, "baselines": arms, **seeds}
 
 
 def test_baselines_know_no_teacher(children: list[Run]) -> None:
@@ -247,6 +249,8 @@ def test_a_studys_files_lie_in_its_folder(finished: Outcome, place: Path) -> Non
         ("objective=[val/accuracy,test/accuracy]", "objective: "),
         ("objective=[val/nll,val/ece] hydra/sweeper/pruner=median", "hydra.sweeper.pruner: `one objective"),
         ("hydra/sweeper/pruner=median hydra.sweeper.pruner.n_startup_trials=-1", "hydra.sweeper.pruner: "),
+        ("sweep.confirm_until=2.5", "sweep.confirm_until: `confirm_until is null, or a whole number >= confirm_seeds"),
+        ("sweep.confirm_until=1", "sweep.confirm_until: `confirm_until is null, or a whole number >= confirm_seeds"),
         ("sweep.confirm_seeds=-1", "sweep.confirm_seeds: `confirm_seeds >= 0`"),
         ("sweep.max_restarts=-1", "sweep.max_restarts: `max_restarts >= 0`"),
         ("sweep.n_jobs=0", "sweep.n_jobs: `n_jobs >= 1`"),
@@ -372,7 +376,9 @@ def test_a_choice_is_written_down_before_its_first_fresh_seed(monkeypatch: pytes
     """If a new confirmation is interrupted, the study names the new choice and not the one of before."""
     study, store, stages = MagicMock(), MagicMock(), MagicMock()
     store.tagged.return_value, store.uri = [], ""
-    stages.choose.return_value, stages.choice = Setting(5, {}), None
+    stages.choose.return_value, stages.choice, stages.stop = Setting(5, {}), None, None
+    monkeypatch.setattr(controller, "starting", MagicMock())
+    monkeypatch.setattr(controller.asking, "tag", lambda *_: {})
     stages.confirm.side_effect = KeyboardInterrupt
     monkeypatch.setattr(controller.recording, "open_store", lambda _: store)
     monkeypatch.setattr(controller.recording, "unsent_folder", lambda _: None)

@@ -66,6 +66,10 @@ def test_the_teachers_work_is_announced() -> None:
     assert made_up(speed(passes_missing=(1, 2))).words()[1] == (
         "Teacher: 2 of 10 passes over 1,000 pictures and features of 1,500 pictures still to be computed (about 6 min)."
     )
+    with_features = made_up(speed(passes_missing=(1, 2), feature_bytes=40 * 2**20)).words()[1]
+    assert (
+        "2 of 10 passes over 1,000 pictures (their features take 40 MiB of the disk) and features of" in with_features
+    )
     assert made_up(without_teacher()).words()[1] == "Teacher: all 10 passes are computed."
     assert made_up(without_teacher(online=True)).words()[1] == "Teacher: it answers every batch."
     online = made_up(speed(online=True, passes_missing=())).words()[1]
