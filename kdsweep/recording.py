@@ -13,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from kdsweep.analysis import contest_plan
 from kdsweep.analysis.sorted_runs import arm_label
 from kdsweep.config.build import (
     container,
@@ -256,6 +257,9 @@ def record_again(cfg: DictConfig, store: Store, metrics: Mapping[str, float], pr
         "kdsweep.job": str(cfg.tracking.job),
         "kdsweep.trial": str(cfg.tracking.trial),
     }
+    place = contest_plan.tags_of(cfg.tracking.job)
+    if "contender" in place:
+        tags["kdsweep.contender"] = place["contender"]
     params = _params(masked(container(cfg)))
     with suppress(PrunedError), store.run(_name(cfg), tags=tags, params=params, parent=cfg.tracking.parent) as run:
         run.log(metrics, cfg.epochs if pruned_at is None else pruned_at)
@@ -268,11 +272,14 @@ def _params(config: Mapping[str, object]) -> dict[str, object]:
 
 
 def _tags(cfg: DictConfig, surroundings: dict[str, object], teacher: Teacher | None) -> dict[str, str]:
+    place = contest_plan.tags_of(cfg.tracking.job)
     tags = {
         "stage": cfg.tracking.stage,
         "study": cfg.tracking.study,
         "job": cfg.tracking.job,
         "trial": cfg.tracking.trial,
+        "contender": place.get("contender"),
+        "condition": place.get("condition"),
         "options": _options(cfg),
         "reproduces": cfg.tracking.reproduces,
         "process": this_process(),
@@ -305,6 +312,8 @@ def _name(cfg: DictConfig) -> str:
     """Names a run by what distinguishes it; that comes first, since lists and legends may cut names at their end."""
     if cfg.arm == "teacher":
         return f"teacher {network_name(flatten(container(cfg)), 'teacher.network')}"
+    if (contests := contest_plan.in_words(str(cfg.tracking.job))) is not None:
+        return contests.removeprefix("confirmation of ")
     arm, seed = arm_label(cfg.arm), f"seed {cfg.seed}"
     setting = [f"{key} {value:.3g}" for key, value in cfg.loss.items() if type(value) in (int, float)]
     if cfg.tracking.stage == "search" and cfg.tracking.trial is not None:

@@ -214,6 +214,15 @@ def test_the_sweeper_gets_what_the_sweep_says(key: str) -> None:
     assert config.hydra.sweep.dir == f"{config.paths.root}/studies/alpha_tau"
 
 
+@pytest.mark.parametrize("option", ["losses", "data_hunger", "learning_speed", "students"])
+@pytest.mark.parametrize("key", ["contenders", "define", "for_all", "against"])
+def test_the_sweeper_of_a_contest_gets_what_the_sweep_says(option: str, key: str) -> None:
+    """Each contender has a definition, and each that all are compared with is a contender."""
+    config = composed(f"sweep={option}")
+    assert config.hydra.sweeper[key] == config.sweep[key]
+    assert {*config.sweep.against} <= {*config.sweep.contenders} <= {*config.sweep.define}
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(CONFIG_FOLDER).as_posix())
 def test_every_header_names_a_command_that_selects_the_file(path: Path) -> None:
     """The comment at the top holds a command; it composes, and chooses this option."""
