@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -164,7 +165,7 @@ class Tables:
             return _version(path) != version
 
         parts = self._parts(path, n)
-        with progress(f"teacher {path.stem}", total=n) as advance:
+        with progress(f"teacher, {re.sub('pass-0*(?=[0-9])', 'pass ', path.stem)}", n, "pictures") as advance:
             if len(parts) > 1:
                 self._fill_all(parts, made, compute, advance)
             with locked(Path(f"{path}.lock")):

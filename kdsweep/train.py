@@ -226,12 +226,14 @@ def _trial(cfg: DictConfig) -> Iterator[TrialLink | None]:
         return
     from hydra.core.hydra_config import HydraConfig
 
+    from kdsweep.analysis import contest_plan
     from kdsweep.execution.trial_link import TrialLink, build_pruner, storage_url
 
     study = HydraConfig.get().sweeper
     pruner = None if study.pruner is None else build_pruner(study.pruner)
     url = storage_url(study.storage, HydraConfig.get().sweep.dir)
-    link = TrialLink(url, study.study_name, cfg.tracking.trial, pruner)
+    own = contest_plan.search_name(study.study_name, contest_plan.tags_of(cfg.tracking.job).get("contender"))
+    link = TrialLink(url, own, cfg.tracking.trial, pruner)
     with link.alive():
         yield link
 

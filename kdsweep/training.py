@@ -152,7 +152,7 @@ class Fit:
 
     def __iter__(self) -> Iterator[Metrics]:
         left = (self._epochs - self.epoch) * self._steps - self._step
-        with progress(f"epoch {self.epoch + 1}/{self._epochs}", total=left * self._batch_size) as advance:
+        with progress(f"epoch {self.epoch + 1}/{self._epochs}", left * self._batch_size, "pictures") as advance:
             while self.epoch < self._epochs:
                 self._train_epoch(advance)
                 next_epoch = min(self.epoch + 1, self._epochs)

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from kdsweep.analysis.sorted_runs import arm_label
 from kdsweep.numerics.gpu_memory import gibibytes, require_room, runs_that_fit
 from kdsweep.study.measure_speed import Speed, measure, student_speed
 from kdsweep.system.environment import cores
@@ -77,7 +78,8 @@ class Forecast:
         return [line for line in lines if line]
 
     def _runs(self) -> str:
-        baselines = [f"{n} {name}" for name, n in self.planned.items() if n and name not in (TRIALS, CONFIRMATION)]
+        others = TRIALS, CONFIRMATION
+        baselines = [f"{n} {arm_label(name)}" for name, n in self.planned.items() if n and name not in others]
         parts = [
             ", ".join(baselines),
             f"{(n := self.planned.get(TRIALS, 0))} trial{'s' * (n != 1)}",

@@ -194,13 +194,33 @@ def test_every_pruner_is_built(option: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["executor", "n_jobs", "ray_address", "max_restarts", "restart", "confirm_seeds", "choose", "search_seeds"]
+    "key",
+    [
+        "executor",
+        "n_jobs",
+        "ray_address",
+        "max_restarts",
+        "restart",
+        "confirm_seeds",
+        "confirm_until",
+        "choose",
+        "search_seeds",
+    ],
 )
 def test_the_sweeper_gets_what_the_sweep_says(key: str) -> None:
     """A study's settings stand in the group sweep, and are its sweeper's arguments too."""
     config = composed("sweep=alpha_tau", f"sweep.{key}=7")
     assert str(config.hydra.sweeper[key]) == "7"
     assert config.hydra.sweep.dir == f"{config.paths.root}/studies/alpha_tau"
+
+
+@pytest.mark.parametrize("option", ["losses", "data_hunger", "learning_speed", "students"])
+@pytest.mark.parametrize("key", ["contenders", "define", "for_all", "against"])
+def test_the_sweeper_of_a_contest_gets_what_the_sweep_says(option: str, key: str) -> None:
+    """Each contender has a definition, and each that all are compared with is a contender."""
+    config = composed(f"sweep={option}")
+    assert config.hydra.sweeper[key] == config.sweep[key]
+    assert {*config.sweep.against} <= {*config.sweep.contenders} <= {*config.sweep.define}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(CONFIG_FOLDER).as_posix())

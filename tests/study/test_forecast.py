@@ -34,7 +34,7 @@ def made_up(ours: Speed | None = None, left: dict[str, int] | None = None, n_job
 def test_all_runs_are_announced() -> None:
     """They are listed stage by stage, with seeds for confirmations, and with their sum."""
     assert made_up().words()[0] == (
-        "Study digits: 1 teacher, 3 scratch, 3 label_smoothing; 30 trials; "
+        "Study digits: 1 teacher, 3 scratch, 3 label smoothing; 30 trials; "
         "then 5 fresh seeds of the best setting and of both controls: 52 runs."
     )
 
