@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from kdsweep.losses import GIVEN
+from kdsweep.losses import given_arguments
 from kdsweep.own_arguments import name_of, parameters, require_arguments
 from kdsweep.system.errors import UserError
 
@@ -123,7 +123,11 @@ def require_settings(group: str, function: Callable[..., object], settings: Mapp
     Raises:
         UserError: Its key is the setting.
     """
-    given = {"loss": GIVEN, "optimizer": set(), "schedule": {*STEPS, _asks_second(function)}}[group]
+    of_training = given_arguments(function) if group == "loss" else set()
+    for name in sorted(of_training & settings.keys()):
+        rule = f"nobody but the training gives {name_of(function)} this argument"
+        raise UserError(f"`{rule}` must hold, but got {name}={settings[name]!r}. Leave it out.", name)
+    given = {"loss": of_training, "optimizer": set(), "schedule": {*STEPS, _asks_second(function)}}[group]
     n_given = 0 if group == "loss" and isinstance(function, type) else N_GIVEN[group]
     require_arguments(function, settings, (), {name for name in given if name}, n_given=n_given)
 

@@ -599,6 +599,12 @@ def test_a_loss_on_features_is_refused_without_a_teacher(words: str) -> None:
     assert "features" in needs_of(build.component(config, "loss"))
 
 
+def test_what_the_training_gives_is_no_setting() -> None:
+    """Features and projector can't be configured."""
+    with pytest.raises(UserError, match=r"loss\.projector: `nobody but the training gives feature this argument`"):
+        build.component(composed("loss=feature", "+loss.projector=1"), "loss")
+
+
 @pytest.mark.slow
 def test_a_run_says_the_size_and_leaves_a_student_without_its_projector(tmp_path: Path) -> None:
     """A sum with features trains by one command, and its weights are those of the network alone."""
