@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from kdsweep.losses import SHARE
+from kdsweep.losses import GIVEN
 from kdsweep.own_arguments import name_of, parameters, require_arguments
 from kdsweep.system.errors import UserError
 
@@ -124,7 +124,7 @@ def require_settings(group: str, function: Callable[..., object], settings: Mapp
     Raises:
         UserError: Its key is the setting.
     """
-    given = {"loss": {SHARE}, "optimizer": set(), "schedule": {*STEPS, _asks_second(function)}}[group]
+    given = {"loss": GIVEN, "optimizer": set(), "schedule": {*STEPS, _asks_second(function)}}[group]
     n_given = 0 if group == "loss" and isinstance(function, type) else N_GIVEN[group]
     require_arguments(function, settings, (), {name for name in given if name}, n_given=n_given)
 
