@@ -23,7 +23,6 @@ TRIED = 2
 # The names by which a schedule may ask for the number of steps in the whole training.
 STEPS = ("total_steps", "num_training_steps", "T_max", "total_iters")
 
-
 # How many arguments a function of each group is given before its settings.
 N_GIVEN = {"loss": 3, "optimizer": 1, "schedule": 1}
 
