@@ -98,7 +98,8 @@ def scheduled(
     if name is not None:
         given = {} if name in settings else {name: total_steps}
         return function(optimizer, **given, **settings)
-    if _asks_second(function) not in (None, *settings):
+    second = _asks_second(function)
+    if second is not None and second not in settings:
         return function(optimizer, total_steps, **settings)
     return function(optimizer, **settings)
 
@@ -123,13 +124,16 @@ def require_settings(group: str, function: Callable[..., object], settings: Mapp
     Raises:
         UserError: Its key is the setting.
     """
-    of_training = given_arguments(function) if group == "loss" else set()
-    for name in sorted(of_training & settings.keys()):
-        rule = f"nobody but the training gives {name_of(function)} this argument"
-        raise UserError(f"`{rule}` must hold, but got {name}={settings[name]!r}. Leave it out.", name)
-    given = {"loss": of_training, "optimizer": set(), "schedule": {*STEPS, _asks_second(function)}}[group]
+    given: set[str] = set()
+    if group == "loss":
+        given |= given_arguments(function)
+        for name in sorted(given & settings.keys()):
+            rule = f"nobody but the training gives {name_of(function)} this argument"
+            raise UserError(f"`{rule}` must hold, but got {name}={settings[name]!r}. Leave it out.", name)
+    elif group == "schedule":
+        given |= {*STEPS, _asks_second(function) or ""}
     n_given = 0 if group == "loss" and isinstance(function, type) else N_GIVEN[group]
-    require_arguments(function, settings, (), {name for name in given if name}, n_given=n_given)
+    require_arguments(function, settings, (), given, n_given=n_given)
 
 
 def try_loss(loss: Callable[..., object], *, with_teacher: bool) -> None:

@@ -100,6 +100,7 @@ class Stages:
         self._confirm_seeds, self._max_restarts = confirm_seeds, max_restarts
         self._max_failure_rate, self._choose = max_failure_rate, choose
         self._search_seeds, self._owner = search_seeds, owner
+        self._confirm_until = confirm_until
         self._looks: Looks | None = None
         self._whole = 0  # fresh seeds all of whose runs have ended, without a gap from the first on
         self._shared = (*shared, f"tracking.parent={parent_id}", f"tracking.study={search.name}")
