@@ -69,7 +69,7 @@ def needs_of(loss: Callable[..., Tensor]) -> set[str]:
     return own - {LOGITS} | set().union(*map(needs_of, parts.values())) if parts else own
 
 
-def given_arguments(loss: Callable[..., Tensor]) -> set[str]:
+def given_arguments(loss: Callable[..., Any]) -> set[str]:
     """Returns the names of the keyword arguments that a loss gets in a training, and nobody configures."""
     return {argument for need in needs_of(loss) for argument in ARGUMENTS.get(need, ())}
 
