@@ -26,7 +26,7 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
         *("report", "ui", "sync", "translate"),
     ),
     "study": (
-        *("plugin", "controller", "stages", "asking", "starting", "choosing", "confirming", "two_records"),
+        *("plugin", "controller", "contest", "stages", "asking", "starting", "choosing", "confirming", "two_records"),
         *("forecast", "measure_speed", "search", "proposals"),
     ),
     "train": ("train",),
@@ -47,14 +47,16 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
             "tables",
             "model_card",
         ),
-        *("figures.all_figures", "charts.search", "charts.arms", "charts.panels"),
-        *("figures.search", "figures.surface", "figures.arms", "figures.curves"),
+        *("figures.all_figures", "charts.across", "charts.search", "charts.arms", "charts.panels"),
+        *("figures.across", "figures.search", "figures.surface", "figures.arms", "figures.curves"),
     ),
     "analysis": (
         *(
             "study_numbers",
             "progress_now",
             "findings",
+            "contest_findings",
+            "equivalent",
             "seed_planning",
             "teacher_pull",
             "per_class",
@@ -63,7 +65,7 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
         ),
         "verdict",
         *("chance", "cost", "landscape", "plateau", "choice", "gaussian_process"),
-        *("deviation", "environment_diff", "sorted_runs", "study_goals", "always_valid", "statistics"),
+        *("deviation", "environment_diff", "sorted_runs", "study_goals", "contest_plan", "always_valid", "statistics"),
     ),
     "config": ("help_page", "checks", "build", "unread", "overrides", "rules", "saved_config", "folder"),
     "tracking": (
@@ -73,7 +75,7 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
     "the experiment": (
         *("experiment", "training", "teachers", "tables", "table_check", "evaluation"),
         *("own_networks", "models", "data_files", "own_data", "data", "own_training", "own_arguments"),
-        *("augmentations", "views", "gradients", "losses", "loss_rules", "schedules"),
+        *("augmentations", "views", "gradients", "losses", "loss_rules", "feature_relations", "schedules"),
     ),
     "numerics": (
         *("logistic", "compiling", "step_graph", "half_precision", "gpu_memory"),

@@ -108,6 +108,7 @@ KEYS = (
         for name in (
             *("n_trials", "baseline_seeds", "confirm_seeds", "confirm_until", "choose", "search_seeds"),
             *("seed", "start.", "start_from", "executor", "n_jobs", "ray_address", "max_restarts", "restart"),
+            *("contenders", "define.", "for_all", "against", "fractions", "budgets", "students"),
         )
     ),
 )
