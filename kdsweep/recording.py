@@ -26,7 +26,7 @@ from kdsweep.config.build import (
 )
 from kdsweep.config.keys import flatten, is_parameter, may_be_searched, network_name
 from kdsweep.config.overrides import UNKNOWN
-from kdsweep.config.rules import attempt
+from kdsweep.config.rules import attempt, is_recorded
 from kdsweep.config.saved_config import saved_text
 from kdsweep.report import next_commands
 from kdsweep.report.figures.curves import learning_curve
@@ -298,7 +298,8 @@ def _fills_a_key(choice: str, cfg: DictConfig) -> bool:
 def _name(cfg: DictConfig) -> str:
     """Names a run by what distinguishes it; that comes first, since lists and legends may cut names at their end."""
     if cfg.arm == "teacher":
-        return f"teacher {network_name(flatten(container(cfg)), 'teacher.network')}"
+        network = f"teacher {network_name(flatten(container(cfg)), 'teacher.network')}"
+        return f"{network} ({cfg.teacher.run_name})" if is_recorded(cfg.teacher) else network
     arm, seed = arm_label(cfg.arm), f"seed {cfg.seed}"
     setting = [f"{key} {value:.3g}" for key, value in cfg.loss.items() if type(value) in (int, float)]
     if cfg.tracking.stage == "search" and cfg.tracking.trial is not None:

@@ -187,7 +187,9 @@ def _train(cfg: DictConfig) -> Trained:
     # What follows imports torch.
     from kdsweep.config.build import in_force, teacher_config
     from kdsweep.config.checks import check_components
+    from kdsweep.config.recorded_teachers import filled
 
+    cfg = filled(cfg)
     components = check_components(cfg)
     with _enough_memory(cfg), _trial(cfg) as trial:
         if cfg.arm == "teacher":
@@ -244,8 +246,10 @@ def train_student(cfg: DictConfig, components: Components, trial: TrialLink | No
     """
     from kdsweep import experiment, recording, training
     from kdsweep.config import build, rules
+    from kdsweep.config.rules import is_shuffled
     from kdsweep.execution import prefetch
     from kdsweep.losses import LOGITS, needs_of
+    from kdsweep.shuffled_teachers import ShuffledTeacher
     from kdsweep.views import passes_of_run
 
     data, views = build.inputs(cfg)
@@ -258,6 +262,7 @@ def train_student(cfg: DictConfig, components: Components, trial: TrialLink | No
     teacher = None if cfg.teacher is None else trained_teacher(build.teacher_key(cfg))
     # A teacher that the loss doesn't hear is compared with the student, but computes no passes over its pictures.
     heard = teacher if LOGITS in needs_of(components.loss) else None
+    dealt = ShuffledTeacher(heard, views, cfg.order_seed) if heard is not None and is_shuffled(cfg.teacher) else heard
 
     def predict(split: str) -> Tensor:
         images = getattr(data, split).images
@@ -273,7 +278,7 @@ def train_student(cfg: DictConfig, components: Components, trial: TrialLink | No
                 views,
                 data.train.labels.to(network.head.weight.device),
                 loss=components.loss,
-                teacher=heard,
+                teacher=dealt,
                 optimizer=components.optimizer,
                 schedule=components.schedule,
                 epochs=cfg.epochs,

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
     from kdsweep.models import Classifier
+    from kdsweep.shuffled_teachers import ShuffledTeacher
     from kdsweep.teachers import Teacher
 
 # Before a head is trained, each feature is divided by its standard deviation. This share of the features' mean variance
@@ -106,7 +107,7 @@ class Fit:
         labels: Tensor,
         *,
         loss: Loss,
-        teacher: Teacher | None,
+        teacher: Teacher | ShuffledTeacher | None,
         optimizer: Callable[[list[Tensor]], Optimizer],
         schedule: Callable[[Optimizer, int], LRScheduler],
         epochs: int,

@@ -42,13 +42,13 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
         *("chance", "cost", "landscape", "plateau", "choice", "gaussian_process"),
         *("deviation", "environment_diff", "sorted_runs", "study_goals", "statistics"),
     ),
-    "config": ("help_page", "checks", "build", "unread", "overrides", "rules", "saved_config", "folder"),
+    "config": ("help_page", "checks", "recorded_teachers", "build", "unread", "overrides", "rules", "saved_config", "folder"),
     "tracking": (
         *("sending", "copy_runs", "logged_model", "store", "opening", "mlflow_calls", "run_writer", "sender"),
         *("journal", "retry", "run_records", "system_metrics", "ui_columns", "location"),
     ),
     "the experiment": (
-        *("experiment", "training", "teachers", "tables", "table_check", "evaluation"),
+        *("experiment", "training", "shuffled_teachers", "teachers", "tables", "table_check", "evaluation"),
         *("own_networks", "models", "data_files", "own_data", "data", "own_training", "own_arguments"),
         *("augmentations", "views", "gradients", "losses", "loss_rules", "schedules"),
     ),

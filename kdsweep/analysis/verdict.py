@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 METRIC = "test/accuracy"
 
 # The comparisons, first against second, in the order in which they are reported.
-PAIRS = (("distill", "scratch"), ("distill", "label_smoothing"), ("label_smoothing", "scratch"))
+PAIRS = (
+    *(("distill", "scratch"), ("distill", "label_smoothing"), ("label_smoothing", "scratch")),
+    ("distill", "shuffled"),
+)
 
 SIGNIFICANCE, CONFIDENCE, POWER = 0.05, 0.95, 0.8
 
@@ -243,7 +246,7 @@ def _compared(
     """
     rows = []
     for first, second in PAIRS:
-        if seeds := sorted(arms[first].keys() & arms[second].keys()):
+        if seeds := sorted(arms.get(first, {}).keys() & arms.get(second, {}).keys()):
             rows.append((first, second, seeds, [arms[first][s] for s in seeds], [arms[second][s] for s in seeds]))
     own = [tuple(o for o in outliers.values() if o.arm in row[:2] and o.seed in row[2]) for row in rows]
     differences = [
@@ -288,7 +291,7 @@ def _outliers(arms: Mapping[str, Mapping[int, float]], resolution: float) -> dic
     """Returns the runs that dominate a comparison: of such a pair, the run that is farther from its arm's others."""
     found = {}
     for first, second in PAIRS:
-        seeds = sorted(arms[first].keys() & arms[second].keys())
+        seeds = sorted(arms.get(first, {}).keys() & arms.get(second, {}).keys())
         for place in statistics.dominating([arms[first][s] - arms[second][s] for s in seeds], resolution):
             seed = seeds[place]
             runs = [Outlier(arm, seed, arms[arm][seed], _others(arms[arm], seed)) for arm in (first, second)]

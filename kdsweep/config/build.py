@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kdsweep import loss_rules, losses, own_data, own_networks, own_training, training
 from kdsweep.config.keys import NOT_IDENTIFYING, STUDENT_KEYS, unclassified
-from kdsweep.config.rules import attempt, require_objectives
+from kdsweep.config.rules import attempt, is_recorded, require_objectives
 from kdsweep.evaluation import TOP
 from kdsweep.numerics import compiling, gpu_memory, half_precision
 from kdsweep.numerics.hardware import TEACHER_PRECISIONS, arithmetic, resolve_device, resolve_precision
@@ -108,8 +108,7 @@ def architecture(group: str, key: str, weights: bool = True) -> Architecture | O
             OmegaConf.update(alone, group, {"weights": None, "head": "new"})
         built: Architecture = component(alone, group)
         return built
-    # Hydra decides whether the target is trusted, and imports it.
-    function = attempt(group, lambda: _instantiate({"_target_": target, "_partial_": True})).func
+    function = function_of(group, target)
     if not is_own(function):
         described: Architecture = component(alone, group)
         return described
@@ -124,6 +123,16 @@ def architecture(group: str, key: str, weights: bool = True) -> Architecture | O
 
     own: OwnNetwork = attempt(group, lambda: OwnNetwork(function, make, arguments, **settings))
     return own
+
+
+def function_of(group: str, target: str) -> Callable[..., object]:
+    """Returns the function or class that a `_target_` names. Hydra decides whether it is trusted, and imports it.
+
+    Raises:
+        UserError: It isn't trusted, or isn't there.
+    """
+    found: Callable[..., object] = attempt(group, lambda: _instantiate({"_target_": target, "_partial_": True})).func
+    return found
 
 
 def component(cfg: DictConfig, group: str) -> Any:
@@ -483,7 +492,10 @@ def teacher_key(cfg: DictConfig) -> str:
 
 
 def _teachers(cfg: DictConfig) -> dict[str, Any]:
-    return {**container(cfg), **dict.fromkeys(STUDENT_KEYS), "arm": "teacher"}
+    own = {**container(cfg), **dict.fromkeys(STUDENT_KEYS), "arm": "teacher"}
+    # To whom the answers are dealt is a matter of the students.
+    own["teacher"] = {key: value for key, value in own["teacher"].items() if key != "shuffled"}
+    return own
 
 
 def untrained_teacher(cfg: DictConfig) -> Teacher:
@@ -501,8 +513,10 @@ def untrained_teacher(cfg: DictConfig) -> Teacher:
 def teacher_id(cfg: DictConfig, teacher: Teacher) -> str:
     """Returns 16 hex digits that identify a trained teacher: a hash of everything that made it."""
     head = None if cfg.teacher.head is None else container(cfg.teacher.head)
-    own = sources(head)
-    return hash_identity({"features": teacher.features_key, "head": head, **({"sources": own} if own else {})})
+    own = {"sources": code} if (code := sources(head)) else {}
+    # A recorded student brings its head, of which the features don't tell.
+    own |= {"run_weights": cfg.teacher.run_weights} if is_recorded(cfg.teacher) else {}
+    return hash_identity({"features": teacher.features_key, "head": head, **own})
 
 
 def run_key(cfg: DictConfig, data: Dataset, teacher: Teacher | None) -> str:

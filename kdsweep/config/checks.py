@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from kdsweep import own_training, training
 from kdsweep.config.build import Components, architecture, component, components, key_of
+from kdsweep.config.recorded_teachers import filled
 from kdsweep.config.rules import attempt, check_values
 from kdsweep.losses import given_to
 from kdsweep.numerics import compiling
@@ -33,7 +34,7 @@ def check(cfg: DictConfig) -> None:
         UserError: Its key is the configuration's.
     """
     check_values(cfg)
-    check_components(cfg)
+    check_components(filled(cfg))
 
 
 def check_components(cfg: DictConfig) -> Components:

@@ -25,7 +25,10 @@ GROUPS = ("data", "augment", "model", "teacher", "loss", "optimizer", "schedule"
 STRICT = (*(f"{group}." for group in GROUPS if group != "teacher"), "teacher.network.", "teacher.head.")
 # What is read of the groups that describe no component.
 PARTS = {
-    "teacher": ("network", "head", "mode", "precision", "batch_size", "compiled"),
+    "teacher": (
+        *("network", "head", "mode", "precision", "batch_size", "compiled", "shuffled"),
+        *("run", "uri", "run_name", "run_weights"),
+    ),
     "paths": ("root", "data", "cache"),
 }
 # The smallest likeness of two words, from 0 to 1, at which one may be meant by the other.
@@ -106,7 +109,7 @@ KEYS = (
     *(
         Key(f"sweep.{name}", Purpose.STUDY, free=True)
         for name in (
-            *("n_trials", "baseline_seeds", "confirm_seeds", "choose", "search_seeds"),
+            *("n_trials", "baseline_seeds", "confirm_seeds", "shuffled", "choose", "search_seeds"),
             *("executor", "n_jobs", "ray_address", "max_restarts", "restart"),
         )
     ),

@@ -85,6 +85,7 @@ def settled(cfg: DictConfig) -> DictConfig:
     """
     network = OmegaConf.select(cfg, "teacher.network") if OmegaConf.is_dict(cfg.teacher) else None
     whole = network is not None and (not OmegaConf.is_dict(network) or "_target_" in network.keys())  # noqa: SIM118
+    whole = whole or is_recorded(cfg.teacher)
     details = OmegaConf.is_dict(cfg.teacher) and not whole
     if not details and cfg.arm is not None:
         return cfg
@@ -103,6 +104,16 @@ def _arm(cfg: DictConfig) -> str:
         return "distill"
     taught = {"kdsweep.losses.ce": "scratch", "kdsweep.losses.label_smoothing": "label_smoothing"}
     return taught.get(str(OmegaConf.select(cfg, "loss._target_")), "scratch" if cfg.teacher is None else "distill")
+
+
+def is_recorded(teacher: Any) -> bool:
+    """Returns whether a configuration's teacher is the student of a recorded run (teacher=run)."""
+    return OmegaConf.is_dict(teacher) and "run" in teacher and "mode" in teacher
+
+
+def is_shuffled(teacher: DictConfig | None) -> bool:
+    """Returns whether a configuration's teacher answers for the wrong pictures; those of older versions never did."""
+    return teacher is not None and "shuffled" in teacher and bool(teacher.shuffled)
 
 
 def objectives(cfg: DictConfig) -> list[str]:
@@ -141,7 +152,14 @@ def _check_groups(cfg: DictConfig) -> None:
         require(
             OmegaConf.is_dict(cfg[key]) and "_target_" in cfg[key], f"{key} is chosen", _shown(cfg, key), key, remedy
         )
-    for key in ("teacher", "teacher.network") if cfg.teacher is not None else ():
+    if is_recorded(cfg.teacher):
+        named = isinstance(cfg.teacher.run, str) and cfg.teacher.run != ""
+        remedy = "Hydra takes digits for a number: put them in quotes, teacher.run=\"'12345678'\"."
+        remedy = remedy if isinstance(cfg.teacher.run, int | float) else "`kdsweep-ui` lists them: teacher.run=ID."
+        require(named, "teacher.run is the id of a student's run", cfg.teacher.run, "teacher.run", remedy)
+    recorded = is_recorded(cfg.teacher) and cfg.teacher.network is None
+    groups = () if cfg.teacher is None else ("teacher",) if recorded else ("teacher", "teacher.network")
+    for key in groups:
         value = OmegaConf.select(cfg, key)
         require(OmegaConf.is_dict(value), f"{key} is a group of keys", value, key, "Choose another: teacher=...")
         _require_target(cfg, key)
@@ -183,6 +201,8 @@ def _check_choices(cfg: DictConfig) -> None:
         "deterministic": cfg.deterministic,
         "tracking.offline": cfg.tracking.offline,
     }
+    if cfg.teacher is not None and "shuffled" in cfg.teacher and cfg.teacher.shuffled is not None:
+        choices["teacher.shuffled"] = cfg.teacher.shuffled
     for key, value in choices.items():
         require(type(value) is bool, f"{key} is true or false", value, key)
     rule = "compiled is auto, true or false"

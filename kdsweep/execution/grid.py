@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kdsweep import recording
 from kdsweep.analysis.study_goals import Objective
-from kdsweep.config import build, checks, keys, rules
+from kdsweep.config import build, checks, keys, recorded_teachers, rules
 from kdsweep.config.keys import flatten
 from kdsweep.config.unread import require_read
 from kdsweep.report import next_commands
@@ -118,7 +118,7 @@ def _checked(context: HydraContext, config: DictConfig, jobs: Sequence[Sequence[
                 cfg = rules.settled(cfg)
                 rules.check_values(cfg)
                 if here:
-                    _rehearse(cfg, rehearsed)
+                    _rehearse(recorded_teachers.filled(cfg), rehearsed)
             except Exception as error:
                 _refuse(error, f"job {number}: {composed.hydra.job.override_dirname}")
             yield cfg

@@ -8,6 +8,7 @@ from kdsweep.analysis.environment_diff import HASH_SHOWN
 from kdsweep.analysis.study_goals import short_key
 from kdsweep.config.keys import network_name
 from kdsweep.report.tables import Table
+from kdsweep.tracking.run_records import SHORT_ID
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,7 +32,7 @@ def _rows(report: Report) -> Iterator[tuple[str, str]]:
     if students:
         yield "student", _network(students, "model")
     if any(network_name(own, "teacher.network") != "None" for own in params):
-        yield "teacher", _network(params, "teacher.network")
+        yield "teacher", _teacher(params)
     if params:
         yield "data", _data(report, params)
         yield "augmentation", _augmentation(params)
@@ -56,6 +57,16 @@ def _values(params: Iterable[Mapping[str, str]], key: str) -> str:
     """Returns the values of a key, of which there is mostly one; "" if no run has the key."""
     values = dict.fromkeys(own[key] for own in params if own.get(key, "None") != "None")
     return ", ".join(values)
+
+
+def _teacher(params: Sequence[Mapping[str, str]]) -> str:
+    """Names the teacher, and how it was trained if it is a recorded student."""
+    run, name = _values(params, "teacher.run"), _values(params, "teacher.run_name")
+    if not run:
+        return _network(params, "teacher.network")
+    stem = _values(params, "teacher.network.stem")
+    network = ", ".join(dict.fromkeys(network_name(own, "teacher.network") for own in params if "teacher.run" in own))
+    return f"{network}{f', {stem} stem' if stem == 'cifar' else ''}, the student of the run {run[:SHORT_ID]} ({name})"
 
 
 def _network(params: Iterable[Mapping[str, str]], group: str) -> str:

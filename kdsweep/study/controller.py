@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from kdsweep import recording
 from kdsweep.analysis import metrics
 from kdsweep.analysis.study_goals import Goals
-from kdsweep.config import build, checks, keys, rules
+from kdsweep.config import build, checks, keys, recorded_teachers, rules
 from kdsweep.config.keys import flatten
 from kdsweep.config.overrides import (
     in_whole_numbers,
@@ -86,7 +86,8 @@ class Study(OptunaSweeperImpl):
         sampler: Configuration of Optuna's sampler; Hydra leaves it to the sweeper to build it.
         sampler_seed: The sampler's seed where its configuration has none, or None.
         pruner: Configuration of Optuna's pruner, or None.
-        baselines: For each arm its overrides, its number of seeds, and whether it is a control.
+        baselines: For each arm its overrides, its number of seeds, whether it is a control, and whether it then has the
+            chosen setting. An arm without any run is left out.
         confirm_seeds: The number of fresh seeds for the chosen setting and for each control.
         choose: The rule by which the confirmed setting is chosen, one of `choosing.RULES`.
         search_seeds: "fresh" gives each trial its own seed, "fixed" the configured one to all.
@@ -119,8 +120,14 @@ class Study(OptunaSweeperImpl):
         super().__init__(sampler=sampler, **search)
         self._sampler_seed, self._pruner = sampler_seed, pruner
         self._baselines = {
-            name: Baseline(tuple(baseline.overrides), baseline.seeds, baseline.control)
+            name: Baseline(
+                tuple(baseline.overrides),
+                baseline.seeds,
+                baseline.control,
+                baseline.as_chosen,
+            )
             for name, baseline in baselines.items()
+            if baseline.control or baseline.seeds != 0
         }
         self._confirm_seeds, self._max_restarts, self._restart = confirm_seeds, max_restarts, restart
         self._executor = executor or ("in_process" if self.n_jobs == 1 else "workers")
@@ -144,7 +151,7 @@ class Study(OptunaSweeperImpl):
         for config, words in self._configurations(space, overrides):
             with _beside(words):
                 self._check_limits(space, config)
-                build.rehearse(config)
+                build.rehearse(recorded_teachers.filled(rules.settled(config)))
         folder = Path(self.sweep_dir)
         with only_controller(folder, str(self.study_name)):
             url = storage_url(self.storage, self.sweep_dir)
@@ -304,7 +311,11 @@ class Study(OptunaSweeperImpl):
         own = {key: value for key, value in self._own().items() if not keys.may_change_when_going_on(key)}
         # As it is in force: studies from before `auto` had false there.
         own["compiled"] = build.compiled(self.config, in_study=True)
-        arms = {f"baselines.{name}": (list(arm.overrides), arm.control) for name, arm in self._baselines.items()}
+        arms = {
+            f"baselines.{name}": (list(arm.overrides), arm.control)
+            for name, arm in self._baselines.items()
+            if not arm.as_chosen  # it is only run at the end, and may be added when the study goes on
+        }
         named = build.sources(*(self.config[group] for group in keys.GROUPS))
         code = {f"{CODE}{name}": digest[:12] for name, digest in named.items()}
         return {**own, **_space_lines(searched), **arms, **code}
@@ -388,7 +399,8 @@ class Study(OptunaSweeperImpl):
         config = self.hydra_context.config_loader.load_sweep_config(self.config, all_overrides(job))
         names = [key for key in config if isinstance(key, str) and key != "hydra"]
         metrics = {**dict(zip(objectives, trial.values, strict=False)), "seconds": trial.seconds}
-        recording.record_again(rules.settled(OmegaConf.masked_copy(config, names)), store, metrics, trial.pruned_at)
+        config = recorded_teachers.filled(rules.settled(OmegaConf.masked_copy(config, names)))
+        recording.record_again(config, store, metrics, trial.pruned_at)
         note(f"Trial {trial.number} is recorded again by Optuna's values: it has no curves and no weights.")
 
     def _tags(self, search: Search, objectives: Sequence[tuple[str, str]]) -> dict[str, str]:
@@ -432,7 +444,7 @@ class Study(OptunaSweeperImpl):
         on_cluster = self._executor == "ray" and ray_cluster(self._ray_address) is not None
         elsewhere = self._executor == "launcher" or on_cluster
         found = forecast(
-            self.config,
+            recorded_teachers.filled(self.config),
             planned,
             left,
             self.n_jobs,

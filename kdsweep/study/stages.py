@@ -46,11 +46,13 @@ class Baseline:
         overrides: The overrides that make the arm.
         seeds: The number of runs; their seeds are 0, 1, ...
         control: Whether the arm runs again beside the chosen setting, with fresh seeds.
+        as_chosen: Whether it then has the chosen setting too, such as its alpha and tau.
     """
 
     overrides: tuple[str, ...]
     seeds: int
     control: bool
+    as_chosen: bool = False
 
 
 class Stages:
@@ -208,11 +210,16 @@ class Stages:
 
         self._run_all([self._job(*confirmation) for confirmation in self._confirmations(best)], ended)
 
-    def _confirmations(self, best: Setting) -> list[tuple[str, str, list[str], bool, int | None]]:
+    def _confirmations(self, best: Setting) -> list[tuple[str, str, list[str], bool, int | None, bool]]:
         """Returns the missing confirmations of a trial and of the controls, as arguments of `_job`."""
         chosen = best.name
         arms = {chosen: best.overrides}
-        arms |= {name: list(baseline.overrides) for name, baseline in self._baselines.items() if baseline.control}
+        arms |= {
+            name: [*(best.overrides if baseline.as_chosen else ()), *baseline.overrides]
+            for name, baseline in self._baselines.items()
+            if baseline.control
+        }
+        as_chosen = {chosen, *(name for name, baseline in self._baselines.items() if baseline.as_chosen)}
         # Seed by seed, so that an interruption leaves whole pairs.
         seeds = range(FIRST_FRESH_SEED, FIRST_FRESH_SEED + self._confirm_seeds)
         wanted = [
@@ -222,6 +229,7 @@ class Stages:
                 [*own, f"seed={seed}"],
                 True,
                 best.number if arm == chosen else None,
+                arm in as_chosen,
             )
             for seed in seeds
             for arm, own in arms.items()
@@ -231,8 +239,16 @@ class Stages:
     def _seeds_left(self, name: str) -> list[int]:
         return [seed for seed in range(self._baselines[name].seeds) if f"{name}-{seed}" not in self._finished]
 
-    def _job(self, name: str, stage: str, own: Sequence[str], evaluate_test: bool, trial: int | None = None) -> Job:
-        lines = [*kept_beside(own, self._overrides, whole_groups=trial is None), *own, *self._shared]
+    def _job(
+        self,
+        name: str,
+        stage: str,
+        own: Sequence[str],
+        evaluate_test: bool,
+        trial: int | None = None,
+        of_search: bool = False,
+    ) -> Job:
+        lines = [*kept_beside(own, self._overrides, whole_groups=not of_search), *own, *self._shared]
         marks = [f"tracking.stage={stage}", f"tracking.job={name}", f"evaluate_test={evaluate_test}"]
         if trial is not None:
             marks.append(f"tracking.trial={trial}")
@@ -306,7 +322,7 @@ class Stages:
         own = setting.overrides
         if self._search_seeds == "fresh" and "seed" not in setting.params:
             own = [*own, f"seed={FIRST_SEARCH_SEED + setting.number}"]
-        return self._job(setting.name, "search", own, False, setting.number)
+        return self._job(setting.name, "search", own, False, setting.number, True)
 
     def _tell(self, job: Job, outcome: Outcome) -> None:
         """Tells Optuna how a trial ended."""

@@ -30,7 +30,7 @@ SHORT_ID = 8
 RESTORED = "kdsweep.restored"
 
 # The arms in the order of the tables. A study trains the students, and confirms them with fresh seeds.
-ARMS = ("teacher", "scratch", "label_smoothing", "distill")
+ARMS = ("teacher", "scratch", "label_smoothing", "shuffled", "distill")
 STUDENTS = ARMS[1:]
 
 

@@ -64,7 +64,7 @@ def test_p_values_are_adjusted_for_the_comparisons_made() -> None:
     (one,) = judged(0.001).comparisons
     assert one.adjusted_p == one.difference.p
     three = judged(0.001, 0.0).comparisons
-    assert [(c.first, c.second) for c in three] == list(verdict.PAIRS)
+    assert [(c.first, c.second) for c in three] == list(verdict.PAIRS[:3])
     smallest = min(three, key=lambda c: c.difference.p)
     assert smallest.adjusted_p == pytest.approx(3 * smallest.difference.p)
 

@@ -51,6 +51,7 @@ NEEDS_FILES = {"cifar10", "cifar100", "npz", "huggingface"}
 # The modules that know the configuration.
 READERS = (
     *("train", "recording", "config/build", "config/checks", "config/rules", "commands/reproduce"),
+    "config/recorded_teachers",
     *("execution/grid", "study/controller", "study/forecast", "study/measure_speed"),
 )
 
@@ -164,6 +165,9 @@ def test_every_teacher_is_built(option: str) -> None:
     config = composed(f"teacher={option}")
     if option == "none":
         assert config.teacher is None
+        return
+    if option == "run":  # its run says the rest
+        assert config.teacher.network is config.teacher.head is config.teacher.run is None
         return
     assert callable(build.component(config, "teacher.network").build)
     assert callable(build.component(config, "teacher.head"))
