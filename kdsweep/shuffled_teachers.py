@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +10,9 @@ from torch import Tensor
 from kdsweep.views import batch_order
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kdsweep.averaged_teachers import AveragedTeacher
     from kdsweep.teachers import Teacher
     from kdsweep.views import Views
 
@@ -49,7 +51,7 @@ class ShuffledTeacher:
 
     mode = "table"
 
-    def __init__(self, teacher: Teacher, views: Views, seed: int) -> None:
+    def __init__(self, teacher: Teacher | AveragedTeacher, views: Views, seed: int) -> None:
         self._teacher, self._views, self._seed = teacher, views, seed
 
     def answers(self, pass_index: int) -> Callable[[Tensor, Tensor], Tensor]:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
 
+    from kdsweep.averaged_teachers import AveragedTeacher
     from kdsweep.models import Classifier
     from kdsweep.shuffled_teachers import ShuffledTeacher
     from kdsweep.teachers import Teacher
@@ -107,7 +108,7 @@ class Fit:
         labels: Tensor,
         *,
         loss: Loss,
-        teacher: Teacher | ShuffledTeacher | None,
+        teacher: Teacher | AveragedTeacher | ShuffledTeacher | None,
         optimizer: Callable[[list[Tensor]], Optimizer],
         schedule: Callable[[Optimizer, int], LRScheduler],
         epochs: int,

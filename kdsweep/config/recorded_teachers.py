@@ -1,4 +1,4 @@
-"""Students of recorded runs as teachers: their weights, preprocessing and precision, by the run's id (`teacher.run`)."""
+"""Students of recorded runs as teachers: their weights, preprocessing and precision, by the run's id."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kdsweep.config import build
 from kdsweep.config.keys import network_name
-from kdsweep.config.rules import attempt, is_recorded
+from kdsweep.config.rules import attempt, is_averaged, is_recorded
 from kdsweep.config.saved_config import SavedConfig, parse
 from kdsweep.own_arguments import name_of, parameters
 from kdsweep.own_networks import is_own
@@ -21,7 +21,7 @@ from kdsweep.system.files import locked
 from kdsweep.system.masking import MASK
 from kdsweep.system.tensor_files import hash_tensors, read_tensors, write_tensors
 from kdsweep.tracking.location import offline_uri, require_store, store_uri
-from kdsweep.tracking.run_records import STUDENTS, RunRecord
+from kdsweep.tracking.run_records import SHORT_ID, STUDENTS, RunRecord
 from kdsweep.tracking.store import Store
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ def filled(cfg: DictConfig) -> DictConfig:
         UserError: There is no such run, it has left no student, or the student was trained on other data.
         RunError: The run's weights are missing or damaged, or others than this configuration was recorded with.
     """
+    if is_averaged(cfg.teacher):
+        return _with_members(cfg)
     if not is_recorded(cfg.teacher):
         return cfg
     own = cfg.copy()
@@ -57,6 +59,26 @@ def filled(cfg: DictConfig) -> DictConfig:
         data_keys = json.dumps(build.container(cfg.data), sort_keys=True)
         teacher = json.loads(_filled(json.dumps(teacher), *places, data_keys, data))
     own.teacher = OmegaConf.create(teacher)
+    return own
+
+
+def _with_members(cfg: DictConfig) -> DictConfig:
+    """Returns `cfg` with each member of its teacher described in whole; ids of runs become names."""
+    own = cfg.copy()
+    OmegaConf.set_readonly(own, False)
+    members = build.container(cfg.teacher)["members"]
+    named = members if isinstance(members, dict) else {f"run_{name[:SHORT_ID]}": name for name in members}
+    rule = "each member once"
+    require(len(named) == len(members), rule, members, "teacher.members", "Weights can't be given yet.")
+    common = {key: cfg.teacher[key] for key in ("uri", "precision", "batch_size", "compiled", "mode")}
+    empty = dict.fromkeys(("run_name", "run_weights", "network", "head"))
+    own.teacher.members = {
+        name: {**common, **empty, "run": member} if isinstance(member, str) else member
+        for name, member in named.items()
+    }
+    for name in named:
+        with build.of_member(name):
+            own.teacher.members[name] = filled(build.member(own, name)).teacher
     return own
 
 
@@ -121,7 +143,9 @@ def _found(store: Store, name: str) -> RunRecord:
     try:
         return store.find(name)
     except UserError as error:
-        remedy = "If it is in another store, name that: teacher.uri=sqlite:////path/to/mlflow.db, or a server's address."
+        remedy = (
+            "If it is in another store, name that: teacher.uri=sqlite:////path/to/mlflow.db, or a server's address."
+        )
         raise UserError(f"{error.message} {remedy}", "teacher.run") from error
 
 

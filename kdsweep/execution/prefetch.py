@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from kdsweep.averaged_teachers import AveragedTeacher
     from kdsweep.teachers import Teacher
 
 log = logging.getLogger(__name__)
 
 # The teacher of this process's last student, and the student's passes in the order of its epochs.
-_heard: tuple[Teacher, Sequence[int]] | None = None
+_heard: tuple[Teacher | AveragedTeacher, Sequence[int]] | None = None
 
 
-def remember(teacher: Teacher, passes: Sequence[int]) -> None:
+def remember(teacher: Teacher | AveragedTeacher, passes: Sequence[int]) -> None:
     """Remembers a teacher and passes: the next students will use this teacher, and these passes first."""
     global _heard
     _heard = teacher, passes

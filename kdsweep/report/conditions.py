@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from kdsweep.analysis.environment_diff import HASH_SHOWN
 from kdsweep.analysis.study_goals import short_key
-from kdsweep.config.keys import network_name
+from kdsweep.config.keys import member_groups, network_name, teacher_name
 from kdsweep.report.tables import Table
 from kdsweep.tracking.run_records import SHORT_ID
 
@@ -31,7 +31,7 @@ def _rows(report: Report) -> Iterator[tuple[str, str]]:
     students = [own for own in params if own.get("arm") != "teacher"]
     if students:
         yield "student", _network(students, "model")
-    if any(network_name(own, "teacher.network") != "None" for own in params):
+    if any(teacher_name(own) != "None" for own in params):
         yield "teacher", _teacher(params)
     if params:
         yield "data", _data(report, params)
@@ -60,12 +60,22 @@ def _values(params: Iterable[Mapping[str, str]], key: str) -> str:
 
 
 def _teacher(params: Sequence[Mapping[str, str]]) -> str:
-    """Names the teacher, and how it was trained if it is a recorded student."""
-    run, name = _values(params, "teacher.run"), _values(params, "teacher.run_name")
+    """Names the teacher, or the members of an average, each with how it was trained."""
+    members = member_groups(params)
+    if not members:
+        return _one_teacher(params, "teacher")
+    each = "; ".join(_one_teacher(params, member) for member in members)
+    return f"average of the {_values(params, 'teacher.average')} of {len(members)}: {each}"
+
+
+def _one_teacher(params: Sequence[Mapping[str, str]], group: str) -> str:
+    """Names a teacher that is one network: what it was built from, or the run whose student it is."""
+    run, name = _values(params, f"{group}.run"), _values(params, f"{group}.run_name")
     if not run:
-        return _network(params, "teacher.network")
-    stem = _values(params, "teacher.network.stem")
-    network = ", ".join(dict.fromkeys(network_name(own, "teacher.network") for own in params if "teacher.run" in own))
+        return _network(params, f"{group}.network")
+    stem = _values(params, f"{group}.network.stem")
+    found = (network_name(own, f"{group}.network") for own in params)
+    network = ", ".join(one for one in dict.fromkeys(found) if one != "None")
     return f"{network}{f', {stem} stem' if stem == 'cifar' else ''}, the student of the run {run[:SHORT_ID]} ({name})"
 
 

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from kdsweep import recording
 from kdsweep.analysis import metrics
 from kdsweep.analysis.study_goals import Goals
-from kdsweep.config import build, checks, keys, recorded_teachers, rules
+from kdsweep.config import build, checks, keys, recorded_teachers, rules, trained_teachers
 from kdsweep.config.keys import flatten
 from kdsweep.config.overrides import (
     in_whole_numbers,
@@ -151,7 +151,9 @@ class Study(OptunaSweeperImpl):
         for config, words in self._configurations(space, overrides):
             with _beside(words):
                 self._check_limits(space, config)
-                build.rehearse(recorded_teachers.filled(rules.settled(config)))
+                config = recorded_teachers.filled(rules.settled(config))
+                build.rehearse(config)
+                trained_teachers.rehearse(config)
         folder = Path(self.sweep_dir)
         with only_controller(folder, str(self.study_name)):
             url = storage_url(self.storage, self.sweep_dir)
@@ -443,8 +445,12 @@ class Study(OptunaSweeperImpl):
             return
         on_cluster = self._executor == "ray" and ray_cluster(self._ray_address) is not None
         elsewhere = self._executor == "launcher" or on_cluster
+        config = recorded_teachers.filled(self.config)
+        epochs = trained_teachers.epochs_to_come(config)
+        if epochs:
+            note(f"The teacher is trained first, for {epochs} epochs, which the forecast leaves out.")
         found = forecast(
-            recorded_teachers.filled(self.config),
+            config,
             planned,
             left,
             self.n_jobs,

@@ -51,7 +51,7 @@ NEEDS_FILES = {"cifar10", "cifar100", "npz", "huggingface"}
 # The modules that know the configuration.
 READERS = (
     *("train", "recording", "config/build", "config/checks", "config/rules", "commands/reproduce"),
-    "config/recorded_teachers",
+    *("config/recorded_teachers", "config/trained_teachers", "config/identities"),
     *("execution/grid", "study/controller", "study/forecast", "study/measure_speed"),
 )
 

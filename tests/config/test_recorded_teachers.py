@@ -190,10 +190,72 @@ def test_a_shuffled_teacher_reads_the_same_table(root: Path, first: Run, taught:
     assert online.data.metrics["train/loss"] == pytest.approx(shuffled.data.metrics["train/loss"], rel=1e-4)
 
 
+def test_members_are_averaged_from_their_own_tables(root: Path, first: Run, taught: Run) -> None:
+    """Two students as one teacher: no pass is computed again, and both modes agree; two averages are two teachers."""
+    ids = [run.info.run_id[:8] for run in (first, taught)]
+    members = f"teacher.members=['{ids[0]}','{ids[1]}']"
+    words = (*SHORT, "epochs=1", "arm=distill", "teacher=members", members)
+    made(root, *by(ids[1]))  # which computes the pass of the second member
+    before = tables(root)
+    student, online, other = (
+        made(root, *words, *more) for more in ((), ("teacher.mode=online",), ("teacher.average=logits",))
+    )
+    assert tables(root) == before
+    assert online.data.metrics["train/loss"] == pytest.approx(student.data.metrics["train/loss"], rel=1e-4)
+    assert other.data.tags["kdsweep.teacher"] != student.data.tags["kdsweep.teacher"]
+    assert student.data.params[f"teacher.members.run_{ids[0]}.run"] == first.info.run_id
+    done = run_here([student.info.run_id], root, module="kdsweep.commands.reproduce", program="kdsweep-reproduce")
+    assert "Bit-for-bit the same" in done.out, done.err
+    evaluated = made(root, *words, "arm=teacher")
+    assert evaluated.info.run_name == "teacher average of shufflenet_v2_x0_5, shufflenet_v2_x0_5"
+    assert evaluated.data.tags["kdsweep.teacher"] == student.data.tags["kdsweep.teacher"]
+
+
+def test_members_may_have_heads_to_be_trained(root: Path, first: Run) -> None:
+    """An option of the group beside a run: its head is trained as ever, in a run of its own, and it is one member."""
+    before = len(runs(root, "teacher"))
+    words = (*SHORT, "epochs=1", "teacher=members", "+teacher@teacher.members.fresh=random")
+    done = run_here((*words, f"+teacher.members.old='{first.info.run_id}'"), root)
+    assert done.status == 0, done.err
+    student = client(root).get_run(run_id_in(done))
+    assert student.data.params["teacher.members.old.run_name"] == "scratch, seed 0"
+    assert student.data.params["teacher.members.fresh.network.name"] == "resnet18"
+    assert len(runs(root, "teacher")) == before + 1
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ((), "teacher.members: `teacher.members has two teachers or more`"),
+        (("teacher.members=['01234567']",), "two teachers or more"),
+        (("teacher.members=[12345678,87654321]",), "in quotes"),
+        (("teacher.members=['abcdef01','abcdef02']",), "teacher.members.run_abcdef01.run: There is no run"),
+        (("teacher.members=['abcdef01','abcdef01']",), "each member once"),
+    ],
+)
+def test_members_that_are_no_teachers_are_refused_in_one_line(root: Path, words: tuple[str, ...], says: str) -> None:
+    """Fewer than two, no ids, no such run."""
+    assert says in refused(root, *SHORT, "arm=distill", "teacher=members", *words)
+
+
+def test_an_unknown_average_is_refused(root: Path, first: Run, taught: Run) -> None:
+    """Its choices are named."""
+    members = f"teacher.members=['{first.info.run_id}','{taught.info.run_id}']"
+    said = refused(root, *SHORT, "arm=distill", "teacher=members", members, "teacher.average=median")
+    assert "teacher.average: `average in ('probabilities', 'logits')`" in said
+
+
 @pytest.mark.all
 def test_a_study_has_a_recorded_teacher_and_a_shuffled_control(root: Path, first: Run) -> None:
     """Its arms, its verdict and its conditions name them; the teacher's own run says how it was trained."""
-    words = (*SHORT, "epochs=1", "sweep=alpha_tau", "sweep.n_trials=2", "sweep.baseline_seeds=1", "sweep.confirm_seeds=3")
+    words = (
+        *SHORT,
+        "epochs=1",
+        "sweep=alpha_tau",
+        "sweep.n_trials=2",
+        "sweep.baseline_seeds=1",
+        "sweep.confirm_seeds=3",
+    )
     done = run_here((*words, "teacher=run", f"teacher.run='{first.info.run_id[:8]}'", "sweep.shuffled=true"), root)
     assert done.status == 0, done.err
     assert re.search("shuffled", done.out)
