@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 PACKAGES = ("torch", "torchvision", "timm", "optuna", "mlflow")
 
 
+# How much of a teacher was trained, in words, where it was more than its head.
+TRAINED = {"all": "trained on as a whole", "scratch": "trained from scratch"}
+
+
 def conditions(report: Report) -> Table:
     """Makes the table of conditions: a name and what it was. Values in which runs differ are listed."""
     return Table(("condition", "what it was"), tuple(_rows(report)), named=True)
@@ -71,8 +75,10 @@ def _teacher(params: Sequence[Mapping[str, str]]) -> str:
 def _one_teacher(params: Sequence[Mapping[str, str]], group: str) -> str:
     """Names a teacher that is one network: what it was built from, or the run whose student it is."""
     run, name = _values(params, f"{group}.run"), _values(params, f"{group}.run_name")
+    trained = TRAINED.get(_values(params, f"{group}.train"))
     if not run:
-        return _network(params, f"{group}.network")
+        how = f", {trained} for {_values(params, f'{group}.training.epochs')} epochs" if trained else ""
+        return f"{_network(params, f'{group}.network')}{how}"
     stem = _values(params, f"{group}.network.stem")
     found = (network_name(own, f"{group}.network") for own in params)
     network = ", ".join(one for one in dict.fromkeys(found) if one != "None")

@@ -91,6 +91,7 @@ def test_a_chain_goes_on(root: Path, taught: Run) -> None:
     assert third.data.tags["kdsweep.teacher"] != taught.data.tags["kdsweep.teacher"]
 
 
+@pytest.mark.all
 def test_heads_on_one_backbone_are_two_teachers(root: Path, first: Run) -> None:
     """Students that train their heads alone share all features, and still aren't the same teacher."""
     file = artifacts(first) / "model.safetensors"
@@ -211,6 +212,7 @@ def test_members_are_averaged_from_their_own_tables(root: Path, first: Run, taug
     assert evaluated.data.tags["kdsweep.teacher"] == student.data.tags["kdsweep.teacher"]
 
 
+@pytest.mark.all
 def test_members_may_have_heads_to_be_trained(root: Path, first: Run) -> None:
     """An option of the group beside a run: its head is trained as ever, in a run of its own, and it is one member."""
     before = len(runs(root, "teacher"))

@@ -107,7 +107,7 @@ def test_teacher_and_student_are_reproduced(root: Path, teacher: Run) -> None:
         done = run_here([run.info.run_id], root, module="kdsweep.commands.reproduce", program="kdsweep-reproduce")
         assert done.status == 0, done.err + done.out
         assert "Bit-for-bit the same" in done.out
-        assert "two epochs" in done.out or run is not teacher
+        assert "each of 2 epochs" in done.out or run is not teacher
 
 
 @pytest.mark.parametrize(
@@ -138,4 +138,30 @@ def test_a_killed_teacher_goes_on(root: Path, teacher: Run, tmp_path: Path) -> N
     assert done.status == 0, done.err
     (run,) = runs(tmp_path, "teacher")
     assert run.data.tags["kdsweep.resumed_after"] == "1"
+    assert weights(run) == weights(teacher)
+
+
+@pytest.mark.all
+def test_a_study_has_its_teacher_trained_first(root: Path, teacher: Run) -> None:
+    """In the study's own run of the teacher, once; the forecast says so, and the report says how it was trained."""
+    words = ("sweep=alpha_tau", "sweep.name=trained", "sweep.n_trials=2", "sweep.baseline_seeds=1")
+    own = (*STUDENT, *TRAINED, "teacher.training.seed=9", "sweep.confirm_seeds=1")
+    done = run_here([word for word in (*words, *own) if not word.startswith("arm=")], root)
+    assert done.status == 0, done.err
+    assert "The teacher is trained first, for 2 epochs" in done.err
+    (trained,) = (run for run in runs(root, "teacher") if run.data.params["teacher.training.seed"] == "9")
+    assert trained.data.tags["kdsweep.stage"] == "baseline"
+    assert {run.data.tags["kdsweep.teacher"] for run in runs(root, "distill", study="trained")} == {
+        trained.data.tags["kdsweep.teacher"]
+    }
+    (report,) = root.glob("reports/*/report.html")
+    assert "random initialisation, trained from scratch for 2 epochs" in report.read_text()
+
+
+@pytest.mark.all
+def test_parallel_students_train_it_once(teacher: Run, tmp_path: Path) -> None:
+    """Two commands at once: one trains the teacher, the other waits for it."""
+    commands = [Command(*STUDENT, *TRAINED, f"seed={seed}", root=tmp_path) for seed in (0, 1)]
+    assert [command.outcome().status for command in commands] == [0, 0]
+    (run,) = runs(tmp_path, "teacher")
     assert weights(run) == weights(teacher)
