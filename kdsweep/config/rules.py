@@ -124,7 +124,7 @@ def is_averaged(teacher: Any) -> bool:
 
 def is_trained(teacher: Any) -> bool:
     """Returns whether a configuration's teacher is trained as a whole; those of older versions were not."""
-    return OmegaConf.is_dict(teacher) and "train" in teacher and teacher.train != "head"
+    return OmegaConf.is_dict(teacher) and "train" in teacher and teacher.train not in (None, "head")
 
 
 def is_shuffled(teacher: DictConfig | None) -> bool:
@@ -192,14 +192,14 @@ def require_training(teacher: DictConfig) -> None:
         UserError: Its key is the configuration's.
     """
     key = "teacher.train"
-    require(teacher.train in TRAINED, f"train in {TRAINED}", teacher.train, key)
-    if teacher.train == "head":
+    require(teacher.train in (None, *TRAINED), f"train in {TRAINED}", teacher.train, key)
+    if not is_trained(teacher):
         return
+    whole = OmegaConf.is_dict(OmegaConf.select(teacher, "training"))
+    remedy = "Choose an option that has the settings, such as teacher=resnet50_finetuned."
+    require(whole, f"teacher.training says how a teacher with train={teacher.train} is trained", None, key, remedy)
     rule = "the head is trained with the rest"
     require(OmegaConf.select(teacher, "head") is None, rule, "settings of its own", "teacher.head", "Set it to null.")
-    whole = OmegaConf.is_dict(OmegaConf.select(teacher, "training"))
-    remedy = "Choose an option that has the settings, such as teacher=resnet50_scratch."
-    require(whole, f"teacher.training says how a teacher with train={teacher.train} is trained", None, key, remedy)
     weights = OmegaConf.select(teacher, "network.weights")
     remedy = "Set teacher.train=all, or teacher.network.weights=null."
     require(teacher.train == "all" or weights is None, "train = scratch without weights", weights, key, remedy)

@@ -33,7 +33,8 @@ def training_config(cfg: DictConfig) -> DictConfig:
 
     Its network is the teacher's, with everything free; it has no teacher itself, and learns the labels.
     """
-    own = build.container(cfg)
+    # Hydra's own part, which a study's configuration has, can't be resolved outside of a job.
+    own = build.container(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]))
     teacher = own["teacher"]
     training = teacher["training"]
     seeds = dict.fromkeys(("seed", "init_seed", "order_seed"), training["seed"])

@@ -141,6 +141,12 @@ def test_a_killed_teacher_goes_on(root: Path, teacher: Run, tmp_path: Path) -> N
     assert weights(run) == weights(teacher)
 
 
+def test_an_option_without_a_training_is_refused(root: Path) -> None:
+    """It has a head to be trained; the remedy names an option that says how all is trained."""
+    done = train_here((*STUDENT, "teacher.train=all"), root)
+    assert (done.status, "such as teacher=resnet50_finetuned" in done.error) == (2, True)
+
+
 @pytest.mark.all
 def test_a_study_has_its_teacher_trained_first(root: Path, teacher: Run) -> None:
     """In the study's own run of the teacher, once; the forecast says so, and the report says how it was trained."""
