@@ -35,19 +35,19 @@ def training_config(cfg: DictConfig) -> DictConfig:
     """
     # Hydra's own part, which a study's configuration has, can't be resolved outside of a job.
     own = build.container(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]))
-    teacher = own["teacher"]
-    training = teacher["training"]
-    seeds = dict.fromkeys(("seed", "init_seed", "order_seed"), training["seed"])
-    n_passes = training["epochs"] if training["n_passes"] is None else training["n_passes"]
-    own |= {key: training[key] for key in SHARED}
+    teacher, epochs, n_passes = own["teacher"], cfg.teacher.training.epochs, cfg.teacher.training.n_passes
+    own |= dict.fromkeys(("seed", "init_seed", "order_seed"), cfg.teacher.training.seed)
+    own |= {"epochs": epochs, "n_passes": epochs if n_passes is None else n_passes}
     own |= {
-        "model": {**teacher["network"], "freeze": "none"},
-        "loss": LOSS,
-        "teacher": None,
-        "arm": "scratch",
-        "n_passes": n_passes,
+        "batch_size": cfg.teacher.training.batch_size,
+        "precision": cfg.teacher.training.precision,
+        "memory_format": cfg.teacher.training.memory_format,
+        "compiled": cfg.teacher.training.compiled,
+        "augment": None if cfg.teacher.training.augment is None else teacher["training"]["augment"],
     }
-    made: DictConfig = OmegaConf.create(own | seeds)
+    own |= {group: teacher["training"][group] for group in ("optimizer", "schedule")}
+    own |= {"model": {**teacher["network"], "freeze": "none"}}
+    made: DictConfig = OmegaConf.create({**own, "loss": LOSS, "teacher": None, "arm": "scratch"})
     # It serves all studies, so it doesn't count whether a study has it trained.
     made.compiled = build.compiled(made, in_study=False)
     return made
