@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from kdsweep.analysis import chance, statistics
 from kdsweep.analysis.sorted_runs import Comparison, finished, repetitions
-from kdsweep.tracking.run_records import STUDENTS
+from kdsweep.tracking.run_records import NOISY, STUDENTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -186,7 +186,7 @@ def _luck(found: Comparison, noise: NoiseFloor | None) -> tuple[float | None, in
     metric = found.goals.objective.metric
     blocks = []
     for stage in ("baseline", "confirmation"):
-        arms = [_by_seed(_of_stage(found, arm, stage), metric) for arm in STUDENTS]
+        arms = [_by_seed(_of_stage(found, arm, stage), metric) for arm in STUDENTS if arm != NOISY]
         blocks.append(_block([arm for arm in arms if arm]))
     pairs = statistics.pair_noise(*blocks, resolution=found.resolution(metric))
     return (None if pairs is None else pairs.sd / math.sqrt(2)), shared
@@ -225,7 +225,9 @@ def comparisons(arms: Mapping[str, Mapping[int, float]], resolution: float = 0.0
 
 
 def _pooled(arms: Mapping[str, Mapping[int, float]], resolution: float) -> NoiseFloor | None:
-    return statistics.pair_noise(_block([values for values in arms.values() if values]), resolution=resolution)
+    return statistics.pair_noise(
+        _block([values for arm, values in arms.items() if values and arm != NOISY]), resolution=resolution
+    )
 
 
 def _compared(
@@ -249,9 +251,10 @@ def _compared(
         if seeds := sorted(arms.get(first, {}).keys() & arms.get(second, {}).keys()):
             rows.append((first, second, seeds, [arms[first][s] for s in seeds], [arms[second][s] for s in seeds]))
     own = [tuple(o for o in outliers.values() if o.arm in row[:2] and o.seed in row[2]) for row in rows]
+    shared = [None if NOISY in (first, second) else pooled for first, second, *_ in rows]
     differences = [
-        statistics.paired_difference(x, y, CONFIDENCE, pooled=None if alone else pooled, resolution=resolution)
-        for (*_, x, y), alone in zip(rows, own, strict=True)
+        statistics.paired_difference(x, y, CONFIDENCE, pooled=None if alone else noise, resolution=resolution)
+        for (*_, x, y), alone, noise in zip(rows, own, shared, strict=True)
     ]
     adjusted = statistics.holm([difference.p for difference in differences])
     return tuple(
@@ -265,11 +268,11 @@ def _compared(
             p,
             statistics.verdict(difference, p, SIGNIFICANCE),
             statistics.equivalence_bound(difference, CONFIDENCE),
-            everything if alone else pooled,
+            everything if alone else noise,
             outliers=alone,
         )
-        for (first, second, seeds, firsts, seconds), difference, p, alone in zip(
-            rows, differences, adjusted, own, strict=True
+        for (first, second, seeds, firsts, seconds), difference, p, alone, noise in zip(
+            rows, differences, adjusted, own, shared, strict=True
         )
     )
 
