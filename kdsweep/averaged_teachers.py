@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kdsweep.system.errors import require
+from kdsweep.system.errors import UserError, require
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from kdsweep.teachers import Teacher
 
@@ -85,9 +85,38 @@ class AveragedTeacher:
         """Returns the averaged logits (N, C) float32 of the un-augmented pictures of a split."""
         return averaged([member.logits(split) for member in self.members], self._average)
 
-    def compute_part(self, pass_index: int, stop: Callable[[], bool]) -> bool:
+    def compute_part(self, pass_index: int, stop: Callable[[], bool], heard: tuple[str, ...]) -> bool:
         """Computes a part of a pass of the first member that lacks one; returns whether there was one."""
-        return any(member.compute_part(pass_index, stop) for member in self.members)
+        return any(member.compute_part(pass_index, stop, heard) for member in self.members)
+
+    @property
+    def n_features(self) -> int:
+        """Refuses a loss that hears pooled features, which each member has of its own kind.
+
+        Raises:
+            UserError: Always.
+        """
+        raise UserError(
+            "`the loss hears logits alone` must hold for an average of teachers, since pooled features of different "
+            "networks can't be averaged. Choose one teacher, or a loss without features.",
+            "teacher",
+        )
+
+    def answers_features(self, pass_index: int) -> Callable[[Tensor, Tensor], Tensor]:
+        """Raises what `n_features` raises."""
+        raise AssertionError(self.n_features)
+
+    def feature_bytes(self, passes: Collection[int]) -> int:
+        """Raises what `n_features` raises."""
+        return self.n_features
+
+    def require_room(self, passes: Collection[int]) -> None:
+        """Raises what `n_features` raises."""
+        assert self.n_features
+
+    def say_size(self, passes: Collection[int]) -> None:
+        """Raises what `n_features` raises."""
+        assert self.n_features
 
     def missing_features(self) -> list[str]:
         """Returns the splits for which a member has no features yet."""

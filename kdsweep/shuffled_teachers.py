@@ -60,7 +60,20 @@ class ShuffledTeacher:
         Returns:
             (picture indices (B,), their views) -> logits (B, C) float32.
         """
-        answers = self._teacher.answers(pass_index)
+        return self._dealt(self._teacher.answers(pass_index), pass_index)
+
+    def answers_features(self, pass_index: int) -> Callable[[Tensor, Tensor], Tensor]:
+        """Returns the same for the teacher's pooled features, of the same other pictures."""
+        return self._dealt(self._teacher.answers_features(pass_index), pass_index)
+
+    @property
+    def n_features(self) -> int:
+        """The number of the teacher's pooled features."""
+        return self._teacher.n_features
+
+    def _dealt(
+        self, answers: Callable[[Tensor, Tensor], Tensor], pass_index: int
+    ) -> Callable[[Tensor, Tensor], Tensor]:
         wrong = partners(self._seed, pass_index, len(self._views))
 
         def dealt(indices: Tensor, pictures: Tensor) -> Tensor:

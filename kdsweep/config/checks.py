@@ -12,7 +12,7 @@ from kdsweep.config.build import Components, architecture, component, components
 from kdsweep.config.recorded_teachers import filled
 from kdsweep.config.rules import attempt, check_values, is_averaged, is_trained, require_training
 from kdsweep.config.trained_teachers import training_components
-from kdsweep.losses import given_to
+from kdsweep.losses import example_for
 from kdsweep.numerics import compiling
 from kdsweep.numerics.hardware import (
     TEACHER_PRECISIONS,
@@ -88,9 +88,8 @@ def _check_teacher(cfg: DictConfig, device: torch.device) -> None:
 
 def _try(built: Components, *, with_teacher: bool) -> None:
     """Calls each component once, on the smallest input."""
-    attempt(
-        "loss", lambda: own_training.try_loss(partial(built.loss, **given_to(built.loss)), with_teacher=with_teacher)
-    )
+    example = example_for(built.loss, own_training.TRIED, with_teacher)
+    attempt("loss", lambda: own_training.try_loss(partial(built.loss, **example), with_teacher=with_teacher))
     optimizer = attempt("optimizer", lambda: own_training.try_optimizer(built.optimizer))
     attempt("schedule", lambda: own_training.try_schedule(built.schedule, optimizer))
 
