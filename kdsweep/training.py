@@ -38,7 +38,9 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
 
+    from kdsweep.averaged_teachers import AveragedTeacher
     from kdsweep.models import Classifier
+    from kdsweep.shuffled_teachers import ShuffledTeacher
     from kdsweep.teachers import Teacher
 
 # Before a head is trained, each feature is divided by its standard deviation. This share of the features' mean variance
@@ -108,7 +110,7 @@ class Fit:
         labels: Tensor,
         *,
         loss: Loss,
-        teacher: Teacher | None,
+        teacher: Teacher | AveragedTeacher | ShuffledTeacher | None,
         optimizer: Callable[[list[Tensor]], Optimizer],
         schedule: Callable[[Optimizer, int], LRScheduler],
         epochs: int,

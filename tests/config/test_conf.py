@@ -24,6 +24,7 @@ import kdsweep
 from kdsweep.config import build
 from kdsweep.config.checks import check
 from kdsweep.config.folder import CONFIG_FOLDER
+from kdsweep.config.trained_teachers import training_components
 from kdsweep.execution.trial_link import build_pruner
 from kdsweep.losses import GIVEN
 from kdsweep.study.controller import Study
@@ -52,6 +53,7 @@ NEEDS_FILES = {"cifar10", "cifar100", "npz", "huggingface"}
 # The modules that know the configuration.
 READERS = (
     *("train", "recording", "config/build", "config/checks", "config/rules", "commands/reproduce"),
+    *("config/recorded_teachers", "config/trained_teachers", "config/identities"),
     *("execution/grid", "study/controller", "study/forecast", "study/measure_speed"),
 )
 
@@ -166,8 +168,14 @@ def test_every_teacher_is_built(option: str) -> None:
     if option == "none":
         assert config.teacher is None
         return
+    if option in ("run", "members"):  # runs, or other options, say the rest
+        assert config.teacher.network is config.teacher.head is None
+        return
     assert callable(build.component(config, "teacher.network").build)
-    assert callable(build.component(config, "teacher.head"))
+    if config.teacher.train in (None, "head"):
+        assert callable(build.component(config, "teacher.head"))
+    else:
+        assert callable(training_components(config).optimizer)
 
 
 @pytest.mark.parametrize(
