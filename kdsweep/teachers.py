@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kdsweep.numerics import compiling
 from kdsweep.numerics.compiling import CompileError, compiled_features, worth_compiling
-from kdsweep.numerics.gpu_memory import placed
+from kdsweep.numerics.gpu_memory import Fetcher, stays
 from kdsweep.numerics.half_precision import require_finite
 from kdsweep.numerics.hardware import arithmetic, is_out_of_memory
 from kdsweep.numerics.rounding_noise import rounding_noise
@@ -61,6 +61,7 @@ class Teacher:
     Attributes:
         features_key: A hash of everything that the features depend on.
         seconds: The time spent so far on filling and reading tables.
+        table_device: Where the table lies that `answers` has read, if any: rows are looked up by indices from there.
 
     Raises:
         UserError: mode, compiled or batch_size has a wrong value, or the network's logits aren't its head's of its
@@ -86,7 +87,7 @@ class Teacher:
         self.network = network.eval().requires_grad_(False)
         self.mode = mode
         self._data, self._views, self._precision = data, views, precision
-        self._device = network.head.weight.device
+        self._device = self.table_device = network.head.weight.device
         self._batch_size = batch_size
         self._root, self._sources = tables, sources
         self._may_compile = compiled is None
@@ -121,8 +122,12 @@ class Teacher:
                 lambda rows: self._head(self._shaken(self._view(rows, pass_index))),
             ),
         )
-        table = placed(found, self._device, "teacher's answers to a pass")
-        return lambda indices, _: table[indices.to(table.device)].to(self._device)
+        if stays(found, self._device, "teacher's answers to a pass"):
+            self.table_device, fetch = found.device, Fetcher(self._device)
+            return lambda indices, _: fetch(found[indices.to(found.device)])
+        table = found.to(self._device)
+        self.table_device = table.device
+        return lambda indices, _: table[indices.to(table.device, non_blocking=True)]
 
     def ask(self, pictures: Tensor) -> Tensor:
         """Computes the logits (B, C) of pictures (B, H, W, 3) uint8, which are on the network's device."""

@@ -209,16 +209,18 @@ class Fit:
         start, earlier = time.perf_counter(), self._seconds
         pass_index = pass_of_epoch(self._order_seed, self.epoch, self._n_passes)
         answers = None if self._teacher is None else self._teacher.answers(pass_index)
-        # Pictures that stay in the computer's memory are looked up there.
-        order = batch_order(self._order_seed, self.epoch, len(self._labels)).to(self._views.device)
+        # Pictures and a table that stay in the computer's memory are looked up there.
+        drawn = batch_order(self._order_seed, self.epoch, len(self._labels))
+        order = drawn.to(self._views.device)
+        rows = order if self._teacher is None else drawn.to(self._teacher.table_device)
         for share in self._given.values():
             share.fill_(self.epoch / max(self._epochs - 1, 1))
         self._network.train()
         while self._step < self._steps:
-            indices = order[self._step * self._batch_size : (self._step + 1) * self._batch_size]
+            batch = slice(self._step * self._batch_size, (self._step + 1) * self._batch_size)
             self.between_steps = False
             with tf32(self._precision, self._labels.device):  # the backward pass too
-                self._train_step(indices, pass_index, answers)
+                self._train_step(order[batch], rows[batch], pass_index, answers)
             self._step += 1
             self._seconds = earlier + time.perf_counter() - start
             self.between_steps = True
@@ -243,16 +245,16 @@ class Fit:
     def _compiling(self) -> AbstractContextManager[object]:
         return explained("compiled") if self._compiled else nullcontext()
 
-    def _train_step(self, indices: Tensor, pass_index: int, answers: Answers | None) -> None:
-        """Makes a step, and notes its loss and how many answers were right."""
+    def _train_step(self, indices: Tensor, rows: Tensor, pass_index: int, answers: Answers | None) -> None:
+        """Makes a step, and notes its loss and how many answers were right; `rows` are the indices for the table."""
         key, fetched = self._views.key(pass_index), None
         if self._fetch is not None:
             fetched = self._fetch(self._views.keyed_batch(indices, key))
             indices = indices.to(self._labels.device, non_blocking=True)
-        if self._captures:
-            loss, correct, logits, guide = self._replayed(indices, key, answers, fetched)
-        else:
-            loss, correct, logits, guide = self._computed(indices, key, answers, fetched)
+        # Each pass has a table of its own, so its logits are looked up before the step. It needs no pictures.
+        looked_up = None if answers is None or self._asks_teacher else answers(rows, rows[:0])
+        step = self._replayed if self._captures else self._captured
+        loss, correct, logits, guide = step(indices, key, looked_up, fetched)
         self._scheduler.step()
         self._losses[self._step] = loss
         self._correct += correct
@@ -279,23 +281,21 @@ class Fit:
         self._optimizer.step()
         return value.detach(), (logits.detach().argmax(dim=1) == labels).sum(), logits.detach(), guide
 
-    def _replayed(self, indices: Tensor, key: int, answers: Answers | None, fetched: Tensor | None) -> Step:
-        """Does what `_computed` does, from a CUDA graph if one can be captured."""
-        # Each pass has a table of its own, so its logits are looked up before the step. It needs no pictures.
-        looked_up = None if answers is None or self._asks_teacher else answers(indices, indices[:0])
+    def _replayed(self, indices: Tensor, key: int, looked_up: Tensor | None, fetched: Tensor | None) -> Step:
+        """Does what `_captured` does, from a CUDA graph if one can be captured."""
         if self._step_graph is None:
             pictures = self._views.keyed_batch(indices, key) if fetched is None else fetched
             reason = self._obstacle(pictures, self._labels[indices], looked_up)
             if reason is not None:
                 note_plain(reason)
                 self._captures = False
-                return self._computed(indices, key, answers, fetched)
+                return self._captured(indices, key, looked_up, fetched)
             first = functools.partial(announced, f"{self._network.net} {indices.shape} {self._precision}")
             self._step_graph = StepGraph(self._captured, self._optimizer, first)
         return self._step_graph(indices, key, looked_up, fetched)
 
-    def _captured(self, indices: Tensor, key: Tensor, looked_up: Tensor | None, fetched: Tensor | None) -> Step:
-        """The step that is captured."""
+    def _captured(self, indices: Tensor, key: int | Tensor, looked_up: Tensor | None, fetched: Tensor | None) -> Step:
+        """Makes a step with the teacher's logits that were looked up, if any; this is what is captured."""
         if looked_up is not None:
             return self._computed(indices, key, lambda _, __: looked_up, fetched)
         # A teacher that is asked answers for the pictures that it gets, whatever their pass is.

@@ -80,10 +80,12 @@ def test_what_does_not_fit_stays_with_a_note(
 ) -> None:
     """The note says what, how large it is, and how much is free."""
     monkeypatch.setattr(gpu_memory, "free", lambda device: 2**28)
+    monkeypatch.setattr(gpu_memory, "_staying", set())
     pictures = torch.zeros(2**28 // (32 * 32 * 3), 32, 32, 3, dtype=torch.uint8)
     assert placed(pictures, torch.device("cuda"), "training pictures") is pictures
     said = " ".join(capsys.readouterr().err.split())
     assert "The training pictures (0.2 GiB) stay in the computer's memory, since the GPU has 0.2 GiB free" in said
+    assert placed(pictures, torch.device("cuda"), "training pictures") is pictures  # said once in a process
     assert placed(pictures, torch.device("cpu"), "training pictures") is pictures
     assert capsys.readouterr().err == ""
 

@@ -23,7 +23,7 @@ from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.optim.lr_scheduler import LambdaLR
 
-from kdsweep import losses
+from kdsweep import losses, teachers
 from kdsweep.models import Classifier
 from kdsweep.numerics import step_graph
 from kdsweep.numerics.compiling import tensor_settings
@@ -248,6 +248,26 @@ def test_pictures_may_be_fetched(gpu: StandIn, tmp_path: Path, captures: bool) -
     assert gpu.seen.count("capture") == captures
 
 
+@pytest.mark.parametrize("captures", [False, True])
+def test_a_table_may_be_fetched(gpu: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, captures: bool) -> None:
+    """A table without room on the GPU is read row by row from where it lies, and trains the same network."""
+    plain = outcome(fitting(small_network(frozen=False), teacher=teacher(tmp_path), loss=KD))
+    fetched: list[Tensor] = []
+
+    class Noting(Fetcher):
+        def __call__(self, batch: Tensor) -> Tensor:
+            fetched.append(super().__call__(batch))
+            return fetched[-1]
+
+    monkeypatch.setattr(teachers, "stays", lambda *_: True)
+    monkeypatch.setattr(teachers, "Fetcher", Noting)
+    fit = gpu.trained(small_network(frozen=False), teacher=teacher(tmp_path), loss=KD)
+    fit._captures = captures
+    assert outcome(fit) == plain
+    assert [rows.shape for rows in fetched] == [(8, 6)] * 8
+    assert gpu.seen.count("capture") == captures
+
+
 def test_a_training_goes_on_with_a_graph_of_its_own(gpu: StandIn) -> None:
     """Its optimizer's state is another than the one that a graph has captured."""
     whole = outcome(gpu.trained(small_network(frozen=False)))
@@ -367,6 +387,19 @@ def test_a_gpu_hears_the_teacher_of_each_pass(tmp_path: Path, monkeypatch: pytes
     captured = outcome(fitting(small_network(frozen=False), **options))
     monkeypatch.setattr(step_graph, "WARM_UPS", 1000)
     assert outcome(fitting(small_network(frozen=False), **options)) == captured
+
+
+@needs_gpu
+@pytest.mark.slow
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_gpu_fetches_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: bool) -> None:
+    """A table in the computer's memory trains the same network as one on the GPU, bit for bit."""
+    shown = Views(DATA.train.images.to("cuda"), DATA.padding, DATA.flip, seed=0)
+    guide = Teacher(small_network().to("cuda"), DATA, shown, tmp_path, "table", 16, "fp32")
+    options: dict[str, Any] = {"device": "cuda", "compiled": compiled, "teacher": guide, "loss": KD}
+    there = outcome(fitting(small_network(frozen=False), **options))
+    monkeypatch.setattr(teachers, "stays", lambda *_: True)
+    assert outcome(fitting(small_network(frozen=False), **options)) == there
 
 
 @needs_gpu
