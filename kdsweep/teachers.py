@@ -118,7 +118,7 @@ class Teacher:
             len(self._views),
             self._pass(pass_index),
             Asked(
-                lambda rows: self.ask(self._view(rows, pass_index)),
+                lambda rows: self._asked(self._view(rows, pass_index)),
                 lambda rows: self._head(self._shaken(self._view(rows, pass_index))),
             ),
         )
@@ -155,9 +155,9 @@ class Teacher:
             self._features,
             split,
             len(pictures),
-            lambda rows: self._finite(self._passing(pictures[rows].to(self._device))),
+            lambda rows: self._for_table(pictures[rows].to(self._device)),
             Asked(
-                lambda rows: self._forward(self.network.features, pictures[rows].to(self._device)),
+                lambda rows: self._plain(pictures[rows].to(self._device)),
                 lambda rows: self._shaken(pictures[rows].to(self._device)),
             ),
         )
@@ -224,17 +224,43 @@ class Teacher:
         with arithmetic(self._precision, self._device):
             return function(pictures)
 
-    def _finite(self, features: Tensor) -> Tensor:
-        return require_finite(features) if self._precision == "fp16" else features
+    def _asked(self, pictures: Tensor) -> Tensor:
+        """Answers as `ask` does, in fp16 with what tables hold for pictures that overflow it."""
+        return self._head(self._plain(pictures)) if self._precision == "fp16" else self.ask(pictures)
+
+    def _plain(self, pictures: Tensor) -> Tensor:
+        """Computes features for a table without compiled code."""
+        return self._finite(pictures, self._forward(self.network.features, pictures))
+
+    def _for_table(self, pictures: Tensor) -> Tensor:
+        return self._finite(pictures, self._passing(pictures))
+
+    def _finite(self, pictures: Tensor, features: Tensor) -> Tensor:
+        """Returns features; for pictures whose features overflow fp16 they are computed in tf32.
+
+        Which pictures these are depends on the picture alone, so that a pass is the same whoever computes it, and the
+        passes before it stay valid.
+        """
+        if self._precision != "fp16":
+            return features
+        over = ~features.isfinite().all(dim=1)  # (B,)
+        if not bool(over.any()):
+            return features
+        _note_overflow()
+        with arithmetic("tf32", self._device):
+            again = self.network.features(pictures[over])
+        kept = features.clone()
+        kept[over] = require_finite(again)
+        return kept
 
     def _shaken(self, pictures: Tensor) -> Tensor:
         """Computes features as `network.features` does, with random rounding errors in each layer."""
         with rounding_noise(self.network.net, self._precision, NOISE_SEED, but=self.network.head):
-            return self._forward(self.network.features, pictures)
+            return self._finite(pictures, self._forward(self.network.features, pictures))
 
     def _pass(self, pass_index: int) -> Compute:
         """Returns the function of picture indices (B,) that computes the logits of a pass for its table."""
-        return lambda rows: self._head(self._finite(self._passing(self._view(rows, pass_index))))
+        return lambda rows: self._head(self._for_table(self._view(rows, pass_index)))
 
     @functools.cached_property
     def _passing(self) -> Compute:
@@ -293,6 +319,12 @@ class Teacher:
 def _note_plain(reason: str) -> None:
     """Says, once in a process, why long passes aren't compiled."""
     note(f"The teacher's passes are computed without torch.compile: {reason}")
+
+
+@functools.cache
+def _note_overflow() -> None:
+    """Says, once in a process, that fp16 doesn't hold all of a teacher's answers."""
+    note("Teacher: some pictures overflow fp16, so their answers are computed in tf32.")
 
 
 def _pass_name(pass_index: int) -> str:

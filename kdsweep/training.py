@@ -7,7 +7,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,6 +29,7 @@ from kdsweep.numerics.hardware import (
 from kdsweep.numerics.logistic import LogisticRegression
 from kdsweep.numerics.small_convolutions import small_maps
 from kdsweep.numerics.step_graph import StepGraph, make_capturable, note_plain, obstacle
+from kdsweep.numerics.taken_apart import Same
 from kdsweep.system import user_code
 from kdsweep.system.errors import SEE_TRACEBACK, RunError, UserError, is_number, require
 from kdsweep.system.progress import progress
@@ -123,6 +124,8 @@ class Fit:
         self._small_maps = nullcontext() if compiled else small_maps(precision, labels.device)
         self._network, self._views, self._labels = network, views, labels
         self._captures = compiled and labels.device.type == "cuda"
+        if self._captures:
+            self._labels = labels.clone()  # the next training may put its own there
         self._loss = compiled_loss(loss, teacher is not None, labels.device) if self._captures else loss
         self._plain_loss, self._teacher = loss, teacher
         # It is one tensor for the whole training, so that a compiled or captured step sees its new value.
@@ -143,13 +146,31 @@ class Fit:
 
     def __iter__(self) -> Iterator[Metrics]:
         left = (self._epochs - self.epoch) * self._steps - self._step
-        with progress(f"epoch {self.epoch + 1}/{self._epochs}", total=left * self._batch_size) as advance:
+        bar = progress(f"epoch {self.epoch + 1}/{self._epochs}", total=left * self._batch_size)
+        with self._releasing(), bar as advance:
             while self.epoch < self._epochs:
                 self._train_epoch(advance)
                 next_epoch = min(self.epoch + 1, self._epochs)
                 advance(0, f"epoch {next_epoch}/{self._epochs}, train accuracy {self.last['train/accuracy']:.1%}")
                 yield self.last
-        self._step_graph = None  # its memory isn't needed any more
+
+    @contextmanager
+    def _releasing(self) -> Iterator[None]:
+        """Lets the next training take the captured step when this one ends, or isn't iterated over any more."""
+        try:
+            yield
+        except (GeneratorExit, DivergedError):
+            self._release()
+            raise
+        except BaseException:
+            self._step_graph = None  # whatever has failed, its memory is free
+            raise
+        self._release()
+
+    def _release(self) -> None:
+        if self._step_graph is not None:
+            self._step_graph.release()
+            self._step_graph = None
 
     def after(self, n: int) -> Iterator[Metrics]:
         """Yields the metrics of the epochs after the first n.
@@ -179,6 +200,7 @@ class Fit:
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Continues from what `state` returned in a training with the same arguments, to the same numbers."""
+        self._release()  # a graph knows the tensors that the optimizer had before
         self._network.net.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
         for parameter, kept in self._optimizer.state.items():
@@ -188,8 +210,6 @@ class Fit:
                     kept[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         if self._captures:
             make_capturable(self._optimizer)
-            # A graph knows the tensors that the optimizer had before.
-            self._step_graph = None
         self._scheduler.load_state_dict(state["scheduler"])
         set_random_state(state["random"])
         self.epoch, self.last = state["epoch"], state["last"]
@@ -291,7 +311,7 @@ class Fit:
                 self._captures = False
                 return self._captured(indices, key, looked_up, fetched)
             first = functools.partial(announced, f"{self._network.net} {indices.shape} {self._precision}")
-            self._step_graph = StepGraph(self._captured, self._optimizer, first)
+            self._step_graph = StepGraph(self._captured, self._optimizer, self._reads, first)
         return self._step_graph(indices, key, looked_up, fetched)
 
     def _captured(self, indices: Tensor, key: int | Tensor, looked_up: Tensor | None, fetched: Tensor | None) -> Step:
@@ -301,6 +321,15 @@ class Fit:
         # A teacher that is asked answers for the pictures that it gets, whatever their pass is.
         teacher = self._teacher if self._asks_teacher else None
         return self._computed(indices, key, None if teacher is None else teacher.answers(0), fetched)
+
+    def _reads(self) -> object:
+        """Returns what a step reads besides its arguments and the optimizer's state."""
+        loss = self._plain_loss
+        if self._loss is not loss:  # its settings have become tensors
+            loss = functools.partial(loss.func, **self._loss.keywords)  # type: ignore[attr-defined]
+        # A teacher that is asked is another object in each run.
+        known = (self._teacher if self._asks_teacher else None), torch.are_deterministic_algorithms_enabled()
+        return [*known, self._precision, Same(self._views), self._network, self._labels, loss, self._given]
 
     @property
     def _asks_teacher(self) -> bool:
