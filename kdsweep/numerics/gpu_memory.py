@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -78,8 +79,7 @@ class Fetcher:
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._pinned = device, device.type == "cuda"
-        # Copies on the stream of the steps would wait for the steps before them.
-        self._stream = torch.cuda.Stream(device) if self._pinned else None
+        self._stream = _copying(device) if self._pinned else None
         self._buffers: list[Tensor] = []
         self._copied: list[Any] = []
         self._turn = 0
@@ -105,6 +105,12 @@ class Fetcher:
         return there
 
 
+@functools.cache
+def _copying(device: torch.device) -> torch.cuda.Stream:
+    """Returns the stream of all such copies: on the stream of the steps they would wait for the steps before them."""
+    return torch.cuda.Stream(device)
+
+
 @contextmanager
 def peak(device: torch.device) -> Iterator[Callable[[], int]]:
     """Yields a function that returns the most bytes that torch has taken of a GPU since the block began; 0 on a CPU."""
@@ -119,6 +125,11 @@ def peak(device: torch.device) -> Iterator[Callable[[], int]]:
 def free(device: torch.device) -> int:
     """Returns the bytes of a GPU that nobody has taken; 0 on a CPU."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+
+
+def room_for_another(device: torch.device) -> bool:
+    """Returns whether a GPU has as much free as torch has taken of it in this process; true on a CPU."""
+    return device.type != "cuda" or torch.cuda.memory_reserved(device) <= free(device)
 
 
 def runs_that_fit(run_bytes: int, free_bytes: int) -> int:

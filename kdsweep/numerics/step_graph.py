@@ -22,6 +22,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 
+from kdsweep.numerics.gpu_memory import room_for_another
 from kdsweep.numerics.taken_apart import taken_apart
 from kdsweep.system.errors import one_line
 from kdsweep.system.progress import note
@@ -130,7 +131,8 @@ class StepGraph:
         for tensor in self._tensors:
             tensor.data = tensor.detach().clone()
         self._drop_gradients()
-        _kept[:] = [captured]
+        if room_for_another(self._rates[0].device):  # the next training's first steps take as much as the graph
+            _kept[:] = [captured]
 
     def _take(self, inputs: tuple[Tensor | int | None, ...]) -> None:
         """Puts a step's arguments and rates where the captured kernels read them; nothing here waits for the GPU."""
@@ -204,6 +206,7 @@ class StepGraph:
                 place.copy_(value)
         self._inputs, self._rates, self._captured = captured.inputs, captured.rates, captured
         self._drop_gradients()
+        torch.cuda.empty_cache()  # the first steps took memory that replaying doesn't need
 
     def _drop_gradients(self) -> None:
         """Frees the gradients of steps that were made by calling the function."""

@@ -12,8 +12,11 @@ import torch
 from torch import Tensor, nn
 
 # What compares equal only if it is the same for a function that reads it.
-PLAIN = (bool, int, float, complex, str, bytes, type(None), type, enum.Enum, set, frozenset, types.FunctionType)
-PLAIN += (types.BuiltinFunctionType, types.ModuleType, torch.dtype, torch.device, torch.memory_format, torch.layout)
+PLAIN: tuple[type, ...] = (
+    *(bool, int, float, complex, str, bytes, type(None), type, enum.Enum, set, frozenset),
+    *(types.FunctionType, types.BuiltinFunctionType, types.ModuleType),
+    *(torch.Size, torch.dtype, torch.device, torch.memory_format, torch.layout),
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

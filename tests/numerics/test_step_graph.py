@@ -379,7 +379,9 @@ def started(number: int) -> Classifier:
 @pytest.mark.parametrize("optimizer", [SGD, ADAMW], ids=["sgd", "adamw"])
 def test_trials_replay_the_graph_of_the_first(gpu: StandIn, tmp_path: Path, optimizer: Any) -> None:
     """Each finds what it would find with a graph of its own, bit for bit; nothing is captured or kept but once."""
-    guide, networks_before, places = teacher(tmp_path), [], []
+    guide = teacher(tmp_path)
+    networks_before: list[tuple[Classifier, str]] = []
+    places: list[list[int]] = []
     for number in range(3):
         options = trial(number, optimizer=optimizer, teacher=guide, schedule=one_cycle)
         step_graph._kept, kept = [], step_graph._kept
@@ -401,7 +403,8 @@ def test_two_trainings_at_a_time_have_graphs_of_their_own(gpu: StandIn) -> None:
     """A graph is taken by one training only, and given back when that one ends, or isn't iterated over any more."""
     plain = [outcome(fitting(started(number), shown=SHOWN, **trial(number, loss=losses.ce))) for number in range(3)]
     found = [gpu.trained(started(number), shown=SHOWN, **trial(number, loss=losses.ce)) for number in range(3)]
-    epochs, ends = [iter(fit) for fit in found], []
+    epochs = [iter(fit) for fit in found]
+    ends: list[list[dict[str, float]]] = []
     for fit, epoch in zip(found, epochs, strict=True):
         gpu.fit = fit
         ends.append([next(epoch)])
@@ -416,6 +419,13 @@ def test_two_trainings_at_a_time_have_graphs_of_their_own(gpu: StandIn) -> None:
     iterator.close()  # as where a trial is pruned
     assert len(step_graph._kept) == 1
     assert gpu.seen.count("capture") == 3
+
+
+def test_a_graph_is_kept_where_there_is_room(gpu: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the first steps of the next training might not fit beside it."""
+    monkeypatch.setattr(step_graph, "room_for_another", lambda device: False)
+    outcome(gpu.trained(started(0), shown=SHOWN, loss=losses.ce, epochs=1))
+    assert step_graph._kept == []
 
 
 class Scaled(nn.Module):
@@ -531,8 +541,9 @@ def test_a_gpu_replays_what_it_computes(capsys: pytest.CaptureFixture[str], monk
 @needs_gpu
 @pytest.mark.slow
 def test_trials_on_a_gpu_replay_the_graph_of_the_first(tmp_path: Path) -> None:
-    """Each finds what it finds with a graph of its own, bit for bit, with dropout too, and no memory is added."""
-    shown, taken = Views(DATA.train.images.to("cuda"), DATA.padding, DATA.flip, seed=0), []
+    """Each finds what it finds with a graph of its own, bit for bit, and no memory is added."""
+    shown = Views(DATA.train.images.to("cuda"), DATA.padding, DATA.flip, seed=0)
+    taken: list[int] = []
     guide = Teacher(small_network().to("cuda"), DATA, shown, tmp_path, "table", 16, "fp32")
     for number in range(4):
         options = trial(number, teacher=guide, shown=shown, device="cuda", compiled=True)
