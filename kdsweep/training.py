@@ -388,7 +388,7 @@ def rehearse(
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             fit = Fit(own, views, labels, teacher=None, epochs=1, batch_size=n, n_passes=1, order_seed=0, **settings)
             own.train()
-            fit._train_step(indices, 0, answers)
+            fit._train_step(indices, indices, 0, answers)
             predict(own, views.batch(indices[:1], 0), 1, precision)
     except UserError:
         raise
