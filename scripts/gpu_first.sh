@@ -54,7 +54,8 @@ benchmark() {
 }
 
 step_tests() {
-    grep -rlE "cuda" tests --include="test_*.py" | xargs "$python" -m pytest -p no:cacheprovider -q -rfE -k "gpu or cuda"
+    grep -rl "cuda" tests --include="test_*.py" | xargs grep -L "import.* given" | # such machines lack hypothesis
+        xargs "$python" -m pytest -p no:cacheprovider -q -rfE -k "gpu or cuda"
 }
 step_single() { distilled seed=0 "hydra.run.dir=$out/single"; }
 step_reproduce() { reproduced "$out/single"; }

@@ -399,6 +399,22 @@ def test_trials_replay_the_graph_of_the_first(gpu: StandIn, tmp_path: Path, opti
     assert all(hash_tensors(network.net.state_dict()) == before for network, before in networks_before)
 
 
+@pytest.mark.slow
+def test_a_study_compiles_and_captures_once(gpu: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Network and loss are compiled, and the step is captured, in the first of several trials alone."""
+    torch._dynamo.reset()
+    counter, guide = CompileCounter(), teacher(tmp_path)
+    monkeypatch.setattr(compiling, "_compiled", functools.partial(torch.compile, dynamic=False, backend=counter))
+    counts = []
+    for number in range(3):
+        fit = gpu.trained(started(number), shown=SHOWN, **trial(number, teacher=guide, epochs=1))
+        fit._forward = compiling.compiled_forward(fit._network)
+        outcome(fit)
+        counts.append((counter.frame_count, gpu.seen.count("capture")))
+    assert counts[0][0] > 0
+    assert counts == [(counts[0][0], 1)] * 3
+
+
 def test_two_trainings_at_a_time_have_graphs_of_their_own(gpu: StandIn) -> None:
     """A graph is taken by one training only, and given back when that one ends, or isn't iterated over any more."""
     plain = [outcome(fitting(started(number), shown=SHOWN, **trial(number, loss=losses.ce))) for number in range(3)]
