@@ -100,7 +100,7 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
     ),
     "numerics": (
         *("logistic", "compiling", "step_graph", "half_precision", "gpu_memory"),
-        *("rounding_noise", "small_convolutions", "strided_convolutions"),
+        *("rounding_noise", "small_convolutions", "strided_convolutions", "taken_apart"),
         *("weight_files", "saved_networks", "picture_files", "hardware"),
     ),
     "system": (
