@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, Unpack
 from zipfile import BadZipFile
 
 import numpy as np
@@ -36,6 +36,7 @@ class Options(TypedDict):
         split_seed: Decides the division.
         padding: As in `Dataset`.
         flip: As in `Dataset`.
+        unlabelled: As in `data.SplitOptions`.
     """
 
     val_size: int | float | None
@@ -43,6 +44,7 @@ class Options(TypedDict):
     split_seed: int
     padding: int
     flip: bool
+    unlabelled: NotRequired[str]
 
 
 def npz(path: str, image_size: int | None, **options: Unpack[Options]) -> Dataset:

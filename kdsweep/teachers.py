@@ -92,7 +92,9 @@ class Teacher:
         self._may_compile = compiled is None
         self._compiled = self._compiles(compiled)
         # The features depend on the backbone alone, so they stay valid when the head changes.
-        self._features = self._tables({"outputs": "features", "backbone": network.backbone_hash()})
+        features = {"outputs": "features", "backbone": network.backbone_hash()}
+        # Pictures without labels have none of these, so that a teacher is the same with them and without.
+        self._features = self._tables({**features, "data": data.labelled_fingerprint})
         self._logits: Tables | None = None
         self.features_key = self._features.key
         if len(self.missing_features()) == len(SPLITS):  # otherwise it was tried by whoever made the first of them

@@ -245,7 +245,7 @@ def train_student(cfg: DictConfig, components: Components, trial: TrialLink | No
     from kdsweep import experiment, recording, training
     from kdsweep.config import build, rules
     from kdsweep.execution import prefetch
-    from kdsweep.losses import LOGITS, needs_of
+    from kdsweep.losses import hears_teacher
     from kdsweep.views import passes_of_run
 
     data, views = build.inputs(cfg)
@@ -257,7 +257,8 @@ def train_student(cfg: DictConfig, components: Components, trial: TrialLink | No
     store = recording.open_store(cfg)
     teacher = None if cfg.teacher is None else trained_teacher(build.teacher_key(cfg))
     # A teacher that the loss doesn't hear is compared with the student, but computes no passes over its pictures.
-    heard = teacher if LOGITS in needs_of(components.loss) else None
+    heard = teacher if hears_teacher(components.loss) else None
+    labels = data.train.labels if heard is None else data.shown_labels
 
     def predict(split: str) -> Tensor:
         images = getattr(data, split).images
@@ -271,7 +272,7 @@ def train_student(cfg: DictConfig, components: Components, trial: TrialLink | No
             fitting = training.Fit(
                 network,
                 views,
-                data.train.labels.to(network.head.weight.device),
+                labels.to(network.head.weight.device),
                 loss=components.loss,
                 teacher=heard,
                 optimizer=components.optimizer,

@@ -49,8 +49,8 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
     ),
     "the experiment": (
         *("experiment", "training", "teachers", "tables", "table_check", "evaluation"),
-        *("own_networks", "models", "data_files", "own_data", "data", "own_training", "own_arguments"),
-        *("augmentations", "views", "gradients", "losses", "loss_rules", "schedules"),
+        *("own_networks", "models", "unlabelled", "data_files", "own_data", "data", "own_training", "own_arguments"),
+        *("augmentations", "mixing", "views", "gradients", "losses", "loss_rules", "schedules"),
     ),
     "numerics": (
         *("logistic", "compiling", "step_graph", "half_precision", "gpu_memory"),

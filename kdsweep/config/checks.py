@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdsweep import own_training, training
-from kdsweep.config.build import Components, architecture, component, components, key_of
+from kdsweep.config.build import Components, architecture, component, components, key_of, unlabelled_of
 from kdsweep.config.rules import attempt, check_values
-from kdsweep.losses import given_to
+from kdsweep.data import NONE
+from kdsweep.losses import given_to, hears_teacher
 from kdsweep.numerics import compiling
 from kdsweep.numerics.hardware import (
     TEACHER_PRECISIONS,
@@ -19,6 +20,7 @@ from kdsweep.numerics.hardware import (
     set_threads,
 )
 from kdsweep.system.errors import UserError, require
+from kdsweep.views import Mixing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -60,6 +62,7 @@ def check_components(cfg: DictConfig) -> Components:
         raise UserError("there is no teacher to train. Choose one, such as teacher=resnet50_imagenet.", "teacher")
     built = components(cfg)
     _try(built, with_teacher=cfg.teacher is not None)
+    _check_labels(cfg, built)
     architecture("model", key_of(cfg.model))
     if cfg.teacher is not None:
         attempt("teacher", lambda: resolve_precision(cfg.teacher.precision, device, TEACHER_PRECISIONS))
@@ -75,6 +78,20 @@ def _try(built: Components, *, with_teacher: bool) -> None:
     )
     optimizer = attempt("optimizer", lambda: own_training.try_optimizer(built.optimizer))
     attempt("schedule", lambda: own_training.try_schedule(built.schedule, optimizer))
+
+
+def _check_labels(cfg: DictConfig, built: Components) -> None:
+    """Refuses a loss that can't use the labels that its pictures have: mixed ones, or none for some pictures."""
+    taught = cfg.teacher is not None and hears_teacher(built.loss)
+    without = taught and unlabelled_of(cfg) != NONE
+    mixed = cfg.augment is not None and isinstance(component(cfg, "augment"), Mixing)
+    loss = partial(built.loss, **given_to(built.loss))
+    for there, key, try_it in (
+        (without, "data.unlabelled", own_training.try_without_label),
+        (mixed, "augment", own_training.try_mixed_labels),
+    ):
+        if there:
+            attempt("loss", lambda key=key, try_it=try_it: try_it(loss, key, with_teacher=cfg.teacher is not None))
 
 
 def _check_head(cfg: DictConfig) -> None:
