@@ -52,7 +52,9 @@ def views(data: Dataset = DATA) -> Views:
     return Views(data.shown, data.padding, data.flip, 0, n_labelled=len(data.train))
 
 
-def fit(tmp_path: Path, mode: str = "table", labels: Tensor | None = None, **changes: Any) -> tuple[Classifier, Fit]:
+def fit(
+    tmp_path: Path, mode: str = "table", labels: Tensor | None = None, shown: Views | None = None, **changes: Any
+) -> tuple[Classifier, Fit]:
     """A training of two epochs of four steps, on 2 pictures with labels and 8 without in each."""
     network = networks.build(6, 0, name="shufflenet_v2_x0_5")
     taught: dict[str, Any] = {
@@ -62,7 +64,8 @@ def fit(tmp_path: Path, mode: str = "table", labels: Tensor | None = None, **cha
         "schedule": constant,
         **{"epochs": 2, "batch_size": 10, "n_passes": 2, "order_seed": 0, "precision": "fp32"},
     }
-    return network, Fit(network, views(), DATA.shown_labels if labels is None else labels, **{**taught, **changes})
+    labels = DATA.shown_labels if labels is None else labels
+    return network, Fit(network, views() if shown is None else shown, labels, **{**taught, **changes})
 
 
 def told(network: Classifier, metrics: list[Metrics]) -> tuple[list[Metrics], str]:
