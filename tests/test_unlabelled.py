@@ -317,11 +317,3 @@ def test_a_batch_of_one_is_refused(tmp_path: Path) -> None:
     found = train_here([*SHORT, "data.unlabelled=rest", "batch_size=1"], tmp_path)
     assert found.status == 2
     assert "batch_size: `a batch has room for a picture with a label and for one without` must hold" in found.error
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("loss", ["kd", "pseudo_labels"])
-def test_a_run_hears_the_teacher_on_all_training_pictures(tmp_path: Path, loss: str) -> None:
-    """The command records how many pictures had no label."""
-    found = train_here([*SHORT, "data.unlabelled=rest", f"loss={loss}"], tmp_path)
-    assert found.status == 0, found.err
