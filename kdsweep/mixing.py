@@ -55,7 +55,7 @@ class MixUp:
     def mixed(self, pictures: Tensor, partners: Tensor, draw: Draw) -> Tensor:
         """Returns the weighted means, (B, H, W, 3) uint8."""
         share = drawn_shares(draw, self.alpha).float().view(-1, 1, 1, 1)
-        return torch.lerp(partners.float(), pictures.float(), share).round().to(torch.uint8)
+        return partners.float().lerp_(pictures.float(), share).round_().to(torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,12 @@ class CutMix:
         sides = pictures.shape[1:3]
         for side, (first, end) in zip(sides, self._box(draw, *sides), strict=True):
             place = torch.arange(side, device=pictures.device)  # (side,)
-            inside.append((place >= first[:, None]) & (place < end[:, None]))
+            inside.append(((place >= first[:, None]) & (place < end[:, None])).to(torch.uint8) * 255)
         rows, columns = inside
-        return torch.where((rows[:, :, None] & columns[:, None, :])[..., None], partners, pictures)
+        # By bits, because torch.where takes ten times as long on bytes: all of them are set inside of the rectangle.
+        values = columns.repeat_interleave(pictures.shape[3], dim=1)  # (B, W * 3)
+        box = (rows[:, :, None] & values[:, None, :]).view(pictures.shape)
+        return pictures ^ ((pictures ^ partners) & box)
 
     def _box(self, draw: Draw, height: int, width: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Returns first and end of the rectangle's rows, and of its columns, each (B,) int64."""
@@ -107,7 +110,7 @@ class CutMix:
 def drawn_shares(draw: Draw, alpha: float) -> Tensor:
     """Returns shares with the distribution Beta(alpha, alpha), rounded to multiples of 1/256: (B,) float64."""
     number = draw.below(_SHARE, FINENESS)
-    return (number[:, None] >= _limits(alpha, number.device)).sum(dim=1).double() / LEVELS
+    return torch.bucketize(number, _limits(alpha, number.device), right=True).double() / LEVELS
 
 
 @functools.lru_cache(maxsize=16)
