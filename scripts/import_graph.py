@@ -25,7 +25,10 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
         *("reproduce", "export", "export_description", "network_files", "trained_student", "source_run"),
         *("report", "ui", "sync", "translate"),
     ),
-    "study": ("plugin", "controller", "stages", "choosing", "two_records", "forecast", "measure_speed", "search"),
+    "study": (
+        *("plugin", "controller", "contest", "stages", "asking", "starting", "choosing", "confirming", "two_records"),
+        *("forecast", "measure_speed", "search", "proposals"),
+    ),
     "train": ("train",),
     "execution": (
         *("grid_sweeper", "grid", "executors", "ray", "workers", "worker", "serialization", "jobs"),
@@ -33,14 +36,36 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
     ),
     "recording": ("recording",),
     "report": (
-        *("next_commands", "writing", "console", "html", "conditions", "mlflow_note", "tables", "model_card"),
-        *("figures.all_figures", "charts.search", "charts.arms", "charts.panels"),
-        *("figures.search", "figures.surface", "figures.arms", "figures.curves"),
+        *(
+            "next_commands",
+            "watching",
+            "writing",
+            "console",
+            "html",
+            "conditions",
+            "mlflow_note",
+            "tables",
+            "model_card",
+        ),
+        *("figures.all_figures", "charts.across", "charts.search", "charts.arms", "charts.panels"),
+        *("figures.across", "figures.search", "figures.surface", "figures.arms", "figures.curves"),
     ),
     "analysis": (
-        *("study_numbers", "findings", "seed_planning", "teacher_pull", "per_class", "verdict_words", "verdict"),
+        *(
+            "study_numbers",
+            "progress_now",
+            "findings",
+            "contest_findings",
+            "equivalent",
+            "seed_planning",
+            "teacher_pull",
+            "per_class",
+            "verdict_words",
+            "stopping",
+        ),
+        "verdict",
         *("chance", "cost", "landscape", "plateau", "choice", "gaussian_process"),
-        *("deviation", "environment_diff", "sorted_runs", "study_goals", "statistics"),
+        *("deviation", "environment_diff", "sorted_runs", "study_goals", "contest_plan", "always_valid", "statistics"),
     ),
     "config": ("help_page", "checks", "build", "unread", "overrides", "rules", "saved_config", "folder"),
     "tracking": (
@@ -50,7 +75,7 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
     "the experiment": (
         *("experiment", "training", "teachers", "tables", "table_check", "evaluation"),
         *("own_networks", "models", "unlabelled", "data_files", "own_data", "data", "own_training", "own_arguments"),
-        *("augmentations", "mixing", "views", "gradients", "losses", "loss_rules", "schedules"),
+        *("augmentations", "mixing", "views", "gradients", "losses", "loss_rules", "feature_relations", "schedules"),
     ),
     "numerics": (
         *("logistic", "compiling", "step_graph", "half_precision", "gpu_memory"),

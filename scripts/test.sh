@@ -41,4 +41,4 @@ fi
 # A process for each core, with one thread: several threads each would slow one another down many times over.
 # Tests that share what takes long to make stay in one process, and go first (tests/conftest.py).
 OMP_NUM_THREADS=1 $venv/bin/pytest \
-    --numprocesses "$(nproc)" --dist loadgroup --no-loadscope-reorder "${chosen[@]}" "$@"
+    --numprocesses "$(env -u OMP_NUM_THREADS nproc)" --dist loadgroup --no-loadscope-reorder "${chosen[@]}" "$@"

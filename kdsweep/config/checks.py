@@ -10,7 +10,7 @@ from kdsweep import own_training, training
 from kdsweep.config.build import Components, architecture, component, components, key_of, unlabelled_of
 from kdsweep.config.rules import attempt, check_values
 from kdsweep.data import NONE
-from kdsweep.losses import given_to, hears_teacher
+from kdsweep.losses import example_for, hears_teacher
 from kdsweep.numerics import compiling
 from kdsweep.numerics.hardware import (
     TEACHER_PRECISIONS,
@@ -73,9 +73,8 @@ def check_components(cfg: DictConfig) -> Components:
 
 def _try(built: Components, *, with_teacher: bool) -> None:
     """Calls each component once, on the smallest input."""
-    attempt(
-        "loss", lambda: own_training.try_loss(partial(built.loss, **given_to(built.loss)), with_teacher=with_teacher)
-    )
+    example = example_for(built.loss, own_training.TRIED, with_teacher)
+    attempt("loss", lambda: own_training.try_loss(partial(built.loss, **example), with_teacher=with_teacher))
     optimizer = attempt("optimizer", lambda: own_training.try_optimizer(built.optimizer))
     attempt("schedule", lambda: own_training.try_schedule(built.schedule, optimizer))
 
@@ -85,7 +84,7 @@ def _check_labels(cfg: DictConfig, built: Components) -> None:
     taught = cfg.teacher is not None and hears_teacher(built.loss)
     without = taught and unlabelled_of(cfg) != NONE
     mixed = cfg.augment is not None and isinstance(component(cfg, "augment"), Mixing)
-    loss = partial(built.loss, **given_to(built.loss))
+    loss = partial(built.loss, **example_for(built.loss, 2, cfg.teacher is not None))
     for there, key, try_it in (
         (without, "data.unlabelled", own_training.try_without_label),
         (mixed, "augment", own_training.try_mixed_labels),

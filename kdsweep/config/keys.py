@@ -102,12 +102,13 @@ KEYS = (
         Key(f"tracking.{name}", Purpose.MEMBERSHIP, free=True)
         for name in ("parent", "study", "stage", "job", "trial", "reproduces")
     ),
-    *(Key(f"sweep.{name}", Purpose.STUDY) for name in ("name", "seed")),
+    Key("sweep.name", Purpose.STUDY),
     *(
         Key(f"sweep.{name}", Purpose.STUDY, free=True)
         for name in (
-            *("n_trials", "baseline_seeds", "confirm_seeds", "choose", "search_seeds"),
-            *("executor", "n_jobs", "ray_address", "max_restarts", "restart"),
+            *("n_trials", "baseline_seeds", "confirm_seeds", "confirm_until", "choose", "search_seeds"),
+            *("seed", "start.", "start_from", "executor", "n_jobs", "ray_address", "max_restarts", "restart"),
+            *("contenders", "define.", "for_all", "against", "fractions", "budgets", "students"),
         )
     ),
 )
