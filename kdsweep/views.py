@@ -188,7 +188,7 @@ class Views:
         pictures, draw = self._cropped(indices, key), Draw(key, indices)
         if self._mixing is not None:
             return self._mixing.mixed(pictures, self._cropped(self._partners(draw), key), draw)
-        return pictures if self._augmentation is None else self._augmentation(pictures, draw)
+        return pictures if self._augmentation is None else self._augmentation(pictures, draw)  # type: ignore[operator]
 
     def targets(self, labels: Tensor, indices: Tensor, key: int | Tensor, n_classes: int) -> Tensor:
         """Returns what the pictures of `keyed_batch` show.

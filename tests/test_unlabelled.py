@@ -196,6 +196,23 @@ def test_the_teacher_is_heard_on_all_and_the_labels_where_they_are(name: str) ->
     torch.testing.assert_close(loss(STUDENT, TEACHER, SOME), expected)
 
 
+@pytest.mark.parametrize("name", ["feature", "rkd", "sp"])
+def test_features_are_compared_on_all_pictures(name: str) -> None:
+    """So are those of pictures without labels, and the labels' part is that of the others."""
+    weights = {
+        "feature": {"weight": 0.7, "distance": "cosine"},
+        "rkd": {"distance_weight": 0.7, "angle_weight": 2.0},
+        "sp": {"weight": 0.7},
+    }
+    loss: Any = functools.partial(getattr(losses, name), **weights[name])
+    example = losses.example_for(loss, 7)
+    given = {key: torch.randn_like(value, dtype=torch.float64) for key, value in example.items()}
+    found, alone = (loss(STUDENT, TEACHER, SOME, ce_weight=weight, **given) for weight in (1.0, 0.0))
+    torch.testing.assert_close(found, F.cross_entropy(STUDENT[:3], SOME[:3]) + alone)
+    every = loss(STUDENT, TEACHER, torch.zeros(7).long(), ce_weight=0.0, **given)
+    torch.testing.assert_close(alone, every)
+
+
 def test_cross_entropy_is_that_of_the_pictures_with_labels() -> None:
     """With and without smoothing, for labels and for shares of classes."""
     for smoothing in (0.0, 0.2):
