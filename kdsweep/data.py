@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from http.client import HTTPException
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 # The number of pictures in scikit-learn's digits.
 N_DIGITS = 1797
+
+# What `unlabelled` can be besides a folder: no pictures, or those that a fraction leaves out.
+NONE, REST = "none", "rest"
 
 # The seed by which a test split is cut. It is no setting: the test pictures stay the same whatever else changes.
 TEST_SEED = 0
@@ -71,6 +74,7 @@ class Dataset:
         test: The official test split, or one that `with_test` has cut, for the final numbers only.
         padding: The number of pixels added on each side of a picture before a random crop.
         flip: Whether a mirrored picture has the same label.
+        unlabelled: (M, H, W, 3) uint8, more pictures to train on, whose labels nobody knows; None if there are none.
 
     Raises:
         UserError: The training pictures have fewer than two classes, a split is empty, or a label is the index of no
@@ -84,6 +88,7 @@ class Dataset:
     test: Split
     padding: int
     flip: bool
+    unlabelled: Tensor | None = None
 
     def __post_init__(self) -> None:
         for split in ("train", "validation", "test"):
@@ -124,11 +129,39 @@ class Dataset:
         red_std, green_std, blue_std = (s or 1.0 for s in std.tolist())
         return (red, green, blue), (red_std, green_std, blue_std)
 
+    @property
+    def n_shown(self) -> int:
+        """The number of pictures in `shown`."""
+        return len(self.train) + (0 if self.unlabelled is None else len(self.unlabelled))
+
+    @property
+    def shown(self) -> Tensor:
+        """The pictures that a student with a teacher sees: those of `train`, and then those without labels."""
+        return self.train.images if self.unlabelled is None else torch.cat([self.train.images, self.unlabelled])
+
+    @property
+    def shown_labels(self) -> Tensor:
+        """The labels of `shown`, int64: -1 for a picture without one."""
+        if self.unlabelled is None:
+            return self.train.labels
+        return torch.cat([self.train.labels, torch.full((len(self.unlabelled),), -1)])
+
     @cached_property
     def fingerprint(self) -> str:
-        """The SHA-256 (hex) of the pictures and labels of all splits."""
+        """The SHA-256 (hex) of all pictures and labels."""
+        if self.unlabelled is None:
+            return self.labelled_fingerprint
+        return hash_tensors({**self._tensors, "unlabelled.images": self.unlabelled})
+
+    @cached_property
+    def labelled_fingerprint(self) -> str:
+        """The SHA-256 (hex) of the pictures and labels of the three splits, which the teacher's features are of."""
+        return hash_tensors(self._tensors)
+
+    @property
+    def _tensors(self) -> dict[str, Tensor]:
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
-        return hash_tensors({f"{name}.{part}": t for name, split in splits.items() for part, t in vars(split).items()})
+        return {f"{name}.{part}": tensor for name, split in splits.items() for part, tensor in vars(split).items()}
 
 
 class SplitOptions(TypedDict):
@@ -140,6 +173,8 @@ class SplitOptions(TypedDict):
         split_seed: Decides which pictures are validation pictures, and which are in a fraction.
         padding: As in `Dataset`.
         flip: As in `Dataset`.
+        unlabelled: "rest": the training pictures that `train_fraction` leaves out become `Dataset.unlabelled`. "none",
+            which is the default: they are dropped.
     """
 
     val_size: int | float
@@ -147,6 +182,7 @@ class SplitOptions(TypedDict):
     split_seed: int
     padding: int
     flip: bool
+    unlabelled: NotRequired[str]
 
 
 # ---------------------------------------------------------------------------------------------------- data sets
@@ -357,6 +393,7 @@ def divided(
     split_seed: int,
     padding: int,
     flip: bool,
+    unlabelled: str = NONE,
 ) -> Dataset:
     """Takes the validation pictures from the end of the stratified order, and the training pictures from its front.
 
@@ -371,6 +408,7 @@ def divided(
         split_seed: Decides the order.
         padding: As in `Dataset`.
         flip: As in `Dataset`.
+        unlabelled: As in `SplitOptions`.
     """
     n, n_classes = len(train), len(classes)
     n_validation = 0 if validation is not None else val_size if isinstance(val_size, int) else round(val_size * n)
@@ -387,7 +425,11 @@ def divided(
     n_left = n - n_validation
     n_train = max(n_classes, round(train_fraction * n_left))
     chosen = train[order[n_left:]] if validation is None else validation
-    return Dataset(name, tuple(classes), train[order[:n_train]], chosen, test, padding, flip)
+    rest = train.images[order[n_train:n_left]] if unlabelled == REST else None
+    if rest is not None and len(rest) == 0:
+        note(f"{name}: train_fraction={train_fraction} leaves no training pictures out, so none are without a label.")
+        rest = None
+    return Dataset(name, tuple(classes), train[order[:n_train]], chosen, test, padding, flip, rest)
 
 
 def check_options(options: SplitOptions) -> None:
@@ -399,6 +441,9 @@ def check_options(options: SplitOptions) -> None:
     _require_int(options["split_seed"], "split_seed", 0)
     _require_int(options["padding"], "padding", 0)
     require(type(options["flip"]) is bool, "flip is true or false", options["flip"], "flip")
+    unlabelled = options.get("unlabelled", NONE)
+    remedy = "A folder is named in the configuration (data.unlabelled)."
+    require(unlabelled in (NONE, REST), "unlabelled is none or rest", unlabelled, "unlabelled", remedy)
 
 
 def require_test_size(test_size: object) -> None:

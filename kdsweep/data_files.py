@@ -37,6 +37,7 @@ class Options(TypedDict):
         split_seed: Decides the division.
         padding: As in `Dataset`.
         flip: As in `Dataset`.
+        unlabelled: As in `data.SplitOptions`.
     """
 
     test_size: NotRequired[int | float | None]
@@ -45,6 +46,7 @@ class Options(TypedDict):
     split_seed: int
     padding: int
     flip: bool
+    unlabelled: NotRequired[str]
 
 
 def npz(path: str, image_size: int | None, **options: Unpack[Options]) -> Dataset:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from kdsweep.losses import kd
+from kdsweep.losses import kd, label_shares
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +36,7 @@ def of_the_teacher(
         loss: (student logits, teacher logits, labels) -> scalar, with its settings.
         student_logits: (B, C), unnormalised; no gradient reaches the network behind them.
         teacher_logits: (B, C), unnormalised.
-        labels: (B,) int64.
+        labels: (B,) int64, or the shares of mixed pictures, as in `losses.cross_entropy`.
 
     Returns:
         The share and the ratio, (2,) float32, on the device of the logits; None unless `alpha_of` knows the loss.
@@ -48,7 +47,9 @@ def of_the_teacher(
     with torch.enable_grad():
         logits = student_logits.detach().float().requires_grad_()
         (whole,) = torch.autograd.grad(loss(logits, teacher_logits, labels), logits)  # (B, C)
-    plain = (logits.detach().softmax(dim=1) - F.one_hot(labels, logits.shape[1])) / len(labels)  # (B, C)
+    target = label_shares(logits, labels)  # (B, C)
+    labelled = target.sum(dim=1, keepdim=True) > 0
+    plain = (logits.detach().softmax(dim=1) - target) * labelled / labelled.sum()  # (B, C)
     of_labels = (1 - alpha) * plain
     teachers, rest, both, ce = (g.norm() for g in (whole - of_labels, of_labels, whole, plain))
     tiny = torch.finfo(torch.float32).tiny  # 0 / 0 shall be 0

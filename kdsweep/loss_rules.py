@@ -50,6 +50,11 @@ def mse(*, alpha: float) -> None:
     _share(alpha, "alpha")
 
 
+def pseudo_labels(*, alpha: float) -> None:
+    """Refuses alpha outside of [0, 1]."""
+    _share(alpha, "alpha")
+
+
 def dkd(*, ce_weight: float, target_weight: float, others_weight: float, tau: float) -> None:
     """Refuses weights unless they are finite and >= 0, and tau unless it is finite and > 0."""
     _weight(ce_weight, "ce_weight")
@@ -128,7 +133,10 @@ def scheduled(*, of: object) -> None:
 
 RULES: dict[str, Callable[..., None]] = {
     rule.__name__: rule
-    for rule in (kd, label_smoothing, tf_kd, mse, dkd, nkd, dist, wttm, feature, rkd, sp, weighted_sum, scheduled)
+    for rule in (
+        *(kd, label_smoothing, tf_kd, mse, pseudo_labels, dkd, nkd, dist, wttm, feature, rkd, sp),
+        *(weighted_sum, scheduled),
+    )
 }
 
 

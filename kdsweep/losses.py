@@ -6,7 +6,9 @@ alpha is the distillation share, in [0, 1]. tau is the softmax temperature, > 0.
 A loss whose paper weighs the teacher's terms beside a whole cross-entropy has weights instead of alpha. With alpha or
 all weights at 0, each loss is cross-entropy bit for bit.
 
-All logits are (batch, classes) and unnormalised, labels are (batch,) int64, and no gradient reaches the teacher. The
+All logits are (batch, classes) and unnormalised, labels are (batch,) int64, and no gradient reaches the teacher. A
+picture without a label has the label -1: the teacher's part is a mean over all pictures, and the labels' part is the
+mean over those that have one. Mixed pictures have labels (batch, classes) float32, the share of each class. The
 settings are keyword arguments: numbers, or tensors with one value, which a compiled training step can change without
 compiling again.
 """
@@ -35,6 +37,10 @@ LOGITS = "logits"  # the teacher's logits, if the run has a teacher
 SHARE = "share"  # how far the training is
 FEATURES = "features"  # the pooled features of the student and of the teacher, (batch, features) each
 PROJECTOR = "projector"  # a linear map of the student's features to the teacher's, which is trained with the student
+LABEL = "label"  # one label for each picture that it gets, and so no mixed pictures and none without a label
+
+# The label of a picture that has none.
+NO_LABEL = -1
 
 # The keyword arguments that a loss gets in a training because it needs them.
 ARGUMENTS = {
@@ -53,7 +59,7 @@ DEVIATION_FLOOR = 1e-7
 
 
 def needs(*what: str) -> Callable[[Callable[Arguments, Tensor]], Callable[Arguments, Tensor]]:
-    """Says what a loss needs: `LOGITS`, `FEATURES`, `PROJECTOR`, `SHARE`. A loss that doesn't say needs `LOGITS`."""
+    """Says what a loss needs, of the names above. A loss that doesn't say needs `LOGITS`."""
 
     def said(loss: Callable[Arguments, Tensor]) -> Callable[Arguments, Tensor]:
         setattr(loss, "needs", what)  # noqa: B010 (a function has no such attribute to mypy)
@@ -72,6 +78,11 @@ def needs_of(loss: Callable[..., Tensor]) -> set[str]:
 def given_arguments(loss: Callable[..., Any]) -> set[str]:
     """Returns the names of the keyword arguments that a loss gets in a training, and nobody configures."""
     return {argument for need in needs_of(loss) for argument in ARGUMENTS.get(need, ())}
+
+
+def hears_teacher(loss: Callable[..., Tensor]) -> bool:
+    """Returns whether a loss with its settings needs a teacher's answers to the training pictures."""
+    return not needs_of(loss).isdisjoint((LOGITS, FEATURES))
 
 
 def given_to(
@@ -216,7 +227,7 @@ def kd(
         UserError: A setting is out of range, there is no teacher, or the teacher has other classes.
     """
     teacher = _heard("kd", student_logits, teacher_logits)
-    hard = F.cross_entropy(student_logits, labels)
+    hard = cross_entropy(student_logits, labels)
     student = student_logits
     if standardize:
         student, teacher = _standardized(student), _standardized(teacher)
@@ -236,7 +247,7 @@ def ce(student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor) ->
     Returns:
         The mean over the batch, a scalar.
     """
-    return F.cross_entropy(student_logits, labels)
+    return cross_entropy(student_logits, labels)
 
 
 @checked
@@ -260,11 +271,11 @@ def label_smoothing(
     Raises:
         UserError: smoothing is out of range.
     """
-    return F.cross_entropy(student_logits, labels, label_smoothing=smoothing)
+    return cross_entropy(student_logits, labels, smoothing)
 
 
 @checked
-@needs()
+@needs(LABEL)
 def tf_kd(
     student_logits: Tensor,
     teacher_logits: Tensor | None,
@@ -302,7 +313,32 @@ def tf_kd(
     virtual = rest + (correct - rest) * _is_label(student_logits, labels).to(student_logits.dtype)  # (B, C)
     target = F.log_softmax(virtual / tau, dim=1)
     soft = F.kl_div(F.log_softmax(student_logits, dim=1), target, reduction="none", log_target=True).sum(dim=1).mean()
-    return (1 - alpha) * F.cross_entropy(student_logits, labels) + alpha * soft
+    return (1 - alpha) * cross_entropy(student_logits, labels) + alpha * soft
+
+
+@checked
+@needs(LOGITS)
+def pseudo_labels(student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor, *, alpha: float) -> Tensor:
+    """Pseudo-labels: `(1 - alpha) * CE + alpha * CE with the class that the teacher finds likeliest`.
+
+    It is `kd` with the teacher's answer instead of its probabilities: the control that shows whether a student learns
+    from these, or from more labels. Lee 2013 (ICML workshop) takes the network's own answers in the teacher's place,
+    and those to pictures without labels alone.
+
+    Args:
+        student_logits: (batch, classes), unnormalised.
+        teacher_logits: (batch, classes), unnormalised.
+        labels: (batch,) int64.
+        alpha: The weight of the teacher's answers, in [0, 1]; 0 is exactly cross-entropy.
+
+    Returns:
+        The mean over the batch in nats, a scalar.
+
+    Raises:
+        UserError: alpha is out of range, there is no teacher, or the teacher has other classes.
+    """
+    answers = _heard("pseudo_labels", student_logits, teacher_logits).argmax(dim=1)
+    return (1 - alpha) * cross_entropy(student_logits, labels) + alpha * F.cross_entropy(student_logits, answers)
 
 
 @checked
@@ -327,11 +363,11 @@ def mse(student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor, *
         UserError: alpha is out of range, there is no teacher, or the teacher has other classes.
     """
     teacher = _heard("mse", student_logits, teacher_logits)
-    return (1 - alpha) * F.cross_entropy(student_logits, labels) + alpha * F.mse_loss(student_logits, teacher)
+    return (1 - alpha) * cross_entropy(student_logits, labels) + alpha * F.mse_loss(student_logits, teacher)
 
 
 @checked
-@needs(LOGITS)
+@needs(LOGITS, LABEL)
 def dkd(
     student_logits: Tensor,
     teacher_logits: Tensor | None,
@@ -373,12 +409,12 @@ def dkd(
     )
     target = F.kl_div(student_sides, teacher_sides, reduction="none", log_target=True).sum(dim=1).mean()
     others = (teacher_others.exp() * (teacher_others - student_others)).masked_fill(is_label, 0.0).sum(dim=1).mean()
-    hard = ce_weight * F.cross_entropy(student_logits, labels)
+    hard = ce_weight * cross_entropy(student_logits, labels)
     return hard + tau**2 * (target_weight * target + others_weight * others)
 
 
 @checked
-@needs(LOGITS)
+@needs(LOGITS, LABEL)
 def nkd(
     student_logits: Tensor,
     teacher_logits: Tensor | None,
@@ -420,7 +456,7 @@ def nkd(
     _, student_others = _decoupled(student_logits / tau, is_label)
     _, teacher_others = _decoupled(teacher / tau, is_label)
     others = -(teacher_others.exp() * student_others).masked_fill(is_label, 0.0).sum(dim=1).mean()
-    hard = ce_weight * F.cross_entropy(student_logits, labels)
+    hard = ce_weight * cross_entropy(student_logits, labels)
     return hard + target_weight * target + others_weight * tau**2 * others
 
 
@@ -463,7 +499,7 @@ def dist(
     student = F.softmax(student_logits / tau, dim=1)
     inter = 1 - _correlation(student, teacher, dim=1).mean()
     intra = 1 - _correlation(student, teacher, dim=0).mean()
-    hard = ce_weight * F.cross_entropy(student_logits, labels)
+    hard = ce_weight * cross_entropy(student_logits, labels)
     return hard + tau**2 * (inter_weight * inter + intra_weight * intra)
 
 
@@ -502,7 +538,7 @@ def wttm(
     unsure = (F.log_softmax(teacher, dim=1) / tau).exp().sum(dim=1)  # (B,)
     student, target = F.log_softmax(student_logits, dim=1), F.log_softmax(teacher / tau, dim=1)
     apart = F.kl_div(student, target, reduction="none", log_target=True).sum(dim=1)  # (B,)
-    return ce_weight * F.cross_entropy(student_logits, labels) + weight * (unsure * apart).mean()
+    return ce_weight * cross_entropy(student_logits, labels) + weight * (unsure * apart).mean()
 
 
 @checked
@@ -543,7 +579,7 @@ def feature(
     """
     teacher = _felt("feature", teacher_features)
     apart = mismatch(projected(student_features, projector), teacher, distance)
-    return ce_weight * F.cross_entropy(student_logits, labels) + weight * apart
+    return ce_weight * cross_entropy(student_logits, labels) + weight * apart
 
 
 @checked
@@ -584,7 +620,7 @@ def rkd(
     """
     teacher = _felt("rkd", teacher_features)
     distances, angles = distance_mismatch(student_features, teacher), angle_mismatch(student_features, teacher)
-    return ce_weight * F.cross_entropy(student_logits, labels) + distance_weight * distances + angle_weight * angles
+    return ce_weight * cross_entropy(student_logits, labels) + distance_weight * distances + angle_weight * angles
 
 
 @checked
@@ -620,7 +656,7 @@ def sp(
         UserError: A setting is out of range, or there is no teacher.
     """
     apart = similarity_mismatch(student_features, _felt("sp", teacher_features))
-    return ce_weight * F.cross_entropy(student_logits, labels) + weight * apart
+    return ce_weight * cross_entropy(student_logits, labels) + weight * apart
 
 
 @checked
@@ -735,6 +771,29 @@ def at_share(share: Tensor, *, start: float, end: float, shape: str, until: floa
     return torch.lerp(torch.full_like(share, start), torch.full_like(share, end), done)
 
 
+def cross_entropy(student_logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy in nats, the mean over the pictures that have a label; at least one of the batch has.
+
+    Args:
+        student_logits: (batch, classes), unnormalised.
+        labels: (batch,) int64, -1 for a picture without one; or (batch, classes), the share of each class in it, zeros
+            for a picture without a label.
+        smoothing: The share of each target that is spread evenly over the classes.
+    """
+    if labels.dim() == 1:
+        return F.cross_entropy(student_logits, labels, ignore_index=NO_LABEL, label_smoothing=smoothing)
+    labelled = (labels.sum(dim=1, keepdim=True) > 0).to(labels.dtype)  # (B, 1)
+    target = (1 - smoothing) * labels + smoothing / labels.shape[1] * labelled
+    return -(target * F.log_softmax(student_logits, dim=1)).sum() / labelled.sum()
+
+
+def label_shares(logits: Tensor, labels: Tensor) -> Tensor:
+    """Returns the share of each class, (B, C): of labels as `cross_entropy` takes them."""
+    if labels.dim() == 2:
+        return labels
+    return (labels[:, None] == torch.arange(logits.shape[1], device=logits.device)).to(logits.dtype)
+
+
 def divergence(student_logits: Tensor, teacher_logits: Tensor, direction: str, tau: float = 1.0) -> Tensor:
     """The divergence of each example between the student's softmax q and the teacher's p at temperature tau, in nats.
 
@@ -807,6 +866,8 @@ def _standardized(logits: Tensor) -> Tensor:
 
 def _is_label(logits: Tensor, labels: Tensor) -> Tensor:
     """Returns which class is the label, (B, C) bool; a comparison, because scattering isn't deterministic on CUDA."""
+    if labels.dim() != 1:
+        raise UserError("the loss needs one label for each picture, but the labels are those of mixed pictures.")
     return labels[:, None] == torch.arange(logits.shape[1], device=logits.device)
 
 

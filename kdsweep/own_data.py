@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from kdsweep.data import (
+    NONE,
     Dataset,
     Split,
     check_options,
@@ -37,7 +38,10 @@ if TYPE_CHECKING:
     from PIL import Image
 
 # The settings that kdsweep adds to those of the user's function.
-SETTINGS = ("image_size", "test_size", "val_size", "train_fraction", "split_seed", "padding", "flip", "cache")
+SETTINGS = (
+    *("image_size", "test_size", "val_size", "train_fraction", "split_seed"),
+    *("padding", "flip", "unlabelled", "cache"),
+)
 
 # The names of splits, as data sets have them.
 TRAIN, VALIDATION, TEST = ("train", "training"), ("val", "valid", "validation", "dev"), ("test", "testing")
@@ -114,6 +118,7 @@ class OwnData:
         split_seed: As in `SplitOptions`.
         padding: As in `Dataset`.
         flip: As in `Dataset`.
+        unlabelled: As in `SplitOptions`.
         cache: The folder of decoded pictures; None keeps none.
     """
 
@@ -128,6 +133,7 @@ class OwnData:
     split_seed: int = 0
     padding: int = 4
     flip: bool = True
+    unlabelled: str = NONE
     cache: str | None = None
 
     def __post_init__(self) -> None:
@@ -233,6 +239,7 @@ def from_splits(
     split_seed: int,
     padding: int,
     flip: bool,
+    unlabelled: str = NONE,
 ) -> Dataset:
     """Decodes the splits of a data set into memory.
 
@@ -248,12 +255,13 @@ def from_splits(
         split_seed: Decides the order.
         padding: As in `Dataset`.
         flip: As in `Dataset`.
+        unlabelled: As in `SplitOptions`.
 
     Raises:
         UserError: A picture or a label is none that can be trained on, or sizes differ.
     """
     options: dict[str, Any] = {"train_fraction": train_fraction, "split_seed": split_seed, "padding": padding}
-    options |= {"flip": flip, "val_size": VALIDATION_SHARE if val_size is None else val_size}
+    options |= {"flip": flip, "unlabelled": unlabelled, "val_size": VALIDATION_SHARE if val_size is None else val_size}
     if "val" in splits:
         remedy = f"{name} has a validation split of its own."
         require(val_size is None, "val_size is null", val_size, "val_size", remedy)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from kdsweep.losses import given_arguments
+from kdsweep.losses import LABEL, NO_LABEL, given_arguments, needs_of
 from kdsweep.own_arguments import name_of, parameters, require_arguments
-from kdsweep.system.errors import UserError
+from kdsweep.system.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -41,7 +42,8 @@ class LossFunction(Protocol):
         Args:
             student_logits: (B, C) float32, unnormalised.
             teacher_logits: (B, C) float32 for the same views, without gradient; None without a teacher.
-            labels: (B,) int64.
+            labels: (B,) int64, -1 for a picture without a label (`data.unlabelled`); or (B, C) float32, the share of
+                each class, where pictures are mixed (`augment=mixup`).
             **settings: From the configuration.
 
         Returns:
@@ -162,6 +164,44 @@ def try_loss(loss: Callable[..., object], *, with_teacher: bool) -> None:
             shown = f"a tensor {tuple(found.shape)}" + ("" if found.requires_grad else " without a gradient")
         rule = "the loss is one number with a gradient, the mean over the batch"
         raise UserError(f"`{rule}` must hold, but it returned {shown}.")
+
+
+def try_without_label(loss: Callable[..., Tensor], key: str, *, with_teacher: bool) -> None:
+    """Calls a loss with a picture that has no label.
+
+    Args:
+        loss: The loss with its settings.
+        key: What brings such pictures.
+        with_teacher: Whether it gets a teacher's logits.
+
+    Raises:
+        UserError: It needs a label for each picture, or takes -1 for the last class.
+    """
+    rule = "the loss leaves a picture with the label -1 out of the labels' part"
+    found = _with_labels(loss, torch.tensor([0, NO_LABEL]), rule, key, with_teacher)
+    last = _with_labels(loss, torch.tensor([0, 2]), rule, key, with_teacher)
+    if bool(found == last) and bool(found != _with_labels(loss, torch.tensor([0, 1]), rule, key, with_teacher)):
+        raise UserError(f"`{rule}` must hold for {key}, but for this one -1 is the last class. Write it for both.")
+
+
+def try_mixed_labels(loss: Callable[..., Tensor], key: str, *, with_teacher: bool) -> None:
+    """Calls a loss with pictures that are mixed; raises what `try_without_label` does."""
+    rule = "the loss takes labels (B, C), the share of each class in a mixed picture"
+    _with_labels(loss, torch.tensor([[1.0, 0.0, 0.0], [0.25, 0.0, 0.75]]), rule, key, with_teacher)
+
+
+def _with_labels(loss: Callable[..., Tensor], labels: Tensor, rule: str, key: str, with_teacher: bool) -> Tensor:
+    student = torch.tensor([[1.0, -2.0, 3.0], [0.0, 2.0, 5.0]], requires_grad=True)
+    teacher = torch.tensor([[2.0, 0.0, -1.0], [1.0, 1.0, 4.0]]) if with_teacher else None
+    name = name_of(getattr(loss.func, "func", loss.func)) if isinstance(loss, partial) else name_of(loss)
+    remedy = "Choose another loss (kd, kd_variants, mse, dist, wttm, pseudo_labels), or leave that key alone."
+    if LABEL in needs_of(loss):
+        raise UserError(f"`{rule}` must hold for {key}, but {name} needs one label for each picture. {remedy}")
+    try:
+        return loss(student, teacher, labels).detach()
+    except Exception as error:
+        fault = one_line(f"{type(error).__name__}: {error}", whole=False)
+        raise UserError(f"`{rule}` must hold for {key}, but {name} ended in {fault}. {remedy}") from error
 
 
 def try_optimizer(optimizer: Callable[..., object]) -> Optimizer:

@@ -222,6 +222,8 @@ def started(
             run.describe(commands)
             contexts = {"training": data.train, "validation": data.validation, "test": data.test}
             profiles = {name: {"pictures": len(split), "classes": data.n_classes} for name, split in contexts.items()}
+            if data.unlabelled is not None:
+                profiles["unlabelled"] = {"pictures": len(data.unlabelled)}
             run.datasets(data.name, str(config["data"]["_target_"]), data.fingerprint, profiles)
             # Files come last, because training can begin while they are written.
             recording.save_config()

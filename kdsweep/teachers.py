@@ -101,7 +101,9 @@ class Teacher:
         self._compiled = self._compiles(compiled)
         # The features depend on the backbone alone, so they stay valid when the head changes.
         backbone = network.backbone_hash()
-        self._features = self._tables({"outputs": "features", "backbone": backbone})
+        # Pictures without labels have none of these, so that a teacher is the same with them and without.
+        features = {"outputs": "features", "backbone": backbone, "data": data.labelled_fingerprint}
+        self._features = self._tables(features)
         self._logits: Tables | None = None
         self._pass_features = self._tables(
             {"outputs": "features of passes", "backbone": backbone, "views": views.policy}

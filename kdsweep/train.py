@@ -274,6 +274,7 @@ def train_student(
     # A teacher that the loss doesn't hear is compared with the student, but computes no passes over its pictures.
     outputs = training.heard_by(components.loss)
     heard = teacher if outputs else None
+    labels = data.train.labels if heard is None else data.shown_labels
     passes = passes_of_run(cfg.order_seed, cfg.epochs, cfg.n_passes)
     if heard is not None and FEATURES in outputs:
         heard.require_room(passes)
@@ -292,7 +293,7 @@ def train_student(
             fitting = training.Fit(
                 network,
                 views,
-                data.train.labels.to(network.head.weight.device),
+                labels.to(network.head.weight.device),
                 loss=components.loss,
                 teacher=dealt,
                 optimizer=components.optimizer,

@@ -33,7 +33,7 @@ from kdsweep.numerics.taken_apart import Same
 from kdsweep.system import user_code
 from kdsweep.system.errors import SEE_TRACEBACK, RunError, UserError, is_number, require
 from kdsweep.system.progress import progress
-from kdsweep.views import Views, batch_order, pass_of_epoch
+from kdsweep.views import Views, batch_order, labelled_in_batch, mixed_order, pass_of_epoch
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -74,7 +74,11 @@ class Fit:
     All batches have the same size, so an epoch leaves out the pictures that don't fill the last one. The order of the
     pictures changes from epoch to epoch. A data set that is smaller than a batch is one batch.
 
-    The metrics are train/loss (the mean over the epoch), train/accuracy (a fraction), lr (the rate of the next step),
+    Pictures without labels come after those with labels. Where there are some, each batch has as many with labels as
+    `views.labelled_in_batch` says, and an epoch has as many steps as all pictures fill; see `views.mixed_order`.
+
+    The metrics are train/loss (the mean over the epoch), train/accuracy (a fraction of the pictures with labels; for a
+    mixed picture, whether the student sees the class that has the largest share), lr (the rate of the next step),
     images_per_second and epoch_seconds; for losses that `gradients.of_the_teacher` can take apart also
     train/teacher_share and train/gradient_ratio, both of the epoch's last batch. Iterating raises a `DivergedError`
     with epoch and step if a loss is not finite.
@@ -82,7 +86,8 @@ class Fit:
     Args:
         network: Takes pictures (B, H, W, 3) uint8, and returns logits (B, C).
         views: The training pictures and their views, on the device or in the computer's memory.
-        labels: (N,) int64, on the device.
+        labels: (N,) int64, on the device; -1 for a picture without a label, all of which come last. It may be shorter
+            than `views`, whose other pictures are then left out.
         loss: A function of (student logits, teacher logits or None, labels), as in `losses.py`, with its settings. If
             it needs `share`, it gets how far the training is: 0 in the first epoch, and 1 in the last. If it needs
             features, it gets the inputs of both heads, and if it needs projectors, these are trained too.
@@ -143,6 +148,9 @@ class Fit:
         self._epochs, self._n_passes, self._order_seed, self._precision = epochs, n_passes, order_seed, precision
         self._batch_size = min(batch_size, len(labels))
         self._steps = len(labels) // self._batch_size
+        self._n_labelled = int((labels >= 0).sum())
+        own = labelled_in_batch(self._n_labelled, len(labels), self._batch_size)
+        self._n_answered = self._steps * (own if self._n_labelled < len(labels) else self._batch_size)
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
         self._optimizer = optimizer([*trained, *self._projectors.values()])
         if self._captures:
@@ -245,7 +253,7 @@ class Fit:
         pass_index = pass_of_epoch(self._order_seed, self.epoch, self._n_passes)
         answers, features_of = self._asked(pass_index)
         # Pictures and tables that stay in the computer's memory are looked up there.
-        drawn = batch_order(self._order_seed, self.epoch, len(self._labels))
+        drawn = self._order()
         order = drawn.to(self._views.device)
         rows = order if self._teacher is None else drawn.to(self._teacher.table_device)
         if SHARE in self._given:
@@ -265,7 +273,7 @@ class Fit:
         seconds, pictures = earlier + time.perf_counter() - start, self._steps * self._batch_size
         self.last = {
             "train/loss": float(self._losses.mean()),
-            "train/accuracy": float(self._correct) / pictures,
+            "train/accuracy": float(self._correct) / self._n_answered,
             "lr": float(self._scheduler.get_last_lr()[0]),
             "images_per_second": pictures / seconds,
             "epoch_seconds": seconds,
@@ -276,6 +284,16 @@ class Fit:
         self.epoch += 1
         self._begin_epoch()
         self.between_steps = True
+
+    def _order(self) -> Tensor:
+        """Returns the order in which the epoch visits the pictures."""
+        n = len(self._labels)
+        if self._n_labelled == n:
+            return batch_order(self._order_seed, self.epoch, n)
+        return mixed_order(self._order_seed, self.epoch, self._n_labelled, n, self._batch_size)
+
+    def _targets(self, indices: Tensor, key: int | Tensor) -> Tensor:
+        return self._views.targets(self._labels, indices, key, self._network.n_classes)
 
     def _compiling(self) -> AbstractContextManager[object]:
         return explained("compiled") if self._compiled else nullcontext()
@@ -303,7 +321,8 @@ class Fit:
         self._losses[self._step] = loss
         self._correct += correct
         if guide is not None and self._step == self._steps - 1:
-            self._gradient = gradients.of_the_teacher(self._plain_loss, logits, guide, self._labels[indices])
+            targets = self._targets(indices, key)
+            self._gradient = gradients.of_the_teacher(self._plain_loss, logits, guide, targets)
 
     def _computed(
         self,
@@ -319,7 +338,7 @@ class Fit:
         that changes from step to step in tensors: the indices, the key of the pass, and the learning rate. `fetched`
         are the pictures where they come from the computer's memory.
         """
-        labels = self._labels[indices]
+        labels = self._targets(indices, key)
         pictures = self._views.keyed_batch(indices, key) if fetched is None else fetched  # (B, H, W, 3)
         with self._compiling(), autocast(self._precision, labels.device), self._small_maps:
             made = self._forward(pictures)
@@ -335,7 +354,7 @@ class Fit:
         with self._compiling():
             value.backward()
         self._optimizer.step()
-        return value.detach(), (logits.detach().argmax(dim=1) == labels).sum(), logits.detach(), guide
+        return value.detach(), _n_right(logits.detach(), labels), logits.detach(), guide
 
     def _replayed(
         self, indices: Tensor, key: int, looked_up: Tensor | None, fetched: Tensor | None, features: Tensor | None
@@ -343,7 +362,7 @@ class Fit:
         """Does what `_captured` does, from a CUDA graph if one can be captured."""
         if self._step_graph is None:
             pictures = self._views.keyed_batch(indices, key) if fetched is None else fetched
-            reason = self._obstacle(pictures, self._labels[indices], looked_up, features)
+            reason = self._obstacle(pictures, self._targets(indices, key), looked_up, features)
             if reason is not None:
                 note_plain(reason)
                 self._captures = False
@@ -589,6 +608,14 @@ def heard_by(loss: Loss) -> tuple[str, ...]:
 def _always(found: Tensor) -> Answers:
     """Returns what answers with the same tensor whatever it is asked."""
     return lambda _, __: found
+
+
+def _n_right(logits: Tensor, labels: Tensor) -> Tensor:
+    """Returns how many pictures with labels are seen as what they are, mostly are if they are mixed: () int64."""
+    found = logits.argmax(dim=1)
+    if labels.dim() == 1:
+        return (found == labels).sum()
+    return ((found == labels.argmax(dim=1)) & (labels.sum(dim=1) > 0)).sum()
 
 
 def _refuse_non_finite(losses: Tensor, epoch: int) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -20,6 +21,9 @@ _MASK = (1 << 64) - 1
 
 # Independent streams of numbers drawn from one seed.
 _VIEW, _BATCH, _PASS = 0, 1, 2
+
+# Which of a picture's random numbers decides what it is mixed with.
+PARTNER = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +46,17 @@ class Draw:
 
 # (pictures (B, H, W, 3) uint8, their random numbers) -> changed pictures (B, H, W, 3) uint8
 Augmentation = Callable[[Tensor, Draw], Tensor]
+
+
+@runtime_checkable
+class Mixing(Protocol):
+    """An augmentation that makes one picture, and one label, of two."""
+
+    def shares(self, draw: Draw, height: int, width: int) -> Tensor:
+        """Returns the share that each picture has of what is mixed, in [0, 1]: (B,) float64, on the draw's device."""
+
+    def mixed(self, pictures: Tensor, partners: Tensor, draw: Draw) -> Tensor:
+        """Mixes pictures (B, H, W, 3) uint8 with their partners, which have the same shape."""
 
 
 def view_ids(seed: int, pass_index: int, indices: Tensor, padding: int, flip: bool) -> Tensor:
@@ -74,6 +89,30 @@ def batch_order(seed: int, epoch: int, n: int) -> Tensor:
     return torch.argsort(_hash(seed, _BATCH, epoch, torch.arange(n)), stable=True)
 
 
+def mixed_order(seed: int, epoch: int, n_labelled: int, n: int, batch_size: int) -> Tensor:
+    """Returns the order in which an epoch visits n pictures of which the first n_labelled have labels.
+
+    Each batch has as many pictures with labels as `labelled_in_batch` says, and they come first in it. The pictures of
+    either kind come in the order of `batch_order`, and begin anew where an epoch needs more than there are.
+
+    Returns:
+        Indices, (steps * batch_size,) int64.
+    """
+    steps, own = n // batch_size, labelled_in_batch(n_labelled, n, batch_size)
+    order = batch_order(seed, epoch, n)
+    kinds = (order[order < n_labelled], own), (order[order >= n_labelled], batch_size - own)
+    rows = [kind[torch.arange(steps * share) % len(kind)].view(steps, share) for kind, share in kinds]
+    return torch.cat(rows, dim=1).flatten()
+
+
+def labelled_in_batch(n_labelled: int, n: int, batch_size: int) -> int:
+    """Returns how many pictures of a batch have labels: their share of all pictures, rounded up, but not the batch.
+
+    So each picture with a label is seen in each epoch.
+    """
+    return n_labelled if batch_size == n else min(-(-batch_size * n_labelled // n), batch_size - 1)
+
+
 def pass_of_epoch(seed: int, epoch: int, n_passes: int) -> int:
     """Returns the pass that an epoch (from 0) trains on. Each cycle of `n_passes` epochs uses every pass once."""
     cycle, position = divmod(epoch, n_passes)
@@ -99,6 +138,8 @@ class Views:
         augmentation: What happens to a picture after crop and flip; None leaves it.
         made_of: What tells the augmentation from others, fit for JSON: its name, its settings, and the hash of its
             source if it is the user's own.
+        n_labelled: The number of pictures with labels, which come first; None if all have one. A mixing augmentation
+            mixes pictures of one kind.
     """
 
     def __init__(
@@ -107,8 +148,9 @@ class Views:
         padding: int,
         flip: bool,
         seed: int,
-        augmentation: Augmentation | None = None,
+        augmentation: Augmentation | Mixing | None = None,
         made_of: object = None,
+        n_labelled: int | None = None,
     ) -> None:
         n, height, width, channels = pictures.shape
         padded = pictures.new_zeros(n, height + 2 * padding, width + 2 * padding, channels)
@@ -116,7 +158,9 @@ class Views:
         # All crops are windows on the padded copy, and take no memory of their own: (N, 2p+1, 2p+1, H, W, 3).
         self._windows = padded.unfold(1, height, 1).unfold(2, width, 1).permute(0, 1, 2, 4, 5, 3)
         self.padding, self.flip, self.seed = padding, flip, seed
+        self._mixing = augmentation if isinstance(augmentation, Mixing) else None
         self._augmentation, self._made_of = augmentation, made_of
+        self._n_labelled = n if n_labelled is None else n_labelled
         self.device = pictures.device
 
     def __len__(self) -> int:
@@ -141,8 +185,34 @@ class Views:
 
         A step that is captured once and replayed for all passes has it as a tensor, () int64.
         """
-        pictures = self._cropped(indices, key)
-        return pictures if self._augmentation is None else self._augmentation(pictures, Draw(key, indices))
+        pictures, draw = self._cropped(indices, key), Draw(key, indices)
+        if self._mixing is not None:
+            return self._mixing.mixed(pictures, self._cropped(self._partners(draw), key), draw)
+        return pictures if self._augmentation is None else self._augmentation(pictures, draw)  # type: ignore[operator]
+
+    def targets(self, labels: Tensor, indices: Tensor, key: int | Tensor, n_classes: int) -> Tensor:
+        """Returns what the pictures of `keyed_batch` show.
+
+        Args:
+            labels: (N,) int64, the label of each picture, or -1 for a picture without one; on any device.
+            indices: (B,) int64, on the device of the labels.
+            key: As in `keyed_batch`.
+            n_classes: The number of classes.
+
+        Returns:
+            Their labels (B,) int64; or, where pictures are mixed, the share of each class (B, n_classes) float32, zeros
+            for a picture without a label.
+        """
+        if self._mixing is None:
+            return labels[indices]
+        draw = Draw(key, indices)
+        height, width = self._windows.shape[3:5]
+        return mixed_labels(
+            labels[indices], labels[self._partners(draw)], self._mixing.shares(draw, height, width), n_classes
+        )
+
+    def _partners(self, draw: Draw) -> Tensor:
+        return partners(draw, self._n_labelled, len(self))
 
     def _cropped(self, indices: Tensor, key: int | Tensor) -> Tensor:
         ids = _keyed_view_ids(key, indices, self.padding, self.flip)
@@ -152,6 +222,34 @@ class Views:
         if not self.flip:
             return pictures
         return torch.where(flipped.bool().view(-1, 1, 1, 1), pictures.flip(2), pictures)
+
+
+def partners(draw: Draw, n_labelled: int, n: int) -> Tensor:
+    """Returns which picture each is mixed with, (B,) int64: one with a label with one that has a label, too.
+
+    Args:
+        draw: The pictures' random numbers.
+        n_labelled: The number of pictures with labels, which come first.
+        n: The number of all pictures.
+    """
+    own = draw.below(PARTNER, n_labelled)
+    if n_labelled == n:
+        return own
+    return torch.where(draw.indices < n_labelled, own, n_labelled + draw.below(PARTNER, n - n_labelled))
+
+
+def mixed_labels(labels: Tensor, others: Tensor, shares: Tensor, n_classes: int) -> Tensor:
+    """Returns the share of each class in mixed pictures, (B, n_classes) float32.
+
+    Args:
+        labels: (B,) int64, the pictures' labels; -1 stands for none.
+        others: (B,) int64, their partners' labels.
+        shares: (B,) float64, the pictures' shares.
+        n_classes: The number of classes.
+    """
+    classes = torch.arange(n_classes, device=labels.device)
+    own, other = ((some[:, None] == classes).double() for some in (labels, others))
+    return (shares[:, None] * own + (1 - shares)[:, None] * other).float()
 
 
 def _scaled(bits: Tensor, n: int) -> Tensor:

@@ -16,7 +16,7 @@ from PIL import Image
 from kdsweep.config import build
 from kdsweep.config.folder import CONFIG_FOLDER
 
-OPTIONS = ("crop_flip", "cutout", "color", "trivial")
+OPTIONS = ("crop_flip", "cutout", "color", "trivial", "mixup", "cutmix")
 N, GAP, SCALE = 12, 2, 2  # pictures in a row, pixels between them, enlargement
 
 

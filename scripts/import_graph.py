@@ -95,8 +95,8 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
             "table_check",
             "evaluation",
         ),
-        *("own_networks", "models", "data_files", "own_data", "data", "own_training", "own_arguments"),
-        *("augmentations", "views", "gradients", "losses", "loss_rules", "feature_relations", "schedules"),
+        *("own_networks", "models", "unlabelled", "data_files", "own_data", "data", "own_training", "own_arguments"),
+        *("augmentations", "mixing", "views", "gradients", "losses", "loss_rules", "feature_relations", "schedules"),
     ),
     "numerics": (
         *("logistic", "compiling", "step_graph", "half_precision", "gpu_memory"),

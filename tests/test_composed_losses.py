@@ -256,13 +256,17 @@ def test_a_training_says_how_far_it_is() -> None:
 
 def test_each_loss_says_what_it_needs() -> None:
     """A sum needs what its terms need, and a loss that doesn't say hears the teacher, as users' own do."""
-    assert needs_of(ce) == needs_of(losses.label_smoothing) == needs_of(partial(tf_kd, alpha=0)) == set()
-    for name in ("kd", "mse", "dkd", "nkd", "dist", "wttm"):
+    assert needs_of(ce) == needs_of(losses.label_smoothing) == set()
+    assert needs_of(partial(tf_kd, alpha=0)) == {"label"}
+    for name in ("kd", "mse", "dist", "wttm", "pseudo_labels"):
         assert needs_of(partial(getattr(losses, name), tau=1)) == {"logits"}
+    for name in ("dkd", "nkd"):
+        assert needs_of(partial(getattr(losses, name), tau=1)) == {"logits", "label"}
     assert needs_of(lambda student, teacher, labels: student.sum()) == {"logits"}
     assert needs_of(FADING) == {"logits", "share"}
     assert needs_of(total(kd=1)) == needs_of(unchecked(total(kd=1))) == {"logits", "share"}
-    assert needs_of(total()) == needs_of(SELF_TAUGHT) == {"share"}
+    assert needs_of(total()) == {"share"}
+    assert needs_of(SELF_TAUGHT) == {"share", "label"}
 
 
 @pytest.mark.parametrize("words", [["loss=sum"], ["loss=sum", "~loss.terms.kd", "~loss.terms.dist"], ["loss=tf_kd"]])

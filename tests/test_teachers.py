@@ -18,6 +18,7 @@ from kdsweep import data as datasets
 from kdsweep.augmentations import color, cutout, trivial
 from kdsweep.data import Dataset
 from kdsweep.losses import kd
+from kdsweep.mixing import CutMix, MixUp
 from kdsweep.models import Classifier
 from kdsweep.schedules import constant
 from kdsweep.system.errors import UserError
@@ -25,7 +26,7 @@ from kdsweep.system.tensor_files import hash_tensors, write_tensors
 from kdsweep.tables import TableMismatchError
 from kdsweep.teachers import Teacher
 from kdsweep.training import Fit
-from kdsweep.views import Augmentation, Views
+from kdsweep.views import Augmentation, Mixing, Views
 
 PRECISIONS = ("fp32", "bf16")
 # How far two right ways to compute logits may be apart, relative to the largest.
@@ -44,10 +45,12 @@ with torch.no_grad():
     NETWORK.head.weight.mul_(5)  # larger logits, which differ more from view to view
 
 
-AUGMENTATIONS: dict[str, Augmentation] = {
+AUGMENTATIONS: dict[str, Augmentation | Mixing] = {
     "cutout": functools.partial(cutout, size=8, fill=128),
     "color": functools.partial(color, brightness=0.4, contrast=0.4, saturation=0.4),
     "trivial": trivial,
+    "mixup": MixUp(alpha=1.0),
+    "cutmix": CutMix(alpha=1.0),
 }
 
 

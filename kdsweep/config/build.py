@@ -19,10 +19,11 @@ import torch
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from kdsweep import loss_rules, losses, own_data, own_networks, own_training, training
+from kdsweep import loss_rules, losses, own_data, own_networks, own_training, training, unlabelled
 from kdsweep.averaged_teachers import AveragedTeacher
 from kdsweep.config.keys import STUDENT_KEYS, unclassified
 from kdsweep.config.rules import attempt, is_averaged, require_objectives
+from kdsweep.data import NONE
 from kdsweep.evaluation import TOP
 from kdsweep.numerics import compiling, gpu_memory, half_precision
 from kdsweep.numerics.hardware import TEACHER_PRECISIONS, arithmetic, resolve_device, resolve_precision
@@ -51,7 +52,7 @@ COMPONENTS = (
         "kdsweep.models.Architecture",
         "kdsweep.training.fit_head",
     ),
-    *("kdsweep.augmentations.*", "kdsweep.losses.*", "kdsweep.schedules.*", "torch.optim.*"),
+    *("kdsweep.augmentations.*", "kdsweep.mixing.*", "kdsweep.losses.*", "kdsweep.schedules.*", "torch.optim.*"),
 )
 
 # The number of training pictures on which a teacher is tried before it computes in fp16.
@@ -257,16 +258,24 @@ def rehearse_training(cfg: DictConfig, data: Dataset, built: Classifier, precisi
     """
     # A batch of two is as good as a larger one; with one alone, batch normalisation may have a single value.
     n = min(cfg.batch_size, 2)
-    pictures, labels = data.train.images[:n], data.train.labels[:n]
+    heard = hears_unlabelled(cfg, data)
+    if heard and n < 2:
+        rule = "a batch has room for a picture with a label and for one without"
+        raise UserError(f"`{rule}` must hold, but got batch_size={n}. Set batch_size >= 2.", "batch_size")
+    # With pictures without labels, one of either kind.
+    rows = [0, len(data.train)] if heard else slice(n)
+    pictures, labels = data.shown[rows], data.shown_labels[rows]
     groups = [_without_numbers(container(cfg[name])) for name in ("loss", "optimizer", "schedule")]
     where = precision, built.format, cfg.device
-    tried = json.dumps([key_of(cfg.model), groups, n, data.n_classes, pictures.shape, where, cfg.teacher is None])
+    tried = json.dumps(
+        [key_of(cfg.model), groups, n, data.n_classes, pictures.shape, where, cfg.teacher is None, heard]
+    )
     if tried in _rehearsed:
         return
     device, parts = resolve_device(cfg.device), components(cfg)
     training.rehearse(
         built,
-        views_of(cfg, data, pictures.to(device), cfg.view_seed),
+        views_of(cfg, data, pictures.to(device), cfg.view_seed, n_labelled=1 if heard else n),
         labels.to(device),
         loss=parts.loss,
         guided=cfg.teacher is not None,
@@ -309,23 +318,49 @@ def inputs(cfg: DictConfig) -> tuple[Dataset, Views]:
 
 def _inputs_key(cfg: DictConfig) -> str:
     groups = {"data": container(cfg.data), "augment": None if cfg.augment is None else container(cfg.augment)}
-    return json.dumps(groups, sort_keys=True)
+    return json.dumps({**groups, "paths": {"cache": cfg.paths.cache}}, sort_keys=True)
 
 
 @functools.lru_cache(maxsize=1)
 def _inputs(key: str, view_seed: int, device: str) -> tuple[Dataset, Views]:
     cfg = of_key(key)
+    source = unlabelled_of(cfg)
+    if unlabelled.is_folder(source):  # the data set itself knows the other two
+        cfg.data.unlabelled = NONE
     data: Dataset = component(cfg, "data") if _is_recorded(cfg.data._target_) else _own_data(container(cfg.data))
-    pictures = gpu_memory.placed(data.train.images, resolve_device(device), "training pictures")
+    if unlabelled.is_folder(source):
+        data = attempt("data", lambda: unlabelled.with_folder(data, source, Path(cfg.paths.cache)))
+    pictures = gpu_memory.placed(data.shown, resolve_device(device), "training pictures")
     return data, views_of(cfg, data, pictures, view_seed)
 
 
-def views_of(cfg: DictConfig, data: Dataset, pictures: torch.Tensor, view_seed: int) -> Views:
-    """Makes the views of pictures, and tries the augmentation on one of them."""
+def unlabelled_of(cfg: DictConfig) -> str:
+    """Returns where pictures without labels come from; configurations of before don't say."""
+    return str(cfg.data.unlabelled) if "unlabelled" in cfg.data else NONE
+
+
+def hears_unlabelled(cfg: DictConfig, data: Dataset) -> bool:
+    """Returns whether a student is trained on pictures without labels too: there are some, and it hears a teacher."""
+    return data.unlabelled is not None and cfg.teacher is not None and losses.hears_teacher(component(cfg, "loss"))
+
+
+def views_of(
+    cfg: DictConfig, data: Dataset, pictures: torch.Tensor, view_seed: int, n_labelled: int | None = None
+) -> Views:
+    """Makes the views of pictures, and tries the augmentation on one of them.
+
+    Args:
+        cfg: The configuration.
+        data: The data set.
+        pictures: Some of its pictures, those without labels last.
+        view_seed: Decides the views.
+        n_labelled: The number of those with labels; None: as many as the data set has.
+    """
+    n = len(data.train) if n_labelled is None else n_labelled
     if cfg.augment is None:
-        return Views(pictures, data.padding, data.flip, view_seed)
+        return Views(pictures, data.padding, data.flip, view_seed, n_labelled=n)
     made_of = {"settings": container(cfg.augment), "sources": sources(cfg.augment)}
-    views = Views(pictures, data.padding, data.flip, view_seed, component(cfg, "augment"), made_of)
+    views = Views(pictures, data.padding, data.flip, view_seed, component(cfg, "augment"), made_of, n)
     attempt("augment", lambda: views.batch(torch.arange(1, device=pictures.device), 0))
     return views
 

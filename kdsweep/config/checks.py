@@ -8,11 +8,21 @@ from typing import TYPE_CHECKING
 
 from kdsweep import own_training, training
 from kdsweep.averaged_teachers import require_average
-from kdsweep.config.build import Components, architecture, component, components, key_of, member, of_member
+from kdsweep.config.build import (
+    Components,
+    architecture,
+    component,
+    components,
+    key_of,
+    member,
+    of_member,
+    unlabelled_of,
+)
 from kdsweep.config.recorded_teachers import filled
 from kdsweep.config.rules import attempt, check_values, is_averaged, is_trained, require_training
 from kdsweep.config.trained_teachers import training_components
-from kdsweep.losses import example_for
+from kdsweep.data import NONE
+from kdsweep.losses import example_for, hears_teacher
 from kdsweep.numerics import compiling
 from kdsweep.numerics.hardware import (
     TEACHER_PRECISIONS,
@@ -22,6 +32,7 @@ from kdsweep.numerics.hardware import (
     set_threads,
 )
 from kdsweep.system.errors import UserError, require
+from kdsweep.views import Mixing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -64,6 +75,7 @@ def check_components(cfg: DictConfig) -> Components:
         raise UserError("there is no teacher to train. Choose one, such as teacher=resnet50_imagenet.", "teacher")
     built = components(cfg)
     _try(built, with_teacher=cfg.teacher is not None)
+    _check_labels(cfg, built)
     architecture("model", key_of(cfg.model))
     if is_averaged(cfg.teacher):
         attempt("teacher", lambda: require_average(cfg.teacher.average))
@@ -92,6 +104,20 @@ def _try(built: Components, *, with_teacher: bool) -> None:
     attempt("loss", lambda: own_training.try_loss(partial(built.loss, **example), with_teacher=with_teacher))
     optimizer = attempt("optimizer", lambda: own_training.try_optimizer(built.optimizer))
     attempt("schedule", lambda: own_training.try_schedule(built.schedule, optimizer))
+
+
+def _check_labels(cfg: DictConfig, built: Components) -> None:
+    """Refuses a loss that can't use the labels that its pictures have: mixed ones, or none for some pictures."""
+    taught = cfg.teacher is not None and hears_teacher(built.loss)
+    without = taught and unlabelled_of(cfg) != NONE
+    mixed = cfg.augment is not None and isinstance(component(cfg, "augment"), Mixing)
+    loss = partial(built.loss, **example_for(built.loss, 2, cfg.teacher is not None))
+    for there, key, try_it in (
+        (without, "data.unlabelled", own_training.try_without_label),
+        (mixed, "augment", own_training.try_mixed_labels),
+    ):
+        if there:
+            attempt("loss", lambda key=key, try_it=try_it: try_it(loss, key, with_teacher=cfg.teacher is not None))
 
 
 def _check_head(cfg: DictConfig) -> None:

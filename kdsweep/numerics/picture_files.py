@@ -80,10 +80,19 @@ def class_files(root: Path, test_size: object = None) -> tuple[dict[str, list[st
         without_train = named(sorted(test.keys() - train.keys())) or "nothing"
         differences = f"only train/ has {without_test}; only test/ has {without_train}"
         raise _bad_folder(f"the classes of test/ and train/ in {root} must be the same, but {differences}")
-    if others:
-        number = "1 file is" if len(others) == 1 else f"{len(others)} files are"
-        note(f"{root}: {number} skipped, for the names say that they hold no pictures: {named(others)}.")
+    _note_others(root, others)
     return train, test
+
+
+def pictures_below(root: Path) -> list[str]:
+    """Lists the pictures in a folder and its sub-folders as sorted paths relative to it, but for hidden ones.
+
+    Files whose names say that they hold something else are left out, which is said.
+    """
+    names = [os.path.normpath(name) for name in _files(root, root)]
+    pictures = sorted(name for name in names if _may_be_picture(name))
+    _note_others(root, [name for name in names if not _may_be_picture(name)])
+    return pictures
 
 
 def load(root: Path, names: Sequence[str], image_size: int, cache: Path) -> Tensor:
@@ -197,6 +206,12 @@ def as_rgb(picture: Image.Image) -> Image.Image:
     if "transparency" in turned.info:  # Pillow warns if a palette with transparency becomes RGB directly
         turned = turned.convert("RGBA")
     return turned.convert("RGB")
+
+
+def _note_others(root: Path, others: list[str]) -> None:
+    if others:
+        number = "1 file is" if len(others) == 1 else f"{len(others)} files are"
+        note(f"{root}: {number} skipped, for the names say that they hold no pictures: {named(others)}.")
 
 
 def _is_parted(root: Path) -> bool:

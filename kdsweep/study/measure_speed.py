@@ -104,6 +104,7 @@ def measure(cfg: DictConfig, threads: int | None = None) -> Speed:
         step_seconds, evaluation_rate = student_speed(cfg, threads)
         gpu_bytes = peak()
     gpu_free = gpu_memory.free(device)
+    n_train = data.n_shown if build.hears_unlabelled(cfg, data) else len(data.train)
     with _undisturbed(cfg, threads):
         teacher_rate: float | None = None
         passes: tuple[int, ...] = ()
@@ -123,11 +124,11 @@ def measure(cfg: DictConfig, threads: int | None = None) -> Speed:
             step_seconds=step_seconds,
             evaluation_rate=evaluation_rate,
             teacher_rate=teacher_rate,
-            batch_size=min(cfg.batch_size, len(data.train)),
+            batch_size=min(cfg.batch_size, n_train),
             epochs=cfg.epochs,
             n_passes=cfg.n_passes,
             train_fraction=cfg.data.train_fraction if "train_fraction" in cfg.data else None,
-            n_train=len(data.train),
+            n_train=n_train,
             n_validation=len(data.validation),
             n_test=len(data.test),
             online=cfg.teacher is not None and cfg.teacher.mode == "online",
@@ -137,7 +138,7 @@ def measure(cfg: DictConfig, threads: int | None = None) -> Speed:
             cores=cores(),
             gpus=0 if device.type == "cpu" else 1 if device.index is not None else torch.cuda.device_count(),
             # A distilled run has the table of a pass on the GPU, and keeps a second one for a moment.
-            gpu_bytes=gpu_bytes + 2 * table_row * len(data.train),
+            gpu_bytes=gpu_bytes + 2 * table_row * n_train,
             gpu_free=gpu_free,
             feature_bytes=feature_bytes,
         )
@@ -215,7 +216,8 @@ def _rate(forward: Callable[[torch.Tensor], torch.Tensor], pictures: torch.Tenso
 def _step_seconds(cfg: DictConfig, network: Classifier, precision: str, data: Dataset, rate: float) -> float:
     """Returns the median time of a few training steps. If a step would take too long, it scales a smaller batch."""
     device = resolve_device(cfg.device)
-    batch_size: int = min(cfg.batch_size, len(data.train))
+    n_train = data.n_shown if build.hears_unlabelled(cfg, data) else len(data.train)
+    batch_size: int = min(cfg.batch_size, n_train)
     affordable = max(SMALLEST_BATCH, int(rate / FORWARDS_PER_STEP * STEP_SECONDS))
     n = min(batch_size, affordable)
     loss = build.component(cfg, "loss")
@@ -235,8 +237,8 @@ def _step_seconds(cfg: DictConfig, network: Classifier, precision: str, data: Da
     settling = WARM_UPS + 2 if compiled else 1  # these steps also set up what later steps find ready
     epochs_of_one_step = Fit(
         network,
-        build.views_of(cfg, data, data.train.images[:n].to(device), cfg.view_seed),
-        data.train.labels[:n].to(device),
+        build.views_of(cfg, data, data.shown[:n].to(device), cfg.view_seed, n_labelled=min(n, len(data.train))),
+        data.shown_labels[:n].to(device),
         loss=timed_loss,
         teacher=None,
         optimizer=build.component(cfg, "optimizer"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import os
 import shutil
@@ -15,7 +16,19 @@ from typing import TYPE_CHECKING, Any
 
 import fresh_stores
 import pytest
-from commands import PRELOADED, SECONDS, SHORT, Command, Outcome, artifacts, client, kdsweep, runs, statuses
+from commands import (
+    PRELOADED,
+    SECONDS,
+    SHORT,
+    Command,
+    Outcome,
+    artifacts,
+    checkpoints,
+    client,
+    kdsweep,
+    runs,
+    statuses,
+)
 from omegaconf import OmegaConf
 
 from kdsweep.analysis.deviation import Left
@@ -133,6 +146,28 @@ def test_every_arm_of_a_study_comes_out_the_same(stage: str, arm: str, place: Pa
     assert numbers(place, now) == numbers(place, then)
     assert not {"mlflow.parentRunId", "kdsweep.study", "kdsweep.trial", "kdsweep.job"} & now.data.tags.keys()
     assert not [line for line in done.err.splitlines() if "Warning" in line]
+
+
+@pytest.mark.slow
+def test_a_killed_run_with_pictures_without_labels_comes_out_the_same(tmp_path: Path) -> None:
+    """With mixed pictures too: after kill -9 it ends in the same bits, which kdsweep-reproduce finds again."""
+    words = (
+        *(*SHORT, "epochs=6", "checkpoint_share=1", "loss=sum"),
+        *("data.train_fraction=0.25", "data.unlabelled=rest", "augment=cutmix"),
+    )
+    assert kdsweep(*words, root=tmp_path / "whole").status == 0
+    killed = Command(*words, root=tmp_path / "killed")
+    killed.wait_for(lambda: checkpoints(tmp_path / "killed"))
+    killed.kill()
+    assert killed.outcome().status == -signal.SIGKILL
+    assert kdsweep(*words, root=tmp_path / "killed").status == 0
+    (whole,), (resumed,) = (runs(tmp_path / name, "distill") for name in ("whole", "killed"))
+    assert resumed.data.tags["kdsweep.resumed_after"] in "12345"
+    assert resumed.data.tags["kdsweep.weights"] == whole.data.tags["kdsweep.weights"]
+    pictures = {i.tags[0].value: json.loads(i.dataset.profile)["pictures"] for i in whole.inputs.dataset_inputs}
+    assert pictures == {"training": 16, "unlabelled": 48, "validation": 32, "test": 32}
+    done = again(whole.info.run_id, "--root", str(tmp_path / "whole"), cwd=tmp_path)
+    assert (done.status, EXACT in done.out) == (0, True), done
 
 
 @pytest.mark.slow
