@@ -433,7 +433,7 @@ def words(contest: Contest, judged: Verdict) -> Iterator[str]:
         return
     for saved in contest.saved:
         for point in saved.points:
-            yield f"{_point(saved, point)}; {point.pairs} seeds."
+            yield f"{_point(saved, point)}; {point.pairs} seed{'s' * (point.pairs != 1)}."
     for change in contest.changes:
         yield _change(change)
     clear = [paired for paired in judged.comparisons if _clear(paired)]
