@@ -54,7 +54,7 @@ ONE_VALUE = "Expected more than 1 value per channel"
 _obstacles: dict[str, str | None] = {}
 
 Metrics = dict[str, float]
-# (student logits, teacher logits or None, labels) -> scalar; and `share`, if the loss says that it needs it
+# (student logits, teacher logits or None, labels) -> scalar; and by keyword what the loss says that it needs
 Loss = Callable[..., Tensor]
 Answers = Callable[[Tensor, Tensor], Tensor]  # (picture indices, their views) -> the teacher's logits, or its features
 # What a step leaves: its loss, the number of right answers, the student's logits, and the teacher's or None
@@ -81,7 +81,8 @@ class Fit:
         views: The training pictures and their views, on the device or in the computer's memory.
         labels: (N,) int64, on the device.
         loss: A function of (student logits, teacher logits or None, labels), as in `losses.py`, with its settings. If
-            it needs `share`, it gets how far the training is: 0 in the first epoch, and 1 in the last.
+            it needs `share`, it gets how far the training is: 0 in the first epoch, and 1 in the last. If it needs
+            features, it gets the inputs of both heads, and if it needs projectors, these are trained too.
         teacher: The teacher whose logits the loss gets for each view, or None.
         optimizer: Takes the list of trained parameters, and returns an optimizer.
         schedule: Takes (optimizer, total steps), and returns a learning-rate scheduler, which is stepped once a batch.
@@ -129,7 +130,8 @@ class Fit:
         self._captures = compiled and labels.device.type == "cuda"
         self._plain_loss, self._teacher = loss, teacher
         # These are the same tensors for the whole training, so that a compiled or captured step sees their new values.
-        sizes = network.head.in_features, (network.head.in_features if teacher is None else teacher.n_features)
+        width = network.head.in_features
+        sizes = width, width if teacher is None or FEATURES not in self._heard else teacher.n_features
         self._given = given_to(loss, labels.device, sizes, init_seed)
         self._projectors = trained_with(self._given)
         self._loss = self._compiled_loss() if self._captures else loss

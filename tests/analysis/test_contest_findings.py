@@ -15,7 +15,7 @@ from kdsweep.analysis import statistics
 from kdsweep.analysis.contest_plan import Condition, Plan, fresh_job, texts, trial_job
 from kdsweep.analysis.findings import Report, summarise
 from kdsweep.analysis.progress_now import progress
-from kdsweep.analysis.sorted_runs import Readings, arm_label
+from kdsweep.analysis.sorted_runs import Readings, arm_label, pair_label
 from kdsweep.analysis.study_goals import Goals
 from kdsweep.analysis.study_numbers import numbers
 from kdsweep.report import tables
@@ -223,6 +223,8 @@ def test_students_have_a_verdict_each() -> None:
         "+0.00", "0.00"
     )
     assert arm_label("label_smoothing at net_v2") == "label smoothing at net_v2"
+    assert pair_label("label_smoothing at net_v2", "scratch at net_v2") == "label smoothing - scratch at net_v2"
+    assert pair_label("kd_standardized", "kd") == "kd standardized - kd"
 
 
 @pytest.mark.parametrize("which", ["losses", "hunger", "students"])
