@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING
 
 from kdsweep.analysis import chance, statistics, verdict, verdict_words
 from kdsweep.analysis.equivalent import Equivalent, equivalents
-from kdsweep.analysis.sorted_runs import TARGET_SHARE, Comparison, Readings, Trial, arm_label, arm_of, spread
+from kdsweep.analysis.sorted_runs import (
+    TARGET_SHARE,
+    Comparison,
+    Readings,
+    Trial,
+    arm_label,
+    arm_of,
+    pair_label,
+    spread,
+)
 from kdsweep.analysis.study_goals import Goals, setting
 from kdsweep.analysis.verdict import METRIC, SIGNIFICANCE, Paired, Verdict
 
@@ -433,7 +442,7 @@ def words(contest: Contest, judged: Verdict) -> Iterator[str]:
         return
     for saved in contest.saved:
         for point in saved.points:
-            yield f"{_point(saved, point)}; {point.pairs} seeds."
+            yield f"{_point(saved, point)}; {point.pairs} seed{'s' * (point.pairs != 1)}."
     for change in contest.changes:
         yield _change(change)
     clear = [paired for paired in judged.comparisons if _clear(paired)]
@@ -442,7 +451,7 @@ def words(contest: Contest, judged: Verdict) -> Iterator[str]:
     same = [paired for paired in judged.comparisons if paired.outcome == "not distinguishable"]
     if same:
         widest = max(paired.bound for paired in same)
-        names = _listed([f"{arm_label(one.first)} and {arm_label(one.second)}" for one in same[:6]])
+        names = _listed([pair_label(one.first, one.second) for one in same[:6]])
         more = f", and {len(same) - 6} more pairs" if len(same) > 6 else ""
         yield (
             f"Not distinguishable on test, and not more than {100 * widest:.2f} points apart: {names}{more}. The table "

@@ -7,10 +7,13 @@ from datetime import UTC, datetime
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from kdsweep.analysis.contest_plan import Plan
 from kdsweep.analysis.sorted_runs import finished
 from kdsweep.tracking.run_records import ARMS, STUDENTS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from kdsweep.analysis.study_goals import Goals
     from kdsweep.tracking.run_records import RunRecord, StudyRecord
 
@@ -87,6 +90,9 @@ def progress(study: StudyRecord, goals: Goals, now: datetime | None = None) -> P
             at_most=goals.confirm_until is not None and goals.stop is None,
         ),
     )
+    plan = Plan.read(study.parent.tags)
+    if plan is not None:
+        stages = _of_contest(stages[0], plan, goals, study, ended)
     running = tuple(run for run in study.children if run.status == "RUNNING" and run.arm in ARMS)
     times = [run.duration_s for run in ended if run.duration_s is not None and run.arm != "teacher"]
     left = None
@@ -95,3 +101,25 @@ def progress(study: StudyRecord, goals: Goals, now: datetime | None = None) -> P
         spent = sum(min((now - run.start).total_seconds(), each) for run in running)
         left = max(each * sum(stage.left for stage in stages) - spent, 0.0) / slots
     return Progress(stages, running, left, len(failed))
+
+
+def _of_contest(
+    baselines: Stage, plan: Plan, goals: Goals, study: StudyRecord, ended: Sequence[RunRecord]
+) -> tuple[Stage, Stage, Stage]:
+    """Returns the stages of a contest, whose contenders number their trials each for itself."""
+    searched = [run for run in study.runs(stage="search", status=None) if run.status != "RUNNING"]
+    trials = {run.tags.get("kdsweep.job") for run in searched}
+    # The fresh seeds of an earlier choice are no part of this contest.
+    chosen = {name: str(number) for name, number in plan.chosen.items()}
+    fresh = [
+        run
+        for run in ended
+        if run.stage == "confirmation"
+        and run.tags.get("kdsweep.trial") == chosen.get(run.tags.get("kdsweep.contender", ""))
+    ]
+    cells = len(plan.contenders) * len(plan.conditions)
+    return (
+        baselines,
+        Stage("trials", len(trials), goals.n_trials),
+        Stage("fresh seeds", len(fresh), cells * plan.confirm_seeds),
+    )

@@ -202,6 +202,12 @@ def arm_label(name: str) -> str:
     return f"{arm.replace('_', ' ')}{at}{place}"
 
 
+def pair_label(first: str, second: str) -> str:
+    """Returns the names of two arms as their difference is printed: "kd - ce", "distill - scratch at 0.1"."""
+    (one, _, place), (other, _, its) = (arm_label(name).partition(" at ") for name in (first, second))
+    return f"{one} - {other} at {place}" if place and place == its else f"{arm_label(first)} - {arm_label(second)}"
+
+
 def compare(study: StudyRecord, readings: Readings) -> Comparison:
     """Sorts the runs of a study. Only finished runs count, and of two runs of one job the later one."""
     goals = Goals.read(study.parent.tags)

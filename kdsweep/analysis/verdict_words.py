@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from kdsweep.analysis import statistics
-from kdsweep.analysis.sorted_runs import Comparison, arm_label
+from kdsweep.analysis.sorted_runs import Comparison, arm_label, pair_label
 from kdsweep.analysis.verdict import POWER, SIGNIFICANCE, Paired, Verdict
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def _seen(verdict: Verdict) -> Iterator[str]:
 
 
 def _named(paired: Paired) -> str:
-    return f"{arm_label(paired.first)} - {arm_label(paired.second)}"
+    return pair_label(paired.first, paired.second)
 
 
 def _beside_headline(paired: Paired, comparisons: int) -> str:

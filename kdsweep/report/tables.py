@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from kdsweep.analysis import verdict, verdict_words
 from kdsweep.analysis.cost import duration
 from kdsweep.analysis.metrics import COLUMNS, EPOCHS_TO_TARGET, row
-from kdsweep.analysis.sorted_runs import TARGET_SHARE, Arm, Trial, arm_label
+from kdsweep.analysis.sorted_runs import TARGET_SHARE, Arm, Trial, arm_label, pair_label
 from kdsweep.analysis.study_goals import short_key, short_value
 from kdsweep.config.keys import network_name, teacher_name
 from kdsweep.tracking.run_records import PROCESS
@@ -136,7 +136,7 @@ def comparisons(report: Report) -> Table:
         unknown = paired.outcome == "unknown"
         rows.append(
             (
-                f"{arm_label(paired.first)} - {arm_label(paired.second)}",
+                pair_label(paired.first, paired.second),
                 f"{100 * difference.mean:+.2f}",
                 _limits(difference.low, difference.high),
                 str(difference.n),

@@ -14,7 +14,9 @@ from records import study as study_of
 from kdsweep.analysis import statistics
 from kdsweep.analysis.contest_plan import Condition, Plan, fresh_job, texts, trial_job
 from kdsweep.analysis.findings import Report, summarise
-from kdsweep.analysis.sorted_runs import Readings, arm_label
+from kdsweep.analysis.progress_now import progress
+from kdsweep.analysis.sorted_runs import Readings, arm_label, pair_label
+from kdsweep.analysis.study_goals import Goals
 from kdsweep.analysis.study_numbers import numbers
 from kdsweep.report import tables
 from kdsweep.report.figures import all_figures
@@ -221,6 +223,8 @@ def test_students_have_a_verdict_each() -> None:
         "+0.00", "0.00"
     )
     assert arm_label("label_smoothing at net_v2") == "label smoothing at net_v2"
+    assert pair_label("label_smoothing at net_v2", "scratch at net_v2") == "label smoothing - scratch at net_v2"
+    assert pair_label("kd_standardized", "kd") == "kd standardized - kd"
 
 
 @pytest.mark.parametrize("which", ["losses", "hunger", "students"])
@@ -251,3 +255,14 @@ def test_where_nothing_was_learned_there_is_no_verdict() -> None:
     report = told(LOSSES, *runs, own=readings(runs, None, counts))
     assert report.headline.startswith("Nothing was learned: ")
     assert {paired.outcome for paired in report.verdict.comparisons} == {"unknown"}
+
+
+def test_the_progress_of_a_contest_counts_every_contender() -> None:
+    """Trials have the same numbers in each search; fresh seeds are those of all contenders under all conditions."""
+    study = study_of(*losses()[:-2], planned={"n_trials": 6, "confirm_seeds": 5})
+    told_of = replace(study, parent=replace(study.parent, tags={**study.parent.tags, "kdsweep.contest": LOSSES.text()}))
+    stages = progress(told_of, Goals.read(told_of.parent.tags)).stages
+    assert [(stage.name, stage.done, stage.planned) for stage in stages[1:]] == [
+        ("trials", 4, 6),
+        ("fresh seeds", 13, 15),
+    ]

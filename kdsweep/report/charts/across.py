@@ -6,14 +6,10 @@ import math
 from typing import TYPE_CHECKING
 
 from kdsweep.report.charts.panels import (
-    BLUE,
-    GREEN,
-    INK,
-    ORANGE,
-    PURPLE,
     SOFT,
     Panel,
     Trace,
+    arm_styles,
     axis,
     band,
     escaped,
@@ -27,11 +23,6 @@ if TYPE_CHECKING:
 
     from kdsweep.report.figures.across import Place, Saving
 
-STYLES = (
-    *((BLUE, "solid"), (GREEN, "dashdot"), (ORANGE, "solid"), (PURPLE, "dash"), (INK, "dot")),
-    *((BLUE, "dash"), (ORANGE, "dash")),
-)
-
 
 def across(
     arms: Mapping[str, Sequence[Place]],
@@ -42,8 +33,9 @@ def across(
 ) -> list[Panel]:
     """Shows accuracy under each condition, and beside it what the reference needs for the same accuracy."""
     traces: list[Trace] = []
-    for index, (name, places) in enumerate(arms.items()):
-        colour, dash = STYLES[index % len(STYLES)]
+    styles = arm_styles(arms)
+    for name, places in arms.items():
+        colour, dash = styles[name]
         x = numbers(place.x for place in places)
         if numeric and places[0].n > 1:
             traces += band(x, (p.low for p in places), (p.high for p in places), colour, name)
@@ -93,7 +85,7 @@ def _savings(
     for name, points in savings.items():
         if not points:
             continue
-        colour, _ = STYLES[names.index(name) % len(STYLES)]
+        colour, _ = arm_styles(names)[name]
         lows = [0 if math.isnan(p.low) else p.equals - max(p.low, ends[0]) for p in points]
         highs = [0 if math.isnan(p.high) else min(p.high, ends[1]) - p.equals for p in points]
         traces.append(

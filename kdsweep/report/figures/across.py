@@ -6,15 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kdsweep.report.figures.curves import BLACK, BLUE, GREEN, ORANGE, PURPLE, legend_below, panels
+from kdsweep.report.figures.curves import arm_styles, legend_below, panels
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-STYLES = ((BLUE, "-"), (GREEN, "-."), (ORANGE, "-"), (PURPLE, "--"), (BLACK, ":"), ("#56B4E9", "-"), ("#E69F00", "--"))
 
 
 @dataclass(frozen=True)
@@ -57,9 +55,9 @@ def across(
     """
     shown = {name: points for name, points in savings.items() if any(map(is_shown, points))}
     figure, axes = panels(10.5 if shown else 6.5, 4.4, 2 if shown else 1)
-    first = axes[0]
+    first, styles = axes[0], arm_styles(arms)
     for index, (name, places) in enumerate(arms.items()):
-        colour, line = STYLES[index % len(STYLES)]
+        colour, line = styles[name]
         x = [place.x for place in places]
         label_ = f"{name}, mean of {places[0].n} runs" if places[0].n > 1 else name
         means = [place.mean for place in places]
@@ -99,9 +97,10 @@ def _draw_savings(
     ticks: Mapping[float, str],
 ) -> None:
     bottom, top = min(ticks), max(ticks)
+    styles = arm_styles(names)
     axis.plot([bottom, top], [bottom, top], color="grey", linestyle=":", label="nothing saved")
     for name, points in savings.items():
-        colour, _ = STYLES[names.index(name) % len(STYLES)]
+        colour, _ = styles[name]
         own = [point for point in points if is_shown(point)]
         lows = [max(0.0, point.equals - max(point.low, bottom)) for point in own]
         highs = [max(0.0, min(point.high, top) - point.equals) for point in own]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from kdsweep.analysis import verdict
 from kdsweep.analysis.landscape import axes
 from kdsweep.analysis.metrics import row
-from kdsweep.analysis.sorted_runs import Arm, arm_label
+from kdsweep.analysis.sorted_runs import Arm, arm_label, pair_label
 from kdsweep.analysis.study_goals import ALPHA, TAU, Dimension, axis_label, is_logarithmic, short_key, short_value
 from kdsweep.report.charts import across as across_charts
 from kdsweep.report.charts import arms as arm_charts
@@ -106,7 +106,7 @@ def _lines(params: Mapping[str, str]) -> str:
 def _differences(report: Report) -> Arguments | None:
     rows = [
         Interval(
-            f"{arm_label(paired.first)} - {arm_label(paired.second)}",
+            pair_label(paired.first, paired.second),
             [100 * difference for difference in verdict.pair_differences(paired)],
             100 * paired.difference.mean,
             100 * paired.difference.low,

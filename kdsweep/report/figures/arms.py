@@ -48,7 +48,8 @@ def differences(rows: Sequence[Interval], label: str, title: str) -> Figure:
         label: The label of the x axis.
         title: What the colours say besides, for the title.
     """
-    figure, (axis,) = panels(7.6, 1.2 + (0.75 if len(rows) < 5 else 0.4) * len(rows), 1)
+    longest = max(len(row.label) for row in rows)
+    figure, (axis,) = panels(7.6 + 0.06 * max(longest - 25, 0), 1.2 + (0.75 if len(rows) < 5 else 0.4) * len(rows), 1)
     axis.axvline(0, color=BLACK, linewidth=1)
     for place, row in enumerate(reversed(rows)):
         colour = ORANGE if row.clear else "grey"
@@ -61,6 +62,9 @@ def differences(rows: Sequence[Interval], label: str, title: str) -> Figure:
     axis.set_xlabel(f"{label}; small dots: pairs of runs with one seed")
     axis.grid(axis="x", alpha=0.25)
     axis.set_title(f"Mean with its 95% interval (grey: not distinguishable, {title})", fontsize=10.5)
+    if longest > 25:  # the axes are narrow beside long names
+        axis.set_title(f"Mean with its 95% interval\n(grey: not distinguishable, {title})", fontsize=10.5)
+        axis.set_xlabel(f"{label}\nsmall dots: pairs of runs with one seed")
     return figure
 
 
