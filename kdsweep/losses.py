@@ -80,6 +80,11 @@ def hears_teacher(loss: Callable[..., Tensor]) -> bool:
     return not needs_of(loss).isdisjoint((LOGITS, FEATURES))
 
 
+def given_arguments(loss: Callable[..., Any]) -> set[str]:
+    """Returns the names of the keyword arguments that a loss gets in a training, and nobody configures."""
+    return {argument for need in needs_of(loss) for argument in ARGUMENTS.get(need, ())}
+
+
 def given_to(
     loss: Callable[..., Tensor], device: torch.device | str = "cpu", sizes: tuple[int, int] = (1, 1), seed: int = 0
 ) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from kdsweep.losses import LABEL, NO_LABEL, SHARE, needs_of
+from kdsweep.losses import LABEL, NO_LABEL, given_arguments, needs_of
 from kdsweep.own_arguments import name_of, parameters, require_arguments
 from kdsweep.system.errors import UserError, one_line
 
@@ -23,7 +23,6 @@ TRIED = 2
 
 # The names by which a schedule may ask for the number of steps in the whole training.
 STEPS = ("total_steps", "num_training_steps", "T_max", "total_iters")
-
 
 # How many arguments a function of each group is given before its settings.
 N_GIVEN = {"loss": 3, "optimizer": 1, "schedule": 1}
@@ -101,7 +100,8 @@ def scheduled(
     if name is not None:
         given = {} if name in settings else {name: total_steps}
         return function(optimizer, **given, **settings)
-    if _asks_second(function) not in (None, *settings):
+    second = _asks_second(function)
+    if second is not None and second not in settings:
         return function(optimizer, total_steps, **settings)
     return function(optimizer, **settings)
 
@@ -126,9 +126,16 @@ def require_settings(group: str, function: Callable[..., object], settings: Mapp
     Raises:
         UserError: Its key is the setting.
     """
-    given = {"loss": {SHARE}, "optimizer": set(), "schedule": {*STEPS, _asks_second(function)}}[group]
+    given: set[str] = set()
+    if group == "loss":
+        given |= given_arguments(function)
+        for name in sorted(given & settings.keys()):
+            rule = f"nobody but the training gives {name_of(function)} this argument"
+            raise UserError(f"`{rule}` must hold, but got {name}={settings[name]!r}. Leave it out.", name)
+    elif group == "schedule":
+        given |= {*STEPS, _asks_second(function) or ""}
     n_given = 0 if group == "loss" and isinstance(function, type) else N_GIVEN[group]
-    require_arguments(function, settings, (), {name for name in given if name}, n_given=n_given)
+    require_arguments(function, settings, (), given, n_given=n_given)
 
 
 def try_loss(loss: Callable[..., object], *, with_teacher: bool) -> None:

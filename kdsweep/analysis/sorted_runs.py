@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from kdsweep.analysis.metrics import COLUMNS, EPOCHS_TO_TARGET, row
 from kdsweep.analysis.study_goals import PARAMETERS, Goals, Objective
 from kdsweep.config.keys import in_setting, may_differ_in_repeats
-from kdsweep.tracking.run_records import ARMS, STUDENTS
+from kdsweep.tracking.run_records import ARMS, NOISY, STUDENTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -242,9 +242,9 @@ def differing(runs: Sequence[RunRecord], of_interest: Callable[[str], bool]) -> 
 
 
 def repetitions(study: StudyRecord, metric: str) -> list[list[float]]:
-    """Returns the values of a metric for each setting, of any student's arm, that was run more than once."""
+    """Returns the values of a metric for each setting that was run more than once, of all students but `NOISY`."""
     groups: dict[tuple[object, ...], list[float]] = {}
-    for arm in STUDENTS:
+    for arm in (arm for arm in STUDENTS if arm != NOISY):
         for run in finished(study, arm):
             if math.isfinite(run.metrics.get(metric, math.nan)):
                 key = arm, *sorted((key, value) for key, value in run.params.items() if in_setting(key))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from kdsweep.analysis import always_valid, chance, statistics
 from kdsweep.analysis.sorted_runs import Comparison, finished, repetitions
-from kdsweep.tracking.run_records import STUDENTS
+from kdsweep.tracking.run_records import NOISY, STUDENTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 METRIC = "test/accuracy"
 
 # The comparisons, first against second, in the order in which they are reported.
-PAIRS = (("distill", "scratch"), ("distill", "label_smoothing"), ("label_smoothing", "scratch"))
+PAIRS = (
+    *(("distill", "scratch"), ("distill", "label_smoothing"), ("label_smoothing", "scratch")),
+    ("distill", "shuffled"),
+)
 
 SIGNIFICANCE, CONFIDENCE, POWER = 0.05, 0.95, 0.8
 
@@ -189,7 +192,7 @@ def _luck(found: Comparison, noise: NoiseFloor | None) -> tuple[float | None, in
     metric = found.goals.objective.metric
     blocks = []
     for stage in ("baseline", "confirmation"):
-        arms = [by_seed(_of_stage(found, arm, stage), metric) for arm in STUDENTS]
+        arms = [by_seed(_of_stage(found, arm, stage), metric) for arm in STUDENTS if arm != NOISY]
         blocks.append(_block([arm for arm in arms if arm]))
     pairs = statistics.pair_noise(*blocks, resolution=found.resolution(metric))
     return (None if pairs is None else pairs.sd / math.sqrt(2)), shared
@@ -236,7 +239,9 @@ def comparisons(
 
 
 def _pooled(arms: Mapping[str, Mapping[int, float]], resolution: float) -> NoiseFloor | None:
-    return statistics.pair_noise(_block([values for values in arms.values() if values]), resolution=resolution)
+    return statistics.pair_noise(
+        _block([values for arm, values in arms.items() if values and arm != NOISY]), resolution=resolution
+    )
 
 
 def _compared(
@@ -261,12 +266,13 @@ def _compared(
     """
     rows = []
     for first, second in pairs:
-        if seeds := sorted(arms[first].keys() & arms[second].keys()):
+        if seeds := sorted(arms.get(first, {}).keys() & arms.get(second, {}).keys()):
             rows.append((first, second, seeds, [arms[first][s] for s in seeds], [arms[second][s] for s in seeds]))
     own = [tuple(o for o in outliers.values() if o.arm in row[:2] and o.seed in row[2]) for row in rows]
+    shared = [None if NOISY in (first, second) else pooled for first, second, *_ in rows]
     differences = [
-        statistics.paired_difference(x, y, CONFIDENCE, pooled=None if alone else pooled, resolution=resolution)
-        for (*_, x, y), alone in zip(rows, own, strict=True)
+        statistics.paired_difference(x, y, CONFIDENCE, pooled=None if alone else noise, resolution=resolution)
+        for (*_, x, y), alone, noise in zip(rows, own, shared, strict=True)
     ]
     if at_any_time:
         differences = [always_valid.at_any_time(difference, CONFIDENCE) for difference in differences]
@@ -284,11 +290,11 @@ def _compared(
             max(abs(difference.low), abs(difference.high))
             if at_any_time
             else statistics.equivalence_bound(difference, CONFIDENCE),
-            everything if alone else pooled,
+            everything if alone else noise,
             outliers=alone,
         )
-        for (first, second, seeds, firsts, seconds), difference, p, alone in zip(
-            rows, differences, adjusted, own, strict=True
+        for (first, second, seeds, firsts, seconds), difference, p, alone, noise in zip(
+            rows, differences, adjusted, own, shared, strict=True
         )
     )
 
@@ -312,7 +318,7 @@ def _outliers(
     """Returns the runs that dominate a comparison: of such a pair, the run that is farther from its arm's others."""
     found = {}
     for first, second in pairs:
-        seeds = sorted(arms[first].keys() & arms[second].keys())
+        seeds = sorted(arms.get(first, {}).keys() & arms.get(second, {}).keys())
         for place in statistics.dominating([arms[first][s] - arms[second][s] for s in seeds], resolution):
             seed = seeds[place]
             runs = [Outlier(arm, seed, arms[arm][seed], _others(arms[arm], seed)) for arm in (first, second)]

@@ -19,7 +19,7 @@ from kdsweep import recording
 from kdsweep.analysis import metrics
 from kdsweep.analysis.contest_plan import Plan, search_name, texts
 from kdsweep.analysis.study_goals import Goals
-from kdsweep.config import build, checks, keys, rules
+from kdsweep.config import build, checks, keys, recorded_teachers, rules, trained_teachers
 from kdsweep.config.folder import CONFIG_FOLDER
 from kdsweep.config.keys import flatten
 from kdsweep.config.overrides import (
@@ -92,7 +92,8 @@ class Study(OptunaSweeperImpl):
         sampler: Configuration of Optuna's sampler; Hydra leaves it to the sweeper to build it.
         sampler_seed: The sampler's seed where its configuration has none, or None.
         pruner: Configuration of Optuna's pruner, or None.
-        baselines: For each arm its overrides, its number of seeds, and whether it is a control.
+        baselines: For each arm its overrides, its number of seeds, whether it is a control, and whether it then has the
+            chosen setting. An arm without any run is left out.
         confirm_seeds: The number of fresh seeds for the chosen setting and for each control.
         confirm_until: The most fresh seeds of a confirmation that stops when its answer is clear; None for exactly
             `confirm_seeds`.
@@ -142,8 +143,14 @@ class Study(OptunaSweeperImpl):
         super().__init__(sampler=sampler, **search)
         self._sampler_seed, self._pruner = sampler_seed, pruner
         self._baselines = {
-            name: Baseline(tuple(baseline.overrides), baseline.seeds, baseline.control)
+            name: Baseline(
+                tuple(baseline.overrides),
+                baseline.seeds,
+                baseline.control,
+                baseline.as_chosen,
+            )
             for name, baseline in baselines.items()
+            if baseline.control or baseline.seeds != 0
         }
         self._confirm_seeds, self._max_restarts, self._restart = confirm_seeds, max_restarts, restart
         self._confirm_until, self._start, self._start_from = confirm_until, start, start_from
@@ -179,7 +186,9 @@ class Study(OptunaSweeperImpl):
         for config, words in self._configurations(space, overrides):
             with _beside(words):
                 self._check_limits(space, config)
+                config = recorded_teachers.filled(rules.settled(config))
                 build.rehearse(config)
+                trained_teachers.rehearse(config)
         folder = Path(self.sweep_dir)
         with only_controller(folder, str(self.study_name)):
             url = storage_url(self.storage, self.sweep_dir)
@@ -295,7 +304,7 @@ class Study(OptunaSweeperImpl):
             checks.check(rules.settled(config))
             if condition is plan.conditions[0]:
                 self._check_limits(space, config)
-                build.rehearse(rules.settled(config))
+                build.rehearse(recorded_teachers.filled(rules.settled(config)))
 
     def _run_contest(
         self,
@@ -350,7 +359,7 @@ class Study(OptunaSweeperImpl):
                     self._record_again(store, own[owner].trial_job(trial), trial, names)
             anything_left = any(held.left().values())
             if anything_left:
-                measured = measure(rules.settled(self.config), self._threads)
+                measured = measure(recorded_teachers.filled(rules.settled(self.config)), self._threads)
                 elsewhere = self._executor == "launcher" or (
                     self._executor == "ray" and ray_cluster(self._ray_address) is not None
                 )
@@ -576,7 +585,11 @@ class Study(OptunaSweeperImpl):
         own = {key: value for key, value in self._own().items() if not keys.may_change_when_going_on(key)}
         # As it is in force: studies from before `auto` had false there.
         own["compiled"] = build.compiled(self.config, in_study=True)
-        arms = {f"baselines.{name}": (list(arm.overrides), arm.control) for name, arm in self._baselines.items()}
+        arms = {
+            f"baselines.{name}": (list(arm.overrides), arm.control)
+            for name, arm in self._baselines.items()
+            if not arm.as_chosen  # it is only run at the end, and may be added when the study goes on
+        }
         named = build.sources(*(self.config[group] for group in keys.GROUPS))
         code = {f"{CODE}{name}": digest[:12] for name, digest in named.items()}
         return {**own, **_space_lines(searched), **arms, **code}
@@ -672,7 +685,8 @@ class Study(OptunaSweeperImpl):
         config = self.hydra_context.config_loader.load_sweep_config(self.config, all_overrides(job))
         names = [key for key in config if isinstance(key, str) and key != "hydra"]
         metrics = {**dict(zip(objectives, trial.values, strict=False)), "seconds": trial.seconds}
-        recording.record_again(rules.settled(OmegaConf.masked_copy(config, names)), store, metrics, trial.pruned_at)
+        config = recorded_teachers.filled(rules.settled(OmegaConf.masked_copy(config, names)))
+        recording.record_again(config, store, metrics, trial.pruned_at)
         note(f"Trial {trial.number} is recorded again by Optuna's values: it has no curves and no weights.")
 
     def _until(self, search: Search, known: RunRecord | None) -> int | None:
@@ -746,8 +760,12 @@ class Study(OptunaSweeperImpl):
             return
         on_cluster = self._executor == "ray" and ray_cluster(self._ray_address) is not None
         elsewhere = self._executor == "launcher" or on_cluster
+        config = recorded_teachers.filled(self.config)
+        epochs = trained_teachers.epochs_to_come(config)
+        if epochs:
+            note(f"The teacher is trained first, for {epochs} epochs, which the forecast leaves out.")
         found = forecast(
-            self.config,
+            config,
             planned,
             left,
             self.n_jobs,

@@ -20,6 +20,7 @@ class BaselineConf:
     overrides: list[str] = field(default_factory=list)
     seeds: int = 1
     control: bool = True
+    as_chosen: bool = False
 
 
 @dataclass

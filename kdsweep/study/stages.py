@@ -50,11 +50,13 @@ class Baseline:
         overrides: The overrides that make the arm.
         seeds: The number of runs; their seeds are 0, 1, ...
         control: Whether the arm runs again beside the chosen setting, with fresh seeds.
+        as_chosen: Whether it then has the chosen setting too, such as its alpha and tau.
     """
 
     overrides: tuple[str, ...]
     seeds: int
     control: bool
+    as_chosen: bool = False
 
 
 class Stages:
@@ -284,7 +286,7 @@ class Stages:
                 yield None
             yield self._job(*confirmation)
 
-    def _confirmations(self, best: Setting) -> Iterator[tuple[tuple[str, str, list[str], bool, int | None], int]]:
+    def _confirmations(self, best: Setting) -> Iterator[tuple[tuple[str, str, list[str], bool, int | None, bool], int]]:
         """Yields the missing confirmations of a trial and of the controls, as arguments of `_job`, with their seeds.
 
         Seed by seed, so that an interruption leaves whole pairs, and until the confirmation stops.
@@ -295,11 +297,16 @@ class Stages:
                 return
             yield from ((job, seed) for job in self._of_seed(best, seed) if job[0] not in self._finished)
 
-    def _of_seed(self, best: Setting, seed: int) -> list[tuple[str, str, list[str], bool, int | None]]:
+    def _of_seed(self, best: Setting, seed: int) -> list[tuple[str, str, list[str], bool, int | None, bool]]:
         """Returns the confirmations with one seed, as arguments of `_job`."""
         chosen = best.name
         arms = {chosen: best.overrides}
-        arms |= {name: list(baseline.overrides) for name, baseline in self._baselines.items() if baseline.control}
+        arms |= {
+            name: [*(best.overrides if baseline.as_chosen else ()), *baseline.overrides]
+            for name, baseline in self._baselines.items()
+            if baseline.control
+        }
+        as_chosen = {chosen, *(name for name, baseline in self._baselines.items() if baseline.as_chosen)}
         return [
             (
                 f"confirm-{arm}-{seed}",
@@ -307,6 +314,7 @@ class Stages:
                 [*own, f"seed={seed}"],
                 True,
                 best.number if arm == chosen else None,
+                arm in as_chosen,
             )
             for arm, own in arms.items()
         ]
@@ -324,8 +332,16 @@ class Stages:
         marks += [] if trial is None else [f"tracking.trial={trial}"]
         return Job(name, (*own, *self._shared, *marks), next(self._numbers))
 
-    def _job(self, name: str, stage: str, own: Sequence[str], evaluate_test: bool, trial: int | None = None) -> Job:
-        lines = [*kept_beside(own, self._overrides, whole_groups=trial is None), *own, *self._shared]
+    def _job(
+        self,
+        name: str,
+        stage: str,
+        own: Sequence[str],
+        evaluate_test: bool,
+        trial: int | None = None,
+        of_search: bool = False,
+    ) -> Job:
+        lines = [*kept_beside(own, self._overrides, whole_groups=not of_search), *own, *self._shared]
         marks = [f"tracking.stage={stage}", f"tracking.job={name}", f"evaluate_test={evaluate_test}"]
         if trial is not None:
             marks.append(f"tracking.trial={trial}")
@@ -402,7 +418,7 @@ class Stages:
         own = setting.overrides
         if self._search_seeds == "fresh" and "seed" not in setting.params:
             own = [*own, f"seed={FIRST_SEARCH_SEED + setting.number}"]
-        return self._job(self._job_name(setting.number), "search", own, False, setting.number)
+        return self._job(self._job_name(setting.number), "search", own, False, setting.number, True)
 
     def _job_name(self, number: int) -> str:
         return trial_job(self._owner, number) if self._owner else f"trial-{number:04d}"

@@ -26,7 +26,10 @@ COLOURS = "viridis"
 # Okabe and Ito's palette, which colour-blind readers can tell apart: https://jfly.uni-koeln.de/color/
 BLUE, ORANGE, GREEN, PURPLE, BLACK = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#222222"
 # How the name of an arm starts -> its colour and line style. Line styles tell arms apart that lie on each other.
-ARM_STYLES = {"teacher": (BLACK, "--"), "scratch": (BLUE, "-"), "label": (GREEN, "-."), "distill": (ORANGE, "-")}
+ARM_STYLES = {
+    **{"teacher": (BLACK, "--"), "scratch": (BLUE, "-"), "label": (GREEN, "-.")},
+    **{"shuffled": (PURPLE, ":"), "distill": (ORANGE, "-")},
+}
 
 # The panels of a run's learning curve: label of the axis -> the metrics that are drawn in it.
 PANELS = {
