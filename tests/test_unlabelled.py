@@ -287,7 +287,7 @@ def test_a_training_can_be_resumed_in_the_middle_of_an_epoch(tmp_path: Path) -> 
     for _ in range(2):
         assert fitting._teacher is not None
         rows = fitting._order()[fitting._step * 10 : fitting._step * 10 + 10]
-        fitting._train_step(rows, first, fitting._teacher.answers(first))
+        fitting._train_step(rows, rows, first, fitting._teacher.answers(first))
         fitting._step += 1
     resumed, again = fit(tmp_path)
     again.load(copy.deepcopy(fitting.state()))

@@ -128,7 +128,7 @@ def _training_id(key: str) -> str:
     made_of: dict[str, Any] = {
         **{name: training[name] for name in ("epochs", "batch_size", "n_passes", "seed", "optimizer", "schedule")},
         **{"augment": training["augment"], "view_seed": own.view_seed, "padding": data.padding, "flip": data.flip},
-        "data": data.fingerprint,
+        "data": data.labelled_fingerprint,  # it learns from labels alone
         "initial": hash_tensors(network.net.state_dict()),
         "architecture": hash_text(str(network.net)),
         "preprocessing": [network.input_size, network.mean.tolist(), network.std.tolist()],
