@@ -25,7 +25,10 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
         *("reproduce", "export", "export_description", "network_files", "trained_student", "source_run"),
         *("report", "ui", "sync", "translate"),
     ),
-    "study": ("plugin", "controller", "stages", "choosing", "two_records", "forecast", "measure_speed", "search"),
+    "study": (
+        *("plugin", "controller", "stages", "choosing", "two_records", "fidelity"),
+        *("forecast", "measure_speed", "search"),
+    ),
     "train": ("train",),
     "execution": (
         *("grid_sweeper", "grid", "executors", "ray", "workers", "worker", "serialization", "jobs"),
@@ -38,7 +41,8 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
         *("figures.search", "figures.surface", "figures.arms", "figures.curves"),
     ),
     "analysis": (
-        *("study_numbers", "findings", "seed_planning", "teacher_pull", "per_class", "verdict_words", "verdict"),
+        *("study_numbers", "findings", "fidelity", "seed_planning", "teacher_pull", "per_class"),
+        *("verdict_words", "verdict"),
         *("chance", "cost", "landscape", "plateau", "choice", "gaussian_process"),
         *("deviation", "environment_diff", "sorted_runs", "study_goals", "statistics"),
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from kdsweep.analysis import cost, landscape, per_class, teacher_pull, verdict, verdict_words
+from kdsweep.analysis import cost, fidelity, landscape, per_class, teacher_pull, verdict, verdict_words
 from kdsweep.analysis.sorted_runs import (
     Arm,
     Comparison,
@@ -106,6 +106,7 @@ def summarise(study: StudyRecord, readings: Readings) -> Report:
         *_looks(found, judged),
         *_chosen(found, front),
         *_promised(found),
+        *fidelity.words(found),
         *_others(found),
         *_unconfirmed(found, judged),
         *_teacher(found),
@@ -227,7 +228,7 @@ def _others(found: Comparison) -> Iterable[str]:
 
 def _unconfirmed(found: Comparison, judged: Verdict) -> Iterable[str]:
     """Compares the first runs on test, or else on validation, if nothing was confirmed."""
-    if judged.comparisons:
+    if judged.comparisons or found.goals.short_search:
         return
     for metric, where in (("test/accuracy", "test"), ("val/accuracy", "validation")):
         spreads = {arm.name: arm.metrics[metric] for arm in found.arms if metric in arm.metrics}

@@ -146,6 +146,45 @@ class Promise:
 
 
 @dataclass(frozen=True)
+class Fidelity:
+    """The length of the search's runs, and the pilot that decided it.
+
+    Attributes:
+        key: What is cut down: "epochs", "data.train_fraction" or "n_passes".
+        short, full: Its value in a short run and in a long one.
+        cheap: Whether the search's trials are short.
+        pilot: For each setting that was run at both lengths its trial's number and its objectives, short and long; None
+            for a run that failed.
+    """
+
+    key: str
+    short: float
+    full: float
+    cheap: bool
+    pilot: tuple[tuple[int, tuple[float, ...] | None, tuple[float, ...] | None], ...]
+
+    @classmethod
+    def read(cls, found: Mapping[str, Any]) -> Fidelity:
+        """Reads what Optuna's record and the tag kdsweep.fidelity hold."""
+        pilot = ((number, *(None if v is None else tuple(v) for v in values)) for number, *values in found["pilot"])
+        return cls(found["key"], found["short"], found["full"], found["cheap"], tuple(pilot))
+
+    @property
+    def searched(self) -> str:
+        """The length of the search's trials as an override: "epochs=8"."""
+        return f"{self.key}={self.short if self.cheap else self.full:g}"
+
+    def job(self, number: int) -> str:
+        """Returns the name of the pilot's job whose run is the trial's."""
+        return pilot_job(number, short=self.cheap)
+
+
+def pilot_job(number: int, *, short: bool) -> str:
+    """Returns the name of a job of the pilot."""
+    return f"pilot-{number:04d}-{'short' if short else 'full'}"
+
+
+@dataclass(frozen=True)
 class Goals:
     """What a study set out to do.
 
@@ -156,6 +195,7 @@ class Goals:
         n_trials, baseline_seeds, confirm_seeds: The budget; None where the parent run doesn't say.
         promise: What the model promised of the choice; None where the best trial was taken without a model.
         looks: The number of the confirmed trial and of its fresh seeds, each time that the study ended with a verdict.
+        fidelity: The length of the search's runs; None where all runs have one length.
     """
 
     space: tuple[Dimension, ...] = ()
@@ -166,10 +206,11 @@ class Goals:
     baseline_seeds: int | None = None
     confirm_seeds: int | None = None
     looks: tuple[tuple[int, int], ...] = ()
+    fidelity: Fidelity | None = None
 
     @classmethod
     def read(cls, tags: Mapping[str, str]) -> Goals:
-        """Reads the tags kdsweep.space, .objectives, .chosen, .choice, .planned and .looks.
+        """Reads the tags kdsweep.space, .objectives, .chosen, .choice, .planned, .looks and .fidelity.
 
         What isn't there keeps its default.
         """
@@ -177,14 +218,21 @@ class Goals:
         objectives = json.loads(tags.get("kdsweep.objectives", "[]"))
         chosen = tags.get("kdsweep.chosen", "")
         planned = json.loads(tags.get("kdsweep.planned", "{}"))
+        fidelity = json.loads(tags.get("kdsweep.fidelity", "null"))
         return cls(
             space=tuple(_dimension(key, limits) for key, limits in space.items()),
             objectives=tuple(Objective(metric, way == "maximize") for metric, way in objectives) or cls.objectives,
             chosen=int(chosen) if chosen.isdecimal() else None,
             promise=_promise(json.loads(tags.get("kdsweep.choice", "{}"))),
             looks=tuple((trial, seeds) for trial, seeds in json.loads(tags.get("kdsweep.looks", "[]"))),
+            fidelity=None if fidelity is None else Fidelity.read(fidelity),
             **{name: planned.get(name) for name in ("n_trials", "baseline_seeds", "confirm_seeds")},
         )
+
+    @property
+    def short_search(self) -> bool:
+        """Whether the search's trials are shorter than all other runs, so that scores can't be compared."""
+        return self.fidelity is not None and self.fidelity.cheap
 
     @property
     def objective(self) -> Objective:

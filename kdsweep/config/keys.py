@@ -107,6 +107,8 @@ KEYS = (
         Key(f"sweep.{name}", Purpose.STUDY, free=True)
         for name in (
             *("n_trials", "baseline_seeds", "confirm_seeds", "choose", "search_seeds"),
+            # A study refuses another length itself (`study.fidelity`), because older studies don't have these keys.
+            *("fidelity", "fidelity_of", "pilot"),
             *("executor", "n_jobs", "ray_address", "max_restarts", "restart"),
         )
     ),

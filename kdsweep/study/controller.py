@@ -33,10 +33,11 @@ from kdsweep.execution.executors import Executor, InProcess, open_executor, ray_
 from kdsweep.execution.jobs import Task, all_overrides
 from kdsweep.execution.trial_link import build_pruner, storage_url
 from kdsweep.report import console, next_commands, writing
-from kdsweep.study import choosing, two_records
+from kdsweep.study import choosing, fidelity, two_records
 from kdsweep.study.forecast import forecast
 from kdsweep.study.search import (
     CODE,
+    FIDELITY,
     Search,
     Setting,
     Space,
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from hydra.types import HydraContext, TaskFunction
 
     from kdsweep.execution.jobs import Job
+    from kdsweep.study.fidelity import Plan
     from kdsweep.study.search import EndedTrial
     from kdsweep.tracking.run_records import RunRecord
     from kdsweep.tracking.run_writer import Run
@@ -90,6 +92,9 @@ class Study(OptunaSweeperImpl):
         confirm_seeds: The number of fresh seeds for the chosen setting and for each control.
         choose: The rule by which the confirmed setting is chosen, one of `choosing.RULES`.
         search_seeds: "fresh" gives each trial its own seed, "fixed" the configured one to all.
+        fidelity: The share of `fidelity_of` that a trial has if a pilot shows that ranks transfer; None for all of it.
+        fidelity_of: What is cut down, one of `fidelity.KEYS`.
+        pilot: The number of the pilot's settings.
         executor: The executor's name; None means `in_process` if n_jobs is 1, and `workers` otherwise.
         ray_address: The address of a Ray cluster, as in `executors.ray_cluster`.
         max_restarts: How often a run whose process died is started again.
@@ -110,6 +115,9 @@ class Study(OptunaSweeperImpl):
         confirm_seeds: int,
         choose: str,
         search_seeds: str,
+        fidelity: float | None,
+        fidelity_of: str,
+        pilot: int,
         executor: str | None,
         ray_address: str | None,
         max_restarts: int,
@@ -125,6 +133,7 @@ class Study(OptunaSweeperImpl):
         self._confirm_seeds, self._max_restarts, self._restart = confirm_seeds, max_restarts, restart
         self._executor = executor or ("in_process" if self.n_jobs == 1 else "workers")
         self._ray_address, self._choose, self._search_seeds = ray_address, choose, search_seeds
+        self._fidelity, self._fidelity_of, self._pilot = fidelity, fidelity_of, pilot
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Takes what Hydra gives to every sweeper."""
@@ -141,6 +150,7 @@ class Study(OptunaSweeperImpl):
         self._check(directions)
         space = space_of(self._exact(overrides))
         self._check_extension(space, overrides)
+        lengths = self._lengths(space)
         for config, words in self._configurations(space, overrides):
             with _beside(words):
                 self._check_limits(space, config)
@@ -165,7 +175,8 @@ class Study(OptunaSweeperImpl):
             with search.held():
                 searched = [override for override in overrides if override.is_sweep_override()]
                 search.require_same({**self._conditions(searched), "directions": directions})
-                self._run(search, overrides, list(zip(objectives, directions, strict=True)))
+                fidelity.require_same(search, lengths)
+                self._run(search, overrides, list(zip(objectives, directions, strict=True)), lengths)
 
     # Before the first run
 
@@ -219,6 +230,17 @@ class Study(OptunaSweeperImpl):
         if self._pruner is not None:
             require(len(directions) == 1, "one objective with a pruner", len(directions), "hydra.sweeper.pruner")
             build_pruner(self._pruner)
+
+    def _lengths(self, space: Space) -> Plan | None:
+        """Returns the lengths of the search's runs, if there are two; a short run's configuration is checked too."""
+        full = OmegaConf.select(self.config, str(self._fidelity_of))
+        plan = fidelity.plan(self._fidelity, self._fidelity_of, self._pilot, full, self.n_trials, space)
+        if plan is not None:
+            own = self.config.copy()
+            OmegaConf.set_readonly(own, False)
+            OmegaConf.update(own, plan.key, plan.short)
+            checks.check(rules.settled(own))
+        return plan
 
     def _exact(self, overrides: Iterable[Override]) -> Iterator[Override]:
         """Yields the overrides with sweeps, in whole numbers where the key takes no others.
@@ -324,7 +346,13 @@ class Study(OptunaSweeperImpl):
             with store.run(search.name, tags=tags, params=params) as run:
                 yield run
 
-    def _run(self, search: Search, overrides: Sequence[Override], objectives: Sequence[tuple[str, str]]) -> None:
+    def _run(
+        self,
+        search: Search,
+        overrides: Sequence[Override],
+        objectives: Sequence[tuple[str, str]],
+        lengths: Plan | None,
+    ) -> None:
         if self._restart is None:
             two_records.require_store(search, recording.uri_of(self.config))
         store = recording.open_store(self.config)
@@ -357,6 +385,7 @@ class Study(OptunaSweeperImpl):
                 self.max_failure_rate,
                 choose,
                 self._search_seeds,
+                lengths,
             )
             for trial in missing:
                 self._record_again(store, stages.trial_job(trial), trial, [name for name, _ in objectives])
@@ -367,6 +396,9 @@ class Study(OptunaSweeperImpl):
                 parent.ends_at(known.end)
             with stages.carried_out_by(self._open_executor(anything_left)):
                 stages.run_baselines()
+                stages.run_pilot()
+                if lengths is not None:
+                    parent.tag({"kdsweep.fidelity": json.dumps(search.noted(FIDELITY))})
                 stages.run_search()
                 chosen = stages.choose()
                 # Before its first run, so that a report in the middle of a new confirmation takes no other trial's.
@@ -439,6 +471,7 @@ class Study(OptunaSweeperImpl):
             name=str(self.study_name),
             threads=self._threads,
             elsewhere=elsewhere,
+            share=stages.share,
         )
         for line in found.words():
             note(line)

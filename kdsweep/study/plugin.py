@@ -38,6 +38,9 @@ class StudySweeperConf(OptunaSweeperConf):
     confirm_seeds: int = 0
     choose: str = "posterior"
     search_seeds: str = "fixed"
+    fidelity: float | None = None
+    fidelity_of: str = "epochs"
+    pilot: int = 8
     executor: str | None = None
     ray_address: str | None = None
     max_restarts: int = 3

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from kdsweep.study import fidelity
 from kdsweep.system.errors import UserError
 from kdsweep.system.masking import masked_text
 from kdsweep.system.progress import note
@@ -48,7 +49,7 @@ def without_run(search: Search, runs: Iterable[RunRecord]) -> list[EndedTrial]:
     """Returns the trials that ended well by Optuna's record, and have no such run among the study's `runs`."""
     finished, pruned = set(), set()
     for run in runs:
-        job = run.tags.get("kdsweep.job")
+        job = fidelity.trial_of(search, run.tags.get("kdsweep.job", ""))
         if run.status == "FINISHED":
             finished.add(job)
         elif "kdsweep.pruned" in run.tags:

@@ -25,7 +25,7 @@ RUN_TAGS = {
     *("kdsweep.pruned", "kdsweep.error", "kdsweep.described"),
     *("kdsweep.space", "kdsweep.objectives", "kdsweep.planned", "kdsweep.chosen", "kdsweep.looks"),
     "kdsweep.command",
-    "kdsweep.choice",
+    *("kdsweep.choice", "kdsweep.fidelity"),
     *("kdsweep.sent", "kdsweep.sent_end", "kdsweep.sent_from", "kdsweep.restored"),
 }
 
@@ -33,7 +33,7 @@ RUN_TAGS = {
 ATTRIBUTES = {
     *("kdsweep.process", "kdsweep.beat", "kdsweep.values", "kdsweep.starts", "kdsweep.pruned_at", "kdsweep.cause"),
     *("kdsweep.key", "kdsweep.conditions", "kdsweep.controller", "kdsweep.store"),
-    *("kdsweep.chosen_from", "kdsweep.choose"),
+    *("kdsweep.chosen_from", "kdsweep.choose", "kdsweep.length"),
 }
 
 # The functions that put `kdsweep.{key}` together, each with the name of the dictionary that has the keys. Those of
