@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from kdsweep.numerics import picture_files
-from kdsweep.numerics.picture_files import MAX_SIDE
+from kdsweep.numerics.picture_files import CUT, MAX_SIDE
 from kdsweep.system.errors import UserError, require
 from kdsweep.system.files import locked
 from kdsweep.system.progress import note
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 # The number of pictures in scikit-learn's digits.
 N_DIGITS = 1797
+
+# The seed by which a test split is cut. It is no setting: the test pictures stay the same whatever else changes.
+TEST_SEED = 0
 
 # While a data set is made, memory holds its pictures as float32, or several copies of them as uint8.
 BYTES_PER_VALUE = 4
@@ -65,7 +68,7 @@ class Dataset:
         classes: The names of the classes, in the order of the labels.
         train: The pictures to train on.
         validation: The pictures to select settings on, cut from the official training split.
-        test: The official test split, for the final numbers only.
+        test: The official test split, or one that `with_test` has cut, for the final numbers only.
         padding: The number of pixels added on each side of a picture before a random crop.
         flip: Whether a mirrored picture has the same label.
 
@@ -238,8 +241,12 @@ def synthetic(
     return divided("synthetic", [f"class {c}" for c in range(n_classes)], split(n_train), split(n_test), **options)
 
 
-def image_folder(root: str, cache: str, image_size: int, **options: Unpack[SplitOptions]) -> Dataset:
+def image_folder(
+    root: str, cache: str, image_size: int, test_size: int | float | None = None, **options: Unpack[SplitOptions]
+) -> Dataset:
     """Reads the user's own pictures, `<root>/train/<class>/*` and `<root>/test/<class>/*`, as square RGB.
+
+    With `test_size`, it reads `<root>/<class>/*`, or `<root>/train/<class>/*` alone, and cuts the test split itself.
 
     A class may have sub-folders. Hidden files are left out. So are files whose names say that they hold something else
     (labels.csv), which is said. A picture is turned as its EXIF orientation says, and resized to a square (bilinear,
@@ -247,26 +254,29 @@ def image_folder(root: str, cache: str, image_size: int, **options: Unpack[Split
     a size or a modification time changes.
 
     Args:
-        root: The folder with `train` and `test`, which hold folders for the same classes.
+        root: The folder with `train` and `test`, which hold folders for the same classes, or with the class folders.
         cache: The folder of the decoded pictures.
         image_size: The side of the pictures, in pixels.
+        test_size: As in `with_test`; None for a folder that has its own test split.
         **options: As in `SplitOptions`.
 
     Raises:
         UserError: An argument is out of range, a folder is missing, or pictures can't be read.
     """
     check_options(options)
+    require_test_size(test_size)
     require_side(image_size)
     folder = folder_of(root, "root").absolute()
-    train, test = picture_files.class_files(folder)
+    train, test = picture_files.class_files(folder, test_size)
     names = [name for classes in (train, test) for files in classes.values() for name in files]
     require_room(len(names), image_size, "image_size")
     images = picture_files.load(folder, names, image_size, folder_of(cache, "cache"))
     labels = torch.tensor([c for classes in (train, test) for c, files in enumerate(classes.values()) for _ in files])
     n_train = sum(map(len, train.values()))
     # clone: a view would keep all pictures in memory, and the splits are copies.
-    test_split = Split(images[n_train:].clone(), labels[n_train:])
-    return divided(folder.name, list(train), Split(images[:n_train], labels[:n_train]), test_split, **options)
+    test_split = Split(images[n_train:].clone(), labels[n_train:]) if test else None
+    splits = with_test(folder.name, list(train), Split(images[:n_train], labels[:n_train]), test_split, test_size)
+    return divided(folder.name, list(train), *splits, **options)
 
 
 # ------------------------------------------------------------------------------------------------------- splits
@@ -291,6 +301,48 @@ def stratified_order(labels: Tensor, seed: int) -> Tensor:
     rank = torch.arange(len(labels)) - (count.cumsum(0) - count)[labels[grouped]]  # 0, 1, 2, ... within each class
     position = torch.where(rank == 0, 0.0, (rank + 0.5) / count[labels[grouped]].double())
     return grouped[position.argsort(stable=True)]
+
+
+def with_test(
+    name: str, classes: Sequence[str], train: Split, test: Split | None, test_size: int | float | None
+) -> tuple[Split, Split]:
+    """Returns the training and the test split of a data set; cuts the test split from `train` if there is none.
+
+    The cut is stratified, and depends on the pictures and on `test_size` alone: no setting and no seed moves a picture
+    between the two.
+
+    Args:
+        name: The data set's name.
+        classes: The names of the classes.
+        train: The training pictures, or all that there are.
+        test: The data set's own test split, or None.
+        test_size: The size of the test split that is cut: a count, or a share. None cuts none.
+
+    Raises:
+        UserError: There is no test split, or there are two, or a class would be left without a training picture.
+    """
+    require_test(name, test is not None, test_size)
+    if test is not None:
+        return train, test
+    assert test_size is not None
+    n, n_classes = len(train), len(classes)
+    n_test = test_size if isinstance(test_size, int) else round(test_size * n)
+    remedy = f"{name} has {n} pictures, and each of the {n_classes} classes keeps one for training."
+    require(1 <= n_test <= n - n_classes, f"1 <= test pictures <= {n - n_classes}", test_size, "test_size", remedy)
+    order = stratified_order(train.labels, TEST_SEED)
+    rest, cut = train[order[: n - n_test]], train[order[n - n_test :]]
+    untested = [str(classes[c]) for c, k in enumerate(cut.labels.bincount(minlength=n_classes)) if k == 0]
+    if untested:
+        note(f"{name}: {picture_files.named(untested)} {'has' if len(untested) == 1 else 'have'} no test picture.")
+    return rest, cut
+
+
+def require_test(name: str, there: bool, test_size: object) -> None:
+    """Refuses a data set without a test split of its own if none shall be cut, and one with its own if one shall."""
+    if there:
+        require(test_size is None, "test_size is null", test_size, "test_size", f"{name} has a test split of its own.")
+    elif test_size is None:
+        raise UserError(f"`{name} has a test split` must hold, but it has none. {CUT}", "test_size")
 
 
 def divided(
@@ -340,16 +392,25 @@ def divided(
 
 def check_options(options: SplitOptions) -> None:
     """Refuses wrong options before anything is downloaded or decoded."""
-    val_size, fraction = options["val_size"], options["train_fraction"]
-    # isinstance(True, int) is true, so the type is compared.
-    is_count = type(val_size) is int and val_size >= 1
-    is_fraction = type(val_size) is float and 0 < val_size < 1
-    require(is_count or is_fraction, "val_size is int >= 1 (a count) or 0 < float < 1 (a share)", val_size, "val_size")
+    fraction = options["train_fraction"]
+    _require_size(options["val_size"], "val_size")
     in_range = type(fraction) in (int, float) and 0 < fraction <= 1
     require(in_range, "0 < train_fraction <= 1", fraction, "train_fraction")
     _require_int(options["split_seed"], "split_seed", 0)
     _require_int(options["padding"], "padding", 0)
     require(type(options["flip"]) is bool, "flip is true or false", options["flip"], "flip")
+
+
+def require_test_size(test_size: object) -> None:
+    """Refuses a size that no test split has; None is no size."""
+    if test_size is not None:
+        _require_size(test_size, "test_size")
+
+
+def _require_size(size: object, key: str) -> None:
+    # isinstance(True, int) is true, so the type is compared.
+    is_size = (type(size) is int and size >= 1) or (type(size) is float and 0 < size < 1)
+    require(is_size, f"{key} is int >= 1 (a count) or 0 < float < 1 (a share)", size, key)
 
 
 def _require_int(value: object, key: str, minimum: int) -> None:

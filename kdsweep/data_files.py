@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, Unpack
 from zipfile import BadZipFile
 
 import numpy as np
@@ -31,6 +31,7 @@ class Options(TypedDict):
     """What these data sets take besides their own arguments, each as in `own_data.OwnData`.
 
     Attributes:
+        test_size: A count or a share of the training pictures, or None for the test split that the files have.
         val_size: A count, a share, or None for the validation split that the files have, or else a tenth.
         train_fraction: The share of the training pictures to train on.
         split_seed: Decides the division.
@@ -38,6 +39,7 @@ class Options(TypedDict):
         flip: As in `Dataset`.
     """
 
+    test_size: NotRequired[int | float | None]
     val_size: int | float | None
     train_fraction: float
     split_seed: int
@@ -49,8 +51,9 @@ def npz(path: str, image_size: int | None, **options: Unpack[Options]) -> Datase
     """Reads pictures and labels from one `.npz` file.
 
     Its arrays have the names x_train, y_train, x_test and y_test, as in Keras' files, or train_images, train_labels,
-    test_images and test_labels, as in medmnist's; a validation split is called val. Pictures are uint8 (N, H, W, 3),
-    (N, H, W, 1) or (N, H, W). An array `classes` may have the names of the classes.
+    test_images and test_labels, as in medmnist's; a validation split is called val. Validation and test may be
+    missing. Pictures are uint8 (N, H, W, 3), (N, H, W, 1) or (N, H, W). An array `classes` may have the names of the
+    classes.
 
     Args:
         path: The file.
@@ -77,7 +80,7 @@ def npz(path: str, image_size: int | None, **options: Unpack[Options]) -> Datase
         pair = next((pair for pair in pairs if {*pair} <= arrays.keys()), None)
         if pair is not None:
             splits[split] = tuple(arrays[name] for name in pair)
-        elif split != "val":
+        elif split == "train":
             rule = " or ".join(" and ".join(pair) for pair in pairs)
             there = named(list(arrays)) or "none"
             raise UserError(f"`{file.name} has the arrays {rule}` must hold, but it has {there}.", "path")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 DIRECTIONS = ("forward", "reverse", "js")
+DISTANCES = ("cosine", "mse")
 
 # What the value of a setting that changes from epoch to epoch is made of, and how it can change.
 PLAN = ("start", "end", "shape", "until")
@@ -77,6 +78,26 @@ def wttm(*, ce_weight: float, weight: float, tau: float) -> None:
     _temperature(tau)
 
 
+def feature(*, ce_weight: float, weight: float, distance: str) -> None:
+    """Refuses weights unless they are finite and >= 0, and unknown distances."""
+    _weight(ce_weight, "ce_weight")
+    _weight(weight, "weight")
+    require(distance in DISTANCES, f"distance in {DISTANCES}", distance, "distance")
+
+
+def rkd(*, ce_weight: float, distance_weight: float, angle_weight: float) -> None:
+    """Refuses weights unless they are finite and >= 0."""
+    _weight(ce_weight, "ce_weight")
+    _weight(distance_weight, "distance_weight")
+    _weight(angle_weight, "angle_weight")
+
+
+def sp(*, ce_weight: float, weight: float) -> None:
+    """Refuses weights unless they are finite and >= 0."""
+    _weight(ce_weight, "ce_weight")
+    _weight(weight, "weight")
+
+
 def weighted_sum(*, terms: Mapping[str, Mapping[str, Any]]) -> None:
     """Refuses a sum without terms, weights unless they are finite and >= 0, and wrong settings of a term's loss."""
     several = isinstance(terms, Mapping) and len(terms) > 0
@@ -106,7 +127,8 @@ def scheduled(*, of: object) -> None:
 
 
 RULES: dict[str, Callable[..., None]] = {
-    rule.__name__: rule for rule in (kd, label_smoothing, tf_kd, mse, dkd, nkd, dist, wttm, weighted_sum, scheduled)
+    rule.__name__: rule
+    for rule in (kd, label_smoothing, tf_kd, mse, dkd, nkd, dist, wttm, feature, rkd, sp, weighted_sum, scheduled)
 }
 
 

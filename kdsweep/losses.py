@@ -1,5 +1,7 @@
 """Losses: functions of (student logits, teacher logits, labels) that return the mean loss of the batch.
 
+Some compare pooled features as well, the inputs of the networks' heads, which they get as keyword arguments.
+
 alpha is the distillation share, in [0, 1]. tau is the softmax temperature, > 0. Both mean this everywhere in kdsweep.
 A loss whose paper weighs the teacher's terms beside a whole cross-entropy has weights instead of alpha. With alpha or
 all weights at 0, each loss is cross-entropy bit for bit.
@@ -20,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdsweep import loss_rules
+from kdsweep.feature_relations import angle_mismatch, distance_mismatch, mismatch, projected, similarity_mismatch
 from kdsweep.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,7 +32,20 @@ Arguments = ParamSpec("Arguments")
 
 # What a loss can need besides the student's logits and the labels.
 LOGITS = "logits"  # the teacher's logits, if the run has a teacher
-SHARE = "share"  # how far the training is, as the keyword argument `share`
+SHARE = "share"  # how far the training is
+FEATURES = "features"  # the pooled features of the student and of the teacher, (batch, features) each
+PROJECTOR = "projector"  # a linear map of the student's features to the teacher's, which is trained with the student
+
+# The keyword arguments that a loss gets in a training because it needs them.
+ARGUMENTS = {
+    SHARE: ("share",),
+    FEATURES: ("student_features", "teacher_features"),
+    PROJECTOR: ("projector",),
+}
+GIVEN = {argument for arguments in ARGUMENTS.values() for argument in arguments}
+
+# Is added to the seed from which projectors are drawn, so that they don't repeat the numbers of the student's weights.
+PROJECTOR_STREAM = 0x50524F4A
 
 # Keeps a correlation or a standard deviation of constant values from dividing by zero, as in the authors' code.
 CORRELATION_FLOOR = 1e-8
@@ -37,7 +53,7 @@ DEVIATION_FLOOR = 1e-7
 
 
 def needs(*what: str) -> Callable[[Callable[Arguments, Tensor]], Callable[Arguments, Tensor]]:
-    """Says what a loss needs: `LOGITS`, `SHARE`, both or nothing. A loss that doesn't say needs `LOGITS`."""
+    """Says what a loss needs: `LOGITS`, `FEATURES`, `PROJECTOR`, `SHARE`. A loss that doesn't say needs `LOGITS`."""
 
     def said(loss: Callable[Arguments, Tensor]) -> Callable[Arguments, Tensor]:
         setattr(loss, "needs", what)  # noqa: B010 (a function has no such attribute to mypy)
@@ -50,12 +66,70 @@ def needs_of(loss: Callable[..., Tensor]) -> set[str]:
     """Returns what a loss with its settings needs, which for a sum is what its terms need."""
     own = set(_needs(loss))
     parts = _parts(loss)
-    return own - {LOGITS} | set().union(*map(needs_of, parts)) if parts else own
+    return own - {LOGITS} | set().union(*map(needs_of, parts.values())) if parts else own
 
 
-def given_to(loss: Callable[..., Tensor], device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """Returns the keyword arguments that a loss gets in a training: `share`, which is 0 yet, if it needs that."""
-    return {SHARE: torch.zeros((), device=device)} if SHARE in _needs(loss) else {}
+def given_to(
+    loss: Callable[..., Tensor], device: torch.device | str = "cpu", sizes: tuple[int, int] = (1, 1), seed: int = 0
+) -> dict[str, Any]:
+    """Returns the keyword arguments that a loss gets at each step of a training, as it needs them.
+
+    Args:
+        loss: The loss with its settings.
+        device: Where the training is.
+        sizes: The number of the student's features and of the teacher's.
+        seed: Decides the projectors.
+
+    Returns:
+        "share", a tensor that is 0 yet; "projector", as `projected` takes it, or a mapping from a term's name to its
+        projector.
+    """
+    needed = needs_of(loss)
+    given: dict[str, Any] = {SHARE: torch.zeros((), device=device)} if SHARE in needed else {}
+    if PROJECTOR in needed:
+        generator = torch.Generator().manual_seed((seed + PROJECTOR_STREAM) % 2**63)
+        given[PROJECTOR] = _projectors(loss, sizes, torch.device(device), generator)
+    return given
+
+
+def trained_with(given: Mapping[str, Any]) -> dict[str, torch.nn.Parameter]:
+    """Returns the projectors in what `given_to` returned, each by a name of its own."""
+    found: dict[str, torch.nn.Parameter] = {}
+    for name, value in given.items():
+        if isinstance(value, torch.nn.Parameter):
+            found[name] = value
+        elif not isinstance(value, Tensor):
+            found |= {f"{name}.{inner}": projector for inner, projector in trained_with(value).items()}
+    return found
+
+
+def example_for(loss: Callable[..., Tensor], n: int, with_teacher: bool = True) -> dict[str, Any]:
+    """Returns the keyword arguments that a loss gets in a training, for trying it on `n` examples, of zeros."""
+    features: dict[str, Tensor | None] = {}
+    if FEATURES in needs_of(loss):
+        features["student_features"] = torch.zeros(n, 3, requires_grad=True)
+        features["teacher_features"] = torch.zeros(n, 4) if with_teacher else None
+    return {**given_to(loss, sizes=(3, 4)), **features}
+
+
+def _projectors(
+    loss: Callable[..., Tensor], sizes: tuple[int, int], device: torch.device, generator: torch.Generator
+) -> torch.nn.Parameter | dict[str, Any]:
+    """Draws the projector of a loss, or those of its parts, each as torch draws the weights of an `nn.Linear`."""
+    parts = {name: part for name, part in _parts(loss).items() if PROJECTOR in needs_of(part)}
+    if parts:
+        return {name: _projectors(part, sizes, device, generator) for name, part in parts.items()}
+    students, teachers = sizes
+    drawn = torch.rand(teachers, students + 1, generator=generator)
+    return torch.nn.Parameter(((2 * drawn - 1) / math.sqrt(students)).to(device))
+
+
+def _handed(part: Callable[..., Tensor], name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a part of a loss needs, of what the whole was given."""
+    handed = {argument: given[argument] for need in needs_of(part) for argument in ARGUMENTS.get(need, ())}
+    if PROJECTOR in handed:
+        handed[PROJECTOR] = handed[PROJECTOR][name]
+    return handed
 
 
 def _needs(loss: Callable[..., Tensor]) -> tuple[str, ...]:
@@ -63,14 +137,14 @@ def _needs(loss: Callable[..., Tensor]) -> tuple[str, ...]:
     return said
 
 
-def _parts(loss: Callable[..., Tensor]) -> list[Callable[..., Tensor]]:
-    """Returns the losses that a sum or a schedule is made of."""
+def _parts(loss: Callable[..., Tensor]) -> dict[str, Callable[..., Tensor]]:
+    """Returns the losses that a sum or a schedule is made of, by name."""
     if not isinstance(loss, functools.partial):
-        return []
+        return {}
     function = getattr(loss.func, "__wrapped__", loss.func)
     if function is getattr(weighted_sum, "__wrapped__", None):
-        return [term["of"] for term in loss.keywords["terms"].values()]
-    return [loss.keywords["of"]] if function is getattr(scheduled, "__wrapped__", None) else []
+        return {name: term["of"] for name, term in loss.keywords["terms"].items()}
+    return {"of": loss.keywords["of"]} if function is getattr(scheduled, "__wrapped__", None) else {}
 
 
 def checked(loss: Callable[Arguments, Tensor]) -> Callable[Arguments, Tensor]:
@@ -82,7 +156,7 @@ def checked(loss: Callable[Arguments, Tensor]) -> Callable[Arguments, Tensor]:
 
     @functools.wraps(loss)
     def checking(*args: Arguments.args, **settings: Arguments.kwargs) -> Tensor:
-        rule(**{name: value for name, value in settings.items() if name != SHARE})
+        rule(**{name: value for name, value in settings.items() if name not in GIVEN})
         return loss(*args, **settings)
 
     return checking
@@ -427,6 +501,124 @@ def wttm(
 
 
 @checked
+@needs(FEATURES, PROJECTOR)
+def feature(
+    student_logits: Tensor,
+    teacher_logits: Tensor | None,
+    labels: Tensor,
+    *,
+    ce_weight: float,
+    weight: float,
+    distance: str,
+    student_features: Tensor,
+    teacher_features: Tensor | None,
+    projector: Tensor,
+) -> Tensor:
+    """Feature matching: `ce_weight * CE + weight * D(projector(student_features), teacher_features)`.
+
+    The projector is a linear map with a bias, trained with the student and left out of it afterwards. Romero et al.
+    2015 (ICLR), arXiv 1412.6550 (FitNets), whose hint is a layer in the middle and whose D is half the sum of squares.
+
+    Args:
+        student_logits: (batch, classes), unnormalised.
+        teacher_logits: Ignored.
+        labels: (batch,) int64.
+        ce_weight: The weight of CE, >= 0; 0 for a term of a sum that has cross-entropy already.
+        weight: The weight of D, >= 0; 0 is exactly cross-entropy where ce_weight is 1.
+        distance: "mse" is the mean over the features of the squared differences; "cosine" is 1 - cosine.
+        student_features: (batch, features), what the student's head takes.
+        teacher_features: (batch, features), what the teacher's head takes; no gradient reaches them.
+        projector: (the teacher's features, the student's features + 1), as `feature_relations.projected` takes it.
+
+    Returns:
+        The mean over the batch, a scalar.
+
+    Raises:
+        UserError: A setting is out of range, or there is no teacher.
+    """
+    teacher = _felt("feature", teacher_features)
+    apart = mismatch(projected(student_features, projector), teacher, distance)
+    return ce_weight * F.cross_entropy(student_logits, labels) + weight * apart
+
+
+@checked
+@needs(FEATURES)
+def rkd(
+    student_logits: Tensor,
+    teacher_logits: Tensor | None,
+    labels: Tensor,
+    *,
+    ce_weight: float,
+    distance_weight: float,
+    angle_weight: float,
+    student_features: Tensor,
+    teacher_features: Tensor | None,
+) -> Tensor:
+    """Relational distillation: `ce_weight * CE + distance_weight * RKD-D + angle_weight * RKD-A`.
+
+    RKD-D compares the distances of all pairs of examples in the batch, each divided by the mean distance, and RKD-A the
+    cosines of the angles of all triples, both by Huber's loss. Park et al. 2019 (CVPR), arXiv 1904.05068, and their
+    code (lenscape/RelationalKD), which takes the mean over all pairs and triples, those of an example with itself
+    included. The memory for the angles grows with the third power of the batch: 8 MiB a tensor at 128, 512 MiB at 512.
+
+    Args:
+        student_logits: (batch, classes), unnormalised.
+        teacher_logits: Ignored.
+        labels: (batch,) int64.
+        ce_weight: The weight of CE, >= 0; 0 for a term of a sum that has cross-entropy already.
+        distance_weight: The weight of RKD-D, >= 0.
+        angle_weight: The weight of RKD-A, >= 0. With both at 0 and ce_weight at 1 it is exactly cross-entropy.
+        student_features: (batch, features), what the student's head takes.
+        teacher_features: (batch, features), what the teacher's head takes; no gradient reaches them.
+
+    Returns:
+        The mean over the batch, a scalar.
+
+    Raises:
+        UserError: A setting is out of range, or there is no teacher.
+    """
+    teacher = _felt("rkd", teacher_features)
+    distances, angles = distance_mismatch(student_features, teacher), angle_mismatch(student_features, teacher)
+    return ce_weight * F.cross_entropy(student_logits, labels) + distance_weight * distances + angle_weight * angles
+
+
+@checked
+@needs(FEATURES)
+def sp(
+    student_logits: Tensor,
+    teacher_logits: Tensor | None,
+    labels: Tensor,
+    *,
+    ce_weight: float,
+    weight: float,
+    student_features: Tensor,
+    teacher_features: Tensor | None,
+) -> Tensor:
+    """Similarity preservation: `ce_weight * CE + weight * mean of (G_teacher - G_student)^2`.
+
+    G has the inner products of the features of all pairs of examples in the batch, and each of its rows is divided by
+    its length. Tung and Mori 2019 (ICCV), arXiv 1907.09682, who take the maps of the last layers and a weight of 3000.
+
+    Args:
+        student_logits: (batch, classes), unnormalised.
+        teacher_logits: Ignored.
+        labels: (batch,) int64.
+        ce_weight: The weight of CE, >= 0; 0 for a term of a sum that has cross-entropy already.
+        weight: The weight of the similarities, >= 0; 0 is exactly cross-entropy where ce_weight is 1.
+        student_features: (batch, features), what the student's head takes.
+        teacher_features: (batch, features), what the teacher's head takes; no gradient reaches them.
+
+    Returns:
+        The mean over the batch, a scalar.
+
+    Raises:
+        UserError: A setting is out of range, or there is no teacher.
+    """
+    apart = similarity_mismatch(student_features, _felt("sp", teacher_features))
+    return ce_weight * F.cross_entropy(student_logits, labels) + weight * apart
+
+
+@checked
 @needs(LOGITS, SHARE)
 def weighted_sum(
     student_logits: Tensor,
@@ -435,6 +627,9 @@ def weighted_sum(
     *,
     terms: Mapping[str, Mapping[str, Any]],
     share: Tensor,
+    student_features: Tensor | None = None,
+    teacher_features: Tensor | None = None,
+    projector: Mapping[str, Any] | None = None,
 ) -> Tensor:
     """The sum of other losses, each times its weight.
 
@@ -446,6 +641,9 @@ def weighted_sum(
         labels: (batch,) int64.
         terms: Name -> {"weight": a number >= 0, "of": a loss with its settings}. The names are the user's.
         share: How far the training is; the terms that need it get it.
+        student_features: (batch, features), or None; the terms that need them get them.
+        teacher_features: (batch, features), or None; the terms that need them get them.
+        projector: The projector of each term that needs one, by the term's name.
 
     Returns:
         The mean over the batch, a scalar.
@@ -453,10 +651,16 @@ def weighted_sum(
     Raises:
         UserError: There is no term, or a weight is out of range; and what the terms raise.
     """
+    given = {
+        "share": share,
+        "student_features": student_features,
+        "teacher_features": teacher_features,
+        "projector": projector,
+    }
     total = None
-    for term in terms.values():
-        given = {SHARE: share} if SHARE in _needs(term["of"]) else {}
-        value = term["weight"] * term["of"](student_logits, teacher_logits, labels, **given)
+    for name, term in terms.items():
+        handed = _handed(term["of"], name, given)
+        value = term["weight"] * term["of"](student_logits, teacher_logits, labels, **handed)
         total = value if total is None else total + value
     assert total is not None
     return cast("Tensor", total)
@@ -471,6 +675,9 @@ def scheduled(
     *,
     of: functools.partial[Tensor],
     share: Tensor,
+    student_features: Tensor | None = None,
+    teacher_features: Tensor | None = None,
+    projector: Mapping[str, Any] | None = None,
 ) -> Tensor:
     """Another loss, some of whose settings change from epoch to epoch.
 
@@ -484,6 +691,9 @@ def scheduled(
         labels: (batch,) int64.
         of: The other loss with its settings.
         share: How far the training is, a tensor with one value: 0 in the first epoch, 1 in the last.
+        student_features: (batch, features), or None; the other loss gets them if it needs them.
+        teacher_features: (batch, features), or None; the other loss gets them if it needs them.
+        projector: The other loss's projector, under the name "of", if it needs one.
 
     Returns:
         The mean over the batch, a scalar.
@@ -494,7 +704,9 @@ def scheduled(
     now = {name: at_share(share, **plan) for name, plan in of.keywords.items() if loss_rules.is_plan(plan)}
     # The ends of each schedule have been checked, and a check at each step couldn't be compiled.
     loss: Callable[..., Tensor] = getattr(of.func, "__wrapped__", of.func)
-    return loss(student_logits, teacher_logits, labels, **{**of.keywords, **now})
+    given = {"student_features": student_features, "teacher_features": teacher_features, "projector": projector}
+    handed = _handed(of, "of", {**given, "share": share})
+    return loss(student_logits, teacher_logits, labels, **{**of.keywords, **now, **handed})
 
 
 def at_share(share: Tensor, *, start: float, end: float, shape: str, until: float) -> Tensor:
@@ -562,13 +774,24 @@ def kl_divergence(student_logits: Tensor, teacher_logits: Tensor, tau: float = 1
 def _heard(name: str, student_logits: Tensor, teacher_logits: Tensor | None) -> Tensor:
     """Returns the teacher's logits without gradient, or says why the loss `name` can't use them."""
     if teacher_logits is None:
-        raise UserError(f"{name} needs a teacher, but teacher is null. Choose one (teacher=...) or train with loss=ce.")
+        raise _needs_teacher(name)
     if teacher_logits.shape != student_logits.shape:
         raise UserError(
             f"the student has {student_logits.shape[1]} classes and the teacher {teacher_logits.shape[1]}. "
             "Both need the data set's number of classes: check teacher.network.head and model.head."
         )
     return teacher_logits.detach()
+
+
+def _felt(name: str, teacher_features: Tensor | None) -> Tensor:
+    """Returns the teacher's features without gradient, or says that the loss `name` needs them."""
+    if teacher_features is None:
+        raise _needs_teacher(name)
+    return teacher_features.detach()
+
+
+def _needs_teacher(name: str) -> UserError:
+    return UserError(f"{name} needs a teacher, but teacher is null. Choose one (teacher=...) or train with loss=ce.")
 
 
 def _standardized(logits: Tensor) -> Tensor:

@@ -42,9 +42,14 @@ MAX_MOMENT = 1e6
 
 
 class Head(nn.Linear):
-    """The final layer. It computes in float32 even under autocast; with `bypass` set it returns its input."""
+    """The final layer. It computes in float32 even under autocast.
+
+    With `bypass` set it returns its input, and with `keeps` set it puts its input into `kept`.
+    """
 
     bypass = False
+    keeps = False
+    kept: Tensor | None = None
 
     @classmethod
     def of(cls, linear: nn.Linear) -> Head:
@@ -57,6 +62,8 @@ class Head(nn.Linear):
         """Returns logits (B, classes) float32 for features (B, F); under `bypass` the features."""
         if self.bypass:
             return features
+        if self.keeps:
+            self.kept = features
         with torch.autocast(features.device.type, enabled=False):
             return F.linear(features.float(), self.weight, self.bias)
 
@@ -163,6 +170,27 @@ class Classifier(nn.Module):
     def forward(self, pictures: Tensor) -> Tensor:
         """Returns logits, float32 (B, n_classes), for uint8 pictures (B, H, W, 3)."""
         return cast("Tensor", self.net(self.preprocess(pictures)))
+
+    def with_features(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns what `forward` returns, and the head's input, float32 (B, F), of which it was made.
+
+        Raises:
+            UserError: The head isn't used, or takes something else than one vector for each picture.
+        """
+        head = self.head
+        head.keeps = True
+        try:
+            logits = self(pictures)
+            kept = head.kept
+        finally:
+            head.keeps, head.kept = False, None
+        if kept is None or kept.dim() != 2 or kept.shape[0] != pictures.shape[0]:
+            found = "it takes nothing" if kept is None else f"it takes a tensor {tuple(kept.shape)}"
+            raise UserError(
+                f"`the head takes pooled features, (pictures, features)` must hold, but {found}. Losses on features "
+                "need that; take one on logits, such as loss=kd."
+            )
+        return logits, kept.float()
 
     def train(self, mode: bool = True) -> Classifier:
         """Sets training mode; a frozen backbone stays in evaluation mode, so its batch-norm statistics are constant."""

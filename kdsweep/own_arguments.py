@@ -53,6 +53,7 @@ def require_arguments(
     settings: Sequence[str],
     given: Iterable[str] = (),
     foreign: Iterable[str] = (),
+    n_given: int = 0,
 ) -> None:
     """Refuses arguments that the function doesn't have, and the absence of those that it needs.
 
@@ -62,6 +63,7 @@ def require_arguments(
         settings: The names of kdsweep's settings.
         given: The names of the arguments that kdsweep gives.
         foreign: Keys of the group's other options, which `own` doesn't have.
+        n_given: The number of the function's first arguments that kdsweep gives, and that nobody can configure.
 
     Raises:
         UserError: Its key is the argument.
@@ -71,6 +73,7 @@ def require_arguments(
         return
     name = name_of(function)
     named = [p.name for p in known.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    named = named[n_given:]
     takes_all = any(p.kind is p.VAR_KEYWORD for p in known.values())
     unknown = [] if takes_all else [key for key in arguments if key not in named]
     given = {*given}

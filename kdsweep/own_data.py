@@ -14,7 +14,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdsweep.data import Dataset, Split, check_options, divided, folder_of, require_room, require_side
+from kdsweep.data import (
+    Dataset,
+    Split,
+    check_options,
+    divided,
+    folder_of,
+    require_room,
+    require_side,
+    require_test,
+    require_test_size,
+    with_test,
+)
 from kdsweep.numerics.picture_files import DECODER_VERSION, as_rgb, cache_faults, named, stamp
 from kdsweep.own_arguments import name_of, require_arguments
 from kdsweep.system.errors import UserError, require
@@ -26,7 +37,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 # The settings that kdsweep adds to those of the user's function.
-SETTINGS = ("image_size", "val_size", "train_fraction", "split_seed", "padding", "flip", "cache")
+SETTINGS = ("image_size", "test_size", "val_size", "train_fraction", "split_seed", "padding", "flip", "cache")
 
 # The names of splits, as data sets have them.
 TRAIN, VALIDATION, TEST = ("train", "training"), ("val", "valid", "validation", "dev"), ("test", "testing")
@@ -80,7 +91,8 @@ class DataFunction(Protocol):
 
         Returns:
             A pair (train, test), or a mapping with "train", "test", and "val" if there is a validation split, or an
-            object that has them as attributes. Each split is a `Pictures`, or a pair of arrays: pictures (N, H, W, 3),
+            object that has them as attributes, or one split alone, from which `data.test_size` cuts the test split.
+            Each split is a `Pictures`, or a pair of arrays: pictures (N, H, W, 3),
             (N, H, W, 1) or (N, H, W) uint8, and labels (N,). A whole `kdsweep.Dataset` is taken as it is.
         """
 
@@ -96,6 +108,7 @@ class OwnData:
         sources: The hash of each file of the user's code that the function is made of.
         image_size: The side in pixels to which every picture is resized (a square); None leaves pictures of one size as
             they are.
+        test_size: As in `data.with_test`; None takes the data set's own test split.
         val_size: As in `SplitOptions`; None takes the data set's own validation split, or `VALIDATION_SHARE`.
         train_fraction: As in `SplitOptions`.
         split_seed: As in `SplitOptions`.
@@ -109,6 +122,7 @@ class OwnData:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)
     image_size: int | None = None
+    test_size: int | float | None = None
     val_size: int | float | None = None
     train_fraction: float = 1.0
     split_seed: int = 0
@@ -171,9 +185,10 @@ class Kept:
 
 
 def require_settings(options: Mapping[str, Any], image_size: int | None) -> None:
-    """Refuses wrong settings before anything is read; `val_size` and `image_size` may be None."""
+    """Refuses wrong settings before anything is read; `val_size`, `test_size` and `image_size` may be None."""
     share = VALIDATION_SHARE if options["val_size"] is None else options["val_size"]
     check_options({**options, "val_size": share})  # type: ignore[typeddict-item]
+    require_test_size(options.get("test_size"))
     if image_size is not None:
         require_side(image_size)
 
@@ -181,14 +196,16 @@ def require_settings(options: Mapping[str, Any], image_size: int | None) -> None
 def require_splits(name: str, made: object) -> dict[str, Any]:
     """Returns the splits that a function has returned under the names train, test and val.
 
+    One split alone is the training split.
+
     Raises:
-        UserError: They are no pair and no mapping, or train or test isn't among them.
+        UserError: They are no pair and no mapping, or train isn't among them.
     """
     remedy = 'Return a pair (train, test), or {"train": ..., "test": ...}, with "val" if there is one.'
     if isinstance(made, Mapping):
         kinds = {key: known[0] for known in (TRAIN, VALIDATION, TEST) for key in known if key in made}
         found = {kind: made[key] for key, kind in kinds.items()}
-        if "train" not in found or "test" not in found or len(found) != len(made):
+        if "train" not in found or len(found) != len(made):
             rule = "the splits are train, test and at most val"
             there = named([str(key) for key in made]) or "none"
             raise UserError(f"`{rule}` must hold, but {name} returned {there}. {remedy}")
@@ -198,6 +215,8 @@ def require_splits(name: str, made: object) -> dict[str, Any]:
         return {key: split for key, split in own.items() if split is not None}
     if isinstance(made, tuple | list) and len(made) == 2 and not _is_arrays(made):
         return {"train": made[0], "test": made[1]}
+    if _is_arrays(made) or (_is_split(made) and not isinstance(made, tuple | list)):
+        return {"train": made}
     raise UserError(f"`{name} returns splits` must hold, but it returned a {type(made).__name__}. {remedy}")
 
 
@@ -208,6 +227,7 @@ def from_splits(
     kept: Kept | None = None,
     classes: Sequence[str] | None = None,
     *,
+    test_size: int | float | None = None,
     val_size: int | float | None,
     train_fraction: float,
     split_seed: int,
@@ -218,11 +238,12 @@ def from_splits(
 
     Args:
         name: The data set's name.
-        splits: "train", "test", and "val" if the data set has it: each a `Pictures` or a pair of arrays.
+        splits: "train", and "test" and "val" if the data set has them: each a `Pictures` or a pair of arrays.
         image_size: The side to which pictures are resized; None leaves pictures of one size as they are.
         kept: Where decoded pictures are kept; None keeps none.
         classes: The names of the classes; None asks the training split for them, and takes the numbers if it has none.
-        val_size: As in `OwnData`, as are the following.
+        test_size: As in `OwnData`, as are the following.
+        val_size: The validation split's size.
         train_fraction: The share of the training pictures.
         split_seed: Decides the order.
         padding: As in `Dataset`.
@@ -240,10 +261,11 @@ def from_splits(
         if not _is_split(items):
             rule = f"{split} has pictures with labels, by len(...) and [index]"
             raise UserError(f"`{rule}` must hold, but in {name} it is a {type(items).__name__}.")
+    require_test(name, "test" in splits, test_size)  # before all pictures are decoded
     decoded = _decoded(splits, image_size, kept)
     names = _classes(name, _names(splits["train"]) if classes is None else classes, decoded)
-    validation = decoded.get("val")
-    return divided(name, names, decoded["train"], decoded["test"], validation, **options)
+    train, test = with_test(name, names, decoded["train"], decoded.get("test"), test_size)
+    return divided(name, names, train, test, decoded.get("val"), **options)
 
 
 def files_below(path: Path) -> list[tuple[str, int, int]]:
@@ -309,7 +331,7 @@ def _read(splits: Mapping[str, Any], image_size: int | None) -> dict[str, Split]
     first = _array(_item(splits["train"], 0, "train[0]")[0], image_size, "train[0]")
     require_room(sum(lengths.values()), max(first.shape[:2]), "image_size")
     found = {}
-    with progress("decoding pictures", total=sum(lengths.values())) as advance:
+    with progress("decoding", sum(lengths.values()), "pictures") as advance:
         for name, split in splits.items():
             whole = _whole_arrays(split, image_size)
             if whole is not None and whole.images.shape[1:] == first.shape:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from kdsweep.own_arguments import name_of, parameters
+from kdsweep.losses import GIVEN
+from kdsweep.own_arguments import name_of, parameters, require_arguments
 from kdsweep.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -16,8 +17,14 @@ if TYPE_CHECKING:
 
     from torch.optim import Optimizer
 
+# The number of examples on which a loss is tried.
+TRIED = 2
+
 # The names by which a schedule may ask for the number of steps in the whole training.
 STEPS = ("total_steps", "num_training_steps", "T_max", "total_iters")
+
+# How many arguments a function of each group is given before its settings.
+N_GIVEN = {"loss": 3, "optimizer": 1, "schedule": 1}
 
 
 class LossFunction(Protocol):
@@ -87,17 +94,43 @@ def scheduled(
     It asks by a name of `STEPS` that isn't configured, or by a second argument that has neither a default nor a
     configured value. Torch's own classes ask by name alone: the second argument of `ExponentialLR` is its gamma.
     """
-    known = list((parameters(function) or {}).values())
-    name = next((p.name for p in known if p.name in STEPS), None)
+    name = next((name for name in parameters(function) or () if name in STEPS), None)
     if name is not None:
         given = {} if name in settings else {name: total_steps}
         return function(optimizer, **given, **settings)
-    second = known[1] if len(known) > 1 else None
-    own = not str(function.__module__).startswith("torch.")
-    positional = second is not None and second.kind in (second.POSITIONAL_ONLY, second.POSITIONAL_OR_KEYWORD)
-    if own and second is not None and positional and second.default is second.empty and second.name not in settings:
+    second = _asks_second(function)
+    if second is not None and second not in settings:
         return function(optimizer, total_steps, **settings)
     return function(optimizer, **settings)
+
+
+def _asks_second(function: Callable[..., object]) -> str | None:
+    """Returns the name of a schedule's second argument if it may be the number of steps, apart from torch's own."""
+    known = list((parameters(function) or {}).values())
+    if len(known) < 2 or str(function.__module__).startswith("torch."):
+        return None
+    positional = known[1].kind in (known[1].POSITIONAL_ONLY, known[1].POSITIONAL_OR_KEYWORD)
+    return known[1].name if positional and known[1].default is known[1].empty else None
+
+
+def require_settings(group: str, function: Callable[..., object], settings: Mapping[str, Any]) -> None:
+    """Refuses settings that a loss, an optimizer or a schedule doesn't have, and the absence of those that it needs.
+
+    Args:
+        group: "loss", "optimizer" or "schedule".
+        function: The function or class.
+        settings: The configured settings.
+
+    Raises:
+        UserError: Its key is the setting.
+    """
+    given: set[str] = set()
+    if group == "loss":
+        given |= GIVEN
+    elif group == "schedule":
+        given |= {*STEPS, _asks_second(function) or ""}
+    n_given = 0 if group == "loss" and isinstance(function, type) else N_GIVEN[group]
+    require_arguments(function, settings, (), given, n_given=n_given)
 
 
 def try_loss(loss: Callable[..., object], *, with_teacher: bool) -> None:
@@ -106,10 +139,10 @@ def try_loss(loss: Callable[..., object], *, with_teacher: bool) -> None:
     Raises:
         UserError: It needs a teacher and has none, or returns something else than the mean of the batch.
     """
-    answers, labels = torch.zeros(2, 3), torch.tensor([0, 1])
+    answers, labels = torch.zeros(TRIED, 3), torch.arange(TRIED)
 
     def value(teacher: Tensor | None) -> object:
-        return loss(torch.zeros(2, 3, requires_grad=True), teacher, labels)
+        return loss(torch.zeros(TRIED, 3, requires_grad=True), teacher, labels)
 
     try:
         found = value(answers if with_teacher else None)

@@ -13,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from kdsweep.analysis import contest_plan
 from kdsweep.analysis.sorted_runs import arm_label
 from kdsweep.config.build import (
     container,
@@ -101,10 +102,13 @@ class Recording:
         shown: The configuration without its secrets.
         run: The MLflow run.
         record: What is known of the run before it has ended, as in `SavedConfig`.
+        commands: The run's description, to which its accuracies are added at its end.
     """
 
-    def __init__(self, cfg: DictConfig, shown: dict[str, object], run: Run, record: Mapping[str, object]) -> None:
-        self.run_id = run.id
+    def __init__(
+        self, cfg: DictConfig, shown: dict[str, object], run: Run, record: Mapping[str, object], commands: str
+    ) -> None:
+        self.run_id, self._commands = run.id, commands
         self._cfg, self._shown, self._run, self._record = cfg, shown, run, dict(record)
 
     def epoch_log(
@@ -155,11 +159,13 @@ class Recording:
             tags["kdsweep.test_read"] = "true"
         self._record |= {"weights": weights_hash, "metrics": result.metrics, "history": result.history}
         self.save_config()
-        run.tag(tags)  # last, because it waits for the files before it
         accuracies = [
             (name, result.metrics.get(f"{key}/accuracy")) for name, key in (("validation", "val"), ("test", "test"))
         ]
         shown = ", ".join(f"{name} {value:.2%}" for name, value in accuracies if value is not None)
+        # MLflow's pages show metrics with all their digits.
+        run.describe(f"{shown.capitalize()}.\n\n{self._commands}")
+        run.tag(tags)  # last, because it waits for the files before it
         note(f"{_name(cfg)}: {shown}, {result.metrics['seconds']:.1f} s, run {run.id}")
 
     @functools.cached_property
@@ -208,9 +214,10 @@ def started(
             "teacher": None if teacher is None else teacher_id(cfg, teacher),
             **({"sources": sources(cfg)} if code else {}),
         }
-        recording = Recording(cfg, config, run, record)
+        commands = next_commands.note(store.uri, run.id, cfg.arm)
+        recording = Recording(cfg, config, run, record, commands)
         if run_id is None:
-            run.describe(next_commands.note(store.uri, run.id, cfg.arm))
+            run.describe(commands)
             contexts = {"training": data.train, "validation": data.validation, "test": data.test}
             profiles = {name: {"pictures": len(split), "classes": data.n_classes} for name, split in contexts.items()}
             run.datasets(data.name, str(config["data"]["_target_"]), data.fingerprint, profiles)
@@ -250,6 +257,9 @@ def record_again(cfg: DictConfig, store: Store, metrics: Mapping[str, float], pr
         "kdsweep.job": str(cfg.tracking.job),
         "kdsweep.trial": str(cfg.tracking.trial),
     }
+    place = contest_plan.tags_of(cfg.tracking.job)
+    if "contender" in place:
+        tags["kdsweep.contender"] = place["contender"]
     params = _params(masked(container(cfg)))
     with suppress(PrunedError), store.run(_name(cfg), tags=tags, params=params, parent=cfg.tracking.parent) as run:
         run.log(metrics, cfg.epochs if pruned_at is None else pruned_at)
@@ -262,11 +272,14 @@ def _params(config: Mapping[str, object]) -> dict[str, object]:
 
 
 def _tags(cfg: DictConfig, surroundings: dict[str, object], teacher: Teacher | None) -> dict[str, str]:
+    place = contest_plan.tags_of(cfg.tracking.job)
     tags = {
         "stage": cfg.tracking.stage,
         "study": cfg.tracking.study,
         "job": cfg.tracking.job,
         "trial": cfg.tracking.trial,
+        "contender": place.get("contender"),
+        "condition": place.get("condition"),
         "options": _options(cfg),
         "reproduces": cfg.tracking.reproduces,
         "process": this_process(),
@@ -299,6 +312,8 @@ def _name(cfg: DictConfig) -> str:
     """Names a run by what distinguishes it; that comes first, since lists and legends may cut names at their end."""
     if cfg.arm == "teacher":
         return f"teacher {network_name(flatten(container(cfg)), 'teacher.network')}"
+    if (contests := contest_plan.in_words(str(cfg.tracking.job))) is not None:
+        return contests.removeprefix("confirmation of ")
     arm, seed = arm_label(cfg.arm), f"seed {cfg.seed}"
     setting = [f"{key} {value:.3g}" for key, value in cfg.loss.items() if type(value) in (int, float)]
     if cfg.tracking.stage in ("pilot", "search") and cfg.tracking.trial is not None:

@@ -53,6 +53,9 @@ POOR = 4.0
 # Heads compute in float32, whatever the precision of the rest, and round their sums to it.
 HEAD_ROUNDOFF = 2.0**-24
 
+# A table of features is kept in fp16, which rounds to this.
+HALF_ROUNDOFF = 2.0**-11
+
 # The spread over pictures is taken from this many rows.
 SPREAD_ROWS = 1024
 
@@ -136,7 +139,8 @@ def _distances(table: Tensor, n_rows: int, network: Asked) -> Comparison:
     """Returns the distances, taken over some of the rows."""
     rows = _spaced(len(table), n_rows)
     now = network.plain(rows).cpu()
-    noise = math.hypot(_rms(network.shaken(rows).cpu() - now), HEAD_ROUNDOFF * _rms(now))
+    roundoff = HALF_ROUNDOFF if table.dtype == torch.float16 else HEAD_ROUNDOFF
+    noise = math.hypot(_rms(network.shaken(rows).cpu() - now), roundoff * _rms(now))
     return Comparison(_rms(table[rows] - now), noise, _spread(table[_spaced(len(table), SPREAD_ROWS)]))
 
 

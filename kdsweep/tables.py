@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -89,7 +90,7 @@ class Tables:
             network: Asked for a few rows before the table is believed.
 
         Returns:
-            (n, n_outputs) float32.
+            (n, n_outputs), of the type that `compute` returns.
 
         Raises:
             TableMismatchError: The file is whole, but the network now computes something else.
@@ -111,6 +112,11 @@ class Tables:
                     found = self._filled(path, n, _version(path), compute, network)
             self._verified.add(name)
         return found.outputs
+
+    def free_bytes(self) -> int:
+        """Returns how much room is left on the disk of the tables."""
+        there = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
+        return shutil.disk_usage(there).free
 
     def has(self, name: str) -> bool:
         """Returns whether the pass called `name` has a file. Only `rows` finds out whether the file is whole."""
@@ -159,7 +165,7 @@ class Tables:
             return _version(path) != version
 
         parts = self._parts(path, n)
-        with progress(f"teacher {path.stem}", total=n) as advance:
+        with progress(f"teacher, {re.sub('pass-0*(?=[0-9])', 'pass ', path.stem)}", n, "pictures") as advance:
             if len(parts) > 1:
                 self._fill_all(parts, made, compute, advance)
             with locked(Path(f"{path}.lock")):
@@ -222,7 +228,8 @@ class Tables:
 
     def _check_new(self, path: Path, table: _Table, network: Asked) -> None:
         """Compares a table with the network before it is written."""
-        if table.control is None or torch.equal(table.outputs[control_rows(len(table.outputs))], table.control):
+        rows = table.outputs[control_rows(len(table.outputs))]
+        if table.control is None or torch.equal(rows, table.control.to(rows.dtype)):
             return
         comparison = distances(table.outputs, network)
         _refuse_other(path, comparison)

@@ -1,4 +1,4 @@
-"""The teacher's logits: from cached passes of a frozen network, or from the network itself."""
+"""The teacher's logits and pooled features: from cached passes of a frozen network, or from the network itself."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from kdsweep.losses import FEATURES, LOGITS
 from kdsweep.numerics import compiling
 from kdsweep.numerics.compiling import CompileError, compiled_features, worth_compiling
 from kdsweep.numerics.gpu_memory import placed
 from kdsweep.numerics.half_precision import require_finite
 from kdsweep.numerics.hardware import arithmetic, is_out_of_memory
 from kdsweep.numerics.rounding_noise import rounding_noise
-from kdsweep.system.errors import UserError, one_line, require
+from kdsweep.system.errors import RunError, UserError, one_line, require
 from kdsweep.system.files import hash_text
 from kdsweep.system.progress import note
 from kdsweep.system.tensor_files import hash_tensors
@@ -23,7 +24,7 @@ from kdsweep.table_check import Asked
 from kdsweep.tables import Compute, Tables
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from pathlib import Path
 
     from kdsweep.data import Dataset
@@ -39,6 +40,12 @@ HEAD_TOLERANCE = 1e-2
 
 # The seed of the rounding errors with which a table is compared; any other does as well.
 NOISE_SEED = 0
+
+# The features of passes are kept in this type. They have hundreds of times as many numbers as logits.
+FEATURE_TYPE = torch.float16
+
+# What a student hears of a teacher, as losses say that they need it.
+Heard = tuple[str, ...]
 
 
 class Teacher:
@@ -92,8 +99,14 @@ class Teacher:
         self._may_compile = compiled is None
         self._compiled = self._compiles(compiled)
         # The features depend on the backbone alone, so they stay valid when the head changes.
-        self._features = self._tables({"outputs": "features", "backbone": network.backbone_hash()})
+        backbone = network.backbone_hash()
+        self._features = self._tables({"outputs": "features", "backbone": backbone})
         self._logits: Tables | None = None
+        self._pass_features = self._tables(
+            {"outputs": "features of passes", "backbone": backbone, "views": views.policy}
+        )
+        # The logits of the pass whose features have been computed last, by their first row.
+        self._known_logits: dict[tuple[int, int], Tensor] = {}
         self.features_key = self._features.key
         if len(self.missing_features()) == len(SPLITS):  # otherwise it was tried by whoever made the first of them
             self._check_features()
@@ -124,24 +137,90 @@ class Teacher:
         table = placed(found, self._device, "teacher's answers to a pass")
         return lambda indices, _: table[indices.to(table.device)].to(self._device)
 
+    def answers_features(self, pass_index: int) -> Callable[[Tensor, Tensor], Tensor]:
+        """Returns a function that gives the head's inputs for the views of one pass; reads or makes their table.
+
+        They are rounded to fp16, in the mode "online" too.
+
+        Returns:
+            (picture indices (B,), their views (B, H, W, 3) uint8) -> pooled features (B, F) float32.
+
+        Raises:
+            TableMismatchError: The table on disk holds other features than the network computes now.
+        """
+        if self.mode == "online":
+            return lambda _, pictures: self._forward(self.network.features, pictures).to(FEATURE_TYPE).float()
+        found = self._rows(
+            self._pass_features,
+            _pass_name(pass_index),
+            len(self._views),
+            self._features_of_pass(pass_index),
+            Asked(
+                lambda rows: self._forward(self.network.features, self._view(rows, pass_index)),
+                lambda rows: self._shaken(self._view(rows, pass_index)),
+            ),
+        )
+        table = placed(found, self._device, "teacher's features of a pass")
+        return lambda indices, _: table[indices.to(table.device)].to(self._device).float()
+
+    @property
+    def n_features(self) -> int:
+        """The number of pooled features."""
+        return self.network.head.in_features
+
+    def feature_bytes(self, passes: Collection[int]) -> int:
+        """Returns what the features of those of the passes that have no table yet will take on the disk."""
+        if self.mode == "online":
+            return 0
+        missing = [pass_index for pass_index in {*passes} if not self._pass_features.has(_pass_name(pass_index))]
+        return len(missing) * len(self._views) * self.n_features * FEATURE_TYPE.itemsize
+
+    def require_room(self, passes: Collection[int]) -> None:
+        """Refuses passes whose features don't fit on the disk.
+
+        Raises:
+            UserError: They don't fit; the message has both sizes.
+        """
+        needed, there = self.feature_bytes(passes), self._pass_features.free_bytes()
+        if needed > there:
+            raise UserError(
+                f"`the teacher's features fit on the disk` must hold, but those of {len({*passes})} passes take "
+                f"{mebibytes(needed)}, and {mebibytes(there)} are free. Free some, set a smaller n_passes, another "
+                "paths.cache, or teacher.mode=online.",
+                "n_passes",
+            )
+
+    def say_size(self, passes: Collection[int]) -> None:
+        """Says what the features that these passes will leave take on the disk, if any are missing."""
+        needed, n = self.feature_bytes(passes), len({*passes})
+        if needed:
+            note(
+                f"The loss hears the teacher's pooled features: {n} pass{'es' * (n != 1)} with {self.n_features:,} of "
+                f"them for each of {len(self._views):,} pictures, of which {mebibytes(needed)} (fp16) are still to be "
+                f"written, and {mebibytes(self._pass_features.free_bytes())} are free."
+            )
+
     def ask(self, pictures: Tensor) -> Tensor:
         """Computes the logits (B, C) of pictures (B, H, W, 3) uint8, which are on the network's device."""
         return self._forward(self.network, pictures)
 
-    def compute_part(self, pass_index: int, stop: Callable[[], bool]) -> bool:
+    def compute_part(self, pass_index: int, stop: Callable[[], bool], heard: Heard = (LOGITS,)) -> bool:
         """Computes a part of a pass that no other process is computing.
 
         Args:
             pass_index: The pass.
             stop: Called after each batch; if it returns True, the part is given up.
+            heard: Which outputs are needed: `LOGITS`, `FEATURES`.
 
         Returns:
             Whether a part was computed.
         """
         if self.mode == "online":
             return False
-        tables = self._logits_tables()
-        return tables.fill_part(_pass_name(pass_index), len(self._views), self._pass(pass_index), stop)
+        name, n = _pass_name(pass_index), len(self._views)
+        if FEATURES in heard and not self._pass_features.has(name):
+            return self._pass_features.fill_part(name, n, self._features_of_pass(pass_index), stop)
+        return LOGITS in heard and self._logits_tables().fill_part(name, n, self._pass(pass_index), stop)
 
     def features(self, split: str) -> Tensor:
         """Returns the head's inputs (N, F) float32 for the un-augmented pictures of a split."""
@@ -162,13 +241,21 @@ class Teacher:
         """Returns the logits (N, C) float32 of the un-augmented pictures of a split: "train", "validation", "test"."""
         return self._head(self.features(split))
 
-    def missing_passes(self, n_passes: int) -> list[int]:
-        """Returns those of the passes 0 .. n_passes - 1 that have no table yet; none if the mode is online."""
+    def missing_passes(self, n_passes: int, heard: Heard = (LOGITS,)) -> list[int]:
+        """Returns those of the passes 0 .. n_passes - 1 that have no table yet; none if the mode is online.
+
+        Args:
+            n_passes: The number of passes.
+            heard: Which outputs are needed: `LOGITS`, `FEATURES`.
+        """
         if self.mode == "online":
             return []
         # These tables are for the head as it is now. They aren't kept, since the caller may still train the head.
-        tables = self._new_logits_tables() if self._logits is None else self._logits
-        return [pass_index for pass_index in range(n_passes) if not tables.has(_pass_name(pass_index))]
+        logits = self._new_logits_tables() if self._logits is None else self._logits
+        of_kind = {LOGITS: logits, FEATURES: self._pass_features}
+        needed = [of_kind[kind] for kind in heard if kind in of_kind]
+        names = {pass_index: _pass_name(pass_index) for pass_index in range(n_passes)}
+        return [index for index, name in names.items() if not all(tables.has(name) for tables in needed)]
 
     def missing_features(self) -> list[str]:
         """Returns the splits whose features have no table yet."""
@@ -229,7 +316,29 @@ class Teacher:
 
     def _pass(self, pass_index: int) -> Compute:
         """Returns the function of picture indices (B,) that computes the logits of a pass for its table."""
-        return lambda rows: self._head(self._finite(self._passing(self._view(rows, pass_index))))
+
+        def logits(rows: Tensor) -> Tensor:
+            known = self._known_logits.pop((pass_index, int(rows[0])), None)
+            if known is not None and len(known) == len(rows):
+                return known
+            return self._head(self._finite(self._passing(self._view(rows, pass_index))))
+
+        return logits
+
+    def _features_of_pass(self, pass_index: int) -> Compute:
+        """Returns the function of picture indices (B,) that computes the features of a pass for its table.
+
+        The logits are made on the way, and kept until they are asked for: a sum of losses may need both.
+        """
+
+        def features(rows: Tensor) -> Tensor:
+            found = self._finite(self._passing(self._view(rows, pass_index)))
+            if any(known != pass_index for known, _ in self._known_logits):
+                self._known_logits.clear()
+            self._known_logits[pass_index, int(rows[0])] = self._head(found)
+            return _rounded(found)
+
+        return features
 
     @functools.cached_property
     def _passing(self) -> Compute:
@@ -288,6 +397,26 @@ class Teacher:
 def _note_plain(reason: str) -> None:
     """Says, once in a process, why long passes aren't compiled."""
     note(f"The teacher's passes are computed without torch.compile: {reason}")
+
+
+def mebibytes(n: int) -> str:
+    """Returns a number of bytes in words: "1,240 MiB"."""
+    return f"{max(n / 2**20, 0.1):,.{0 if n >= 10 * 2**20 else 1}f} MiB"
+
+
+def _rounded(features: Tensor) -> Tensor:
+    """Returns features in the type in which they are kept.
+
+    Raises:
+        RunError: One of them is too large for it.
+    """
+    kept = features.to(FEATURE_TYPE)
+    if not bool(kept.isfinite().all()):
+        raise RunError(
+            f"the teacher's pooled features exceed {torch.finfo(FEATURE_TYPE).max:,.0f}, the largest number of fp16, "
+            "in which they are kept. Take a loss on logits, such as loss=kd."
+        )
+    return kept
 
 
 def _pass_name(pass_index: int) -> str:

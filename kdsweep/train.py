@@ -226,12 +226,14 @@ def _trial(cfg: DictConfig) -> Iterator[TrialLink | None]:
         return
     from hydra.core.hydra_config import HydraConfig
 
+    from kdsweep.analysis import contest_plan
     from kdsweep.execution.trial_link import TrialLink, build_pruner, storage_url
 
     study = HydraConfig.get().sweeper
     pruner = None if study.pruner is None else build_pruner(study.pruner)
     url = storage_url(study.storage, HydraConfig.get().sweep.dir)
-    link = TrialLink(url, study.study_name, cfg.tracking.trial, pruner)
+    own = contest_plan.search_name(study.study_name, contest_plan.tags_of(cfg.tracking.job).get("contender"))
+    link = TrialLink(url, own, cfg.tracking.trial, pruner)
     with link.alive():
         yield link
 
@@ -245,7 +247,7 @@ def train_student(cfg: DictConfig, components: Components, trial: TrialLink | No
     from kdsweep import experiment, recording, training
     from kdsweep.config import build, rules
     from kdsweep.execution import prefetch
-    from kdsweep.losses import LOGITS, needs_of
+    from kdsweep.losses import FEATURES
     from kdsweep.views import passes_of_run
 
     data, views = build.inputs(cfg)
@@ -257,7 +259,12 @@ def train_student(cfg: DictConfig, components: Components, trial: TrialLink | No
     store = recording.open_store(cfg)
     teacher = None if cfg.teacher is None else trained_teacher(build.teacher_key(cfg))
     # A teacher that the loss doesn't hear is compared with the student, but computes no passes over its pictures.
-    heard = teacher if LOGITS in needs_of(components.loss) else None
+    outputs = training.heard_by(components.loss)
+    heard = teacher if outputs else None
+    passes = passes_of_run(cfg.order_seed, cfg.epochs, cfg.n_passes)
+    if heard is not None and FEATURES in outputs:
+        heard.require_room(passes)
+        heard.say_size(passes)
 
     def predict(split: str) -> Tensor:
         images = getattr(data, split).images
@@ -282,9 +289,10 @@ def train_student(cfg: DictConfig, components: Components, trial: TrialLink | No
                 order_seed=cfg.order_seed,
                 precision=precision,
                 compiled=cfg.compiled,
+                init_seed=cfg.init_seed,
             )
             if heard is not None:
-                prefetch.remember(heard, passes_of_run(cfg.order_seed, cfg.epochs, cfg.n_passes))
+                prefetch.remember(heard, passes, outputs)
             reached = experiment.Reached()
             if state is not None:
                 fitting.load(state["training"])

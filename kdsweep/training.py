@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdsweep import gradients
-from kdsweep.losses import given_to
+from kdsweep.losses import FEATURES, LOGITS, SHARE, example_for, given_to, needs_of, trained_with
 from kdsweep.numerics.compiling import announced, compiled_evaluation, compiled_forward, compiled_loss, explained
 from kdsweep.numerics.gpu_memory import Fetcher
 from kdsweep.numerics.hardware import (
@@ -54,9 +54,9 @@ ONE_VALUE = "Expected more than 1 value per channel"
 _obstacles: dict[str, str | None] = {}
 
 Metrics = dict[str, float]
-# (student logits, teacher logits or None, labels) -> scalar; and `share`, if the loss says that it needs it
+# (student logits, teacher logits or None, labels) -> scalar; and by keyword what the loss says that it needs
 Loss = Callable[..., Tensor]
-Answers = Callable[[Tensor, Tensor], Tensor]  # (picture indices, their views) -> teacher logits
+Answers = Callable[[Tensor, Tensor], Tensor]  # (picture indices, their views) -> the teacher's logits, or its features
 # What a step leaves: its loss, the number of right answers, the student's logits, and the teacher's or None
 Step = tuple[Tensor, Tensor, Tensor, Tensor | None]
 
@@ -81,7 +81,8 @@ class Fit:
         views: The training pictures and their views, on the device or in the computer's memory.
         labels: (N,) int64, on the device.
         loss: A function of (student logits, teacher logits or None, labels), as in `losses.py`, with its settings. If
-            it needs `share`, it gets how far the training is: 0 in the first epoch, and 1 in the last.
+            it needs `share`, it gets how far the training is: 0 in the first epoch, and 1 in the last. If it needs
+            features, it gets the inputs of both heads, and if it needs projectors, these are trained too.
         teacher: The teacher whose logits the loss gets for each view, or None.
         optimizer: Takes the list of trained parameters, and returns an optimizer.
         schedule: Takes (optimizer, total steps), and returns a learning-rate scheduler, which is stepped once a batch.
@@ -92,6 +93,7 @@ class Fit:
         precision: bf16, tf32 or fp32.
         compiled: Whether to compile the network with torch.compile, which changes the last bits of its numbers. On a
             GPU the loss is compiled too, and the whole step is replayed as one CUDA graph.
+        init_seed: Decides the projectors of the loss, if it has any, which are trained with the network.
 
     Attributes:
         epoch: The number of epochs that have ended.
@@ -115,22 +117,29 @@ class Fit:
         order_seed: int,
         precision: str,
         compiled: bool = False,
+        init_seed: int = 0,
     ) -> None:
         torch.manual_seed(order_seed)
-        self._forward = compiled_forward(network) if compiled else network
+        self._heard = heard_by(loss)
+        forward: Callable[[Tensor], Any] = network.with_features if FEATURES in self._heard else network
+        self._forward = compiled_forward(forward) if compiled else forward
         self._compiled = compiled
         # It replaces single convolutions, and torch.compile wouldn't see through that.
         self._small_maps = nullcontext() if compiled else small_maps(precision, labels.device)
         self._network, self._views, self._labels = network, views, labels
         self._captures = compiled and labels.device.type == "cuda"
-        self._loss = compiled_loss(loss, teacher is not None, labels.device) if self._captures else loss
         self._plain_loss, self._teacher = loss, teacher
-        # It is one tensor for the whole training, so that a compiled or captured step sees its new value.
-        self._given = given_to(loss, labels.device)
+        # These are the same tensors for the whole training, so that a compiled or captured step sees their new values.
+        width = network.head.in_features
+        sizes = width, width if teacher is None or FEATURES not in self._heard else teacher.n_features
+        self._given = given_to(loss, labels.device, sizes, init_seed)
+        self._projectors = trained_with(self._given)
+        self._loss = self._compiled_loss() if self._captures else loss
         self._epochs, self._n_passes, self._order_seed, self._precision = epochs, n_passes, order_seed, precision
         self._batch_size = min(batch_size, len(labels))
         self._steps = len(labels) // self._batch_size
-        self._optimizer = optimizer([parameter for parameter in network.parameters() if parameter.requires_grad])
+        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        self._optimizer = optimizer([*trained, *self._projectors.values()])
         if self._captures:
             make_capturable(self._optimizer)
         self._scheduler = schedule(self._optimizer, epochs * self._steps)
@@ -143,7 +152,7 @@ class Fit:
 
     def __iter__(self) -> Iterator[Metrics]:
         left = (self._epochs - self.epoch) * self._steps - self._step
-        with progress(f"epoch {self.epoch + 1}/{self._epochs}", total=left * self._batch_size) as advance:
+        with progress(f"epoch {self.epoch + 1}/{self._epochs}", left * self._batch_size, "pictures") as advance:
             while self.epoch < self._epochs:
                 self._train_epoch(advance)
                 next_epoch = min(self.epoch + 1, self._epochs)
@@ -175,11 +184,15 @@ class Fit:
             "correct": self._correct,
             "gradient": self._gradient,
             "seconds": self._seconds,
+            "projectors": {name: projector.detach() for name, projector in self._projectors.items()},
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Continues from what `state` returned in a training with the same arguments, to the same numbers."""
         self._network.net.load_state_dict(state["network"])
+        with torch.no_grad():
+            for name, projector in self._projectors.items():
+                projector.copy_(state["projectors"][name])
         self._optimizer.load_state_dict(state["optimizer"])
         for parameter, kept in self._optimizer.state.items():
             for name, value in kept.items():
@@ -208,17 +221,17 @@ class Fit:
         """Trains the rest of an epoch, and puts its metrics into `last`."""
         start, earlier = time.perf_counter(), self._seconds
         pass_index = pass_of_epoch(self._order_seed, self.epoch, self._n_passes)
-        answers = None if self._teacher is None else self._teacher.answers(pass_index)
+        answers, features_of = self._asked(pass_index)
         # Pictures that stay in the computer's memory are looked up there.
         order = batch_order(self._order_seed, self.epoch, len(self._labels)).to(self._views.device)
-        for share in self._given.values():
-            share.fill_(self.epoch / max(self._epochs - 1, 1))
+        if SHARE in self._given:
+            self._given[SHARE].fill_(self.epoch / max(self._epochs - 1, 1))
         self._network.train()
         while self._step < self._steps:
             indices = order[self._step * self._batch_size : (self._step + 1) * self._batch_size]
             self.between_steps = False
             with tf32(self._precision, self._labels.device):  # the backward pass too
-                self._train_step(indices, pass_index, answers)
+                self._train_step(indices, pass_index, answers, features_of)
             self._step += 1
             self._seconds = earlier + time.perf_counter() - start
             self.between_steps = True
@@ -243,23 +256,32 @@ class Fit:
     def _compiling(self) -> AbstractContextManager[object]:
         return explained("compiled") if self._compiled else nullcontext()
 
-    def _train_step(self, indices: Tensor, pass_index: int, answers: Answers | None) -> None:
+    def _train_step(
+        self, indices: Tensor, pass_index: int, answers: Answers | None, features_of: Answers | None = None
+    ) -> None:
         """Makes a step, and notes its loss and how many answers were right."""
         key, fetched = self._views.key(pass_index), None
         if self._fetch is not None:
             fetched = self._fetch(self._views.keyed_batch(indices, key))
             indices = indices.to(self._labels.device, non_blocking=True)
         if self._captures:
-            loss, correct, logits, guide = self._replayed(indices, key, answers, fetched)
+            loss, correct, logits, guide = self._replayed(indices, key, answers, fetched, features_of)
         else:
-            loss, correct, logits, guide = self._computed(indices, key, answers, fetched)
+            loss, correct, logits, guide = self._computed(indices, key, answers, fetched, features_of)
         self._scheduler.step()
         self._losses[self._step] = loss
         self._correct += correct
         if guide is not None and self._step == self._steps - 1:
             self._gradient = gradients.of_the_teacher(self._plain_loss, logits, guide, self._labels[indices])
 
-    def _computed(self, indices: Tensor, key: int | Tensor, answers: Answers | None, fetched: Tensor | None) -> Step:
+    def _computed(
+        self,
+        indices: Tensor,
+        key: int | Tensor,
+        answers: Answers | None,
+        fetched: Tensor | None,
+        features_of: Answers | None = None,
+    ) -> Step:
         """Computes a step, and changes network and optimizer.
 
         On a GPU this is what a CUDA graph replays. So it mustn't ask for the content of a tensor, and it finds all
@@ -269,53 +291,94 @@ class Fit:
         labels = self._labels[indices]
         pictures = self._views.keyed_batch(indices, key) if fetched is None else fetched  # (B, H, W, 3)
         with self._compiling(), autocast(self._precision, labels.device), self._small_maps:
-            logits = self._forward(pictures)  # (B, C)
+            made = self._forward(pictures)
+        logits, features = made if FEATURES in self._heard else (made, None)  # (B, C), (B, F)
         guide = None if answers is None else answers(indices, pictures)
+        given = self._given
+        if features is not None:
+            theirs = None if features_of is None else features_of(indices, pictures)
+            given = {**given, "student_features": features, "teacher_features": theirs}
         with self._compiling():
-            value = self._loss(logits, guide, labels, **self._given)
+            value = self._loss(logits, guide, labels, **given)
         self._optimizer.zero_grad(set_to_none=True)
         with self._compiling():
             value.backward()
         self._optimizer.step()
         return value.detach(), (logits.detach().argmax(dim=1) == labels).sum(), logits.detach(), guide
 
-    def _replayed(self, indices: Tensor, key: int, answers: Answers | None, fetched: Tensor | None) -> Step:
+    def _replayed(
+        self,
+        indices: Tensor,
+        key: int,
+        answers: Answers | None,
+        fetched: Tensor | None,
+        features_of: Answers | None = None,
+    ) -> Step:
         """Does what `_computed` does, from a CUDA graph if one can be captured."""
         # Each pass has a table of its own, so its logits are looked up before the step. It needs no pictures.
-        looked_up = None if answers is None or self._asks_teacher else answers(indices, indices[:0])
+        looked_up, features = (
+            None if found is None or self._asks_teacher else found(indices, indices[:0])
+            for found in (answers, features_of)
+        )
         if self._step_graph is None:
             pictures = self._views.keyed_batch(indices, key) if fetched is None else fetched
-            reason = self._obstacle(pictures, self._labels[indices], looked_up)
+            reason = self._obstacle(pictures, self._labels[indices], looked_up, features)
             if reason is not None:
                 note_plain(reason)
                 self._captures = False
-                return self._computed(indices, key, answers, fetched)
+                return self._computed(indices, key, answers, fetched, features_of)
             first = functools.partial(announced, f"{self._network.net} {indices.shape} {self._precision}")
             self._step_graph = StepGraph(self._captured, self._optimizer, first)
-        return self._step_graph(indices, key, looked_up, fetched)
+        return self._step_graph(indices, key, looked_up, fetched, features)
 
-    def _captured(self, indices: Tensor, key: Tensor, looked_up: Tensor | None, fetched: Tensor | None) -> Step:
+    def _captured(
+        self,
+        indices: Tensor,
+        key: Tensor,
+        looked_up: Tensor | None,
+        fetched: Tensor | None,
+        features: Tensor | None = None,
+    ) -> Step:
         """The step that is captured."""
-        if looked_up is not None:
-            return self._computed(indices, key, lambda _, __: looked_up, fetched)
-        # A teacher that is asked answers for the pictures that it gets, whatever their pass is.
-        teacher = self._teacher if self._asks_teacher else None
-        return self._computed(indices, key, None if teacher is None else teacher.answers(0), fetched)
+        if self._asks_teacher:
+            # A teacher that is asked answers for the pictures that it gets, whatever their pass is.
+            answers, features_of = self._asked(0)
+            return self._computed(indices, key, answers, fetched, features_of)
+        answers, features_of = (None if found is None else _always(found) for found in (looked_up, features))
+        return self._computed(indices, key, answers, fetched, features_of)
+
+    def _asked(self, pass_index: int) -> tuple[Answers | None, Answers | None]:
+        """Returns the functions that give the teacher's logits and its features for a pass, where they are heard."""
+        if self._teacher is None:
+            return None, None
+        # The features come first, because the teacher makes its logits of them.
+        features_of = self._teacher.answers_features(pass_index) if FEATURES in self._heard else None
+        return self._teacher.answers(pass_index) if self._heard != (FEATURES,) else None, features_of
 
     @property
     def _asks_teacher(self) -> bool:
         return self._teacher is not None and self._teacher.mode == "online"
 
-    def _obstacle(self, pictures: Tensor, labels: Tensor, looked_up: Tensor | None) -> str | None:
+    def _obstacle(
+        self, pictures: Tensor, labels: Tensor, looked_up: Tensor | None, features: Tensor | None = None
+    ) -> str | None:
         """Returns why the step can't be captured, if that shows; found out once in a process for each kind of step."""
         loss, settings = getattr(self._plain_loss, "func", self._plain_loss), self._optimizer.defaults
-        kind = f"{self._network.net} {loss} {type(self._optimizer)} {settings.get('fused')}"
+        kind = f"{self._network.net} {loss} {self._heard} {type(self._optimizer)} {settings.get('fused')}"
         if kind not in _obstacles:
             zeros = torch.zeros(len(labels), self._network.n_classes, device=labels.device)
             answers = zeros if self._asks_teacher else looked_up
+            if self._teacher is not None and self._asks_teacher and FEATURES in self._heard:
+                features = torch.zeros(len(labels), self._teacher.n_features, device=labels.device)
             plain = functools.partial(self._plain_loss, **self._given)
-            _obstacles[kind] = obstacle(self._network, plain, self._optimizer, pictures, answers, labels)
+            _obstacles[kind] = obstacle(self._network, plain, self._optimizer, pictures, answers, labels, features)
         return _obstacles[kind]
+
+    def _compiled_loss(self) -> Loss:
+        # A sum or a schedule isn't compiled: its settings would be constants of the code.
+        plain = FEATURES in self._heard and SHARE not in self._given
+        alone = example_for(self._plain_loss, 2) if plain else None
+        return compiled_loss(self._plain_loss, self._teacher is not None, self._labels.device, alone)
 
 
 def rehearse(
@@ -338,7 +401,7 @@ def rehearse(
         views: The pictures of one batch, and their views.
         labels: (N,) int64, on the device of the pictures.
         loss: A function of (student logits, teacher logits or None, labels).
-        guided: Whether the loss gets logits of a teacher, which are zeros here.
+        guided: Whether the loss gets a teacher's logits or features, which are zeros here.
         optimizer: Takes the list of trained parameters, and returns an optimizer.
         schedule: Takes (optimizer, total steps), and returns a learning-rate scheduler.
         precision: bf16, tf32 or fp32.
@@ -353,13 +416,16 @@ def rehearse(
         return
     own.register_forward_hook(lambda _, pictures, answer: own.require_logits(answer, len(pictures[0])))
     indices = torch.arange(n, device=device)
-    answers = (lambda _, pictures: torch.zeros(n, own.n_classes, device=device)) if guided else None
+    answers, features_of = (
+        _always(torch.zeros(n, size, device=device)) if guided else None
+        for size in (own.n_classes, own.head.in_features)
+    )
     settings: dict[str, Any] = {"loss": loss, "optimizer": optimizer, "schedule": schedule, "precision": precision}
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             fit = Fit(own, views, labels, teacher=None, epochs=1, batch_size=n, n_passes=1, order_seed=0, **settings)
             own.train()
-            fit._train_step(indices, 0, answers)
+            fit._train_step(indices, 0, answers, features_of)
             predict(own, views.batch(indices[:1], 0), 1, precision)
     except UserError:
         raise
@@ -482,6 +548,17 @@ def predict(network: Classifier, pictures: Tensor, batch_size: int, precision: s
     forward = compiled_evaluation(network, batch_size) if compiled and device.type == "cuda" else network
     with arithmetic(precision, device), small_maps(precision, device):
         return torch.cat([forward(batch.to(device)).float() for batch in pictures.split(batch_size)])
+
+
+def heard_by(loss: Loss) -> tuple[str, ...]:
+    """Returns what a loss hears of a teacher: `LOGITS`, `FEATURES`, both or nothing."""
+    needed = needs_of(loss)
+    return tuple(output for output in (LOGITS, FEATURES) if output in needed)
+
+
+def _always(found: Tensor) -> Answers:
+    """Returns what answers with the same tensor whatever it is asked."""
+    return lambda _, __: found
 
 
 def _refuse_non_finite(losses: Tensor, epoch: int) -> None:

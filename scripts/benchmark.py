@@ -44,6 +44,7 @@ SUBCOMMANDS = (
     "teacher",
     "tables",
     "verdicts",
+    "peeking",
     "regions",
     "search",
     "trainings",

@@ -26,8 +26,8 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
         *("report", "ui", "sync", "translate"),
     ),
     "study": (
-        *("plugin", "controller", "stages", "choosing", "two_records", "fidelity"),
-        *("forecast", "measure_speed", "search"),
+        *("plugin", "controller", "contest", "stages", "asking", "starting", "choosing", "confirming", "two_records"),
+        *("fidelity", "forecast", "measure_speed", "search", "proposals"),
     ),
     "train": ("train",),
     "execution": (
@@ -36,15 +36,37 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
     ),
     "recording": ("recording",),
     "report": (
-        *("next_commands", "writing", "console", "html", "conditions", "mlflow_note", "tables", "model_card"),
-        *("figures.all_figures", "charts.search", "charts.arms", "charts.panels"),
-        *("figures.search", "figures.surface", "figures.arms", "figures.curves"),
+        *(
+            "next_commands",
+            "watching",
+            "writing",
+            "console",
+            "html",
+            "conditions",
+            "mlflow_note",
+            "tables",
+            "model_card",
+        ),
+        *("figures.all_figures", "charts.across", "charts.search", "charts.arms", "charts.panels"),
+        *("figures.across", "figures.search", "figures.surface", "figures.arms", "figures.curves"),
     ),
     "analysis": (
-        *("study_numbers", "findings", "fidelity", "seed_planning", "teacher_pull", "per_class"),
-        *("verdict_words", "verdict"),
+        *(
+            "study_numbers",
+            "progress_now",
+            "findings",
+            "transfer",
+            "contest_findings",
+            "equivalent",
+            "seed_planning",
+            "teacher_pull",
+            "per_class",
+            "verdict_words",
+            "stopping",
+        ),
+        "verdict",
         *("chance", "cost", "landscape", "plateau", "choice", "gaussian_process"),
-        *("deviation", "environment_diff", "sorted_runs", "study_goals", "statistics"),
+        *("deviation", "environment_diff", "sorted_runs", "study_goals", "contest_plan", "always_valid", "statistics"),
     ),
     "config": ("help_page", "checks", "build", "unread", "overrides", "rules", "saved_config", "folder"),
     "tracking": (
@@ -54,7 +76,7 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
     "the experiment": (
         *("experiment", "training", "teachers", "tables", "table_check", "evaluation"),
         *("own_networks", "models", "data_files", "own_data", "data", "own_training", "own_arguments"),
-        *("augmentations", "views", "gradients", "losses", "loss_rules", "schedules"),
+        *("augmentations", "views", "gradients", "losses", "loss_rules", "feature_relations", "schedules"),
     ),
     "numerics": (
         *("logistic", "compiling", "step_graph", "half_precision", "gpu_memory"),

@@ -23,7 +23,7 @@ from hydra.utils import get_object
 from PIL import Image
 from torchvision import datasets
 
-from kdsweep import data
+from kdsweep import data, data_files
 from kdsweep.system.errors import UserError
 
 OPTIONS: dict[str, Any] = {"val_size": 0.25, "train_fraction": 1.0, "split_seed": 0, "padding": 4, "flip": True}
@@ -184,7 +184,8 @@ def test_each_option_calls_its_reader_and_opens_with_its_command(path: Path) -> 
     function = get_object(arguments.pop("_target_"))
     own = [name for name in function.__annotations__ if name not in ("options", "return")]
     assert text.startswith(f"# kdsweep data={path.stem}")
-    assert sorted(arguments) == sorted([*own, *data.SplitOptions.__annotations__])
+    options = data.SplitOptions if function.__module__ == data.__name__ else data_files.Options
+    assert sorted(arguments) == sorted([*own, *options.__annotations__])
 
 
 # ----------------------------------------------------------------------------------------- digits and synthetic
@@ -423,6 +424,69 @@ def test_another_split_needs_no_decoding(pets: Path) -> None:
     image_folder(pets)
     image_folder(pets, val_size=1, train_fraction=0.5)
     assert len(list((pets.parent / "cache").glob("*.safetensors"))) == 1
+
+
+@pytest.fixture
+def heap(tmp_path: Path) -> Path:
+    """Class folders without splits: 20 cats and 10 dogs, no two alike."""
+    rng = np.random.default_rng(0)
+    for name, n in (("cat", 20), ("dog", 10)):
+        (tmp_path / "heap" / name).mkdir(parents=True)
+        for i in range(n):
+            picture = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+            picture[..., 2] = 255 if name == "dog" else 0
+            Image.fromarray(picture).save(tmp_path / "heap" / name / f"{i}.png")
+    return tmp_path / "heap"
+
+
+def test_class_folders_without_splits_get_a_stratified_test_split(heap: Path) -> None:
+    """Every picture is in one split, with its label, and no other option moves a test picture."""
+    dataset = image_folder(heap, test_size=0.2)
+    assert (dataset.classes, len(dataset.train), len(dataset.validation)) == (("cat", "dog"), 18, 6)
+    assert dataset.test.labels.bincount().tolist() == [4, 2]
+    parts = [dataset.train, dataset.validation, dataset.test]
+    assert sorted(map(len, map(rows, parts))) == [6, 6, 18]
+    assert len(set.union(*map(rows, parts))) == 30
+    for split in parts:
+        assert split.labels.tolist() == (split.images[:, 0, 0, 2] == 255).long().tolist()
+    for changes in ({"split_seed": 7}, {"val_size": 3}, {"train_fraction": 0.5, "padding": 1}, {"test_size": 6}):
+        assert torch.equal(image_folder(heap, **{"test_size": 0.2} | changes).test.images, dataset.test.images)
+    assert not torch.equal(image_folder(heap, test_size=0.2, split_seed=7).validation.images, dataset.validation.images)
+
+
+def test_training_folders_alone_get_a_test_split_too(pets: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And a folder for validation, which isn't read, is named."""
+    (pets / "test").rename(pets / "val")
+    dataset = image_folder(pets, test_size=4)
+    assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (9, 3, 4)
+    assert "pets: val/ isn't read, for validation is cut from train/ (data.val_size)" in capsys.readouterr().err
+
+
+def test_a_class_too_small_for_the_test_split_is_named(heap: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its only picture is for training."""
+    (heap / "owl").mkdir()
+    Image.new("RGB", (4, 4)).save(heap / "owl" / "0.png")
+    assert image_folder(heap, test_size=0.2).test.labels.bincount(minlength=3).tolist() == [4, 2, 0]
+    assert "heap: 'owl' has no test picture" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("folder", "test_size", "message", "key"),
+    [
+        ("heap", None, r"heap has no folder train/, but the folders 'cat', 'dog'.*, set data.test_size=0.2", "root"),
+        ("heap", 0.99, r"1 <= test pictures <= 28` must hold, but got test_size=0.99", "test_size"),
+        ("heap", 1.5, r"test_size is int >= 1 \(a count\) or 0 < float < 1", "test_size"),
+        ("heap", True, r"test_size is int >= 1", "test_size"),
+        ("pets", 0.2, r"`test_size is null` must hold, but got test_size=0.2. .*pets has a test split", "test_size"),
+    ],
+)
+def test_a_test_split_is_cut_only_where_there_is_none(
+    folder: str, test_size: Any, message: str, key: str, heap: Path, pets: Path
+) -> None:
+    """And only if it is asked for; the message has the setting that helps."""
+    with pytest.raises(UserError, match=message) as caught:
+        image_folder(heap.with_name(folder), test_size=test_size)
+    assert caught.value.key == key
 
 
 @pytest.mark.parametrize(("key", "value"), [("image_size", 0), ("image_size", 32.0), ("root", ""), ("cache", None)])

@@ -46,6 +46,17 @@ def test_an_npz_file_has_the_names_of_keras_or_of_medmnist(names: tuple[str, str
     assert (len(cut.train), len(cut.validation), cut.classes) == (18, 2, ("a", "b", "c"))
 
 
+def test_files_without_a_test_split_get_one_if_it_is_asked_for(tmp_path: Path) -> None:
+    """From the training pictures, in one file and in Parquet; the same pictures in both."""
+    np.savez(tmp_path / "mine.npz", **arrays(splits="train val"))
+    with pytest.raises(UserError, match=r"`mine has a test split` must hold, but it has none. Set data.test_size=0.2"):
+        npz(str(tmp_path / "mine.npz"), None, **OPTIONS)
+    found = npz(str(tmp_path / "mine.npz"), None, test_size=0.25, **OPTIONS)
+    assert (len(found.train), len(found.validation), len(found.test)) == (15, 4, 5)
+    same = read(parquet(tmp_path / "mine", "train validation"), test_size=5)
+    assert same.fingerprint == found.fingerprint
+
+
 def test_what_is_no_npz_file_of_pictures_is_refused(tmp_path: Path) -> None:
     """A pickle could run code, so it isn't read; an array that is missing is named."""
     with pytest.raises(UserError, match=r"there is none: .*nowhere.npz"):
@@ -53,8 +64,8 @@ def test_what_is_no_npz_file_of_pictures_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.npz").write_text("no zip")
     with pytest.raises(UserError, match=r"text.npz is an .npz file of plain arrays.*can't be read"):
         npz(str(tmp_path / "text.npz"), None, **OPTIONS)
-    with pytest.raises(UserError, match=r"has the arrays x_test and y_test or .* it has 'x_train', 'y_train'"):
-        read_npz(tmp_path / "half.npz", **arrays(splits="train"))
+    with pytest.raises(UserError, match=r"has the arrays x_train and y_train or .* it has 'x_test', 'y_test'"):
+        read_npz(tmp_path / "half.npz", **arrays(splits="test"))
     with pytest.raises(UserError, match=r"plain arrays.*allow_pickle"):
         read_npz(tmp_path / "pickle.npz", x_train=np.array([{}, None], dtype=object))
 
@@ -101,8 +112,8 @@ def test_parquet_files_of_the_hub_are_read(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_folder_without_a_data_set_is_refused(tmp_path: Path) -> None:
     """A missing split, a missing column, no file at all: by name."""
-    folder = parquet(tmp_path / "half", "train")
-    with pytest.raises(UserError, match=r"the splits are train, test and at most val.* half returned 'train'"):
+    folder = parquet(tmp_path / "half", "test")
+    with pytest.raises(UserError, match=r"the splits are train, test and at most val.* half returned 'test'"):
         read(folder)
     with pytest.raises(UserError, match=r"image is a column of train.* it has 'image', 'label', not 'img'") as caught:
         read(parquet(tmp_path / "columns"), image="img")

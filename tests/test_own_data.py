@@ -116,6 +116,19 @@ def test_splits_are_a_pair_a_mapping_or_attributes(made: Any, n_validation: int)
     assert torch.equal(found.test.images, torch.from_numpy(TEST[0]))
 
 
+@pytest.mark.parametrize("made", [ARRAYS, Listed(*ARRAYS), {"train": ARRAYS}, {"train": Listed(*ARRAYS), "val": TEST}])
+def test_one_split_alone_is_cut_in_two(made: Any) -> None:
+    """Stratified, with the classes' names, and beside a validation split of its own too."""
+    found = loaded(made, test_size=0.3)
+    assert found.test.labels.bincount().tolist() == [2, 2, 2]
+    whole = {picture.numpy().tobytes() for split in (found.train, found.test) for picture in split.images}
+    own = isinstance(made, dict) and "val" in made
+    assert len(whole) == len(found.train) + len(found.test) == (20 if own else 19)
+    assert torch.equal(loaded(made, test_size=6, split_seed=3).test.images, found.test.images)
+    with pytest.raises(UserError, match=r"`test_size is null` must hold, but got test_size=0.3. mine has a test split"):
+        loaded((ARRAYS, TEST), test_size=0.3)
+
+
 def test_classes_are_named_by_the_data_set_or_numbered() -> None:
     """Torchvision's `classes`, and the names of Hugging Face's feature; a named class may lack pictures."""
     assert loaded((ARRAYS, TEST)).classes == ("0", "1", "2")
@@ -171,10 +184,12 @@ def changed(picture: Any, label: Any = 0, index: int = 7) -> tuple[Any, Any]:
     ("made", "message"),
     [
         (None, r"`mine returns splits` must hold, but it returned a NoneType. Return a pair \(train, test\)"),
-        (Listed(*ARRAYS), "it returned a Listed"),
-        (ARRAYS, "it returned a tuple"),
+        (Listed(*ARRAYS), "`mine has a test split` must hold, but it has none. Set data.test_size=0.2"),
+        ([*zip(*ARRAYS, strict=True)], "it returned a list"),
+        (ARRAYS, "`mine has a test split` must hold, but it has none. Set data.test_size=0.2"),
         ((ARRAYS, TEST, TEST), "it returned a tuple"),
-        ({"train": ARRAYS}, "the splits are train, test and at most val` must hold, but mine returned 'train'"),
+        ({"train": ARRAYS}, "`mine has a test split` must hold, but it has none. Set data.test_size=0.2"),
+        ({"test": ARRAYS}, "the splits are train, test and at most val` must hold, but mine returned 'test'"),
         ({"train": ARRAYS, "test": TEST, "extra": TEST}, "mine returned 'train', 'test', 'extra'"),
         ({"train": ARRAYS, "test": TEST, "val": TEST, "dev": TEST}, "mine returned 'train', 'test', 'val', 'dev'"),
         ((3, TEST), "`train has pictures with labels, by len.* but in mine it is a int"),

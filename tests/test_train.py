@@ -101,9 +101,12 @@ def test_parameters_are_the_configuration(run: Run) -> None:
 
 
 def test_a_run_is_named_and_described_for_whoever_reads_it_in_mlflow(run: Run) -> None:
-    """Its name begins with what distinguishes it, and is short; its description has the commands for it."""
+    """Its name begins with what distinguishes it, and is short; its description has accuracies and the commands."""
     assert run.info.run_name == "distill, alpha 0.5, tau 4, seed 0"
     note = run.data.tags["mlflow.note.content"]
+    metrics = run.data.metrics
+    shown = f"Validation {metrics['val/accuracy']:.2%}, test {metrics['test/accuracy']:.2%}."
+    assert note.startswith(shown)
     assert f"`kdsweep-reproduce {run.info.run_id}`" in note
     assert f"`kdsweep-export {run.info.run_id}`" in note
 

@@ -59,11 +59,23 @@ class Axis:
 
 @dataclass(frozen=True)
 class Scored:
-    """A trial that reached its value."""
+    """A trial that reached its value.
+
+    Attributes:
+        own: Whether it is a trial of this study. Another study's is evidence, and its setting would be tried anew.
+        inside: Whether it lies in what is searched. What doesn't is evidence, and is never chosen.
+    """
 
     number: int
     params: Mapping[str, object]
     value: float
+    own: bool = True
+    inside: bool = True
+
+    @property
+    def may_be_chosen(self) -> bool:
+        """Whether the trial itself can be the choice."""
+        return self.own and self.inside
 
 
 @dataclass(frozen=True)
@@ -99,12 +111,13 @@ def choose(axes: Sequence[Axis], trials: Sequence[Scored], *, maximise: bool = T
 
     Args:
         axes: The searched keys.
-        trials: At least one trial with a finite value.
+        trials: At least one with a finite value that may be chosen.
         maximise: Whether more is better.
     """
     sign = 1 if maximise else -1
     known = [trial for trial in trials if math.isfinite(trial.value)]
-    best = max(known, key=lambda trial: (sign * trial.value, -trial.number))
+    own = np.array([trial.may_be_chosen for trial in known])
+    best = max((t for t in known if t.may_be_chosen), key=lambda trial: (sign * trial.value, -trial.number))
 
     def fallen_back(reason: str) -> Choice:
         nan = math.nan
@@ -123,8 +136,9 @@ def choose(axes: Sequence[Axis], trials: Sequence[Scored], *, maximise: bool = T
     if not _predicts(model.left_out, values):
         return fallen_back("the model doesn't predict left-out trials better than their median does")
     means = model.mean(points)
-    tried = int(means.argmax())
-    between = _between(moving, points, means)
+    tried = int(np.where(own, means, -math.inf).argmax())
+    others = [trial.inside and not trial.own for trial in known]
+    between = np.vstack([_between(moving, points, means), points[others]])
     expected = model.mean(between) if len(between) else np.array([-math.inf])
     new = expected.max() > means[tried] + WORTH_A_RUN * model.noise_sd
     point = between[expected.argmax()] if new else points[tried]

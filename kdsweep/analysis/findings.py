@@ -5,7 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from kdsweep.analysis import cost, fidelity, landscape, per_class, teacher_pull, verdict, verdict_words
+from kdsweep.analysis import (
+    contest_findings,
+    cost,
+    landscape,
+    per_class,
+    stopping,
+    teacher_pull,
+    transfer,
+    verdict,
+    verdict_words,
+)
+from kdsweep.analysis.contest_plan import Plan
 from kdsweep.analysis.sorted_runs import (
     Arm,
     Comparison,
@@ -26,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
+    from kdsweep.analysis.contest_findings import Contest
     from kdsweep.analysis.cost import Cost
     from kdsweep.analysis.landscape import Landscape
     from kdsweep.analysis.per_class import ClassChange
@@ -44,6 +56,7 @@ class Report:
         front: The Pareto set of a study with several objectives, ordered by the first of them; else empty.
         findings: Sentences about the numbers.
         missing: Sentences about what is not there (yet).
+        contest: What was found about contenders; None for a study with one search.
         classes: The arms' accuracies class by class, on test; empty if the runs don't tell them.
         files: The files that `kdsweep.report.writing.write` wrote.
         attached: Whether they are attached to the study's run in MLflow, too.
@@ -58,6 +71,7 @@ class Report:
     findings: tuple[str, ...]
     missing: tuple[str, ...]
     classes: tuple[ClassChange, ...] = ()
+    contest: Contest | None = None
     files: tuple[Path, ...] = field(default=())
     attached: bool = False
 
@@ -84,6 +98,9 @@ class Report:
 
 def summarise(study: StudyRecord, readings: Readings) -> Report:
     """Makes the report of a study from its runs and their histories."""
+    plan = Plan.read(study.parent.tags)
+    if plan is not None:
+        return _of_contest(study, readings, plan)
     found = compare(study, readings)
     judged = verdict.judge(found)
     surveyed = landscape.survey(found, judged.validation_noise)
@@ -103,10 +120,13 @@ def summarise(study: StudyRecord, readings: Readings) -> Report:
     )
     findings = (
         *verdict_words.words(judged),
+        *stopping.words(found),
         *_looks(found, judged),
         *_chosen(found, front),
         *_promised(found),
-        *fidelity.words(found),
+        *transfer.words(found),
+        *_outside(found),
+        *_started(found),
         *_others(found),
         *_unconfirmed(found, judged),
         *_teacher(found),
@@ -126,6 +146,25 @@ def summarise(study: StudyRecord, readings: Readings) -> Report:
         findings,
         tuple(_missing(found)),
         classes,
+    )
+
+
+def _of_contest(study: StudyRecord, readings: Readings, plan: Plan) -> Report:
+    """Makes the report of a contest: the same tables and figures, with its contenders as the arms."""
+    found, held = contest_findings.compare(study, readings, plan)
+    judged = contest_findings.judge(found, held)
+    spent = cost.account(found)
+    total = f"All runs together took {cost.duration(spent.total_seconds)}."
+    return Report(
+        found,
+        judged,
+        landscape.Landscape(),
+        spent,
+        contest_findings.headline(held, judged),
+        (),
+        (*contest_findings.words(held, judged), total),
+        tuple(contest_findings.missing(held)),
+        contest=held,
     )
 
 
@@ -180,6 +219,34 @@ def _promised(found: Comparison) -> Iterable[str]:
     )
 
 
+def _outside(found: Comparison) -> Iterable[str]:
+    """Says which trials the space that is searched now doesn't have."""
+    numbers = sorted(trial.number for trial in found.trials if not found.searched(trial))
+    if numbers:
+        one = len(numbers) == 1
+        yield (
+            f"{'Trial' if one else 'Trials'} {', '.join(map(str, numbers))} {'lies' if one else 'lie'} outside of what "
+            f"is searched now, which was changed after the study began: {'it is' if one else 'they are'} kept, counted "
+            "and known to the model, and not chosen."
+        )
+
+
+def _started(found: Comparison) -> Iterable[str]:
+    """Says what the search knew before its first trial."""
+    asked: dict[str, str] = {}
+    for request in found.goals.requests:
+        asked |= request.asked
+    name = asked.get("start from", "nothing")
+    if name != "nothing":
+        yield (
+            f"The search started from the trials of the study {name}: the sampler and the model of the choice know "
+            "them. They are no trials of this study, and no comparison counts them."
+        )
+    n = int(asked.get("start", "0"))
+    if n:
+        yield f"{n} {'setting was' if n == 1 else 'settings were'} asked for first (sweep.start)."
+
+
 def _at_the_border(found: Comparison) -> Iterable[str]:
     """Says where the choice lies at a limit of what was searched, and how to search beyond it."""
     params = {} if found.chosen is None else found.chosen.params
@@ -189,8 +256,8 @@ def _at_the_border(found: Comparison) -> Iterable[str]:
         if wider is not None:
             yield (
                 f"The choice lies at the border of what was searched: {short_key(dimension.key)} {value} of "
-                f"{dimension.low:g} to {dimension.high:g}. Better settings may lie beyond it. Another study (with "
-                f"another sweep.name) finds out: '{wider}'."
+                f"{dimension.low:g} to {dimension.high:g}. Better settings may lie beyond it. The same command "
+                f"with more trials (sweep.n_trials) and '{wider}' searches there too."
             )
 
 
@@ -207,10 +274,20 @@ def _looks(found: Comparison, judged: Verdict) -> Iterable[str]:
             looks.append(now)
     if len(looks) < 2 or not judged.comparisons:
         return
+    if judged.at_any_time:
+        choices = len({trial for trial, _ in looks})
+        if choices > 1:
+            yield (
+                f"This study has confirmed {choices} choices. The verdict on each is always valid, but each has a "
+                "probability of error of its own."
+            )
+        return
     told = ", then ".join(f"{seeds} of trial {trial}" for trial, seeds in looks)
     yield (
         f"This study was extended, and its verdict looked at {len(looks)} times: with fresh seeds {told}. P values and "
-        "intervals don't correct for looking again: of equal arms, more than the promised 5% are told apart that way."
+        "intervals don't correct for looking again: of equal arms, more than the promised 5% are told apart that way. "
+        f"The same command with sweep.confirm_until={max(seeds for _, seeds in looks)} or more gives a verdict that "
+        "holds however often one looks."
     )
 
 
@@ -334,7 +411,9 @@ def _unfinished(found: Comparison, others: int) -> str:
 
 
 def _missing_confirmation(found: Comparison, fresh: Mapping[str, int]) -> Iterable[str]:
-    planned = found.goals.confirm_seeds
+    planned, goals = found.goals.confirm_seeds, found.goals
+    if goals.confirm_until is not None:
+        planned = goals.confirm_until if goals.stop is None else goals.stop.seeds
     if planned == 0:
         yield "Nothing was confirmed, as configured (sweep.confirm_seeds=0): with five or so there is a verdict."
     elif planned is None and not any(fresh.values()):

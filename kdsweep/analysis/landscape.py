@@ -68,6 +68,7 @@ def survey(found: Comparison, noise: NoiseFloor | None) -> Landscape:
     by_word = {key: _by_word(key, found) for key in sorted(words)}
     by_word = {key: values for key, values in by_word.items() if len(values) > 1}
     trials = [trial for trial in found.trials if all(trial.params[key] == value for key, value in fixed.items())]
+    trials = [trial for trial in trials if found.searched(trial)]
     limits = {d.key: _limits(d, trials) for d in dimensions if d.key not in words}
     limits = {key: limit for key, limit in limits.items() if limit[0] < limit[1]}
     values = [found.goals.objective.sign * trial.value for trial in trials]

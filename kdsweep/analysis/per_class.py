@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from kdsweep.analysis import statistics
+from kdsweep.analysis import always_valid, statistics
 from kdsweep.analysis.verdict import SIGNIFICANCE
 
 if TYPE_CHECKING:
@@ -63,6 +63,8 @@ def changes(found: Comparison) -> tuple[ClassChange, ...]:
         if seeds:
             firsts, seconds = ([_share(arm[seed], place) for seed in seeds] for arm in (distilled, scratch))
             difference = statistics.paired_difference(firsts, seconds, resolution=1 / counted.pictures)
+            if found.goals.confirm_until is not None:
+                difference = always_valid.at_any_time(difference)
             pairs = tuple(a - b for a, b in zip(firsts, seconds, strict=True))
         rows.append(ClassChange(counted.name, counted.pictures, accuracies, difference, pairs))
     adjusted = statistics.holm([math.nan if row.difference is None else row.difference.p for row in rows])

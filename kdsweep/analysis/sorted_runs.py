@@ -141,6 +141,7 @@ class Comparison:
             baselines, or for distill the runs of the chosen trial.
         trials: All settings of distilled runs, the best first; of equal ones the earlier first.
         chosen: The trial whose setting the distilled arm has; None without trials.
+        beyond: Confirmation runs with seeds later than the last that counts (`Stop`); no arm has them.
         others: The trials with fresh seeds that are not the chosen one; no arm has their runs.
         pruned: The trials that were stopped, in the order of their numbers.
         target: The validation accuracy (a fraction) that the column "epochs to target" is about; None without scratch
@@ -156,6 +157,7 @@ class Comparison:
     pruned: tuple[Pruned, ...]
     target: float | None
     readings: Readings
+    beyond: tuple[RunRecord, ...] = ()
 
     def arm(self, name: str) -> Arm | None:
         """Returns the arm of this name; None if it has no runs."""
@@ -165,6 +167,10 @@ class Comparison:
         """Returns the confirmation runs of an arm; empty if there are none."""
         arm = self.arm(name)
         return arm.runs if arm is not None and arm.confirmed else ()
+
+    def searched(self, trial: Trial) -> bool:
+        """Returns whether a trial lies in what is searched now; it doesn't if the space was another one then."""
+        return all(own.holds(trial.params[own.key]) for own in self.goals.space if own.key in trial.params)
 
     @property
     def test_pictures(self) -> int | None:
@@ -195,7 +201,9 @@ class Comparison:
 
 def arm_label(name: str) -> str:
     """Returns the name of an arm as it is printed: "label smoothing"."""
-    return name.replace("_", " ")
+    # A contest's arm under a condition is "kd at 0.1", and the condition stays as it is.
+    arm, at, place = name.partition(" at ")
+    return f"{arm.replace('_', ' ')}{at}{place}"
 
 
 def compare(study: StudyRecord, readings: Readings) -> Comparison:
@@ -211,12 +219,20 @@ def compare(study: StudyRecord, readings: Readings) -> Comparison:
     others = _others(fresh["distill"], number, _searched(study.runs("distill"), goals))
     elsewhere = {run.id for other in others for run in other.runs}
     fresh["distill"] = [run for run in fresh["distill"] if run.id not in elsewhere]
+    beyond = [run for own in fresh.values() for run in own if _beyond(run, goals, number)]
+    fresh = {arm: [run for run in own if run not in beyond] for arm, own in fresh.items()}
     shown = {arm: fresh.get(arm) or runs[arm] for arm in ARMS}
     scratch = spread(run.metrics.get("val/accuracy") for run in shown["scratch"])
     target = None if scratch is None else TARGET_SHARE * scratch.mean
-    arms = (_arm(arm, members, bool(fresh.get(arm)), readings, target) for arm, members in shown.items() if members)
+    arms = (arm_of(arm, members, bool(fresh.get(arm)), readings, target) for arm, members in shown.items() if members)
     pruned = _pruned(study, goals, trials)
-    return Comparison(study, goals, tuple(arms), trials, chosen, others, pruned, target, readings)
+    return Comparison(study, goals, tuple(arms), trials, chosen, others, pruned, target, readings, tuple(beyond))
+
+
+def _beyond(run: RunRecord, goals: Goals, chosen: int | None) -> bool:
+    """Returns whether a confirmation run comes after the last seed that counts for the chosen trial."""
+    stop = goals.stop
+    return stop is not None and stop.trial == chosen and run.seed is not None and run.seed > stop.last_seed
 
 
 def is_short_pilot(run: RunRecord) -> bool:
@@ -346,7 +362,7 @@ def _pruned(study: StudyRecord, goals: Goals, trials: Sequence[Trial]) -> tuple[
     return tuple(found[number] for number in sorted(found))
 
 
-def _arm(arm: str, runs: Sequence[RunRecord], confirmed: bool, readings: Readings, target: float | None) -> Arm:
+def arm_of(arm: str, runs: Sequence[RunRecord], confirmed: bool, readings: Readings, target: float | None) -> Arm:
     """Returns the row of an arm's runs, with the metrics that the report's table shows."""
     values = [dict(run.metrics) for run in runs]
     for run, metrics in zip(runs, values, strict=True):

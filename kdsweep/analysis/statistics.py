@@ -213,7 +213,7 @@ def paired_difference(
     if n < FEWEST_PAIRS or noise == 0:
         return Difference(mean, sd, n, *[math.nan] * 5)
     error = noise / math.sqrt(n)
-    margin = _t_quantile((1 - confidence) / 2, degrees) * error
+    margin = t_quantile((1 - confidence) / 2, degrees) * error
     p = 2 * _t_tail(abs(mean) / error, degrees)
     return Difference(mean, sd, n, noise, degrees, mean - margin, mean + margin, p)
 
@@ -240,7 +240,7 @@ def dominating(values: Sequence[float] | Array, resolution: float = 0.0, signifi
             break
         distances = np.abs(data[left] - data[left].mean())
         farthest, others = int(distances.argmax()), len(left) - 1
-        t = _t_quantile(significance / (2 * (others + 1)), others - 1)
+        t = t_quantile(significance / (2 * (others + 1)), others - 1)
         critical = t * others / math.sqrt((others - 1 + t**2) * (others + 1))
         outlying = distances[farthest] / sd > critical
         taken.append(left.pop(farthest))
@@ -284,7 +284,7 @@ def equivalence(difference: Difference, margin: float) -> float:
 
 def equivalence_bound(difference: Difference, confidence: float = 0.95) -> float:
     """Returns the smallest margin that `equivalence` accepts at p = 1 - confidence: "not more than this apart"."""
-    quantile = _t_quantile(1 - confidence, difference.degrees)
+    quantile = t_quantile(1 - confidence, difference.degrees)
     return abs(difference.mean) + quantile * difference.noise / math.sqrt(difference.n)
 
 
@@ -359,7 +359,7 @@ def winners_curse(
     values = np.asarray(confirmed, dtype=float)
     mean = search_best - float(values.mean())
     n, sd = len(values), max(_sd(values), resolution / math.sqrt(2))
-    margin = _t_quantile((1 - confidence) / 2, n - 1) * sd / math.sqrt(n) if n > 1 and sd > 0 else math.nan
+    margin = t_quantile((1 - confidence) / 2, n - 1) * sd / math.sqrt(n) if n > 1 and sd > 0 else math.nan
     return WinnersCurse(mean, mean - margin, mean + margin, n)
 
 
@@ -420,7 +420,7 @@ def _sd(values: Array) -> float:
 
 
 # The distributions of scipy.stats check their arguments for 100 us a call; a simulation makes a million calls.
-def _t_quantile(tail: float, degrees: float) -> float:
+def t_quantile(tail: float, degrees: float) -> float:
     """Returns the value that Student's t exceeds with the probability `tail`."""
     return -float(special.stdtrit(degrees, tail))
 
@@ -443,7 +443,7 @@ def _power(n: int, difference: float, sd: float, significance: float) -> float:
         return 0.0
     if sd == 0:
         return 1.0 if difference else significance
-    limit = _t_quantile(significance / 2, n - 1)
+    limit = t_quantile(significance / 2, n - 1)
     shift = abs(difference) / sd * math.sqrt(n)
     seen, opposite = stats.nct.sf(limit, n - 1, shift), stats.nct.cdf(-limit, n - 1, shift)
     # The far tail, where a true gain looks like a loss, is NaN in scipy 1.17 if it is nearly zero.

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 from kdsweep.analysis import metrics
 from kdsweep.tracking.run_records import parameter_text
@@ -96,6 +96,18 @@ class Dimension:
     high: float | None = None
     log: bool = False
     choices: tuple[str, ...] = ()
+
+    def holds(self, value: str) -> bool:
+        """Returns whether a value, as runs have it, lies in what is searched."""
+        if self.choices:
+            return value in self.choices
+        if self.low is None or self.high is None:
+            return True
+        try:
+            # Runs are recorded with all digits; the ends of a range may have been rounded.
+            return self.low - 1e-12 <= float(value) <= self.high + 1e-12
+        except ValueError:
+            return False
 
     def wider(self, value: float) -> str | None:
         """Returns the override that searches beyond the limit at which a value lies; None if it lies at none.
@@ -185,6 +197,44 @@ def pilot_job(number: int, *, short: bool) -> str:
 
 
 @dataclass(frozen=True)
+class Request:
+    """What was asked of a study at one time.
+
+    Attributes:
+        when: The time, in ISO 8601.
+        asked: A name, and its value in words; of a later request only what it changed.
+    """
+
+    when: str
+    asked: Mapping[str, str]
+
+
+def requests(tags: Mapping[str, str]) -> tuple[Request, ...]:
+    """Returns what was asked of a study, the first request first; empty for one of an older version."""
+    return tuple(Request(**one) for one in json.loads(tags.get("kdsweep.requests", "[]")))
+
+
+Why = Literal["clear", "out of reach", "spent"]
+
+
+@dataclass(frozen=True)
+class Stop:
+    """When a confirmation by `sweep.confirm_until` stopped.
+
+    Attributes:
+        trial: The number of the confirmed trial.
+        seeds: The number of fresh seeds that count.
+        last_seed: The last of them.
+        why: Why no more were made.
+    """
+
+    trial: int
+    seeds: int
+    last_seed: int
+    why: Why
+
+
+@dataclass(frozen=True)
 class Goals:
     """What a study set out to do.
 
@@ -194,6 +244,11 @@ class Goals:
         chosen: The number of the trial that is confirmed, from its first fresh seed on; None before the choice.
         n_trials, baseline_seeds, confirm_seeds: The budget; None where the parent run doesn't say.
         promise: What the model promised of the choice; None where the best trial was taken without a model.
+        confirm_until: The most fresh seeds of a confirmation that stops when its answer is clear; None if their number
+            is fixed.
+        stop: When it stopped; None before that.
+        requests: What was asked, and when.
+        baselines: The planned runs of each baseline; empty where the parent run doesn't say.
         looks: The number of the confirmed trial and of its fresh seeds, each time that the study ended with a verdict.
         fidelity: The length of the search's runs; None where all runs have one length.
     """
@@ -207,10 +262,14 @@ class Goals:
     confirm_seeds: int | None = None
     looks: tuple[tuple[int, int], ...] = ()
     fidelity: Fidelity | None = None
+    confirm_until: int | None = None
+    stop: Stop | None = None
+    requests: tuple[Request, ...] = ()
+    baselines: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def read(cls, tags: Mapping[str, str]) -> Goals:
-        """Reads the tags kdsweep.space, .objectives, .chosen, .choice, .planned, .looks and .fidelity.
+        """Reads the tags kdsweep.space, .objectives, .chosen, .choice, .planned, .looks and the like.
 
         What isn't there keeps its default.
         """
@@ -219,6 +278,7 @@ class Goals:
         chosen = tags.get("kdsweep.chosen", "")
         planned = json.loads(tags.get("kdsweep.planned", "{}"))
         fidelity = json.loads(tags.get("kdsweep.fidelity", "null"))
+        stopped = json.loads(tags.get("kdsweep.stopped", "null"))
         return cls(
             space=tuple(_dimension(key, limits) for key, limits in space.items()),
             objectives=tuple(Objective(metric, way == "maximize") for metric, way in objectives) or cls.objectives,
@@ -226,7 +286,10 @@ class Goals:
             promise=_promise(json.loads(tags.get("kdsweep.choice", "{}"))),
             looks=tuple((trial, seeds) for trial, seeds in json.loads(tags.get("kdsweep.looks", "[]"))),
             fidelity=None if fidelity is None else Fidelity.read(fidelity),
-            **{name: planned.get(name) for name in ("n_trials", "baseline_seeds", "confirm_seeds")},
+            requests=requests(tags),
+            baselines=planned.get("baselines", {}),
+            stop=None if stopped is None else Stop(**stopped),
+            **{name: planned.get(name) for name in ("n_trials", "baseline_seeds", "confirm_seeds", "confirm_until")},
         )
 
     @property

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import TYPE_CHECKING
 
-from kdsweep.analysis import chance, statistics
+from kdsweep.analysis import always_valid, chance, statistics
 from kdsweep.analysis.sorted_runs import Comparison, finished, repetitions
 from kdsweep.tracking.run_records import STUDENTS
 
@@ -53,9 +53,10 @@ class Paired:
         seeds: The seeds of the pairs.
         firsts, seconds: The accuracies of the two arms, in the order of the seeds.
         difference: The mean difference with its interval.
-        adjusted_p: The p value after Holm's correction for all comparisons of the verdict; NaN below three pairs.
+        adjusted_p: The p value after Holm's correction for all comparisons of the verdict; NaN without a verdict.
         outcome: The verdict.
-        bound: The arms are not more than this apart (two one-sided tests, 95 %); NaN below three pairs.
+        bound: The arms are not more than this apart (two one-sided tests, 95 %, or the interval that holds at any
+            time); NaN without a verdict.
         pooled: The noise of paired differences over all arms; None if it is unknown.
         detectable: The smallest true difference that so many pairs see with the power `POWER`, from `pooled`; None if
             that or the outcome is unknown.
@@ -99,6 +100,7 @@ class Verdict:
         promised, confirmed: The chosen setting's objective in the search, or what the model expected of it where that
             chose; and its mean over fresh seeds.
         chance: The students against the most frequent class. If nothing was learned, no comparison has an outcome.
+        at_any_time: Whether intervals and p values hold at any time (`always_valid`), as `sweep.confirm_until` asks.
     """
 
     comparisons: tuple[Paired, ...] = ()
@@ -111,6 +113,7 @@ class Verdict:
     promised: float | None = None
     confirmed: float | None = None
     chance: Chance | None = None
+    at_any_time: bool = False
 
     @property
     def nothing_learned(self) -> bool:
@@ -149,14 +152,16 @@ def judge(found: Comparison) -> Verdict:
             [objective.sign * value for value in values],
             resolution=found.resolution(objective.metric),
         )
-    arms = {arm: _by_seed(found.confirmed(arm), METRIC) for arm in STUDENTS}
+    arms = {arm: by_seed(found.confirmed(arm), METRIC) for arm in STUDENTS}
     resolution = found.resolution(METRIC)
-    compared = comparisons(arms, resolution)
+    at_any_time = found.goals.confirm_until is not None
+    compared = comparisons(arms, resolution, at_any_time=at_any_time)
     against_chance = chance.compare(found)
     if against_chance is not None and against_chance.nothing_learned:
         compared = tuple(replace(paired, outcome="unknown", outliers=(), without=None) for paired in compared)
     return Verdict(
-        comparisons=tuple(_planned(paired, len(compared)) for paired in compared),
+        # What a power says of one look it doesn't say of many.
+        comparisons=compared if at_any_time else tuple(planned(paired, len(compared)) for paired in compared),
         noise=noise,
         pair_noise=_pooled(arms, resolution),
         validation_noise=validation_noise,
@@ -166,6 +171,7 @@ def judge(found: Comparison) -> Verdict:
         promised=promised,
         confirmed=confirmed,
         chance=against_chance,
+        at_any_time=at_any_time,
     )
 
 
@@ -186,7 +192,7 @@ def _luck(found: Comparison, noise: NoiseFloor | None) -> tuple[float | None, in
     metric = found.goals.objective.metric
     blocks = []
     for stage in ("baseline", "confirmation"):
-        arms = [_by_seed(_of_stage(found, arm, stage), metric) for arm in STUDENTS]
+        arms = [by_seed(_of_stage(found, arm, stage), metric) for arm in STUDENTS]
         blocks.append(_block([arm for arm in arms if arm]))
     pairs = statistics.pair_noise(*blocks, resolution=found.resolution(metric))
     return (None if pairs is None else pairs.sd / math.sqrt(2)), shared
@@ -204,23 +210,31 @@ def _block(arms: Sequence[Mapping[int, float]]) -> list[list[float]]:
     return [[arm[seed] for seed in common] for arm in arms]
 
 
-def comparisons(arms: Mapping[str, Mapping[int, float]], resolution: float = 0.0) -> tuple[Paired, ...]:
+def comparisons(
+    arms: Mapping[str, Mapping[int, float]],
+    resolution: float = 0.0,
+    pairs: Sequence[tuple[str, str]] = PAIRS,
+    *,
+    at_any_time: bool = False,
+) -> tuple[Paired, ...]:
     """Compares the students' arms pair by pair, without `detectable` and `seeds_needed`.
 
     Args:
         arms: Arm -> seed -> test accuracy.
         resolution: The step of the accuracies, 1 / pictures; 0 if it is unknown.
+        pairs: The comparisons, first against second.
+        at_any_time: Whether intervals and p values are to hold however often one looks.
     """
-    outliers = _outliers(arms, resolution)
+    outliers = _outliers(arms, resolution, pairs)
     clean = {
         arm: {seed: value for seed, value in values.items() if (arm, seed) not in outliers}
         for arm, values in arms.items()
     }
     everything, pooled = (_pooled(kept, resolution) for kept in (arms, clean))
-    compared = _compared(arms, everything, pooled, resolution, outliers)
+    compared = _compared(arms, everything, pooled, resolution, outliers, pairs, at_any_time)
     if not outliers:
         return compared
-    without = {(c.first, c.second): c for c in _compared(clean, pooled, pooled, resolution, {})}
+    without = {(c.first, c.second): c for c in _compared(clean, pooled, pooled, resolution, {}, pairs, at_any_time)}
     return tuple(replace(c, without=without.get((c.first, c.second))) if c.outliers else c for c in compared)
 
 
@@ -234,6 +248,8 @@ def _compared(
     pooled: NoiseFloor | None,
     resolution: float,
     outliers: Mapping[tuple[str, int], Outlier],
+    pairs: Sequence[tuple[str, str]],
+    at_any_time: bool,
 ) -> tuple[Paired, ...]:
     """Compares the arms pair by pair.
 
@@ -243,9 +259,11 @@ def _compared(
         pooled: The same without outliers: a run that collapsed says nothing about the noise of other arms.
         resolution: The step of the accuracies.
         outliers: (arm, seed) -> the runs that dominate a comparison.
+        pairs: The comparisons, first against second.
+        at_any_time: Whether intervals and p values are to hold however often one looks.
     """
     rows = []
-    for first, second in PAIRS:
+    for first, second in pairs:
         if seeds := sorted(arms[first].keys() & arms[second].keys()):
             rows.append((first, second, seeds, [arms[first][s] for s in seeds], [arms[second][s] for s in seeds]))
     own = [tuple(o for o in outliers.values() if o.arm in row[:2] and o.seed in row[2]) for row in rows]
@@ -253,6 +271,8 @@ def _compared(
         statistics.paired_difference(x, y, CONFIDENCE, pooled=None if alone else pooled, resolution=resolution)
         for (*_, x, y), alone in zip(rows, own, strict=True)
     ]
+    if at_any_time:
+        differences = [always_valid.at_any_time(difference, CONFIDENCE) for difference in differences]
     adjusted = statistics.holm([difference.p for difference in differences])
     return tuple(
         Paired(
@@ -264,7 +284,9 @@ def _compared(
             difference,
             p,
             statistics.verdict(difference, p, SIGNIFICANCE),
-            statistics.equivalence_bound(difference, CONFIDENCE),
+            max(abs(difference.low), abs(difference.high))
+            if at_any_time
+            else statistics.equivalence_bound(difference, CONFIDENCE),
             everything if alone else pooled,
             outliers=alone,
         )
@@ -274,7 +296,7 @@ def _compared(
     )
 
 
-def _planned(paired: Paired, n_comparisons: int) -> Paired:
+def planned(paired: Paired, n_comparisons: int) -> Paired:
     """Adds what these pairs can see, and the seeds that it takes to see the observed difference."""
     if paired.outcome == "unknown" or paired.pooled is None:
         return paired
@@ -287,10 +309,12 @@ def _planned(paired: Paired, n_comparisons: int) -> Paired:
     return replace(paired, detectable=detectable, seeds_needed=needed)
 
 
-def _outliers(arms: Mapping[str, Mapping[int, float]], resolution: float) -> dict[tuple[str, int], Outlier]:
+def _outliers(
+    arms: Mapping[str, Mapping[int, float]], resolution: float, pairs: Sequence[tuple[str, str]]
+) -> dict[tuple[str, int], Outlier]:
     """Returns the runs that dominate a comparison: of such a pair, the run that is farther from its arm's others."""
     found = {}
-    for first, second in PAIRS:
+    for first, second in pairs:
         seeds = sorted(arms[first].keys() & arms[second].keys())
         for place in statistics.dominating([arms[first][s] - arms[second][s] for s in seeds], resolution):
             seed = seeds[place]
@@ -304,7 +328,7 @@ def _others(values: Mapping[int, float], seed: int) -> float:
     return median(value for other, value in values.items() if other != seed)
 
 
-def _by_seed(runs: Iterable[RunRecord], metric: str) -> dict[int, float]:
+def by_seed(runs: Iterable[RunRecord], metric: str) -> dict[int, float]:
     """Returns seed -> value of the runs that have a metric."""
     return {
         run.seed: run.metrics[metric]

@@ -49,6 +49,8 @@ def _nothing_learned(chance: Chance) -> str:
 def _unknown(paired: Paired) -> str:
     """Says why there is no verdict."""
     n = paired.difference.n
+    if n >= statistics.FEWEST_PAIRS and not math.isnan(paired.difference.noise):
+        return "three pairs of runs say too little for a verdict that holds at any time; it takes four"
     if n >= statistics.FEWEST_PAIRS:
         return "all pairs differ by the same, and how many test pictures that took is not recorded"
     few = "one pair of runs says nothing" if n == 1 else "two pairs of runs say too little"

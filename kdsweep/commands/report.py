@@ -38,7 +38,15 @@ def _main(arguments: Sequence[str] | None) -> None:
         console.show_list(store.runs())
         return
     study = store.study(options.study)
-    console.show(write(store, study.parent.id, options.out or default_folder(options.root, study)))
+    folder = options.out or default_folder(options.root, study)
+    if options.watch:
+        from kdsweep.report import watching
+
+        watching.watch(store, study.parent.id, folder)
+        study = store.study(study.parent.id)
+        if watching.goes_on(study):
+            return
+    console.show(write(store, study.parent.id, folder))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -46,7 +54,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="kdsweep-report",
         description="Says what a study found: the verdict, teacher, scratch and distilled compared, the trials, and "
         "where the page and the figures are. Reads the MLflow store, trains nothing, and can be called while the "
-        "study runs. With --list it names the studies, grids and runs that there are; with --plan it says how many "
+        "study runs. With --list it names the studies, grids and runs that there are; with --watch it shows a "
+        "study until that has ended; with --plan it says how many "
         "seeds, runs and hours it takes to see a difference.",
     )
     root = Path(os.environ.get("KDSWEEP_HOME", "."))
@@ -56,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     option("--experiment", metavar="NAME", default=default_experiment(), help=EXPERIMENT)
     option("--root", metavar="DIR", type=Path, default=root, help="project folder (default: $KDSWEEP_HOME, else .)")
     option("--out", metavar="DIR", type=Path, help="folder for what is written (default: <root>/reports/<study>)")
+    option("--watch", action="store_true", help="show the study while it runs, and keep its page up to date")
     option("--list", action="store_true", help="name studies, grids and runs, the latest last, and end")
     option = parser.add_argument_group("planning").add_argument
     option("--plan", action="store_true", help="say how many seeds, runs and hours a difference takes, and end")

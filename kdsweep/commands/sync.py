@@ -50,7 +50,7 @@ def send_offline(uri: str, root: Path, experiment: str | None = None) -> Sent:
         copier = Copier(Store(offline_uri(root), name), Store(uri, name), PATIENCE_SECONDS)
         sent.going_on += [run.name for run in copier.going_on()]
         left = copier.left()
-        with progress(f"sending the runs of {name}", len(left)) as advance:
+        with progress(f"sending the runs of {name}", len(left), "runs") as advance:
             for run in left:
                 copier.copy(run)
                 sent.runs += 1

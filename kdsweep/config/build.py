@@ -136,6 +136,8 @@ def component(cfg: DictConfig, group: str) -> Any:
     if not isinstance(built, functools.partial):
         return built
     function, settings = built.func, built.keywords
+    if group in own_training.N_GIVEN:
+        attempt(group, lambda: own_training.require_settings(group, function, settings))
     if group == "loss" and isinstance(function, type):
         return attempt(group, built)  # an object that is called
     if group == "schedule":
@@ -193,12 +195,17 @@ def _alone(cfg: DictConfig, group: str) -> Any:
     return OmegaConf.create(OmegaConf.to_container(node, resolve=True)) if OmegaConf.is_dict(node) else node
 
 
-def takes_whole_numbers(cfg: DictConfig, name: str) -> bool:
+def takes_whole_numbers(cfg: DictConfig, name: str, given: bool = True) -> bool:
     """Returns whether a key takes no fractions, which its component says, or for a key of no component its value.
 
     An argument that may be a fraction or not takes the kind of its value. Nothing is known of the users' own keys.
+
+    Args:
+        cfg: The configuration.
+        name: The key.
+        given: Whether the key's value in `cfg` says something.
     """
-    value = OmegaConf.select(cfg, name)
+    value = OmegaConf.select(cfg, name) if given else None
     group, _, argument = name.rpartition(".")
     target = OmegaConf.select(cfg, f"{group}._target_") if group else None
     if target is None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from kdsweep import own_training, training
 from kdsweep.config.build import Components, architecture, component, components, key_of
 from kdsweep.config.rules import attempt, check_values
-from kdsweep.losses import given_to
+from kdsweep.losses import example_for
 from kdsweep.numerics import compiling
 from kdsweep.numerics.hardware import (
     TEACHER_PRECISIONS,
@@ -70,9 +70,8 @@ def check_components(cfg: DictConfig) -> Components:
 
 def _try(built: Components, *, with_teacher: bool) -> None:
     """Calls each component once, on the smallest input."""
-    attempt(
-        "loss", lambda: own_training.try_loss(partial(built.loss, **given_to(built.loss)), with_teacher=with_teacher)
-    )
+    example = example_for(built.loss, own_training.TRIED, with_teacher)
+    attempt("loss", lambda: own_training.try_loss(partial(built.loss, **example), with_teacher=with_teacher))
     optimizer = attempt("optimizer", lambda: own_training.try_optimizer(built.optimizer))
     attempt("schedule", lambda: own_training.try_schedule(built.schedule, optimizer))
 

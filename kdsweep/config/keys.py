@@ -102,14 +102,15 @@ KEYS = (
         Key(f"tracking.{name}", Purpose.MEMBERSHIP, free=True)
         for name in ("parent", "study", "stage", "job", "trial", "reproduces")
     ),
-    *(Key(f"sweep.{name}", Purpose.STUDY) for name in ("name", "seed")),
+    Key("sweep.name", Purpose.STUDY),
     *(
         Key(f"sweep.{name}", Purpose.STUDY, free=True)
         for name in (
-            *("n_trials", "baseline_seeds", "confirm_seeds", "choose", "search_seeds"),
+            *("n_trials", "baseline_seeds", "confirm_seeds", "confirm_until", "choose", "search_seeds"),
             # A study refuses another length itself (`study.fidelity`), because older studies don't have these keys.
             *("fidelity", "fidelity_of", "pilot"),
-            *("executor", "n_jobs", "ray_address", "max_restarts", "restart"),
+            *("seed", "start.", "start_from", "executor", "n_jobs", "ray_address", "max_restarts", "restart"),
+            *("contenders", "define.", "for_all", "against", "fractions", "budgets", "students"),
         )
     ),
 )

@@ -126,15 +126,32 @@ def kept_beside(own: Iterable[str], overrides: Iterable[Override], *, whole_grou
     return [str(override.input_line) for override in overrides if holds(override)]
 
 
+def is_there(key: str, config: DictConfig) -> bool:
+    """Returns whether a configuration has a key, or a group."""
+    return OmegaConf.select(config, key.replace("/", "."), default=UNKNOWN) is not UNKNOWN
+
+
+def adds(override: Override) -> bool:
+    """Returns whether an override may bring a key that the configuration doesn't have."""
+    return bool(override.is_add() or override.is_force_add())
+
+
 def require_key(override: Override, config: DictConfig) -> None:
     """Raises `UserError` if a sweep varies a key that the configuration doesn't have."""
     key = override.key_or_group
-    adds = override.is_add() or override.is_force_add()
-    known = adds or OmegaConf.select(config, key.replace("/", "."), default=UNKNOWN) is not UNKNOWN
-    if not known:
+    if not adds(override) and not is_there(key, config):
         line = override.input_line
-        remedy = "Choose its group, or other keys; hydra.sweeper.params=null takes away the search over alpha and tau."
+        remedy = "Choose its group, or other keys; hydra.sweeper.params=null takes away the sweep file's own."
         raise UserError(f"the search varies a key that isn't there ({line}). {remedy}", key)
+
+
+def around(value: float) -> str:
+    """Returns a sweep about a setting's value as an example: from its half to its double, a share up to 1 at most."""
+    if value == 0:
+        return "interval(0,1)"
+    top = min(2 * value, 1) if 0 < value <= 1 else 2 * value
+    low = value // 2 if isinstance(value, int) else value / 2
+    return "interval({:g},{:g})".format(*sorted((low, top)))
 
 
 def in_whole_numbers(override: Override) -> str:

@@ -10,6 +10,7 @@ from hydra.core.utils import JobReturn, JobStatus, configure_log
 from hydra.core.utils import run_job as run_hydra_job
 from omegaconf import DictConfig, open_dict
 
+from kdsweep.analysis import contest_plan
 from kdsweep.system.errors import RunError
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ def in_words(job: str) -> str:
     pilot = re.fullmatch(r"pilot-(\d+)-(short|full)", job)
     if pilot is not None:
         return f"pilot of trial {int(pilot[1])}, {'short' if pilot[2] == 'short' else 'full length'}"
+    if (contests := contest_plan.in_words(job)) is not None:
+        return contests
     found = re.fullmatch(r"(confirm-)?(?:trial-(?P<trial>\d+)|(?P<arm>\w+))(?:-(?P<seed>\d+))?", job)
     if found is None:
         return job

@@ -12,14 +12,20 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# The teacher of this process's last student, and the student's passes in the order of its epochs.
-_heard: tuple[Teacher, Sequence[int]] | None = None
+# The teacher of this process's last student, the student's passes in the order of its epochs, and what it hears.
+_heard: tuple[Teacher, Sequence[int], tuple[str, ...]] | None = None
 
 
-def remember(teacher: Teacher, passes: Sequence[int]) -> None:
-    """Remembers a teacher and passes: the next students will use this teacher, and these passes first."""
+def remember(teacher: Teacher, passes: Sequence[int], heard: tuple[str, ...] = ("logits",)) -> None:
+    """Remembers a teacher and passes: the next students will use this teacher, and these passes first.
+
+    Args:
+        teacher: The teacher.
+        passes: The passes, in the order of a student's epochs.
+        heard: Which outputs the student hears, as `Teacher.compute_part` takes them.
+    """
     global _heard
-    _heard = teacher, passes
+    _heard = teacher, passes, heard
 
 
 def compute_part(stop: Callable[[], bool]) -> bool:
@@ -36,9 +42,9 @@ def compute_part(stop: Callable[[], bool]) -> bool:
     global _heard
     if _heard is None:
         return False
-    teacher, passes = _heard
+    teacher, passes, heard = _heard
     try:
-        return any(teacher.compute_part(pass_index, stop) for pass_index in passes)
+        return any(teacher.compute_part(pass_index, stop, heard) for pass_index in passes)
     except Exception as error:
         log.warning("no passes are computed ahead any more (%s: %s)", type(error).__name__, error)
         _heard = None

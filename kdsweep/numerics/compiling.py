@@ -33,9 +33,9 @@ from kdsweep.system.files import locked
 from kdsweep.system.progress import note
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
-    Loss = Callable[[Tensor, Tensor | None, Tensor], Tensor]
+    Loss = Callable[..., Tensor]
 
 
 class Network(Protocol):
@@ -200,15 +200,15 @@ def compiled_features(network: Network, precision: str, batch_size: int) -> Call
     return features
 
 
-def compiled_forward(network: Network) -> Callable[[Tensor], Tensor]:
-    """Returns a network for its training, compiled at its first call.
+def compiled_forward(forward: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+    """Returns a network for its training, or a method of one, compiled at its first call.
 
     Another network of the same shape needs no new compiling in the same process.
 
-    Returns:
-        uint8 (B, H, W, 3), B always the same, -> logits (B, C).
+    Args:
+        forward: uint8 (B, H, W, 3), B always the same, -> logits (B, C), perhaps with features.
     """
-    return _compiled(network)
+    return _compiled(forward)
 
 
 def compiled_evaluation(network: Network, batch_size: int) -> Callable[[Tensor], Tensor]:
@@ -231,7 +231,7 @@ def compiled_evaluation(network: Network, batch_size: int) -> Callable[[Tensor],
     return forward
 
 
-def compiled_loss(loss: Loss, guided: bool, device: torch.device) -> Loss:
+def compiled_loss(loss: Loss, guided: bool, device: torch.device, given: Mapping[str, Any] | None = None) -> Loss:
     """Returns a loss that is compiled once for all values of its settings, or the loss itself if that can't be.
 
     The settings that are numbers become tensors. A loss that takes them as numbers alone, such as one with
@@ -241,8 +241,9 @@ def compiled_loss(loss: Loss, guided: bool, device: torch.device) -> Loss:
         loss: A function of (student logits, teacher logits or None, labels), or a partial with its settings.
         guided: Whether it gets a teacher's logits.
         device: The device of the logits.
+        given: The keyword arguments that it gets at each step, for two examples.
     """
-    settings = tensor_settings(loss, guided)
+    settings = tensor_settings(loss, guided, given)
     if settings is None:
         return loss
     own: Loss = functools.partial(
@@ -252,7 +253,7 @@ def compiled_loss(loss: Loss, guided: bool, device: torch.device) -> Loss:
     return own
 
 
-def tensor_settings(loss: Loss, guided: bool) -> dict[str, Any] | None:
+def tensor_settings(loss: Loss, guided: bool, given: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
     """Returns a loss's settings, with tensors for its numbers; None if it isn't a partial, or doesn't take tensors."""
     if not isinstance(loss, functools.partial) or loss.args:
         return None
@@ -267,7 +268,7 @@ def tensor_settings(loss: Loss, guided: bool) -> dict[str, Any] | None:
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
             logits, labels = torch.empty(2, 3, requires_grad=True), torch.empty(2, dtype=torch.int64)
-            value = loss.func(logits, torch.empty(2, 3) if guided else None, labels, **settings)
+            value = loss.func(logits, torch.empty(2, 3) if guided else None, labels, **settings, **(given or {}))
             value.backward()
             fits = value.shape == () and value.dtype == torch.float32
     except Exception:  # whatever a function may raise that wants a number

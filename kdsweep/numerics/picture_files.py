@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from kdsweep.system.environment import cores
-from kdsweep.system.errors import UserError
+from kdsweep.system.errors import UserError, require
 from kdsweep.system.files import hash_identity, locked
 from kdsweep.system.progress import note, progress
 from kdsweep.system.tensor_files import read_tensors, write_tensors
@@ -32,6 +32,13 @@ DECODER_VERSION = 1
 # The largest side of a picture, in pixels. A larger one is a typing error, and would fill the memory.
 MAX_SIDE = 8192
 
+# What helps where pictures have no test split.
+CUT = "Set data.test_size=0.2, and kdsweep keeps a fifth of each class apart as the test split, the same in all runs."
+
+# The names of folders that look like splits, and like no classes.
+SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation", "dev")
+VALIDATION = ("val", "valid", "validation", "dev")
+
 # Kinds of files by the ends of their names: Python's own list, which is the same on all machines.
 _KINDS = mimetypes.MimeTypes()
 
@@ -39,24 +46,36 @@ _KINDS = mimetypes.MimeTypes()
 N_NAMED = 5
 
 
-def class_files(root: Path) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+def class_files(root: Path, test_size: object = None) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     """Lists the pictures of `<root>/train/<class>/*` and of `<root>/test/<class>/*`.
+
+    With a `test_size`, which says that the test split is yet to be cut, those of `<root>/train/<class>/*` alone, or of
+    `<root>/<class>/*`.
 
     A class may have sub-folders. Hidden files are left out. So are files whose names say that they hold something else
     (labels.csv, notes.txt), which is said. Every other file has to be a picture.
 
     Returns:
-        For train and for test: class -> its pictures, as paths relative to `root`. Classes and paths are sorted.
+        For train and for test: class -> its pictures, as paths relative to `root`. Classes and paths are sorted. With
+        a `test_size`, test has none.
 
     Raises:
-        UserError: A folder is missing, a class is empty, a split has fewer than two classes, or train and test have
-            different classes.
+        UserError: A folder is missing, a class is empty, a split has fewer than two classes, train and test have
+            different classes, or there is a test split that a `test_size` would replace.
     """
     if not root.is_dir():
         raise _bad_folder(f"{root} is a file" if root.exists() else f"the folder {root} does not exist")
     others: list[str] = []
-    train, test = _split_files(root, "train", others), _split_files(root, "test", others)
-    if train.keys() != test.keys():
+    parted = _is_parted(root)
+    if parted and (unread := [name for name in _subfolders(root) if name.lower() in VALIDATION]):
+        note(f"{root}: {unread[0]}/ isn't read, for validation is cut from train/ (data.val_size).")
+    if test_size is None:
+        train, test = _split_files(root, "train", others), _split_files(root, "test", others)
+    else:
+        remedy = f"{root} has a test split of its own, test/."
+        require(not (parted and (root / "test").is_dir()), "test_size is null", test_size, "test_size", remedy)
+        train, test = _split_files(root, "train" if parted else "", others), {}
+    if test and train.keys() != test.keys():
         without_test = named(sorted(train.keys() - test.keys())) or "nothing"
         without_train = named(sorted(test.keys() - train.keys())) or "nothing"
         differences = f"only train/ has {without_test}; only test/ has {without_train}"
@@ -131,7 +150,7 @@ def _decode(root: Path, names: Sequence[str], image_size: int) -> Tensor:
     chunks = [range(len(names))[start : start + 32] for start in range(0, len(names), 32)]
     pool = ThreadPoolExecutor(cores())
     try:
-        with progress("decoding pictures", total=len(names)) as advance:
+        with progress("decoding", len(names), "pictures") as advance:
             for done in pool.map(decode, chunks):
                 advance(len(done))
                 unreadable += [(name, fault) for name, fault in done if fault is not None]
@@ -180,19 +199,41 @@ def as_rgb(picture: Image.Image) -> Image.Image:
     return turned.convert("RGB")
 
 
+def _is_parted(root: Path) -> bool:
+    """Returns whether a folder is parted into splits; train/ without folders may be a class of trains."""
+    return (root / "test").is_dir() or ((root / "train").is_dir() and bool(_subfolders(root / "train")))
+
+
 def _split_files(root: Path, split: str, others: list[str]) -> dict[str, list[str]]:
     """Returns the classes of a split, each with its pictures as sorted paths relative to `root`.
 
     Files that hold no pictures, by their names, are added to `others`.
+
+    Args:
+        root: The folder.
+        split: "train" or "test", or "" if the class folders lie in `root` itself.
+        others: Gets the other files.
     """
     folder = root / split
     if not folder.is_dir():
         deeper = [name for name in _subfolders(root) if (root / name / split).is_dir()]
-        remedy = f". {root / deeper[0]} has one: name it" if deeper else ""
+        below = _subfolders(root)
+        remedy = ""
+        if deeper:
+            remedy = f". {root / deeper[0]} has one: name it"
+        elif split == "test":
+            remedy = f". {CUT}"
+        elif len(below) > 1:
+            remedy = f", but the folders {named(below)}. If they are the classes, {CUT[0].lower()}{CUT[1:]}"
         raise _bad_folder(f"{root} has no folder {split}/{remedy}")
     names = _subfolders(folder)
     if not names:
         raise _bad_folder(f"{folder} has no class folders")
+    splits = [name for name in names if name.lower() in SPLITS]
+    if split == "" and len(splits) > 1:
+        raise _bad_folder(
+            f"{named(splits)} in {folder} look like splits, and not like classes. Call them train and test"
+        )
     if len(names) == 1:
         raise _one_class(folder, names[0])
     files = {name: _files(root, folder / name) for name in names}
@@ -247,8 +288,8 @@ def stamp(root: Path, name: str) -> tuple[str, int, int]:
 
 
 def _bad_folder(message: str) -> UserError:
-    remedy = "Expected are <root>/train/<class>/* and <root>/test/<class>/*."
-    return UserError(f"{message}. {remedy}", "root")
+    remedy = "Expected are <root>/train/<class>/* and <root>/test/<class>/*, or with data.test_size <root>/<class>/*."
+    return UserError(f"{message.removesuffix('.')}. {remedy}", "root")
 
 
 def named(items: Sequence[str]) -> str:

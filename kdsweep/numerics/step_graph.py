@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     Step = Callable[..., tuple[Any, ...]]  # takes, and returns, tensors and None; takes numbers too
-    Loss = Callable[[Tensor, Tensor | None, Tensor], Tensor]
+    Loss = Callable[..., Tensor]
 
 # torch asks for a few steps before a capture: compilers, libraries and the optimizer set themselves up in them.
 WARM_UPS = 3
@@ -161,7 +161,13 @@ def make_capturable(optimizer: Optimizer) -> None:
 
 
 def obstacle(
-    network: nn.Module, loss: Loss, optimizer: Optimizer, pictures: Tensor, answers: Tensor | None, labels: Tensor
+    network: nn.Module,
+    loss: Loss,
+    optimizer: Optimizer,
+    pictures: Tensor,
+    answers: Tensor | None,
+    labels: Tensor,
+    features: Tensor | None = None,
 ) -> str | None:
     """Returns why a training step can't be captured, as far as it shows without making one; None if nothing does.
 
@@ -175,6 +181,8 @@ def obstacle(
         pictures: What the network takes.
         answers: The teacher's logits, or None.
         labels: (B,) int64.
+        features: The teacher's pooled features, or None. With them, the network has `with_features`, and the loss gets
+            `student_features` and `teacher_features`.
     """
     if not _captures(optimizer):
         remedy = ": set optimizer.fused=true" if isinstance(optimizer, torch.optim.SGD) else ""
@@ -182,8 +190,13 @@ def obstacle(
     try:
         own = copy.deepcopy(network)
         with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-            fake = [None if x is None else mode.from_tensor(x) for x in (pictures, answers, labels)]
-            loss(own(fake[0]), fake[1], fake[2]).backward()  # type: ignore[arg-type]
+            fake = [None if x is None else mode.from_tensor(x) for x in (pictures, answers, labels, features)]
+            if features is None:
+                value = loss(own(fake[0]), fake[1], fake[2])
+            else:
+                logits, ours = own.with_features(fake[0])  # type: ignore[operator]
+                value = loss(logits, fake[1], fake[2], student_features=ours, teacher_features=fake[3])
+            value.backward()
     except DataDependentOutputException as error:
         return f"the network or the loss waits for the GPU ({error.func}, as in .item(), float() or `if`)"
     except DynamicOutputShapeException as error:

@@ -38,6 +38,10 @@ def _rows(report: Report) -> Iterator[tuple[str, str]]:
     if students:
         yield "training", _training(students)
     goals = report.comparison.goals
+    if len(goals.requests) > 1:
+        for number, request in enumerate(goals.requests):
+            asked = ", ".join(f"{short_key(name)} {value}" for name, value in request.asked.items())
+            yield f"{'asked' if number == 0 else 'changed'} {request.when[:16].replace('T', ' ')} UTC", asked
     if goals.space:
         objectives = ", ".join(objective.label for objective in goals.objectives)
         trials = "" if goals.n_trials is None else f"{goals.n_trials} trials over "

@@ -25,13 +25,16 @@ ASSETS = Path(__file__).with_name("assets")
 LIBRARY = ASSETS / "plotly-cartesian.min.js"
 
 
-def render(report: Report, figures: Sequence[Shown], links: tables.Links | None = None) -> str:
+def render(
+    report: Report, figures: Sequence[Shown], links: tables.Links | None = None, reload_seconds: int | None = None
+) -> str:
     """Renders the page.
 
     Args:
         report: The report.
         figures: The interactive figures, as `kdsweep.report.figures.all_figures.charts` yields them.
         links: Where the runs are shown; None if no server shows them.
+        reload_seconds: How often an open page loads itself again, while its study runs; None for never.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
@@ -51,6 +54,7 @@ def render(report: Report, figures: Sequence[Shown], links: tables.Links | None 
     library = LIBRARY.read_text(encoding="utf-8") if panels else ""
     return environment.get_template(TEMPLATE).render(
         study=report.study.parent,
+        reload_seconds=reload_seconds,
         heading=list(tables.heading(report.study)),
         headline=report.headline,
         outcome="unknown" if main is None else main.outcome.replace(" ", "-"),

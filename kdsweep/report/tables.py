@@ -156,6 +156,11 @@ def comparisons(report: Report) -> Table:
         f"{verdict.POWER:.0%}; seeds to see it: an arm, for a true difference as large as the one observed, over the "
         "noise's 95% interval."
     )
+    if report.verdict.at_any_time:
+        caption = (
+            "Test accuracy, paired by seed; intervals and p hold at any look (sweep.confirm_until), p adjusted for all "
+            "comparisons (Holm); at most apart: the farther limit of the interval."
+        )
     return Table(headings, tuple(rows), caption, named=True)
 
 

@@ -8,7 +8,7 @@ import json
 from typing import TYPE_CHECKING
 
 from kdsweep.analysis.choice import Choice, choose
-from kdsweep.study.search import CHOICE, CHOOSE
+from kdsweep.study.search import CHOICE, CHOOSE, described
 from kdsweep.system.progress import note
 
 if TYPE_CHECKING:
@@ -59,5 +59,10 @@ def make_choice(search: Search) -> Choice:
 
 
 def _digest(search: Search) -> str:
-    trials = [(trial.number, sorted(trial.params.items()), trial.value) for trial in search.scored()]
+    trials: list[tuple[object, ...]] = [
+        (trial.number, sorted(trial.params.items()), trial.value, *([] if trial.inside else ["outside"]))
+        for trial in search.scored()
+    ]
+    if search.is_changed:  # the model looks in the space that is searched now
+        trials.append(("space", described(search.space)))
     return hashlib.sha256(json.dumps(trials, default=str).encode()).hexdigest()[:16]

@@ -17,11 +17,16 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kdsweep import recording
 from kdsweep.analysis import metrics
+from kdsweep.analysis.contest_plan import Plan, search_name, texts
 from kdsweep.analysis.study_goals import Goals
 from kdsweep.config import build, checks, keys, rules
+from kdsweep.config.folder import CONFIG_FOLDER
 from kdsweep.config.keys import flatten
 from kdsweep.config.overrides import (
+    adds,
+    around,
     in_whole_numbers,
+    is_there,
     kept_beside,
     override_line,
     parsed,
@@ -33,8 +38,9 @@ from kdsweep.execution.executors import Executor, InProcess, open_executor, ray_
 from kdsweep.execution.jobs import Task, all_overrides
 from kdsweep.execution.trial_link import build_pruner, storage_url
 from kdsweep.report import console, next_commands, writing
-from kdsweep.study import choosing, fidelity, two_records
+from kdsweep.study import asking, choosing, contest, fidelity, starting, two_records
 from kdsweep.study.forecast import forecast
+from kdsweep.study.measure_speed import measure
 from kdsweep.study.search import (
     CODE,
     FIDELITY,
@@ -52,7 +58,7 @@ from kdsweep.study.search import (
 )
 from kdsweep.study.stages import Baseline, Stages
 from kdsweep.system.environment import cores
-from kdsweep.system.errors import UserError, require
+from kdsweep.system.errors import UserError, is_number, require
 from kdsweep.system.exit_status import explained
 from kdsweep.system.masking import masked_text
 from kdsweep.system.processes import parse_process, this_process
@@ -67,7 +73,7 @@ if TYPE_CHECKING:
     from hydra.types import HydraContext, TaskFunction
 
     from kdsweep.execution.jobs import Job
-    from kdsweep.study.fidelity import Plan
+    from kdsweep.study.fidelity import Lengths
     from kdsweep.study.search import EndedTrial
     from kdsweep.tracking.run_records import RunRecord
     from kdsweep.tracking.run_writer import Run
@@ -90,7 +96,11 @@ class Study(OptunaSweeperImpl):
         pruner: Configuration of Optuna's pruner, or None.
         baselines: For each arm its overrides, its number of seeds, and whether it is a control.
         confirm_seeds: The number of fresh seeds for the chosen setting and for each control.
+        confirm_until: The most fresh seeds of a confirmation that stops when its answer is clear; None for exactly
+            `confirm_seeds`.
         choose: The rule by which the confirmed setting is chosen, one of `choosing.RULES`.
+        start: The settings that are tried first, or None.
+        start_from: The name or id of another study whose trials are known too, or None.
         search_seeds: "fresh" gives each trial its own seed, "fixed" the configured one to all.
         fidelity: The share of `fidelity_of` that a trial has if a pilot shows that ranks transfer; None for all of it.
         fidelity_of: What is cut down, one of `fidelity.KEYS`.
@@ -98,6 +108,11 @@ class Study(OptunaSweeperImpl):
         executor: The executor's name; None means `in_process` if n_jobs is 1, and `workers` otherwise.
         ray_address: The address of a Ray cluster, as in `executors.ray_cluster`.
         max_restarts: How often a run whose process died is started again.
+        contenders: The names of those that compete; empty for a study with one search.
+        define: Name -> the contender's lines, as on the command line.
+        for_all: Lines that hold for all contenders, unless their own say otherwise.
+        against: The contenders with which each other one is compared.
+        grid: Key -> values; each contender has fresh seeds under each combination.
         restart: "fresh" begins anew; None goes on with what is done; "restore" too, and records trials whose MLflow
             runs are gone again.
         search: The plug-in's own arguments.
@@ -113,7 +128,10 @@ class Study(OptunaSweeperImpl):
         pruner: DictConfig | None,
         baselines: Mapping[str, Any],
         confirm_seeds: int,
+        confirm_until: int | None,
         choose: str,
+        start: Any,
+        start_from: str | None,
         search_seeds: str,
         fidelity: float | None,
         fidelity_of: str,
@@ -122,6 +140,11 @@ class Study(OptunaSweeperImpl):
         ray_address: str | None,
         max_restarts: int,
         restart: str | None,
+        contenders: Sequence[str] = (),
+        define: Mapping[str, Sequence[str]] | None = None,
+        for_all: Sequence[str] = (),
+        against: Sequence[str] = (),
+        grid: Mapping[str, Sequence[object]] | None = None,
         **search: Any,
     ) -> None:
         super().__init__(sampler=sampler, **search)
@@ -131,9 +154,15 @@ class Study(OptunaSweeperImpl):
             for name, baseline in baselines.items()
         }
         self._confirm_seeds, self._max_restarts, self._restart = confirm_seeds, max_restarts, restart
+        self._confirm_until, self._start, self._start_from = confirm_until, start, start_from
         self._executor = executor or ("in_process" if self.n_jobs == 1 else "workers")
         self._ray_address, self._choose, self._search_seeds = ray_address, choose, search_seeds
         self._fidelity, self._fidelity_of, self._pilot = fidelity, fidelity_of, pilot
+        self._contenders, self._for_all, self._against = list(contenders), list(for_all), list(against)
+        self._define = {name: list(lines) for name, lines in (define or {}).items()}
+        self._grid = {key: list(values) for key, values in (grid or {}).items()}
+        # Keys of the configuration that the search alone gives, each with one of its values.
+        self._added: dict[str, object] = {}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Takes what Hydra gives to every sweeper."""
@@ -145,9 +174,15 @@ class Study(OptunaSweeperImpl):
         silence_optuna()
         loader = self.hydra_context.config_loader
         overrides = without_replaced_sweeps(parsed([*self._parse_sweeper_params_config(), *arguments], loader))
+        self.config = self._with_searched(overrides)
         objectives = rules.objectives(self.config)
         directions = self._directions(objectives)
         self._check(directions)
+        if self._contenders:
+            self._hold_contest(overrides, objectives, directions)
+            return
+        self._check_arms(overrides)
+        overrides = self._searchable(overrides)
         space = space_of(self._exact(overrides))
         self._check_extension(space, overrides)
         lengths = self._lengths(space)
@@ -178,6 +213,168 @@ class Study(OptunaSweeperImpl):
                 fidelity.require_same(search, lengths)
                 self._run(search, overrides, list(zip(objectives, directions, strict=True)), lengths)
 
+    # A contest
+
+    def _hold_contest(self, overrides: list[Override], objectives: list[str], directions: list[str]) -> None:
+        """Runs a study of several contenders, each with a search of its own, or what is left of it."""
+        loader = self.hydra_context.config_loader
+        entered = contest.contenders(self._contenders, self._define, self._for_all, overrides, loader)
+        self._check_contest(entered, overrides)
+        spaces = {}
+        for entrant in entered:
+            with _beside(_words_of(entrant)):
+                own = loader.load_sweep_config(self.config, entrant.common)
+                spaces[entrant.name] = space_of(self._exact(entrant.searched, own))
+        plan = Plan(
+            {entrant.name: entrant.lines for entrant in entered},
+            self._against,
+            texts(self._grid),
+            {name: [key.lstrip("+") for key in space] for name, space in spaces.items() if space},
+            {},
+            self._confirm_seeds,
+        )
+        for entrant in entered:
+            with _beside(_words_of(entrant)):
+                self._check_entrant(entrant, spaces[entrant.name], plan)
+        folder, url = Path(self.sweep_dir), storage_url(self.storage, self.sweep_dir)
+        name = str(self.study_name)
+
+        def search_of(study: str, space: Space) -> Search:
+            n_trials = self.n_trials if space else 0
+            # Without a space nothing is asked of a sampler.
+            sampler = self.sampler if space else OmegaConf.create({"_target_": "optuna.samplers.RandomSampler"})
+            limits_, extend, seed = self._max_restarts, self._extender(), self._sampler_seed
+            return Search(url, study, directions, space, sampler, self._pruner, n_trials, limits_, extend, seed)
+
+        with only_controller(folder, name):
+            if self._restart == "fresh":
+                for study in (name, *(search_name(name, entrant) for entrant in self._define)):
+                    delete(url, study)
+            main = search_of(name, {})
+            with main.held():
+                common = [override for override in overrides if not override.is_sweep_override()]
+                main.require_same({**self._conditions([]), "directions": directions})
+                searches = {}
+                for entrant in entered:
+                    own_search = search_of(search_name(name, entrant.name), spaces[entrant.name])
+                    own_search.require_same({"contender": list(entrant.fixed), **_space_lines(entrant.searched)})
+                    if spaces[entrant.name]:
+                        searches[entrant.name] = own_search
+                self._run_contest(main, searches, entered, plan, common, list(zip(objectives, directions, strict=True)))
+
+    def _check_contest(self, entered: Sequence[contest.Contender], overrides: Sequence[Override]) -> None:
+        """Refuses a contest whose parts don't fit each other."""
+        for key, value in (
+            ("start", self._start),
+            ("start_from", self._start_from),
+            ("confirm_until", self._confirm_until),
+            ("fidelity", self._fidelity),
+        ):
+            remedy = "It belongs to a study with one search."
+            require(value is None, f"{key} is null in a study of contenders", value, f"sweep.{key}", remedy)
+        names = [entrant.name for entrant in entered]
+        require(len(names) > 1, "two contenders at least", ", ".join(names), "sweep.contenders")
+        for name in self._against:
+            require(name in names, f"against in ({', '.join(names)})", name, "sweep.against")
+        rule = "all contenders are compared with at least one of them"
+        require(len(self._against) > 0, rule, self._against, "sweep.against")
+        set_alone = {override.key_or_group for override in overrides}
+        slugs = [condition.slug for condition in Plan({}, [], texts(self._grid), {}, {}, 0).conditions]
+        rule = "the conditions of a grid have different names"
+        require(len(set(slugs)) == len(slugs), rule, ", ".join(slugs), "hydra.sweeper.grid")
+        for key, values in self._grid.items():
+            require(len(values) > 0, "a grid's key has values", values, key)
+            require(keys.may_be_searched(key), "one value for all runs", values, key)
+            remedy = "Leave it out of the command: the grid sets it."
+            require(key not in set_alone, "a key is fixed or in the grid", key, key, remedy)
+            for entrant in entered:
+                own = {line.partition("=")[0].lstrip("+") for line in entrant.fixed}
+                own |= {override.key_or_group for override in entrant.searched}
+                remedy = f"The contender {entrant.name} sets it, and so does the grid."
+                require(key not in own, "a key is a contender's or the grid's", key, key, remedy)
+
+    def _check_entrant(self, entrant: contest.Contender, space: Space, plan: Plan) -> None:
+        """Refuses a contender whose runs can't be built as configured, under any of the conditions."""
+        loader = self.hydra_context.config_loader
+        first = next(iter(settings_by_option(space, [])), None) if space else None
+        setting = [] if first is None else first.overrides
+        base = [*kept_beside(setting, parsed(entrant.common, loader), whole_groups=False), *setting]
+        for condition in plan.conditions:
+            place = [override_line(key, value) for key, value in condition.values.items()]
+            lines = [*kept_beside(place, parsed(base, loader), whole_groups=False), *place]
+            config = loader.load_sweep_config(self.config, lines)
+            require_read(config, config.hydra)
+            checks.check(rules.settled(config))
+            if condition is plan.conditions[0]:
+                self._check_limits(space, config)
+                build.rehearse(rules.settled(config))
+
+    def _run_contest(
+        self,
+        main: Search,
+        searches: Mapping[str, Search],
+        entered: Sequence[contest.Contender],
+        plan: Plan,
+        common: Sequence[Override],
+        objectives: Sequence[tuple[str, str]],
+    ) -> None:
+        if self._restart is None:
+            two_records.require_store(main, recording.uri_of(self.config))
+        store = recording.open_store(self.config)
+        sending.send_unsent(store, recording.unsent_folder(self.config))
+        known = two_records.study_run(main, store)
+        runs = [] if known is None else store.children(known.id)
+        for owner, search in searches.items():
+            two_records.require_known(search, runs, owner)
+        missing = {owner: two_records.without_run(search, runs, owner) for owner, search in searches.items()}
+        if self._restart is None:
+            two_records.require_same(main, store, known, [trial for trials in missing.values() for trial in trials])
+        names = [name for name, _ in objectives]
+        with self._parent(store, main, known, self._params([])) as parent:
+            main.record_in(masked_text(store.uri))
+            threads = [] if self._threads is None else [f"threads={self._threads}"]
+
+            def stages_of(search: Search, lines: Sequence[str], owner: str) -> Stages:
+                explicit = any(one.key_or_group in ("sweep.choose", "hydra.sweeper.choose") for one in common)
+                return Stages(
+                    store,
+                    parent.id,
+                    search,
+                    parsed([*lines], self.hydra_context.config_loader) if owner else common,
+                    [*threads],
+                    names,
+                    {} if owner else self._baselines,
+                    0,
+                    self._max_restarts,
+                    self.max_failure_rate,
+                    choosing.rule_in_force(search, self._choose, explicit=explicit) if owner else self._choose,
+                    self._search_seeds,
+                    owner=owner,
+                )
+
+            shared = stages_of(main, [], "")
+            lines = {entrant.name: entrant.common for entrant in entered}
+            own = {owner: stages_of(search, lines[owner], owner) for owner, search in searches.items()}
+            held = contest.Contest(plan, entered, shared, own)
+            parent.tag({**self._tags(main, objectives, None, held.planned()), "kdsweep.contest": plan.text()})
+            for owner, trials in missing.items():
+                for trial in trials:
+                    self._record_again(store, own[owner].trial_job(trial), trial, names)
+            anything_left = any(held.left().values())
+            if anything_left:
+                measured = measure(rules.settled(self.config), self._threads)
+                elsewhere = self._executor == "launcher" or (
+                    self._executor == "ray" and ray_cluster(self._ray_address) is not None
+                )
+                held.announce(main.name, measured, self.n_jobs, elsewhere)
+            else:
+                note(f"Study {main.name}: all {sum(held.planned().values())} runs are done.")
+                if known is not None and known.end is not None and known.status == "FINISHED":
+                    parent.ends_at(known.end)
+            for _ in held.run(self._open_executor(anything_left)):
+                parent.tag({"kdsweep.contest": held.plan.text()})
+        self._report(store, parent.id)
+
     # Before the first run
 
     def _parse_sweeper_params_config(self) -> list[str]:
@@ -186,6 +383,72 @@ class Study(OptunaSweeperImpl):
         return [
             f"{key}={value}" if isinstance(value, str) else override_line(key, value) for key, value in params.items()
         ]
+
+    def _searchable(self, overrides: Sequence[Override]) -> list[Override]:
+        """Returns the overrides without the search over alpha and tau of `sweep=alpha_tau`, if the loss has none.
+
+        Raises:
+            UserError: Nothing is left to search; the message has a command that searches what the loss has.
+        """
+        shipped = OmegaConf.load(CONFIG_FOLDER / "sweep" / "alpha_tau.yaml").hydra.sweeper.params
+        lines = {f"{key}={value}" for key, value in shipped.items()}
+        lost = [o for o in overrides if o.input_line in lines and not is_there(o.key_or_group, self.config)]
+        left = [override for override in overrides if override not in lost]
+        if not lost:
+            return left
+        chosen = f"loss={self.config.hydra.runtime.choices.loss}"
+        names = " and ".join(override.key_or_group for override in lost)
+        if any(override.is_sweep_override() for override in left) or self._extender() is not None:
+            verb = "is" if len(lost) == 1 else "are"
+            note(f"Study {self.study_name}: {names} {verb} not searched, for {chosen} has none.")
+            return left
+        own = {name: value for name, value in flatten(build.container(self.config.loss)).items() if is_number(value)}
+        words = [f"loss.{name}={around(value)}" for name, value in own.items()]
+        if not words:
+            rate = OmegaConf.select(self.config, "optimizer.lr")
+            words = [f"optimizer.lr={around(rate)}"] if is_number(rate) else []
+        remedy = f"Choose another loss, or say what to search, such as: {_command()} {shlex.join(words)}"
+        raise UserError(f"a study searches something, but {chosen} has no {names}. {remedy}", "loss")
+
+    def _with_searched(self, overrides: Iterable[Override]) -> DictConfig:
+        """Returns the configuration with a value for each key that the search alone gives (+loss.weight=interval(0,1)).
+
+        The value is one that the search may propose, for what is tried and measured before the first trial.
+        """
+        searched = [override for override in overrides if override.is_sweep_override() and adds(override)]
+        names = {override.key_or_group for override in searched if not self._is_group(override.key_or_group)}
+        missing = {name for name in names if not is_there(name, self.config)}
+        config = self.config.copy()
+        OmegaConf.set_readonly(config, False)
+        for key, values in limits(space_of(o for o in searched if o.key_or_group in missing)).items():
+            value = values[0]
+            plain = int(value) if type(value) is float and value.is_integer() else value
+            self._added[key.lstrip("+")] = plain
+            with open_dict(config):
+                OmegaConf.update(config, key.lstrip("+"), plain)
+        return config
+
+    def _arms(self) -> dict[str, Baseline]:
+        """Returns the baselines; the teacher's, which reads no student's keys, has those that only the search gives."""
+        lines = [override_line(f"+{key}", value) for key, value in self._added.items()]
+        arms = dict(self._baselines)
+        for name, arm in arms.items():
+            if "arm=teacher" in arm.overrides:
+                arms[name] = dataclasses.replace(arm, overrides=(*arm.overrides, *lines))
+        return arms
+
+    def _check_arms(self, overrides: Sequence[Override]) -> None:
+        """Refuses a search over keys without a value of their own where a baseline needs them too."""
+        for name, arm in self._arms().items() if self._added else ():
+            lines = [*kept_beside(arm.overrides, overrides, whole_groups=True), *arm.overrides]
+            try:
+                checks.check(rules.settled(self.hydra_context.config_loader.load_sweep_config(self.config, lines)))
+            except UserError as error:
+                if error.key not in self._added:
+                    raise
+                value = override_line(f"+{error.key}", self._added[error.key])
+                remedy = f"Give it a value beside the search ({value}), for the runs of {name}."
+                raise UserError(f"with the baseline {name}, {error.message} {remedy}", error.key) from error
 
     def _directions(self, objectives: Sequence[str]) -> list[str]:
         """Returns which way each objective is better: as configured, or else as its metric is defined."""
@@ -218,6 +481,10 @@ class Study(OptunaSweeperImpl):
             ("max_restarts", self._max_restarts, 0),
         ):
             require(type(value) is int and value >= least, f"{key} >= {least}", value, f"sweep.{key}")
+        most = self._confirm_until
+        rule = "confirm_until is null, or a whole number >= confirm_seeds >= 1"
+        fits = most is None or (type(most) is int and most >= self._confirm_seeds >= 1)
+        require(fits, rule, most, "sweep.confirm_until")
         require(self._choose in choosing.RULES, f"choose in {choosing.RULES}", self._choose, "sweep.choose")
         rule = "search_seeds in (fresh, fixed)"
         require(self._search_seeds in ("fresh", "fixed"), rule, self._search_seeds, "sweep.search_seeds")
@@ -231,31 +498,41 @@ class Study(OptunaSweeperImpl):
             require(len(directions) == 1, "one objective with a pruner", len(directions), "hydra.sweeper.pruner")
             build_pruner(self._pruner)
 
-    def _lengths(self, space: Space) -> Plan | None:
+    def _lengths(self, space: Space) -> Lengths | None:
         """Returns the lengths of the search's runs, if there are two; a short run's configuration is checked too."""
         full = OmegaConf.select(self.config, str(self._fidelity_of))
-        plan = fidelity.plan(self._fidelity, self._fidelity_of, self._pilot, full, self.n_trials, space)
-        if plan is not None:
+        lengths = fidelity.plan(self._fidelity, self._fidelity_of, self._pilot, full, self.n_trials, space)
+        if lengths is not None:
+            rule, remedy = (
+                "start_from is null with a fidelity",
+                "Scores of short runs can't be mixed with another study's.",
+            )
+            require(self._start_from is None, rule, self._start_from, "sweep.start_from", remedy)
             own = self.config.copy()
             OmegaConf.set_readonly(own, False)
-            OmegaConf.update(own, plan.key, plan.short)
+            OmegaConf.update(own, lengths.key, lengths.short)
             checks.check(rules.settled(own))
-        return plan
+        return lengths
 
-    def _exact(self, overrides: Iterable[Override]) -> Iterator[Override]:
+    def _exact(self, overrides: Iterable[Override], config: DictConfig | None = None) -> Iterator[Override]:
         """Yields the overrides with sweeps, in whole numbers where the key takes no others.
+
+        Args:
+            overrides: The overrides.
+            config: The configuration that has their keys; None for the study's.
 
         Raises:
             UserError: A key isn't there, or all runs need the same value of it.
         """
         remedy = "Write one value, in quotes if it holds a comma."
+        config = self.config if config is None else config
         for override in overrides:
             if override.is_sweep_override():
                 key = override.key_or_group
-                require_key(override, self.config)
+                require_key(override, config)
                 values = str(override.input_line).partition("=")[2]
                 require(keys.may_be_searched(key), "one value for all runs", values, key, remedy)
-                whole = build.takes_whole_numbers(self.config, key)
+                whole = build.takes_whole_numbers(config, key, given=key not in self._added)
                 line = in_whole_numbers(override) if whole else str(override.input_line)
                 yield from parsed([line], self.hydra_context.config_loader)
 
@@ -313,7 +590,8 @@ class Study(OptunaSweeperImpl):
     def _own(self) -> dict[str, object]:
         """Returns the configuration that the study's runs share, flattened."""
         names = [key for key in self.config if isinstance(key, str) and key != "hydra"]
-        return flatten(build.container(OmegaConf.masked_copy(self.config, names)))
+        own = flatten(build.container(OmegaConf.masked_copy(self.config, names)))
+        return {name: value for name, value in own.items() if name not in self._added}
 
     def _params(self, searched: Sequence[Override]) -> dict[str, object]:
         """Returns the parameters of the study's own run: what its runs share, its budget, and what is searched."""
@@ -351,7 +629,7 @@ class Study(OptunaSweeperImpl):
         search: Search,
         overrides: Sequence[Override],
         objectives: Sequence[tuple[str, str]],
-        lengths: Plan | None,
+        lengths: Lengths | None,
     ) -> None:
         if self._restart is None:
             two_records.require_store(search, recording.uri_of(self.config))
@@ -367,11 +645,16 @@ class Study(OptunaSweeperImpl):
             two_records.require_same(search, store, known, missing)
         looks = _looks(known)
         explicit = any(override.key_or_group in ("sweep.choose", "hydra.sweeper.choose") for override in overrides)
+        until = self._until(search, known)
+        search.name_objectives([name for name, _ in objectives])
+        asked = OmegaConf.to_container(self._start) if OmegaConf.is_config(self._start) else self._start
+        first = starting.settings(asked, search)
+        starting.begin(search, first, self._start_from, store, self._params(searched))
         choose = choosing.rule_in_force(search, self._choose, explicit=explicit)
         with self._parent(store, search, known, self._params(searched)) as parent:
             search.record_in(masked_text(store.uri))
-            search.name_objectives([name for name, _ in objectives])
-            parent.tag(self._tags(search, objectives))
+            parent.tag(self._tags(search, objectives, until))
+            parent.tag(asking.tag(known, self._asked(searched, search, until)))
             stages = Stages(
                 store,
                 parent.id,
@@ -379,19 +662,21 @@ class Study(OptunaSweeperImpl):
                 overrides,
                 [] if self._threads is None else [f"threads={self._threads}"],
                 [name for name, _ in objectives],
-                self._baselines,
+                self._arms(),
                 self._confirm_seeds,
                 self._max_restarts,
                 self.max_failure_rate,
                 choose,
                 self._search_seeds,
-                lengths,
+                until,
+                lengths=lengths,
             )
             for trial in missing:
                 self._record_again(store, stages.trial_job(trial), trial, [name for name, _ in objectives])
             # This measures, so it comes before the workers start and import.
             self._announce(stages)
             anything_left = any(stages.left().values())
+            parent.tag(_stopped(stages))
             if known is not None and known.end is not None and known.status == "FINISHED" and not anything_left:
                 parent.ends_at(known.end)
             with stages.carried_out_by(self._open_executor(anything_left)):
@@ -405,13 +690,18 @@ class Study(OptunaSweeperImpl):
                 choice = {} if stages.choice is None else dataclasses.asdict(stages.choice)
                 parent.tag({"kdsweep.chosen": str(chosen.number), "kdsweep.choice": json.dumps(choice, default=str)})
                 stages.confirm(chosen)
-            look = (chosen.number, self._confirm_seeds)
+            parent.tag(_stopped(stages))
+            look = (chosen.number, self._confirm_seeds if stages.stop is None else stages.stop.seeds)
             if self._confirm_seeds and look not in looks[-1:]:
                 looks.append(look)
             parent.tag({"kdsweep.looks": json.dumps(looks)})
             search.write_results(Path(self.sweep_dir) / "optimization_results.yaml")
-        folder = writing.default_folder(Path(self.config.paths.root), store.study(parent.id))
-        report = writing.write(store, parent.id, folder)
+        self._report(store, parent.id)
+
+    def _report(self, store: Store, parent_id: str) -> None:
+        """Writes and prints the report."""
+        folder = writing.default_folder(Path(self.config.paths.root), store.study(parent_id))
+        report = writing.write(store, parent_id, folder)
         console.show(report)
         console.show_line(next_commands.after_study(store.uri, Path(self.config.paths.root), report))
 
@@ -423,16 +713,46 @@ class Study(OptunaSweeperImpl):
         recording.record_again(rules.settled(OmegaConf.masked_copy(config, names)), store, metrics, trial.pruned_at)
         note(f"Trial {trial.number} is recorded again by Optuna's values: it has no curves and no weights.")
 
-    def _tags(self, search: Search, objectives: Sequence[tuple[str, str]]) -> dict[str, str]:
+    def _until(self, search: Search, known: RunRecord | None) -> int | None:
+        """Returns the most seeds of a confirmation that stops by itself; a study that has had such a rule keeps it."""
+        before = None if known is None else Goals.read(known.tags).confirm_until
+        if self._confirm_until is None and before is not None:
+            note(f"Study {search.name} has sweep.confirm_until={before}, and goes on like that.")
+            return max(before, self._confirm_seeds)
+        return self._confirm_until
+
+    def _tags(
+        self,
+        search: Search,
+        objectives: Sequence[tuple[str, str]],
+        until: int | None,
+        contest_planned: Mapping[str, int] | None = None,
+    ) -> dict[str, str]:
         """Returns the tags that tell the report what the study as a whole is."""
         planned = {
-            "n_trials": search.n_trials,
+            "n_trials": search.n_trials if contest_planned is None else contest_planned["trials"],
             "baseline_seeds": max((arm.seeds for arm in self._baselines.values() if arm.control), default=0),
             "confirm_seeds": self._confirm_seeds,
+            "confirm_until": until,
+            "baselines": {name: arm.seeds for name, arm in self._baselines.items()},
         }
         values = {"space": described(search.space), "objectives": objectives, "planned": planned}
         tags = {f"kdsweep.{name}": json.dumps(value) for name, value in values.items()}
         return {**tags, "kdsweep.command": _command(), "kdsweep.process": str(this_process())}
+
+    def _asked(self, searched: Iterable[Override], search: Search, until: int | None) -> dict[str, str]:
+        """Returns what is asked of the study, in words."""
+        sampler = str(OmegaConf.select(self.sampler, "_target_")).rpartition(".")[2]
+        seeds = str(self._confirm_seeds) if until is None else f"{self._confirm_seeds} to {until}"
+        return {
+            "trials": str(search.n_trials),
+            **{override.get_key_element(): str(override.input_line).partition("=")[2] for override in searched},
+            "sampler": sampler,
+            "baselines": ", ".join(f"{name} {arm.seeds}" for name, arm in self._baselines.items()),
+            "fresh seeds": seeds,
+            "start": str(len(search.started())),
+            "start from": search.earlier_name() or "nothing",
+        }
 
     @property
     def _threads(self) -> int | None:
@@ -457,7 +777,8 @@ class Study(OptunaSweeperImpl):
 
     def _announce(self, stages: Stages) -> None:
         """Prints what the study is going to do, and about how long that takes."""
-        planned, left = stages.planned(), stages.left()
+        left = stages.left()
+        planned = stages.planned()
         if not any(left.values()):
             note(f"Study {self.study_name}: all {sum(planned.values())} runs are done.")
             return
@@ -475,6 +796,11 @@ class Study(OptunaSweeperImpl):
         )
         for line in found.words():
             note(line)
+        if self._confirm_until is not None and stages.stop is None:
+            note(
+                f"Confirmation looks from {self._confirm_seeds} fresh seeds on, and stops when the answer is clear or "
+                f"out of reach; {self._confirm_until} are the most."
+            )
 
 
 def _command() -> str:
@@ -520,6 +846,15 @@ def _beside(options: str) -> Iterator[None]:
             raise
         remedy = "What is set or searched beside a searched group has to fit each option: make a study for each if not."
         raise UserError(f"with {options}, {known.message} {remedy}", known.key) from error
+
+
+def _words_of(entrant: contest.Contender) -> str:
+    return f"the contender {entrant.name} ({' '.join(entrant.lines)})"
+
+
+def _stopped(stages: Stages) -> dict[str, str]:
+    """Returns the tag that says where the confirmation stopped by itself, if it did."""
+    return {"kdsweep.stopped": json.dumps(None if stages.stop is None else dataclasses.asdict(stages.stop))}
 
 
 def _looks(known: RunRecord | None) -> list[tuple[int, int]]:

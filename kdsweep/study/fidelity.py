@@ -6,8 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kdsweep.analysis.fidelity import FEWEST, transfer
 from kdsweep.analysis.study_goals import Fidelity, pilot_job
+from kdsweep.analysis.transfer import FEWEST, transfer
 from kdsweep.study.search import FIDELITY, LENGTH
 from kdsweep.system.errors import UserError, require
 
@@ -20,7 +20,7 @@ KEYS = ("epochs", "data.train_fraction", "n_passes")
 
 
 @dataclass(frozen=True)
-class Plan:
+class Lengths:
     """What a study wants of its search's runs.
 
     Attributes:
@@ -39,7 +39,7 @@ class Plan:
         return [f"{self.key}={self.short:g}"] if short else []
 
 
-def plan(share: float | None, key: str, n: int, full: object, n_trials: int, searched: Iterable[str]) -> Plan | None:
+def plan(share: float | None, key: str, n: int, full: object, n_trials: int, searched: Iterable[str]) -> Lengths | None:
     """Returns the plan of a search of shorter runs; None if all runs have one length.
 
     Args:
@@ -67,10 +67,10 @@ def plan(share: float | None, key: str, n: int, full: object, n_trials: int, sea
     short = float(f"{share * full:.6g}") if isinstance(full, float) else max(1, round(share * full))
     rule = f"a short run has less than {key}={full:g}"
     require(short < full, rule, f"{key}={short:g}", "sweep.fidelity", "Choose a smaller share, or leave it out.")
-    return Plan(key, short, full, n)
+    return Lengths(key, short, full, n)
 
 
-def require_same(search: Search, wanted: Plan | None) -> None:
+def require_same(search: Search, wanted: Lengths | None) -> None:
     """Refuses another length than the study was begun with; notes it if the study is new.
 
     Raises:
@@ -85,7 +85,7 @@ def require_same(search: Search, wanted: Plan | None) -> None:
     if known is None and not search.trials():
         search.keep(LENGTH, now)
         return
-    then = None if known is None else Plan(**known)
+    then = None if known is None else Lengths(**known)
     raise UserError(
         f"the length of the search's runs is decided once, and the study {search.name!r} was begun with "
         f"{_words(then)}, not with {_words(wanted)}. Repeat its command, choose another sweep.name, or begin anew with "
@@ -94,7 +94,7 @@ def require_same(search: Search, wanted: Plan | None) -> None:
     )
 
 
-def _words(wanted: Plan | None) -> str:
+def _words(wanted: Lengths | None) -> str:
     if wanted is None:
         return "runs of one length"
     return f"{wanted.key}={wanted.short:g} of {wanted.full:g} and a pilot of {wanted.n}"
@@ -106,7 +106,7 @@ def known(search: Search) -> Fidelity | None:
     return None if found is None else Fidelity.read(found)
 
 
-def decide(search: Search, wanted: Plan, values: Mapping[str, Sequence[float]]) -> Fidelity:
+def decide(search: Search, wanted: Lengths, values: Mapping[str, Sequence[float]]) -> Fidelity:
     """Decides from the values of the pilot's jobs, by their names, how long the trials are, and keeps that."""
     pilot = tuple(
         (number, *(_plain(values.get(pilot_job(number, short=short))) for short in (True, False)))

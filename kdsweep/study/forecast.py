@@ -6,10 +6,12 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from kdsweep.analysis.sorted_runs import arm_label
 from kdsweep.numerics.gpu_memory import gibibytes, require_room, runs_that_fit
 from kdsweep.study.measure_speed import Speed, measure, student_speed
 from kdsweep.system.environment import cores
 from kdsweep.system.errors import UserError
+from kdsweep.teachers import mebibytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -79,9 +81,8 @@ class Forecast:
         return [line for line in lines if line]
 
     def _runs(self) -> str:
-        baselines = [
-            f"{n} {name}" for name, n in self.planned.items() if n and name not in (PILOT, TRIALS, CONFIRMATION)
-        ]
+        others = PILOT, TRIALS, CONFIRMATION
+        baselines = [f"{n} {arm_label(name)}" for name, n in self.planned.items() if n and name not in others]
         parts = [", ".join(baselines), *self._search(), self._confirmation()]
         total, left = sum(self.planned.values()), sum(self.left.values())
         done = "" if left == total else f" {total - left} of them are done."
@@ -111,7 +112,8 @@ class Forecast:
             return ""
         missing = []
         if self.cost.passes:
-            missing.append(f"{self.cost.passes} of {speed.n_passes} passes over {speed.n_train:,} pictures")
+            size = f" (their features take {mebibytes(speed.feature_bytes)} of the disk)" if speed.feature_bytes else ""
+            missing.append(f"{self.cost.passes} of {speed.n_passes} passes over {speed.n_train:,} pictures{size}")
         if speed.features_missing:
             missing.append(f"features of {speed.features_missing:,} pictures")
         online = "it answers every batch" if speed.online else ""

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from kdsweep.config import build
-from kdsweep.losses import given_to
+from kdsweep.losses import FEATURES, LOGITS, given_to, needs
 from kdsweep.numerics import gpu_memory
 from kdsweep.numerics.hardware import resolve_device, set_threads
 from kdsweep.numerics.step_graph import WARM_UPS
 from kdsweep.system.environment import cores
 from kdsweep.system.tensor_files import read_tensors
-from kdsweep.training import DivergedError, Fit, predict
+from kdsweep.training import DivergedError, Fit, heard_by, predict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -58,6 +58,7 @@ class Speed:
         online: Whether the teacher computes its logits for every batch anew, and keeps no passes.
         passes_missing: The passes among 0 .. n_passes - 1 that the teacher has still to compute.
         features_missing: The number of un-augmented pictures whose features the teacher has still to compute.
+        feature_bytes: What the features of the missing passes take on the disk, if the loss hears them.
         threads: CPU threads of the measured run.
         cores: CPU cores that this process may use.
         gpus: The number of GPUs that runs may use; 0 if they use the CPU.
@@ -83,6 +84,7 @@ class Speed:
     gpus: int
     gpu_bytes: int = 0
     gpu_free: int = 0
+    feature_bytes: int = 0
 
 
 def measure(cfg: DictConfig, threads: int | None = None) -> Speed:
@@ -103,11 +105,17 @@ def measure(cfg: DictConfig, threads: int | None = None) -> Speed:
     with _undisturbed(cfg, threads):
         teacher_rate: float | None = None
         passes: tuple[int, ...] = ()
-        features = 0
+        features = feature_bytes = table_row = 0
         if cfg.teacher is not None:
+            heard = heard_by(build.component(cfg, "loss"))
             teacher = build.untrained_teacher(cfg)
             teacher_rate = _rate(teacher.ask, data.train.images[: cfg.teacher.batch_size].to(device))
-            passes = missing_passes(cfg, teacher)
+            passes = missing_passes(cfg, teacher, heard)
+            table_row = 4 * data.n_classes
+            if FEATURES in heard:
+                teacher.require_room(range(cfg.n_passes))
+                feature_bytes = teacher.feature_bytes(range(cfg.n_passes))
+                table_row += 2 * teacher.n_features
             features = sum(len(getattr(data, split)) for split in teacher.missing_features())
         return Speed(
             step_seconds=step_seconds,
@@ -127,8 +135,9 @@ def measure(cfg: DictConfig, threads: int | None = None) -> Speed:
             cores=cores(),
             gpus=0 if device.type == "cpu" else 1 if device.index is not None else torch.cuda.device_count(),
             # A distilled run has the table of a pass on the GPU, and keeps a second one for a moment.
-            gpu_bytes=gpu_bytes + (0 if cfg.teacher is None else 2 * 4 * len(data.train) * data.n_classes),
+            gpu_bytes=gpu_bytes + 2 * table_row * len(data.train),
             gpu_free=gpu_free,
+            feature_bytes=feature_bytes,
         )
 
 
@@ -145,14 +154,20 @@ def student_speed(cfg: DictConfig, threads: int | None = None) -> tuple[float, f
         return _step_seconds(cfg, student, precision, data, rate), rate
 
 
-def missing_passes(cfg: DictConfig, teacher: Teacher) -> tuple[int, ...]:
-    """Returns the passes that the teacher has still to compute: all of them if its head isn't trained yet."""
+def missing_passes(cfg: DictConfig, teacher: Teacher, heard: tuple[str, ...] = (LOGITS,)) -> tuple[int, ...]:
+    """Returns the passes that the teacher has still to compute: all of them if its head isn't trained yet.
+
+    Args:
+        cfg: The configuration.
+        teacher: Its teacher.
+        heard: What students hear of it, as `training.heard_by` says.
+    """
     if cfg.teacher.head is not None:
         head = read_tensors(build.head_path(cfg, teacher))
         if head is None:
             return () if teacher.mode == "online" else tuple(range(cfg.n_passes))
         teacher.network.head.load_state_dict(head)
-    return tuple(teacher.missing_passes(cfg.n_passes))
+    return tuple(teacher.missing_passes(cfg.n_passes, heard))
 
 
 @contextmanager
@@ -192,16 +207,25 @@ def _step_seconds(cfg: DictConfig, network: Classifier, precision: str, data: Da
     affordable = max(SMALLEST_BATCH, int(rate / FORWARDS_PER_STEP * STEP_SECONDS))
     n = min(batch_size, affordable)
     loss = build.component(cfg, "loss")
-    # Zeros stand for the teacher's logits, because a loss takes the same time for any logits.
+    # Zeros stand for the teacher's answers, because a loss takes the same time for any.
     answers = None if cfg.teacher is None else torch.zeros(n, data.n_classes, device=device)
-    given = given_to(loss, device)
+    width = network.head.in_features
+    given = given_to(loss, device, (width, width))
+
+    @needs(*({FEATURES} & {*heard_by(loss)}))
+    def timed_loss(logits: torch.Tensor, _: object, labels: torch.Tensor, **features: torch.Tensor) -> torch.Tensor:
+        if features:
+            features["teacher_features"] = torch.zeros(n, width, device=device)
+        value: torch.Tensor = loss(logits, answers, labels, **given, **features)
+        return value
+
     compiled = device.type == "cuda" and build.compiled(cfg, in_study=True)
     settling = WARM_UPS + 2 if compiled else 1  # these steps also set up what later steps find ready
     epochs_of_one_step = Fit(
         network,
         build.views_of(cfg, data, data.train.images[:n].to(device), cfg.view_seed),
         data.train.labels[:n].to(device),
-        loss=lambda logits, _, labels: loss(logits, answers, labels, **given),
+        loss=timed_loss,
         teacher=None,
         optimizer=build.component(cfg, "optimizer"),
         schedule=build.component(cfg, "schedule"),

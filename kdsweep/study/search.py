@@ -11,7 +11,7 @@ import uuid
 import warnings
 from collections.abc import Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ from kdsweep.config.overrides import choices, override_line, value_of
 from kdsweep.config.rules import attempt
 from kdsweep.execution.heartbeat import Pulse, beating, lives_at_once
 from kdsweep.execution.trial_link import BEAT, PROCESS, TRUSTED, VALUES, build_pruner, open_storage, usable
+from kdsweep.study.proposals import FROM_TRIALS, EarlierTrial, alike, lies_in, propose
 from kdsweep.system.errors import UserError, one_line
 from kdsweep.system.processes import ProcessId, parse_process, this_process
 from kdsweep.tracking.run_records import parameter_text
@@ -48,6 +49,8 @@ STORE = "kdsweep.store"
 CHOSEN_FROM, CHOICE, CHOOSE = "kdsweep.chosen_from", "kdsweep.choice", "kdsweep.choose"
 # The length of the trials' runs: what was asked for, and what the pilot decided.
 LENGTH, FIDELITY = "kdsweep.length", "kdsweep.fidelity"
+# The settings that were asked for first, and the trials of an earlier study.
+START, EARLIER = "kdsweep.start", "kdsweep.earlier"
 
 # Begins the names of those conditions of a study that are files of the user's own code.
 CODE = "your code "
@@ -216,7 +219,9 @@ class Search:
         return sum(trial.state == TrialState.FAIL for trial in self.trials())
 
     def require_same(self, conditions: Mapping[str, object]) -> None:
-        """Refuses conditions that differ from those the study was begun with; stores them if it is new.
+        """Refuses conditions that differ from those the study was begun with; stores them if it is new, or has grown.
+
+        A wider or narrower range of a searched key and further baselines are no other study.
 
         Raises:
             UserError: It names the keys that differ.
@@ -226,6 +231,7 @@ class Search:
         if text is None:
             self._study.set_user_attr(CONDITIONS, json.dumps(now))
             return
+        written = now
         # A key that may change now may have been a condition in an older version.
         known = {key: parameter_text(value) for key, value in json.loads(text).items()}
         then = {key: value for key, value in known.items() if not may_change_when_going_on(key)}
@@ -234,7 +240,11 @@ class Search:
         # A key that the study's version didn't have counts as null, which leaves things as they were.
         nothing = parameter_text(None)
         before_and_now = {key: (then.get(key, nothing), now.get(key, nothing)) for key in {**then, **now}}
-        differing = [key for key, (before, value) in before_and_now.items() if before != value]
+        differing = [
+            key
+            for key, (before, value) in before_and_now.items()
+            if before != value and not self._may_grow(key, before == nothing, value == nothing)
+        ]
         if differing:
             shown = "; ".join("{} was {} and is {}".format(key, *before_and_now[key]) for key in differing[:3])
             more = f", and {len(differing) - 3} more" if len(differing) > 3 else ""
@@ -242,6 +252,18 @@ class Search:
             raise UserError(
                 f"the study {self.name!r} was begun with another configuration ({shown}{more}). {remedy}", "sweep.name"
             )
+        if any(before != value for before, value in before_and_now.values()):
+            self._study.set_user_attr(CONDITIONS, json.dumps(written))
+
+    def _may_grow(self, condition: str, is_new: bool, is_gone: bool) -> bool:
+        """Returns whether a condition may have another value than before, or be new, without being another study's."""
+        kind, _, name = condition.partition(".")
+        if kind == "baselines":
+            return is_new
+        if kind != "space" or is_new or is_gone:
+            return False
+        tried = [trial.distributions[name] for trial in self.trials() if name in trial.distributions]
+        return all(alike(one, self.space[name]) for one in tried)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -263,8 +285,12 @@ class Search:
 
     def next(self) -> Setting | None:
         """Returns the trial to run next: an interrupted or a new one; None if there are enough trials."""
-        if not self._waits() and len(self.trials()) >= self.n_trials:
+        trials, waiting = self.trials(), self._waits()
+        if not waiting and len(trials) >= self.n_trials:
             return None
+        if not waiting and self._sees_others():
+            params = propose(self._study.sampler, self.directions, self.space, trials, self._earlier())
+            self._study.enqueue_trial(params)
         trial = self._study.ask(fixed_distributions=self.space)
         if self._extend is not None:
             self._extend(trial)
@@ -375,17 +401,85 @@ class Search:
         return None if best is None else Setting(best.number, best.params)
 
     def _best(self) -> FrozenTrial | None:
-        full = self._full()
+        full = [trial for trial in self._full() if self.holds(trial.params)]
         sign = 1 if self.directions[0] == "maximize" else -1
         return max(full, key=lambda trial: (sign * trial.values[0], -trial.number), default=None)
 
     def scored(self) -> list[Scored]:
         """Returns the trials that a choice is made from: those with a value, without the choice between them."""
-        return [
-            Scored(trial.number, trial.params, trial.values[0])
+        own = [
+            Scored(trial.number, trial.params, trial.values[0], inside=self.holds(trial.params))
             for trial in self._full()
             if trial.user_attrs.get(CHOSEN_FROM, -1) < self.n_trials
         ]
+        if not own:
+            return []
+        return own + [
+            Scored(-1 - one.number, one.params, one.values[0], own=False, inside=self.holds(one.params))
+            for one in self._earlier()
+        ]
+
+    # What is known besides the trials
+
+    def holds(self, params: Mapping[str, object]) -> bool:
+        """Returns whether a setting lies in what is searched."""
+        return lies_in(self.space, params)
+
+    def comparable(self, params: Mapping[str, object]) -> bool:
+        """Returns whether a model of this search can take a setting: its words are choices, the rest is numbers."""
+        return all(
+            params[axis.key] in axis.words if axis.words else isinstance(params[axis.key], int | float)
+            for axis in self.axes()
+        )
+
+    def objectives(self) -> list[str]:
+        """Returns the names of the objectives."""
+        return list(self._study.metric_names or [])
+
+    @property
+    def is_grid(self) -> bool:
+        """Whether the sampler visits each point of a grid once."""
+        return isinstance(self._study.sampler, optuna.samplers.GridSampler)
+
+    def started(self) -> list[Mapping[str, object]]:
+        """Returns the settings that were asked for first, as `enqueue` got them."""
+        return list(self._study.user_attrs.get(START, []))
+
+    def enqueue(self, params: Mapping[str, object]) -> None:
+        """Adds a trial of this setting, which `next` returns before it asks the sampler."""
+        self._study.enqueue_trial(dict(params), user_attrs={START: True}, skip_if_exists=True)
+        self._study.set_user_attr(START, [*self.started(), dict(params)])
+
+    def learn(self, study_id: str, name: str, trials: Sequence[EarlierTrial]) -> None:
+        """Keeps the trials of another study, which the sampler and the model of the choice then know."""
+        self._study.set_user_attr(EARLIER, {"id": study_id, "name": name, "trials": [asdict(one) for one in trials]})
+
+    def earlier_study(self) -> str | None:
+        """Returns the id of the study whose trials are known; None for none."""
+        found = self._study.user_attrs.get(EARLIER)
+        return None if found is None else str(found["id"])
+
+    def earlier_name(self) -> str | None:
+        """Returns the name of the study whose trials are known; None for none."""
+        found = self._study.user_attrs.get(EARLIER)
+        return None if found is None else str(found["name"])
+
+    def _earlier(self) -> list[EarlierTrial]:
+        found = self._study.user_attrs.get(EARLIER, {"trials": []})["trials"]
+        return [EarlierTrial(one["number"], one["params"], tuple(one["values"])) for one in found]
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether trials were proposed in another space than this."""
+        return any(
+            trial.distributions.get(key, distribution) != distribution
+            for trial in self.trials()
+            for key, distribution in self.space.items()
+        )
+
+    def _sees_others(self) -> bool:
+        """Returns whether the sampler needs `propose`: for an earlier study's trials, or in a changed space."""
+        return isinstance(self._study.sampler, FROM_TRIALS) and (self.is_changed or self.earlier_study() is not None)
 
     def axes(self) -> list[Axis]:
         """Returns the searched keys as the choice's model has them."""

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kdsweep.analysis.fidelity import decision
+from kdsweep.analysis.contest_plan import trial_job
 from kdsweep.analysis.study_goals import pilot_job
+from kdsweep.analysis.transfer import decision
 from kdsweep.config.overrides import kept_beside
 from kdsweep.execution.jobs import Job, Outcome, in_words
 from kdsweep.study import fidelity
 from kdsweep.study.choosing import known_choice, make_choice
+from kdsweep.study.confirming import Looks
 from kdsweep.study.search import Setting, numbers
 from kdsweep.system import interrupts
 from kdsweep.system.errors import PrunedError, RunError, one_line
@@ -27,9 +30,9 @@ if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
     from kdsweep.analysis.choice import Choice
-    from kdsweep.analysis.study_goals import Fidelity
+    from kdsweep.analysis.study_goals import Fidelity, Stop
     from kdsweep.execution.executors import Executor
-    from kdsweep.study.fidelity import Plan
+    from kdsweep.study.fidelity import Lengths
     from kdsweep.study.search import Search
     from kdsweep.tracking.run_records import RunRecord
     from kdsweep.tracking.store import Store
@@ -74,6 +77,9 @@ class Stages:
         max_failure_rate: The share of trials that may fail.
         choose: The rule of the choice, "posterior" or "best".
         search_seeds: "fresh" gives each trial its own seed, "fixed" the configured one to all.
+        confirm_until: The most fresh seeds of a confirmation that stops when its answer is clear, which it looks for
+            from `confirm_seeds` on; None for exactly `confirm_seeds`.
+        owner: The contender of a contest whose search this is; empty for a study with one search.
         lengths: The lengths of the search's runs, between which a pilot decides; None if there is one.
     """
 
@@ -91,19 +97,30 @@ class Stages:
         max_failure_rate: float,
         choose: str,
         search_seeds: str,
-        lengths: Plan | None = None,
+        confirm_until: int | None = None,
+        owner: str = "",
+        lengths: Lengths | None = None,
     ) -> None:
         self._store, self._parent_id, self._search = store, parent_id, search
         self._overrides, self._objectives, self._baselines = overrides, objectives, baselines
         self._confirm_seeds, self._max_restarts = confirm_seeds, max_restarts
         self._max_failure_rate, self._choose = max_failure_rate, choose
-        self._search_seeds, self._lengths = search_seeds, lengths
+        self._search_seeds, self._owner, self._lengths = search_seeds, owner, lengths
+        self._confirm_until = confirm_until
+        self._looks: Looks | None = None
+        self._whole = 0  # fresh seeds all of whose runs have ended, without a gap from the first on
         self._shared = (*shared, f"tracking.parent={parent_id}", f"tracking.study={search.name}")
         self._trials: dict[str, int] = {}  # the names of running jobs, and the numbers of their trials
         self._lost: Counter[str] = Counter()
         self._numbers = itertools.count()
         self._finished = self._recover()
+        self._failed: set[str] = set()  # confirmations
         self._start, self._ended = time.perf_counter(), 0
+        self._count_left: Callable[[], int] | None = None
+
+    def count_left_by(self, count: Callable[[], int]) -> None:
+        """Lets the time that is left be told from this number of runs, of which these stages make a part."""
+        self._count_left = count
 
     @contextmanager
     def carried_out_by(self, executor: Executor) -> Iterator[None]:
@@ -114,6 +131,17 @@ class Stages:
             yield
         finally:
             executor.close()
+            with interrupts.closing():
+                self._give_back()
+
+    @contextmanager
+    def lent(self, executor: Executor) -> Iterator[None]:
+        """Lets an executor that other stages close run the jobs of this block; gives back trials that haven't ended."""
+        self._executor = executor
+        self._start, self._ended = time.perf_counter(), 0
+        try:
+            yield
+        finally:
             with interrupts.closing():
                 self._give_back()
 
@@ -129,7 +157,8 @@ class Stages:
         baselines = {name: baseline.seeds for name, baseline in self._baselines.items()}
         arms = 1 + sum(baseline.control for baseline in self._baselines.values())
         trials = self._search.n_trials - in_pilot
-        return {**baselines, **pilot, "trials": trials, "confirmation": arms * self._confirm_seeds}
+        seeds = self._most_seeds if self.stop is None else self.stop.seeds
+        return {**baselines, **pilot, "trials": trials, "confirmation": arms * seeds}
 
     def left(self) -> dict[str, int]:
         """Returns how many of the planned runs are still to be made."""
@@ -140,8 +169,10 @@ class Stages:
         counted = max(self._search.count_finished(), self._search.n_trials - planned["trials"])
         left["trials"] = max(self._search.n_trials - counted, 0)
         # While trials are left, nobody knows which setting will be chosen.
-        best = None if left["trials"] else self._known_choice()
-        left["confirmation"] = planned["confirmation"] if best is None else len(self._confirmations(best))
+        best = None if left["trials"] else self.known_choice()
+        if best is not None:
+            self._look(best)
+        left["confirmation"] = planned["confirmation"] if best is None else len(list(self._confirmations(best)))
         return left
 
     def run_baselines(self) -> None:
@@ -155,7 +186,7 @@ class Stages:
             if outcome.error is not None:
                 raise outcome.error
 
-        self._run_all(
+        self.run_all(
             [
                 # Only confirmations read the test split. An arm that is never confirmed reads it here, once.
                 self._job(f"{name}-{seed}", "baseline", [*baseline.overrides, f"seed={seed}"], not baseline.control)
@@ -180,7 +211,7 @@ class Stages:
 
             settings = self._search.first(self._lengths.n)
             missing = self._pilot_left([setting.number for setting in settings])
-            self._run_all(
+            self.run_all(
                 [
                     self._job(name, "pilot", self._own(settings[number], short=short), False, number)
                     for name, number, short in missing
@@ -248,7 +279,7 @@ class Stages:
         """The model's choice; None before it is made, and where the best trial is chosen anyway."""
         return None if self._choose == "best" else known_choice(self._search)
 
-    def _known_choice(self) -> Setting | None:
+    def known_choice(self) -> Setting | None:
         """Returns the setting that is to be confirmed, if that is known without another run."""
         if self._choose == "best":
             return self._search.best()
@@ -273,17 +304,70 @@ class Stages:
         def ended(job: Job, outcome: Outcome) -> None:
             if outcome.error is not None:
                 note(f"The {in_words(job.name)} failed: {one_line(outcome.error)}")
+                self._failed.add(job.name)
 
-        self._run_all([self._job(*confirmation) for confirmation in self._confirmations(best)], ended)
+        self.run_all(self._confirmation_jobs(best), ended)
+        self._look(best)
 
-    def _confirmations(self, best: Setting) -> list[tuple[str, str, list[str], bool, int | None]]:
-        """Returns the missing confirmations of a trial and of the controls, as arguments of `_job`."""
+    @property
+    def stop(self) -> Stop | None:
+        """Where the confirmation stopped by itself; None before that, and where the number of seeds is fixed."""
+        return None if self._looks is None else self._looks.stop
+
+    @property
+    def _most_seeds(self) -> int:
+        return self._confirm_seeds if self._confirm_until is None else self._confirm_until
+
+    def _look(self, best: Setting) -> Stop | None:
+        """Looks whether the confirmation of a trial stops; None if it goes on, or if its seeds are fixed."""
+        if self._confirm_until is None:
+            return None
+        if self._looks is None or self._looks.trial != best.number:
+            rule = self._confirm_seeds, self._confirm_until
+            self._looks = Looks(self._store, self._parent_id, best.number, *rule)
+        done = self._finished | self._failed
+        ended = itertools.takewhile(lambda seed: {job[0] for job in self._of_seed(best, seed)} <= done, self._fresh())
+        whole = list(ended)
+        self._whole = len(whole)
+        return self._looks.look(whole)
+
+    def _fresh(self) -> range:
+        return range(FIRST_FRESH_SEED, FIRST_FRESH_SEED + self._most_seeds)
+
+    def _confirmation_jobs(self, best: Setting) -> Iterator[Job | None]:
+        """Yields the jobs of `_confirmations`; None as long as the next seed has to wait for a look at those before it.
+
+        A slow run would otherwise let the others go on to the last seed, although the answer may be clear.
+        """
+        arms = 1 + sum(baseline.control for baseline in self._baselines.values())
+        ahead = 1 + math.ceil((self._executor.slots - 1) / arms)
+        for confirmation, seed in self._confirmations(best):
+            while self._confirm_until is not None:
+                stop = self._look(best)
+                if stop is not None and seed > stop.last_seed:
+                    return
+                if seed - FIRST_FRESH_SEED < max(self._confirm_seeds, self._whole + ahead):
+                    break
+                yield None
+            yield self._job(*confirmation)
+
+    def _confirmations(self, best: Setting) -> Iterator[tuple[tuple[str, str, list[str], bool, int | None], int]]:
+        """Yields the missing confirmations of a trial and of the controls, as arguments of `_job`, with their seeds.
+
+        Seed by seed, so that an interruption leaves whole pairs, and until the confirmation stops.
+        """
+        for seed in self._fresh():
+            stop = self._look(best)
+            if stop is not None and seed > stop.last_seed:
+                return
+            yield from ((job, seed) for job in self._of_seed(best, seed) if job[0] not in self._finished)
+
+    def _of_seed(self, best: Setting, seed: int) -> list[tuple[str, str, list[str], bool, int | None]]:
+        """Returns the confirmations with one seed, as arguments of `_job`."""
         chosen = best.name
         arms = {chosen: best.overrides}
         arms |= {name: list(baseline.overrides) for name, baseline in self._baselines.items() if baseline.control}
-        # Seed by seed, so that an interruption leaves whole pairs.
-        seeds = range(FIRST_FRESH_SEED, FIRST_FRESH_SEED + self._confirm_seeds)
-        wanted = [
+        return [
             (
                 f"confirm-{arm}-{seed}",
                 "confirmation",
@@ -291,13 +375,21 @@ class Stages:
                 True,
                 best.number if arm == chosen else None,
             )
-            for seed in seeds
             for arm, own in arms.items()
         ]
-        return [confirmation for confirmation in wanted if confirmation[0] not in self._finished]
 
     def _seeds_left(self, name: str) -> list[int]:
         return [seed for seed in range(self._baselines[name].seeds) if f"{name}-{seed}" not in self._finished]
+
+    def has_finished(self, name: str) -> bool:
+        """Returns whether the job of this name is done."""
+        return name in self._finished
+
+    def fresh_job(self, name: str, own: Sequence[str], trial: int | None) -> Job:
+        """Returns a job of the confirmation from all of its own lines; `trial` is the number of its setting's trial."""
+        marks = ["tracking.stage=confirmation", f"tracking.job={name}", "evaluate_test=True"]
+        marks += [] if trial is None else [f"tracking.trial={trial}"]
+        return Job(name, (*own, *self._shared, *marks), next(self._numbers))
 
     def _job(self, name: str, stage: str, own: Sequence[str], evaluate_test: bool, trial: int | None = None) -> Job:
         lines = [*kept_beside(own, self._overrides, whole_groups=trial is None), *own, *self._shared]
@@ -328,8 +420,11 @@ class Stages:
                     self._close_lost(job.name, one_line(outcome.error))
                 ended(job, outcome)
 
-    def _run_all(self, jobs: Iterable[Job], ended: Callable[[Job, Outcome], None]) -> None:
-        """Runs each job; if its process dies, runs it again, at most `max_restarts` times."""
+    def run_all(self, jobs: Iterable[Job | None], ended: Callable[[Job, Outcome], None]) -> None:
+        """Runs each job; if its process dies, runs it again, at most `max_restarts` times.
+
+        For None it waits until another job has ended, of which there must be one.
+        """
         waiting = iter(jobs)
         again: list[Job] = []
 
@@ -365,14 +460,15 @@ class Stages:
             place = "the choice, between the others"
         else:
             place = f"{number + 1} of {self._search.n_trials}"
-        note(f"Trial {number} ({place}){self._eta()}: {shown}")
-        self._trials[setting.name] = number
+        note(f"{self._said(number)} ({place}){self._eta()}: {shown}")
+        self._trials[self._job_name(number)] = number
         return self.trial_job(setting)
 
     def trial_job(self, setting: Setting) -> Job:
         """Returns the job of a trial."""
         short = self._lengths is not None and self._fidelity.cheap
-        return self._job(setting.name, "search", self._own(setting, short=short), False, setting.number)
+        own = self._own(setting, short=short)
+        return self._job(self._job_name(setting.number), "search", own, False, setting.number)
 
     def _own(self, setting: Setting, *, short: bool) -> list[str]:
         """Returns what a trial's run sets: its parameters, its seed where each has its own, and its length."""
@@ -381,21 +477,27 @@ class Stages:
             own = [*own, f"seed={FIRST_SEARCH_SEED + setting.number}"]
         return own if self._lengths is None else [*own, *self._lengths.line(short=short)]
 
+    def _job_name(self, number: int) -> str:
+        return trial_job(self._owner, number) if self._owner else f"trial-{number:04d}"
+
+    def _said(self, number: int) -> str:
+        return f"{self._owner}, trial {number}" if self._owner else f"Trial {number}"
+
     def _tell(self, job: Job, outcome: Outcome) -> None:
         """Tells Optuna how a trial ended."""
         number = self._trials.pop(job.name)
         if outcome.lost:
-            note(f"Trial {number}: {one_line(outcome.error)}; {self._search.recover(number)}.")
+            note(f"{self._said(number)}: {one_line(outcome.error)}; {self._search.recover(number)}.")
         elif isinstance(outcome.error, PrunedError):
-            note(f"Trial {number} {outcome.error}.")
+            note(f"{self._said(number)} {outcome.error}.")
             self._search.prune(number, outcome.error.epoch)
         elif outcome.error is not None:
-            note(f"Trial {number} failed: {one_line(outcome.error)}")
+            note(f"{self._said(number)} failed: {one_line(outcome.error)}")
             self._search.fail(number, one_line(outcome.error))
         else:
             cause = self._search.complete(number, outcome.value)
             if cause is not None:
-                note(f"Trial {number} failed: {cause}.")
+                note(f"{self._said(number)} failed: {cause}.")
         self._require_health()
 
     def _require_health(self) -> None:
@@ -408,7 +510,7 @@ class Stages:
         """Returns in words how long the remaining runs will take, once a run has ended."""
         if self._ended == 0:
             return ""
-        left = sum(self.left().values())
+        left = sum(self.left().values()) if self._count_left is None else self._count_left()
         minutes = (time.perf_counter() - self._start) / self._ended * left / 60
         return f", about {minutes:.1f} min left"
 
@@ -439,9 +541,9 @@ class Stages:
                 self._store.close_dead(run)
         done = {run.tags["kdsweep.job"]: run for run in runs if run.status == "FINISHED" and "kdsweep.job" in run.tags}
         for number in self._search.orphans()[0]:
-            job = done.get(f"trial-{number:04d}")
+            job = done.get(self._job_name(number))
             values = None if job is None else [job.metrics[name] for name in self._objectives]
-            note(f"Trial {number} was interrupted: {self._search.recover(number, values)}.")
+            note(f"{self._said(number)} was interrupted: {self._search.recover(number, values)}.")
         return set(done)
 
     def _close_lost(self, name: str, cause: str) -> None:

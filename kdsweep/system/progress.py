@@ -71,8 +71,8 @@ QUIET_SECONDS = 2.0
 
 
 @contextmanager
-def progress(description: str, total: int) -> Iterator[Callable[..., None]]:
-    """Shows the progress of a job of `total` units; yields `advance(units, description=None)`.
+def progress(description: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
+    """Shows the progress of a job of `total` units ("pictures"); yields `advance(units, description=None)`.
 
     A terminal shows a bar with elapsed and remaining time, which is removed at the end. Other outputs get a line every
     `LINE_SECONDS`, and one at the end of a job that took more than `QUIET_SECONDS`. Ctrl-C and SIGTERM end the job in
@@ -80,7 +80,7 @@ def progress(description: str, total: int) -> Iterator[Callable[..., None]]:
     """
     # Bars of several processes would overwrite one another, so workers set KDSWEEP_PLAIN.
     show = _bar if _console().is_terminal and "KDSWEEP_PLAIN" not in os.environ else _lines
-    with show(description, total) as advance:
+    with show(description, total, unit) as advance:
 
         def step(units: int, description: str | None = None) -> None:
             advance(units, description)
@@ -96,17 +96,11 @@ def note(text: str) -> None:
 
 
 @contextmanager
-def _bar(description: str, total: int) -> Iterator[Callable[..., None]]:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+def _bar(description: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
+    count = TextColumn(f"{{task.completed:,.0f}} of {{task.total:,.0f}} {unit}", markup=False)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), count)
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=_console(), transient=True) as bar:
         task = bar.add_task(description, total=total)
 
@@ -117,7 +111,7 @@ def _bar(description: str, total: int) -> Iterator[Callable[..., None]]:
 
 
 @contextmanager
-def _lines(description: str, total: int) -> Iterator[Callable[..., None]]:
+def _lines(description: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
     start = last_line = time.perf_counter()
     done = 0
     text = description
@@ -129,9 +123,9 @@ def _lines(description: str, total: int) -> Iterator[Callable[..., None]]:
         now = time.perf_counter()
         if now - last_line > LINE_SECONDS and 0 < done < total:
             last_line = now
-            note(f"{text}: {done} of {total}, about {(now - start) * (total - done) / done:.0f} s left")
+            note(f"{text}: {done:,} of {total:,} {unit}, about {(now - start) * (total - done) / done:.0f} s left")
 
     yield advance
     seconds = time.perf_counter() - start
     if seconds > QUIET_SECONDS:
-        note(f"{text}: {done} in {seconds:.1f} s")
+        note(f"{text}: {done:,} {unit} in {seconds:.1f} s")

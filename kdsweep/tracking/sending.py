@@ -49,7 +49,7 @@ def send_unsent(store: Store, folder: Path, *, anywhere: bool = False, patience:
     """
     sent = Sent()
     waiting = [path for path in journals(folder) if anywhere or meant_for(path) == masked_text(store.uri)]
-    with progress("sending unsent results", len(waiting)) as advance:
+    with progress("sending unsent results", len(waiting), "files") as advance:
         for path in waiting:
             _send_journal(store, path, patience, sent)
             advance(1)

@@ -1,4 +1,7 @@
-"""What each loss costs in a training step beside cross-entropy: its value and its gradient in the student's logits."""
+"""What each loss costs in a training step beside cross-entropy: its value and its gradient.
+
+The gradient is that in the student's logits, and where a loss takes them in its features and in a projector.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,14 @@ from benchmarks import parts
 from benchmarks.measuring import Figure, Finding, take_turns, timed
 from kdsweep.config import build
 from kdsweep.config.folder import CONFIG_FOLDER
-from kdsweep.losses import given_to
+from kdsweep.losses import FEATURES, given_to, needs_of, trained_with
 
 # A loss takes a fraction of a millisecond, so this many are measured together.
 TIMES = 200
 PLAIN = "ce"
+
+# The number of pooled features of a ResNet50.
+TEACHERS_FEATURES = 2048
 
 
 def values_of(training: parts.Training) -> Callable[[], float]:
@@ -26,11 +32,17 @@ def values_of(training: parts.Training) -> Callable[[], float]:
     shape = training.batch_size, training.data.n_classes
     student = torch.randn(shape, device=training.device, requires_grad=True)
     teacher, labels = torch.randn(shape, device=training.device), training.labels[: training.batch_size]
-    given = given_to(loss, training.device)
+    width = training.network.head.in_features
+    given = given_to(loss, training.device, (width, TEACHERS_FEATURES))
+    trained = [student, *trained_with(given).values()]
+    if FEATURES in needs_of(loss):
+        sizes = {"student_features": width, "teacher_features": TEACHERS_FEATURES}
+        given |= {name: torch.randn(len(labels), size, device=training.device) for name, size in sizes.items()}
+        trained.append(given["student_features"].requires_grad_())
 
     def times() -> None:
         for _ in range(TIMES):
-            torch.autograd.grad(loss(student, teacher, labels, **given), student)
+            torch.autograd.grad(loss(student, teacher, labels, **given), trained)
         parts.synchronised(training.device)
 
     return lambda: timed(times)

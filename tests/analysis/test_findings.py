@@ -273,7 +273,7 @@ def test_a_choice_at_the_border_is_told() -> None:
     told = about("border", trial(0, 0.5, 16), chosen=0, space=SPACE)
     assert told == (
         "The choice lies at the border of what was searched: tau 16 of 1 to 16. Better settings may lie beyond it. "
-        "Another study (with another sweep.name) finds out: 'loss.tau=tag(log,interval(1,64))'."
+        "The same command with more trials (sweep.n_trials) and 'loss.tau=tag(log,interval(1,64))' searches there too."
     )
     rates = {"optimizer.lr": {"low": 0.1, "high": 0.3, "log": False}}
     at_rates = trial(0, 0.5, 4, **{"optimizer.lr": 0.1})

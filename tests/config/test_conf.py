@@ -25,6 +25,7 @@ from kdsweep.config import build
 from kdsweep.config.checks import check
 from kdsweep.config.folder import CONFIG_FOLDER
 from kdsweep.execution.trial_link import build_pruner
+from kdsweep.losses import GIVEN
 from kdsweep.study.controller import Study
 
 # One process composes each of them once.
@@ -39,7 +40,7 @@ WHOLE = [option for option in OPTIONS if option not in OWN]
 
 # Where a component is called, this is what it gets besides what the configuration gives.
 GIVEN_WHEN_CALLED = {
-    *("student_logits", "teacher_logits", "labels", "share"),
+    *("student_logits", "teacher_logits", "labels", *GIVEN),
     *("params", "optimizer", "total_steps", "pictures", "draw"),
     *("network", "features", "validation_features", "validation_labels"),
 }
@@ -193,13 +194,33 @@ def test_every_pruner_is_built(option: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["executor", "n_jobs", "ray_address", "max_restarts", "restart", "confirm_seeds", "choose", "search_seeds"]
+    "key",
+    [
+        "executor",
+        "n_jobs",
+        "ray_address",
+        "max_restarts",
+        "restart",
+        "confirm_seeds",
+        "confirm_until",
+        "choose",
+        "search_seeds",
+    ],
 )
 def test_the_sweeper_gets_what_the_sweep_says(key: str) -> None:
     """A study's settings stand in the group sweep, and are its sweeper's arguments too."""
     config = composed("sweep=alpha_tau", f"sweep.{key}=7")
     assert str(config.hydra.sweeper[key]) == "7"
     assert config.hydra.sweep.dir == f"{config.paths.root}/studies/alpha_tau"
+
+
+@pytest.mark.parametrize("option", ["losses", "data_hunger", "learning_speed", "students"])
+@pytest.mark.parametrize("key", ["contenders", "define", "for_all", "against"])
+def test_the_sweeper_of_a_contest_gets_what_the_sweep_says(option: str, key: str) -> None:
+    """Each contender has a definition, and each that all are compared with is a contender."""
+    config = composed(f"sweep={option}")
+    assert config.hydra.sweeper[key] == config.sweep[key]
+    assert {*config.sweep.against} <= {*config.sweep.contenders} <= {*config.sweep.define}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(CONFIG_FOLDER).as_posix())
@@ -245,7 +266,8 @@ def test_no_key_is_dead() -> None:
     used = {key for path in FILES for key in re.findall(r"\$\{([\w.]+)\}", path.read_text(encoding="utf-8"))}
     keys = {key for config in every_configuration() for key in leaves(build.container(own(config)))}
     assert {"epochs", "tracking.uri", "teacher.mode", "sweep.n_trials"} <= keys
-    assert sorted(keys - read - used - named) == []
+    contenders = {key for key in keys if key.startswith("sweep.define.")}  # each has a name of its own
+    assert sorted(keys - read - used - named - contenders) == []
 
 
 def test_no_key_is_read_that_stands_nowhere() -> None:

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from kdsweep.config.overrides import (
+    around,
     choices,
     in_whole_numbers,
     kept_beside,
@@ -87,6 +88,23 @@ def test_the_plug_in_searches_intervals_in_fractions() -> None:
     page = (Path(__file__).parents[2] / "docs" / "how-to" / "grid.md").read_text(encoding="utf-8")
     assert "`interval(0,1)` proposes fractions" in page
     assert "`int(interval(4,32))` whole numbers" in page
+
+
+@pytest.mark.parametrize(
+    ("value", "sweep"),
+    [
+        (0, "interval(0,1)"),
+        (0.4, "interval(0.2,0.8)"),
+        (0.9, "interval(0.45,1)"),
+        (4.0, "interval(2,8)"),
+        (4, "interval(2,8)"),
+        (1, "interval(0,1)"),
+        (-2.0, "interval(-4,-1)"),
+    ],
+)
+def test_an_example_of_a_search_lies_about_the_value(value: float, sweep: str) -> None:
+    """From half of it to its double; a share stays one, and whole bounds are whole."""
+    assert around(value) == sweep
 
 
 def test_a_search_needs_keys_that_exist() -> None:

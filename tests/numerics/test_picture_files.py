@@ -118,6 +118,19 @@ def test_pictures_stand_as_their_camera_says(folder: Path) -> None:
     assert image[3].max() == 0
 
 
+def test_folders_that_look_like_splits_are_no_classes(folder: Path) -> None:
+    """`Train` and `Validation` beside each other are splits; one class may be called train, as among vehicles."""
+    shutil.rmtree(folder / "test")
+    (folder / "train").rename(folder / "Train")
+    shutil.copytree(folder / "Train", folder / "Validation")
+    with pytest.raises(UserError, match=r"'Train', 'Validation' in .*pets look like splits.*Call them train and test"):
+        class_files(folder, 0.2)
+    shutil.rmtree(folder)
+    for name in ("bus", "train"):
+        paint(folder / name / "0.png", (0, 0, 0))
+    assert class_files(folder, 0.2) == ({"bus": ["bus/0.png"], "train": ["train/0.png"]}, {})
+
+
 def test_hidden_files_are_no_pictures_and_sub_folders_count(folder: Path) -> None:
     """Files that desktops leave behind are ignored. Pictures in sub-folders, and linked ones, belong to the class."""
     paint(folder / "train" / "cat" / ".thumbnails" / "0.png", (200, 0, 0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -148,7 +149,9 @@ def test_the_study_says_what_it_searched(parent: Run) -> None:
     found = {name: json.loads(parent.data.tags[f"kdsweep.{name}"]) for name in ("space", "objectives", "planned")}
     assert found["space"] == {"loss.alpha": {"low": 0.0, "high": 1.0, "log": False}}
     assert found["objectives"] == [["val/accuracy", "maximize"]]
-    assert found["planned"] == {"n_trials": 6, "baseline_seeds": 2, "confirm_seeds": 2}
+    arms = {"teacher": 1, "scratch": 2, "label_smoothing": 2}
+    seeds = {"baseline_seeds": 2, "confirm_seeds": 2, "confirm_until": None}
+    assert found["planned"] == {"n_trials": 6, "baselines": arms, **seeds}
 
 
 def test_baselines_know_no_teacher(children: list[Run]) -> None:
@@ -210,7 +213,7 @@ def test_a_study_says_what_it_does(finished: Outcome) -> None:
     """It prints its plan and how long that will take, and then each trial with its values."""
     lines = finished.err.splitlines()
     assert lines[0] == (
-        "Study alpha_tau: 1 teacher, 2 scratch, 2 label_smoothing; 6 trials; "
+        "Study alpha_tau: 1 teacher, 2 scratch, 2 label smoothing; 6 trials; "
         "then 2 fresh seeds of the best setting and of both controls: 17 runs."
     )
     assert lines[1].startswith("Teacher: 1 of 1 passes")
@@ -235,7 +238,14 @@ def test_a_studys_files_lie_in_its_folder(finished: Outcome, place: Path) -> Non
     [
         ("loss.tau=0", "loss.tau: `0 < tau < inf`"),
         ("sweep.n_trials=0", "sweep.n_trials: `n_trials >= 1`"),
-        ("loss=ce", "loss.alpha: the search varies a key that isn't there"),
+        (
+            "loss=ce",
+            "loss: a study searches something, but loss=ce has no loss.alpha and loss.tau. Choose another loss",
+        ),
+        (
+            "schedule=own schedule._target_=torch.optim.lr_scheduler.StepLR +schedule.step_size=range(20,40,10)",
+            "schedule.step_size: with the baseline scratch, `StepLR gets all that it needs` must hold, but this",
+        ),
         ("loss.gamma=interval(0,1)", "loss.gamma: the search varies a key that isn't there"),
         ("objective=test/accuracy", "objective: "),
         ("data.val_size=96", "data.val_size: "),
@@ -247,6 +257,8 @@ def test_a_studys_files_lie_in_its_folder(finished: Outcome, place: Path) -> Non
         ("objective=[val/accuracy,test/accuracy]", "objective: "),
         ("objective=[val/nll,val/ece] hydra/sweeper/pruner=median", "hydra.sweeper.pruner: `one objective"),
         ("hydra/sweeper/pruner=median hydra.sweeper.pruner.n_startup_trials=-1", "hydra.sweeper.pruner: "),
+        ("sweep.confirm_until=2.5", "sweep.confirm_until: `confirm_until is null, or a whole number >= confirm_seeds"),
+        ("sweep.confirm_until=1", "sweep.confirm_until: `confirm_until is null, or a whole number >= confirm_seeds"),
         ("sweep.confirm_seeds=-1", "sweep.confirm_seeds: `confirm_seeds >= 0`"),
         ("sweep.max_restarts=-1", "sweep.max_restarts: `max_restarts >= 0`"),
         ("sweep.n_jobs=0", "sweep.n_jobs: `n_jobs >= 1`"),
@@ -296,6 +308,19 @@ def test_a_wrong_study_is_refused_before_any_run(words: str, start: str, tmp_pat
     assert done.err == done.error + "\n"
     assert done.error.startswith(f"kdsweep: {start}")
     assert statuses(tmp_path) == []
+
+
+def test_a_search_without_anything_to_search_names_a_command_that_has(tmp_path: Path) -> None:
+    """The words are those of the user and a sweep for each setting of the loss; with them the study runs."""
+    small = ("sweep=alpha_tau", *QUICK, "sweep.n_trials=1", "sweep.baseline_seeds=0", "sweep.confirm_seeds=0")
+    words = (*small, "sweep.name=others", "loss=label_smoothing")
+    refused = run_here(words, tmp_path)
+    assert refused.status == 2
+    offered = shlex.split(refused.error.partition("such as: ")[2])
+    assert offered == ["kdsweep", *words, "loss.smoothing=interval(0.05,0.2)"]
+    done = run_here(offered[1:], tmp_path)
+    assert done.status == 0, done.err
+    assert "Study others: loss.alpha and loss.tau are not searched, for loss=label_smoothing has none." in done.err
 
 
 def suggest(config: DictConfig, trial: optuna.Trial) -> None:
@@ -372,7 +397,9 @@ def test_a_choice_is_written_down_before_its_first_fresh_seed(monkeypatch: pytes
     """If a new confirmation is interrupted, the study names the new choice and not the one of before."""
     study, store, stages = MagicMock(), MagicMock(), MagicMock()
     store.tagged.return_value, store.uri = [], ""
-    stages.choose.return_value, stages.choice = Setting(5, {}), None
+    stages.choose.return_value, stages.choice, stages.stop = Setting(5, {}), None, None
+    monkeypatch.setattr(controller, "starting", MagicMock())
+    monkeypatch.setattr(controller.asking, "tag", lambda *_: {})
     stages.confirm.side_effect = KeyboardInterrupt
     monkeypatch.setattr(controller.recording, "open_store", lambda _: store)
     monkeypatch.setattr(controller.recording, "unsent_folder", lambda _: None)

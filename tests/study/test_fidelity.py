@@ -11,14 +11,14 @@ from test_stages import LOST, AtOnce, Place, no_signal_comes, store, words
 
 from kdsweep.execution.jobs import Job, in_words
 from kdsweep.study import fidelity, two_records
-from kdsweep.study.fidelity import Plan
+from kdsweep.study.fidelity import Lengths
 from kdsweep.study.stages import Stages
 from kdsweep.system.errors import UserError
 from kdsweep.tracking.store import Store
 
 __all__ = ["no_signal_comes", "store"]  # fixtures
 
-PLAN = Plan("epochs", 8, 30, 6)
+LENGTHS = Lengths("epochs", 8, 30, 6)
 PILOT = [f"pilot-{number:04d}-{length}" for number in range(6) for length in ("short", "full")]
 
 
@@ -36,7 +36,7 @@ class Turned(AtOnce):
 
 
 def stages(place: Place, n_trials: int = 8) -> Stages:
-    return place.stages(n_trials, lengths=PLAN)
+    return place.stages(n_trials, lengths=LENGTHS)
 
 
 def pilot_and_search(stages: Stages, executor: AtOnce) -> None:
@@ -96,7 +96,7 @@ def test_a_pilot_of_too_few_runs_shows_nothing(place: Place, capsys: pytest.Capt
 
 def test_a_trial_fails_whose_run_of_the_pilot_failed(place: Place) -> None:
     """The search goes on without its value."""
-    begun = place.stages(9, lengths=replace(PLAN, n=7))
+    begun = place.stages(9, lengths=replace(LENGTHS, n=7))
     pilot_and_search(begun, AtOnce(place, pilot_0002_short=[ValueError("no")]))
     trials = place.search(9).trials()
     assert fidelity.known(place.search(9)) is not None
@@ -162,13 +162,13 @@ def test_all_objectives_have_to_transfer(place: Place) -> None:
 def test_the_length_is_decided_once(place: Place) -> None:
     """A study that has begun refuses another one, also one that had a single length."""
     search = place.search(8)
-    fidelity.require_same(search, PLAN)
+    fidelity.require_same(search, LENGTHS)
     search.first(2)
-    fidelity.require_same(search, PLAN)
+    fidelity.require_same(search, LENGTHS)
     with pytest.raises(UserError, match=r"begun with epochs=8 of 30 and a pilot of 6, not with runs of one length"):
         fidelity.require_same(search, None)
     with pytest.raises(UserError, match="pilot < n_trials = 6"):
-        fidelity.require_same(place.search(6), PLAN)
+        fidelity.require_same(place.search(6), LENGTHS)
 
 
 @pytest.mark.parametrize(
@@ -192,10 +192,10 @@ def test_a_wrong_length_is_refused(arguments: dict[str, object], message: str) -
 
 def test_a_share_of_whole_numbers_is_whole() -> None:
     """Epochs and passes are rounded, a share of the pictures is not."""
-    assert fidelity.plan(0.25, "epochs", 8, 30, 30, []) == Plan("epochs", 8, 30, 8)
-    assert fidelity.plan(0.3, "data.train_fraction", 8, 0.03, 30, []) == Plan("data.train_fraction", 0.009, 0.03, 8)
+    assert fidelity.plan(0.25, "epochs", 8, 30, 30, []) == Lengths("epochs", 8, 30, 8)
+    assert fidelity.plan(0.3, "data.train_fraction", 8, 0.03, 30, []) == Lengths("data.train_fraction", 0.009, 0.03, 8)
     assert fidelity.plan(None, "epochs", 8, 30, 30, []) is None
-    assert Plan("epochs", 8, 30, 8).line(short=True) == ["epochs=8"]
+    assert Lengths("epochs", 8, 30, 8).line(short=True) == ["epochs=8"]
 
 
 def test_jobs_of_the_pilot_are_said_in_words() -> None:

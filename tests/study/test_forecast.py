@@ -34,7 +34,7 @@ def made_up(ours: Speed | None = None, left: dict[str, int] | None = None, n_job
 def test_all_runs_are_announced() -> None:
     """They are listed stage by stage, with seeds for confirmations, and with their sum."""
     assert made_up().words()[0] == (
-        "Study digits: 1 teacher, 3 scratch, 3 label_smoothing; 30 trials; "
+        "Study digits: 1 teacher, 3 scratch, 3 label smoothing; 30 trials; "
         "then 5 fresh seeds of the best setting and of both controls: 52 runs."
     )
 
@@ -65,6 +65,10 @@ def test_the_teachers_work_is_announced() -> None:
     """The line says what is missing, of how much, and about how long it takes."""
     assert made_up(speed(passes_missing=(1, 2))).words()[1] == (
         "Teacher: 2 of 10 passes over 1,000 pictures and features of 1,500 pictures still to be computed (about 6 min)."
+    )
+    with_features = made_up(speed(passes_missing=(1, 2), feature_bytes=40 * 2**20)).words()[1]
+    assert (
+        "2 of 10 passes over 1,000 pictures (their features take 40 MiB of the disk) and features of" in with_features
     )
     assert made_up(without_teacher()).words()[1] == "Teacher: all 10 passes are computed."
     assert made_up(without_teacher(online=True)).words()[1] == "Teacher: it answers every batch."

@@ -18,6 +18,7 @@ from kdsweep.study.measure_speed import measure, missing_passes, student_speed
 from kdsweep.system.environment import cores
 from kdsweep.system.errors import UserError
 from kdsweep.system.tensor_files import write_tensors
+from kdsweep.tables import Tables
 
 
 def config(root: Path, *words: str) -> Any:
@@ -44,6 +45,20 @@ def test_a_measurement_knows_the_study(tmp_path: Path) -> None:
     assert (found.threads, found.cores, found.gpus, found.online) == (1, cores(), 0, False)
     assert min(found.step_seconds, found.evaluation_rate, found.teacher_rate or 0) > 0
     assert (found.passes_missing, found.features_missing) == (tuple(range(7)), 64 + 32 + 32)
+
+
+@pytest.mark.slow
+def test_a_measurement_knows_the_size_of_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loss on pooled features is timed with them, and their passes have to fit on the disk."""
+    cfg = config(tmp_path, "n_passes=7", "loss=sum_feature")
+    found = measure(cfg)
+    assert found.step_seconds > 0
+    assert (found.passes_missing, found.feature_bytes) == (tuple(range(7)), 7 * 64 * 512 * 2)
+    monkeypatch.setattr(Tables, "free_bytes", lambda self: 1000)
+    with pytest.raises(
+        UserError, match=r"the teacher's features fit on the disk.* take 0\.4 MiB, and 0\.1 MiB are free"
+    ):
+        measure(cfg)
 
 
 @pytest.mark.slow

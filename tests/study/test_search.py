@@ -20,6 +20,7 @@ from read_only import read_only
 
 from kdsweep.config.overrides import parsed
 from kdsweep.execution import heartbeat, trial_link
+from kdsweep.study.proposals import EarlierTrial
 from kdsweep.study.search import CAUSE, PRUNED_AT, STARTS, Search, Setting, delete, described, limits, space_of
 from kdsweep.system.errors import UserError
 from kdsweep.system.processes import ProcessId, this_process
@@ -455,3 +456,108 @@ def test_a_record_that_can_only_be_read_is_refused(tmp_path: Path) -> None:
     refused = r"^hydra\.sweeper\.storage: Optuna's storage .*optuna\.db can't be used: attempt to write a readonly"
     with read_only(tmp_path / "optuna.db"), pytest.raises(UserError, match=refused):
         search(tmp_path)
+
+
+# What is known besides the trials
+
+
+NARROW = {"loss.alpha": FloatDistribution(0, 0.4), "loss.tau": FloatDistribution(1, 40, log=True)}
+
+
+def completed(found: Search, n: int) -> None:
+    """Makes so many trials, which are the better the less alpha they have."""
+    for _ in range(n):
+        setting = ask(found)
+        found.complete(setting.number, [1 - float(str(setting.params["loss.alpha"]))])
+
+
+@pytest.mark.parametrize("kind", ["gp", "tpe"])
+def test_a_search_goes_on_in_another_space(tmp_path: Path, kind: str) -> None:
+    """New trials lie in the new space, and the sampler still learns: Optuna's would draw at random from then on."""
+    completed(search(tmp_path, kind=sampler(kind), n_trials=12), 12)
+    later = search(tmp_path, kind=sampler(kind), n_trials=18, space=NARROW)
+    assert later.is_changed
+    completed(later, 6)
+    new = [trial.params["loss.alpha"] for trial in later.trials()[12:]]
+    assert all(0 <= alpha <= 0.4 for alpha in new)
+    assert np.median(new) < 0.2
+    outside = [trial.number for trial in later.scored() if not trial.inside]
+    assert outside == [t.number for t in later.trials() if t.params["loss.alpha"] > 0.4]
+    assert later.next() is None
+
+
+def test_the_best_trial_lies_in_the_space(tmp_path: Path) -> None:
+    """A trial that the space doesn't hold any more isn't chosen."""
+    found = search(tmp_path, n_trials=2)
+    found.enqueue({"loss.alpha": 0.9, "loss.tau": 2.0})
+    found.enqueue({"loss.alpha": 0.3, "loss.tau": 2.0})
+    found.complete(ask(found).number, [0.9])
+    found.complete(ask(found).number, [0.5])
+    assert found.best() == Setting(0, {"loss.alpha": 0.9, "loss.tau": 2.0})
+    best = search(tmp_path, n_trials=2, space=NARROW).best()
+    assert best is not None
+    assert best.number == 1
+
+
+def test_an_interrupted_trial_keeps_its_setting_in_another_space(tmp_path: Path) -> None:
+    """Its number was given to that setting, whose run may be half done."""
+    found = search(tmp_path)
+    found.enqueue({"loss.alpha": 0.9, "loss.tau": 2.0})
+    ask(found)
+    later = search(tmp_path, space=NARROW)
+    later.recover(0)
+    again = ask(later)
+    assert (again.number, again.params) == (0, {"loss.alpha": 0.9, "loss.tau": 2.0})
+
+
+def test_a_changed_space_and_further_baselines_are_the_same_study(tmp_path: Path) -> None:
+    """A wider range is no other study; another scale, other choices, other keys or a changed baseline are."""
+    began = {"space.loss.alpha": "loss.alpha=interval(0,1)", "baselines.scratch": "arm=scratch"}
+    found = search(tmp_path)
+    found.require_same(began)
+    completed(found, 1)
+    wider = {**began, "space.loss.alpha": "loss.alpha=interval(0,0.4)", "baselines.more": "arm=more"}
+    changed = search(tmp_path, space=NARROW)
+    changed.require_same(wider)
+    changed.require_same(wider)
+    with pytest.raises(UserError, match=r"baselines\.more was"):
+        search(tmp_path, space=NARROW).require_same(began)
+    with pytest.raises(UserError, match=r"baselines\.scratch was"):
+        search(tmp_path, space=NARROW).require_same({**wider, "baselines.scratch": "arm=other"})
+    scaled = {**NARROW, "loss.alpha": FloatDistribution(0.1, 1, log=True)}
+    logged = {**wider, "space.loss.alpha": "loss.alpha=tag(log,interval(0.1,1))"}
+    with pytest.raises(UserError, match=r"space\.loss\.alpha was"):
+        search(tmp_path, space=scaled).require_same(logged)
+    with pytest.raises(UserError, match=r"space\.optimizer\.lr was None"):
+        search(tmp_path, space=NARROW).require_same({**wider, "space.optimizer.lr": "optimizer.lr=interval(0,1)"})
+
+
+def test_settings_that_are_asked_for_come_first(tmp_path: Path) -> None:
+    """They count as trials, and a controller that goes on doesn't try them again."""
+    found = search(tmp_path, n_trials=3)
+    wanted = [{"loss.alpha": 0.9, "loss.tau": 4.0}, {"loss.alpha": 0.1, "loss.tau": 2.0}]
+    for setting in wanted:
+        found.enqueue(setting)
+    assert ask(found).params == wanted[0]
+    later = search(tmp_path, n_trials=3)
+    later.enqueue(wanted[0])
+    later.recover(0)
+    assert [ask(later).params for _ in range(2)] == wanted
+    ask(later)
+    assert later.next() is None
+
+
+def test_an_earlier_studys_trials_are_known_and_no_trials(tmp_path: Path) -> None:
+    """The sampler begins where they ended, the model of the choice sees them, and none has a number here."""
+    grid = [(i, alpha, 1 - alpha) for i, alpha in enumerate(np.linspace(0, 1, 12).tolist())]
+    earlier = [EarlierTrial(i, {"loss.alpha": alpha, "loss.tau": 4.0}, (value,)) for i, alpha, value in grid]
+    found = search(tmp_path, kind=sampler("gp"), n_trials=4)
+    found.learn("abc", "before", earlier)
+    assert found.scored() == []
+    completed(found, 4)
+    again = search(tmp_path, kind=sampler("gp"), n_trials=4)
+    assert again.earlier_study() == "abc"
+    assert again.next() is None
+    assert np.median([trial.params["loss.alpha"] for trial in again.trials()]) < 0.3
+    assert [trial.own for trial in again.scored()] == [True] * 4 + [False] * 12
+    assert again.count_finished() == 4

@@ -21,9 +21,9 @@ from optuna.trial import TrialState
 from kdsweep.analysis.choice import Choice, choose
 from kdsweep.config.overrides import parsed
 from kdsweep.execution.jobs import Job, Outcome
-from kdsweep.study import choosing
+from kdsweep.study import choosing, confirming
 from kdsweep.study import stages as stages_module
-from kdsweep.study.fidelity import Plan
+from kdsweep.study.fidelity import Lengths
 from kdsweep.study.search import CAUSE, PRUNED_AT, STARTS, Search, Setting
 from kdsweep.study.stages import Baseline, Stages
 from kdsweep.system import interrupts
@@ -68,7 +68,8 @@ class Place:
         n_objectives: int = 1,
         choose: str = "best",
         search_seeds: str = "fixed",
-        lengths: Plan | None = None,
+        confirm_until: int | None = None,
+        lengths: Lengths | None = None,
     ) -> Stages:
         """Makes a controller that starts the study, or goes on with it."""
         objectives = ["val/accuracy", "val/ece"][:n_objectives]
@@ -83,6 +84,7 @@ class Place:
             max_failure_rate=max_failure_rate,
             choose=choose,
             search_seeds=search_seeds,
+            confirm_until=confirm_until,
             lengths=lengths,
         )
 
@@ -209,6 +211,73 @@ def test_stages_follow_each_other_and_pairs_each_seed(place: Place) -> None:
     pairs = [f"confirm-{arm}-{s}" for s in (1000, 1001) for arm in (f"trial-{best:04d}", "scratch", "smoothing")]
     assert executor.names == [*BASELINE_JOBS, "trial-0000", "trial-0001", *pairs]
     assert best == max(place.trials(), key=lambda trial: trial.value).number
+
+
+def gains(distill: float) -> Any:
+    """Stands in for what runs reached on test: arms whose seeds differ by little, and distill gains so much."""
+    values = {"scratch": 0.9, "label_smoothing": 0.901, "distill": 0.9 + distill}
+
+    def accuracies(runs: Sequence[RunRecord], trial: int) -> dict[str, dict[int, float]]:
+        names = {run.tags["kdsweep.job"] for run in runs if run.status == "FINISHED"}
+        jobs = {"distill": f"trial-{trial:04d}", "scratch": "scratch", "label_smoothing": "smoothing"}
+        seeds = range(1000, 1030)
+        return {
+            arm: {s: value + 0.0007 * math.sin(s * len(arm)) for s in seeds if f"confirm-{jobs[arm]}-{s}" in names}
+            for arm, value in values.items()
+        }
+
+    return accuracies
+
+
+def confirmed_seeds(executor: AtOnce) -> list[int]:
+    """The fresh seeds whose runs were made, in their order."""
+    return list(dict.fromkeys(int(name[-4:]) for name in executor.names if name.startswith("confirm")))
+
+
+@pytest.mark.parametrize(("slots", "beyond"), [(1, 0), (2, 1), (7, 3)])
+def test_a_confirmation_ends_when_it_is_clear(
+    place: Place, monkeypatch: pytest.MonkeyPatch, slots: int, beyond: int
+) -> None:
+    """However many workers there are, it stops at the same seed; those had begun a few later seeds at most."""
+    monkeypatch.setattr(confirming, "accuracies", gains(0.05))
+    stages, executor = place.stages(confirm_seeds=4, confirm_until=20), AtOnce(place, slots)
+    carry_out(stages, executor)
+    assert stages.stop is not None
+    assert (stages.stop.seeds, stages.stop.last_seed, stages.stop.why) == (4, 1003, "clear")
+    assert len(confirmed_seeds(executor)) <= 4 + beyond
+    assert stages.left()["confirmation"] == 0
+    assert stages.planned()["confirmation"] == 12
+
+
+def test_a_confirmation_that_isnt_clear_goes_on_to_its_limit(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A higher limit later goes on with it; a run that failed counts as ended."""
+    monkeypatch.setattr(confirming, "accuracies", gains(0.001))
+    monkeypatch.setattr("kdsweep.analysis.always_valid.out_of_reach", lambda *_: False)
+    stages = place.stages(confirm_seeds=4, confirm_until=5)
+    carry_out(stages, AtOnce(place, confirm_scratch_1000=[RunError("no")]))
+    assert stages.stop is not None
+    assert (stages.stop.seeds, stages.stop.why) == (5, "spent")
+    later, executor = place.stages(confirm_seeds=4, confirm_until=6), AtOnce(place)
+    carry_out(later, executor)
+    assert executor.names == ["confirm-scratch-1000", *executor.names[1:]]
+    assert confirmed_seeds(executor) == [1000, 1005]
+
+
+def test_a_confirmation_stops_at_the_same_seed_after_a_kill(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It looks again at what is recorded, and makes what is missing before its stop."""
+    monkeypatch.setattr(confirming, "accuracies", gains(0.05))
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(
+            place.stages(confirm_seeds=4, confirm_until=20), AtOnce(place, confirm_smoothing_1002=[KeyboardInterrupt()])
+        )
+    again, executor = place.stages(confirm_seeds=4, confirm_until=20), AtOnce(place)
+    carry_out(again, executor)
+    assert confirmed_seeds(executor) == [1002, 1003]
+    assert again.stop is not None
+    assert again.stop.seeds == 4
+    third = place.stages(confirm_seeds=4, confirm_until=20)
+    assert third.left()["confirmation"] == 0
+    assert third.stop == again.stop
 
 
 def test_only_the_teacher_and_confirmations_read_test(place: Place) -> None:

@@ -44,7 +44,7 @@ class Diligent:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def compute_part(self, pass_index: int, stop: Callable[[], bool]) -> bool:
+    def compute_part(self, pass_index: int, stop: Callable[[], bool], heard: tuple[str, ...]) -> bool:
         time.sleep(0.02)
         (self.folder / "ahead").touch()
         return not stop()

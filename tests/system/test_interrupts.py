@@ -175,7 +175,7 @@ def test_a_step_that_does_not_end_is_interrupted() -> None:
 
 def test_every_step_with_a_bar_is_such_a_step() -> None:
     """Training, tables and decoding advance a bar, and end there."""
-    with pytest.raises(TerminatedError), deferred(), progress("working", total=2) as advance:
+    with pytest.raises(TerminatedError), deferred(), progress("working", 2, "pictures") as advance:
         send()
         advance(1)
         pytest.fail("the second step was made")

@@ -25,7 +25,7 @@ def output(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> io.StringIO:
 def test_a_short_job_prints_nothing_to_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     """A log file is not filled with jobs that end at once."""
     buffer = output(monkeypatch, terminal=False)
-    with progress("reading", total=3) as advance:
+    with progress("reading", 3, "pictures") as advance:
         advance(3)
     assert buffer.getvalue() == ""
 
@@ -35,13 +35,16 @@ def test_a_long_job_prints_plain_lines_to_a_file(monkeypatch: pytest.MonkeyPatch
     buffer = output(monkeypatch, terminal=False)
     monkeypatch.setattr(module, "LINE_SECONDS", 0.0)
     monkeypatch.setattr(module, "QUIET_SECONDS", 0.0)
-    with progress("reading", total=4) as advance:
+    with progress("reading", 4, "pictures") as advance:
         advance(1)
         advance(1, "still reading")
         advance(2)
     lines = buffer.getvalue().splitlines()
-    assert [line.split(", about")[0] for line in lines[:2]] == ["reading: 1 of 4", "still reading: 2 of 4"]
-    assert lines[2].startswith("still reading: 4 in ")
+    assert [line.split(", about")[0] for line in lines[:2]] == [
+        "reading: 1 of 4 pictures",
+        "still reading: 2 of 4 pictures",
+    ]
+    assert lines[2].startswith("still reading: 4 pictures in ")
     assert len(lines) == 3
     assert "\x1b" not in buffer.getvalue()
 
@@ -49,16 +52,16 @@ def test_a_long_job_prints_plain_lines_to_a_file(monkeypatch: pytest.MonkeyPatch
 def test_a_terminal_shows_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a terminal a bar counts the units, under the latest description."""
     buffer = output(monkeypatch, terminal=True)
-    with progress("reading", total=4) as advance:
+    with progress("reading", 4, "pictures") as advance:
         advance(3, "epoch [1/2]")
     assert "epoch [1/2]" in buffer.getvalue()
-    assert "3/4" in buffer.getvalue()
+    assert "3 of 4 pictures" in buffer.getvalue()
 
 
 def test_bars_may_be_nested(monkeypatch: pytest.MonkeyPatch) -> None:
     """An epoch's bar stays while the teacher's table, which it waits for, shows one of its own."""
     buffer = output(monkeypatch, terminal=True)
-    with progress("outer job", total=2) as outer, progress("inner job", total=5) as inner:
+    with progress("outer job", 2, "pictures") as outer, progress("inner job", 5, "pictures") as inner:
         inner(5)
         outer(1)
     assert "outer job" in buffer.getvalue()
@@ -69,7 +72,7 @@ def test_the_error_inside_a_job_gets_out(monkeypatch: pytest.MonkeyPatch) -> Non
     """A job that fails ends its bar and keeps its error."""
     for terminal in (True, False):
         output(monkeypatch, terminal)
-        with pytest.raises(KeyError, match="lost"), progress("reading", total=4):
+        with pytest.raises(KeyError, match="lost"), progress("reading", 4, "pictures"):
             raise KeyError("lost")
 
 
@@ -112,7 +115,7 @@ def test_that_nobody_hears_a_run_does_not_end_it(
         with caplog.at_level(logging.INFO):
             note("said to nobody")
             monkeypatch.setattr(module, "QUIET_SECONDS", 0.0)
-            with progress("training", total=1) as advance:
+            with progress("training", 1, "pictures") as advance:
                 advance(1)
         monkeypatch.undo()
     assert "said to nobody" in caplog.text

@@ -20,12 +20,14 @@ PACKAGE = Path(kdsweep.__file__).parent
 RUN_TAGS = {
     *("kdsweep.role", "kdsweep.stage", "kdsweep.study", "kdsweep.study_key", "kdsweep.job", "kdsweep.trial"),
     "kdsweep.options",
+    *("kdsweep.contest", "kdsweep.contender", "kdsweep.condition"),
     *("kdsweep.group", "kdsweep.process", "kdsweep.teacher", "kdsweep.weights", "kdsweep.test_read"),
     *("kdsweep.git_commit", "kdsweep.git_dirty", "kdsweep.reproduces", "kdsweep.resumed_after"),
     *("kdsweep.pruned", "kdsweep.error", "kdsweep.described"),
     *("kdsweep.space", "kdsweep.objectives", "kdsweep.planned", "kdsweep.chosen", "kdsweep.looks"),
     "kdsweep.command",
     *("kdsweep.choice", "kdsweep.fidelity"),
+    *("kdsweep.stopped", "kdsweep.requests"),
     *("kdsweep.sent", "kdsweep.sent_end", "kdsweep.sent_from", "kdsweep.restored"),
 }
 
@@ -33,7 +35,7 @@ RUN_TAGS = {
 ATTRIBUTES = {
     *("kdsweep.process", "kdsweep.beat", "kdsweep.values", "kdsweep.starts", "kdsweep.pruned_at", "kdsweep.cause"),
     *("kdsweep.key", "kdsweep.conditions", "kdsweep.controller", "kdsweep.store"),
-    *("kdsweep.chosen_from", "kdsweep.choose", "kdsweep.length"),
+    *("kdsweep.chosen_from", "kdsweep.choose", "kdsweep.start", "kdsweep.earlier", "kdsweep.length"),
 }
 
 # The functions that put `kdsweep.{key}` together, each with the name of the dictionary that has the keys. Those of

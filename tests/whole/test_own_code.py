@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import runpy
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
@@ -13,12 +14,15 @@ from pathlib import Path
 import pytest
 from commands import SHORT, Command, Outcome, artifacts, runs
 from in_process import run_here
+from PIL import Image
+from sklearn.datasets import load_digits
 
 from kdsweep.config import build
 from kdsweep.system import user_code
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_network"
 DATA_EXAMPLE = EXAMPLE.with_name("own_data")
+LOSS_EXAMPLE = EXAMPLE.with_name("own_loss")
 TRUST = {"KDSWEEP_TRUST": "tinynets.*"}
 # A run in a second, on the short run's pictures.
 TINY = (
@@ -27,9 +31,12 @@ TINY = (
 )
 
 
+OWN = ("tinynets", "faulty", "scans", "teaching", "net")
+
+
 def forget() -> None:
     """A command begins without anything of the user's code, as in a process of its own."""
-    for name in [name for name in sys.modules if name.partition(".")[0] in ("tinynets", "faulty", "scans")]:
+    for name in [name for name in sys.modules if name.partition(".")[0] in OWN]:
         del sys.modules[name]
     build.architecture.cache_clear()
     build._rehearsed.clear()
@@ -311,3 +318,144 @@ def test_the_data_example_is_trained_on_and_swept(tmp_path: Path, monkeypatch: p
     digests = {dataset.dataset.digest.partition("-")[0] for run in swept for dataset in run.inputs.dataset_inputs}
     assert len(digests) == 2
     assert (artifacts(swept[0]) / "source" / "scans" / "__init__.py").exists()
+
+
+# ---------------------------------------------------------------------------------- loss, optimizer and schedule
+
+
+@pytest.fixture
+def teaching(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of the example with a loss, an optimizer and a schedule."""
+    folder = shutil.copytree(LOSS_EXAMPLE, tmp_path / "own_loss", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    forget()
+    yield folder
+    forget()
+
+
+def taught(folder: Path, *words: str) -> Outcome:
+    """The command `kdsweep` in the folder of the example."""
+    forget()
+    network = ("model.name=shufflenet_v2_x0_5", "model.stem=imagenet", "teacher=random")
+    return run_here(["--config-dir", "conf", *TINY, *network, *words], folder, {"KDSWEEP_TRUST": "teaching.*"})
+
+
+@pytest.mark.slow
+def test_the_loss_example_is_trained_with_and_swept(teaching: Path) -> None:
+    """Its README's grid, on fewer pictures: the settings are parameters, and the code is on record."""
+    words = ("loss=logit_matching", "optimizer=decayed_matrices", "schedule=trapezoid", "-m", "loss.weight=0.1,0.3")
+    done = taught(teaching, *words)
+    assert done.status == 0, done.err
+    swept = runs(teaching, "distill")
+    assert [run.data.params["loss.weight"] for run in swept] == ["0.1", "0.3"]
+    assert swept[0].data.params["optimizer.lr"] == "0.05"
+    assert (artifacts(swept[0]) / "source" / "teaching" / "__init__.py").exists()
+
+
+@pytest.mark.slow
+def test_a_study_searches_what_a_loss_of_ones_own_has(teaching: Path) -> None:
+    """It has no alpha and no tau, which is said; and a setting may have no other value than the search's."""
+    small = ("sweep=alpha_tau", "sweep.n_trials=1", "sweep.baseline_seeds=0", "sweep.confirm_seeds=0")
+    without_file = ("loss=own", "loss._target_=teaching.logit_matching", "+loss.weight=interval(0,1)")
+    done = taught(teaching, *small, *without_file)
+    assert done.status == 0, done.err
+    assert "loss.alpha and loss.tau are not searched, for loss=own has none." in done.err
+    (study,) = runs(teaching, "study")
+    assert study.data.params["space._loss.weight"] == "+loss.weight=interval(0,1)"
+    assert "loss.weight" not in study.data.params
+    (trial,) = runs(teaching, "distill", stage="search")
+    assert 0 < float(trial.data.params["loss.weight"]) < 1
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("loss=logit_matching", "+loss.wieght=1"), r"loss\.wieght: .*mean weight\? logit_matching takes weight\."),
+        (("loss=own", "loss._target_=teaching.logit_matching"), r"loss\.weight: .*this argument is missing"),
+        (("optimizer=decayed_matrices", "+optimizer.wd_decay=1"), r"wd_decay: .*mean weight_decay\? .* takes lr, "),
+        (("optimizer=own", "optimizer._target_=torch.optim.RMSprop", "+optimizer.alhpa=1"), r"mean alpha\? RMSprop"),
+        (("schedule=trapezoid", "+schedule.dwon=1"), r"schedule\.dwon: .*Did you mean down\? trapezoid takes "),
+        (("+loss.aplha=1",), r"loss\.aplha: .*Did you mean alpha\? kd takes alpha, tau"),
+    ],
+)  # fmt: skip
+def test_a_misspelt_setting_is_refused_with_the_one_that_is_meant(
+    words: tuple[str, ...], expected: str, teaching: Path
+) -> None:
+    """By its key, in one line, for ones own functions as for torch's and kdsweep's."""
+    done = taught(teaching, *words)
+    assert done.status == 2
+    assert re.search(expected, done.error), done.err
+    assert done.err.count("\n") == 1
+
+
+# ------------------------------------------------------------------------------------------------- the tutorial
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "tutorials" / "own-pictures.md"
+
+
+def commands_of_the_page() -> list[list[str]]:
+    """The commands of the tutorial from a folder of pictures to a verdict, each as words."""
+    blocks = re.findall(r"^```\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return [shlex.split(line) for block in blocks for line in block.splitlines() if line.startswith("kdsweep")]
+
+
+@pytest.fixture
+def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with the page's own files, and a few scans of four digits in class folders without splits."""
+    text = PAGE.read_text(encoding="utf-8")
+    for name in ("net.py", "conf/experiment/mine.yaml"):
+        (block,) = re.findall(rf"^```\w+\n(# {name}\n.*?)^```", text, re.MULTILINE | re.DOTALL)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(block)
+    scans = load_digits(n_class=4)
+    for i, (grey, label) in enumerate(zip(scans.images[:120], scans.target[:120], strict=True)):
+        (tmp_path / "PICTURES" / str(label)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray((grey * 15.9).astype("uint8")).save(tmp_path / "PICTURES" / str(label) / f"{i}.png")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    forget()
+    yield tmp_path
+    forget()
+
+
+def test_the_tutorials_commands_are_those_that_are_run_here() -> None:
+    """One run, one with the file, the study, its report, and what comes after."""
+    programs = [words[0] for words in commands_of_the_page()]
+    assert programs == ["kdsweep", "kdsweep", "kdsweep", "kdsweep-report", "kdsweep-ui", "kdsweep-export"]
+
+
+@pytest.mark.slow
+def test_the_tutorial_goes_from_class_folders_to_runs(stranger: Path) -> None:
+    """Its first two commands, with fewer and smaller pictures: the test split is cut, and the same in both runs."""
+    quick = ("data.image_size=8", "epochs=1", "batch_size=16", "threads=1", "precision=fp32", "n_passes=1")
+    first, second, *_ = commands_of_the_page()
+    for words in ([*first[1:], *quick], [*second[1:], *quick, "data.val_size=0.1", "teacher=random"]):
+        done = run_here(words, stranger, {"KDSWEEP_TRUST": "net.*"})
+        assert done.status == 0, done.err
+    found = [run for arm in ("scratch", "distill") for run in runs(stranger, arm)]
+    inputs = [run.inputs.dataset_inputs for run in found]
+    assert len(found) == 2
+    assert {run.data.params["data.test_size"] for run in found} == {"0.2"}
+    assert inputs[0][0].dataset.digest == inputs[1][0].dataset.digest
+
+
+@pytest.mark.all
+def test_the_tutorial_goes_to_a_verdict(stranger: Path) -> None:
+    """All of its commands, with the teacher that it names, on fewer pictures, epochs and seeds."""
+    quick = ("epochs=2", "batch_size=32", "threads=1", "n_passes=2")
+    few = ("sweep.n_trials=2", "sweep.baseline_seeds=1", "sweep.confirm_seeds=2")
+    find = partial(sys.path.insert, 0, str(stranger))
+    first, second, study, report, _, export = commands_of_the_page()
+    trust = {"KDSWEEP_TRUST": "net.*"}
+    for words in ([*first[1:], *quick], [*second[1:], *quick], [*study[1:], *quick, *few]):
+        done = Command(*words, root=stranger, env=trust, prepare=find).outcome()
+        assert done.status == 0, done.err
+    done = run_here(report[1:], stranger, trust, report[0], "kdsweep.commands.report")
+    assert done.status == 0, done.err
+    assert re.search(r"Distillation is |can't be told|not distinguishable|nothing was learned", done.out), done.out
+    run_id = runs(stranger, "distill", stage="confirmation")[0].info.run_id[:8]
+    words = [run_id if word == "RUN" else word for word in export[1:]]
+    done = run_here([*words, "--format", "none"], stranger, trust, export[0], "kdsweep.commands.export")
+    assert done.status == 0, done.err
