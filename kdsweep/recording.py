@@ -329,8 +329,8 @@ def _name(cfg: DictConfig) -> str:
         return contests.removeprefix("confirmation of ")
     arm, seed = arm_label(cfg.arm), f"seed {cfg.seed}"
     setting = [f"{key} {value:.3g}" for key, value in cfg.loss.items() if type(value) in (int, float)]
-    if cfg.tracking.stage == "search" and cfg.tracking.trial is not None:
-        return ", ".join([f"trial {cfg.tracking.trial}", *setting])
+    if cfg.tracking.stage in ("pilot", "search") and cfg.tracking.trial is not None:
+        return ", ".join([f"{'trial' if cfg.tracking.stage == 'search' else 'pilot'} {cfg.tracking.trial}", *setting])
     # In a study all baselines, and all confirmations, of an arm have one setting.
     return ", ".join([arm, seed] if cfg.tracking.study is not None else [arm, *setting, seed])
 

@@ -27,7 +27,7 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
     ),
     "study": (
         *("plugin", "controller", "contest", "stages", "asking", "starting", "choosing", "confirming", "two_records"),
-        *("forecast", "measure_speed", "search", "proposals"),
+        *("fidelity", "forecast", "measure_speed", "search", "proposals"),
     ),
     "train": ("train",),
     "execution": (
@@ -55,6 +55,7 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
             "study_numbers",
             "progress_now",
             "findings",
+            "transfer",
             "contest_findings",
             "equivalent",
             "seed_planning",

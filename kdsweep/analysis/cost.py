@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kdsweep.analysis import statistics
-from kdsweep.analysis.sorted_runs import Comparison, Spread, finished, spread
+from kdsweep.analysis.sorted_runs import Comparison, Spread, spread
 from kdsweep.tracking.run_records import ARMS
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def account(found: Comparison) -> Cost:
 
 def _savings(found: Comparison) -> Savings:
     metric = found.goals.objective.metric
-    full = [run for run in finished(found.study, "distill") if run.stage != "confirmation"]
+    full = [run for trial in found.trials for run in trial.runs]
     histories = {run.id: dict(found.readings.history(metric, run)) for run in full}
     last = {id_: history[max(history)] for id_, history in histories.items() if history}
     ranks = {}

@@ -12,6 +12,7 @@ from kdsweep.analysis import (
     per_class,
     stopping,
     teacher_pull,
+    transfer,
     verdict,
     verdict_words,
 )
@@ -123,6 +124,7 @@ def summarise(study: StudyRecord, readings: Readings) -> Report:
         *_looks(found, judged),
         *_chosen(found, front),
         *_promised(found),
+        *transfer.words(found),
         *_outside(found),
         *_started(found),
         *_others(found),
@@ -303,7 +305,7 @@ def _others(found: Comparison) -> Iterable[str]:
 
 def _unconfirmed(found: Comparison, judged: Verdict) -> Iterable[str]:
     """Compares the first runs on test, or else on validation, if nothing was confirmed."""
-    if judged.comparisons:
+    if judged.comparisons or found.goals.short_search:
         return
     for metric, where in (("test/accuracy", "test"), ("val/accuracy", "validation")):
         spreads = {arm.name: arm.metrics[metric] for arm in found.arms if metric in arm.metrics}

@@ -38,7 +38,7 @@ class Progress:
     """Where a study is.
 
     Attributes:
-        stages: Baselines, trials and confirmations, in this order.
+        stages: Baselines, the pilot if there is one, trials and confirmations, in this order.
         running: The runs of the moment.
         seconds_left: How long the rest will take at the present pace; None before the first run has ended.
         failed: The number of trials that failed.
@@ -66,6 +66,8 @@ def progress(study: StudyRecord, goals: Goals, now: datetime | None = None) -> P
     now = datetime.now(UTC) if now is None else now
     ended = [run for arm in ARMS for run in finished(study, arm)]
     trials = {run.tags.get("kdsweep.trial") for run in study.runs("distill", "search", None) if run.status != "RUNNING"}
+    if goals.fidelity is not None:  # the pilot's settings are trials once it has decided
+        trials |= {str(number) for number, *_ in goals.fidelity.pilot}
     failed = {run.tags.get("kdsweep.trial") for run in study.runs("distill", "search", "FAILED")}
     failed -= {run.tags.get("kdsweep.trial") for run in study.runs("distill", "search")}
     # The fresh seeds of an earlier choice are no part of this confirmation.
@@ -74,6 +76,7 @@ def progress(study: StudyRecord, goals: Goals, now: datetime | None = None) -> P
         for run in ended
         if run.stage == "confirmation" and (run.arm != "distill" or run.tags.get("kdsweep.trial") == str(goals.chosen))
     ]
+    in_pilot = sum(run.stage == "pilot" for run in ended)
     baselines = goals.baselines
     controls = [name for name in baselines if name in STUDENTS] or STUDENTS[:2]
     seeds = goals.confirm_until if goals.confirm_until is not None else goals.confirm_seeds
@@ -82,6 +85,7 @@ def progress(study: StudyRecord, goals: Goals, now: datetime | None = None) -> P
         fresh = [run for run in fresh if run.seed is not None and run.seed <= goals.stop.last_seed]
     stages = (
         Stage("baselines", sum(run.stage == "baseline" for run in ended), sum(baselines.values()) or None),
+        *([Stage("pilot", in_pilot, None)] if in_pilot else []),
         Stage("trials", len(trials), goals.n_trials),
         Stage(
             "fresh seeds",

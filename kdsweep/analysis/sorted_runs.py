@@ -189,8 +189,12 @@ class Comparison:
         return 1 / min(counts) if counts else 0.0
 
     def seconds(self, arm: str) -> list[float]:
-        """Returns the seconds of each finished run of an arm, without the teacher's passes if the run logged those."""
-        runs = finished(self.study, arm)
+        """Returns the seconds of each finished run of an arm, without the teacher's passes if the run logged those.
+
+        Runs that are shorter than those of the confirmation don't count.
+        """
+        short = {run.id for trial in self.trials for run in trial.runs} if self.goals.short_search else set()
+        runs = [run for run in finished(self.study, arm) if run.id not in short and not is_short_pilot(run)]
         seconds = [run.metrics.get("seconds", run.duration_s) for run in runs]
         return [value for value in seconds if value is not None]
 
@@ -213,6 +217,7 @@ def compare(study: StudyRecord, readings: Readings) -> Comparison:
     goals = Goals.read(study.parent.tags)
     fresh = {arm: [run for run in finished(study, arm) if run.stage == "confirmation"] for arm in STUDENTS}
     runs = {arm: [run for run in finished(study, arm) if run.stage != "confirmation"] for arm in ARMS}
+    runs["distill"] = [run for run in runs["distill"] if _of_search(run, goals)]
     trials = _trials(runs["distill"], goals)
     chosen = next((trial for trial in trials if trial.number == goals.chosen), trials[0] if trials else None)
     runs["distill"] = [] if chosen is None else list(chosen.runs)
@@ -234,6 +239,19 @@ def _beyond(run: RunRecord, goals: Goals, chosen: int | None) -> bool:
     """Returns whether a confirmation run comes after the last seed that counts for the chosen trial."""
     stop = goals.stop
     return stop is not None and stop.trial == chosen and run.seed is not None and run.seed > stop.last_seed
+
+
+def is_short_pilot(run: RunRecord) -> bool:
+    """Returns whether a run is one of the pilot's short ones."""
+    return run.stage == "pilot" and run.tags.get("kdsweep.job", "").endswith("-short")
+
+
+def _of_search(run: RunRecord, goals: Goals) -> bool:
+    """Returns whether a run counts as a trial's: of the pilot's runs, those of the length that the search has."""
+    number = run.tags.get("kdsweep.trial", "")
+    if run.stage != "pilot" or goals.fidelity is None:
+        return run.stage != "pilot"
+    return number.isdecimal() and run.tags.get("kdsweep.job") == goals.fidelity.job(int(number))
 
 
 def finished(study: StudyRecord, arm: str) -> list[RunRecord]:

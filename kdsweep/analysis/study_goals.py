@@ -158,6 +158,45 @@ class Promise:
 
 
 @dataclass(frozen=True)
+class Fidelity:
+    """The length of the search's runs, and the pilot that decided it.
+
+    Attributes:
+        key: What is cut down: "epochs", "data.train_fraction" or "n_passes".
+        short, full: Its value in a short run and in a long one.
+        cheap: Whether the search's trials are short.
+        pilot: For each setting that was run at both lengths its trial's number and its objectives, short and long; None
+            for a run that failed.
+    """
+
+    key: str
+    short: float
+    full: float
+    cheap: bool
+    pilot: tuple[tuple[int, tuple[float, ...] | None, tuple[float, ...] | None], ...]
+
+    @classmethod
+    def read(cls, found: Mapping[str, Any]) -> Fidelity:
+        """Reads what Optuna's record and the tag kdsweep.fidelity hold."""
+        pilot = ((number, *(None if v is None else tuple(v) for v in values)) for number, *values in found["pilot"])
+        return cls(found["key"], found["short"], found["full"], found["cheap"], tuple(pilot))
+
+    @property
+    def searched(self) -> str:
+        """The length of the search's trials as an override: "epochs=8"."""
+        return f"{self.key}={self.short if self.cheap else self.full:g}"
+
+    def job(self, number: int) -> str:
+        """Returns the name of the pilot's job whose run is the trial's."""
+        return pilot_job(number, short=self.cheap)
+
+
+def pilot_job(number: int, *, short: bool) -> str:
+    """Returns the name of a job of the pilot."""
+    return f"pilot-{number:04d}-{'short' if short else 'full'}"
+
+
+@dataclass(frozen=True)
 class Request:
     """What was asked of a study at one time.
 
@@ -211,6 +250,7 @@ class Goals:
         requests: What was asked, and when.
         baselines: The planned runs of each baseline; empty where the parent run doesn't say.
         looks: The number of the confirmed trial and of its fresh seeds, each time that the study ended with a verdict.
+        fidelity: The length of the search's runs; None where all runs have one length.
     """
 
     space: tuple[Dimension, ...] = ()
@@ -221,6 +261,7 @@ class Goals:
     baseline_seeds: int | None = None
     confirm_seeds: int | None = None
     looks: tuple[tuple[int, int], ...] = ()
+    fidelity: Fidelity | None = None
     confirm_until: int | None = None
     stop: Stop | None = None
     requests: tuple[Request, ...] = ()
@@ -228,7 +269,7 @@ class Goals:
 
     @classmethod
     def read(cls, tags: Mapping[str, str]) -> Goals:
-        """Reads the tags kdsweep.space, .objectives, .chosen, .choice, .planned, .looks, .stopped and .requests.
+        """Reads the tags kdsweep.space, .objectives, .chosen, .choice, .planned, .looks and the like.
 
         What isn't there keeps its default.
         """
@@ -236,6 +277,7 @@ class Goals:
         objectives = json.loads(tags.get("kdsweep.objectives", "[]"))
         chosen = tags.get("kdsweep.chosen", "")
         planned = json.loads(tags.get("kdsweep.planned", "{}"))
+        fidelity = json.loads(tags.get("kdsweep.fidelity", "null"))
         stopped = json.loads(tags.get("kdsweep.stopped", "null"))
         return cls(
             space=tuple(_dimension(key, limits) for key, limits in space.items()),
@@ -243,11 +285,17 @@ class Goals:
             chosen=int(chosen) if chosen.isdecimal() else None,
             promise=_promise(json.loads(tags.get("kdsweep.choice", "{}"))),
             looks=tuple((trial, seeds) for trial, seeds in json.loads(tags.get("kdsweep.looks", "[]"))),
+            fidelity=None if fidelity is None else Fidelity.read(fidelity),
             requests=requests(tags),
             baselines=planned.get("baselines", {}),
             stop=None if stopped is None else Stop(**stopped),
             **{name: planned.get(name) for name in ("n_trials", "baseline_seeds", "confirm_seeds", "confirm_until")},
         )
+
+    @property
+    def short_search(self) -> bool:
+        """Whether the search's trials are shorter than all other runs, so that scores can't be compared."""
+        return self.fidelity is not None and self.fidelity.cheap
 
     @property
     def objective(self) -> Objective:

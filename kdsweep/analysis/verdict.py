@@ -94,7 +94,7 @@ class Verdict:
         noise: The standard deviation of test accuracy over seeds; None if no setting was repeated.
         pair_noise: The standard deviation of the difference of two arms' runs with one seed, over all arms, on test;
             None if it is unknown.
-        validation_noise: The noise of the search's objective over seeds.
+        validation_noise: The noise of the search's objective over seeds; None if the search's runs are shorter.
         curse: By how much the search overstated the chosen setting, in the objective's unit; a positive number means
             that the search was too optimistic. None without confirmation.
         expected_curse: By how much the best of as many equal settings would be overstated, by the noise in which their
@@ -135,7 +135,10 @@ def judge(found: Comparison) -> Verdict:
         statistics.noise_floor(repetitions(found.study, metric), resolution=found.resolution(metric))
         for metric in (METRIC, objective.metric)
     )
-    luck, shared = _luck(found, validation_noise)
+    # The noise of long runs isn't that of a search's short ones, and their scores aren't alike.
+    if found.goals.short_search:
+        validation_noise = None
+    luck, shared = (None, None) if found.goals.short_search else _luck(found, validation_noise)
     expected = None
     promise = found.goals.promise
     by_model = promise is not None and promise.by_model
@@ -144,7 +147,7 @@ def judge(found: Comparison) -> Verdict:
         expected = statistics.expected_winners_curse(luck, len(found.trials))
     values = [run.metrics[objective.metric] for run in found.confirmed("distill") if objective.metric in run.metrics]
     curse = promised = confirmed = None
-    if values and found.chosen is not None:
+    if values and found.chosen is not None and not found.goals.short_search:
         promised = promise.expected if promise is not None and promise.by_model else found.chosen.value
         confirmed = math.fsum(values) / len(values)
         curse = statistics.winners_curse(

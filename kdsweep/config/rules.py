@@ -38,7 +38,7 @@ TRAINED = ("head", "all", "scratch")
 # Larger numbers are mistakes, and some would overflow later arithmetic.
 MOST = {"epochs": 10**6, "batch_size": 10**7, "n_passes": 10**6}
 # The stages whose runs return the objective to somebody who ranks them: single runs and plain grids, and trials.
-RANKED_STAGES = ("single", "search")
+RANKED_STAGES = ("single", "pilot", "search")
 LARGEST_SEED = 2**63 - 1
 LONGEST_NAME = 250
 

@@ -36,8 +36,11 @@ def in_words(job: str) -> str:
     """Returns what a job of this name does, as people read it.
 
     "trial-0003" is "trial 3", "label_smoothing-0" is "label smoothing, seed 0", and "confirm-trial-0003-1000" is
-    "confirmation of trial 3, seed 1000". Another name stays as it is.
+    "confirmation of trial 3, seed 1000". "pilot-0003-short" is "pilot of trial 3, short". Another name stays as it is.
     """
+    pilot = re.fullmatch(r"pilot-(\d+)-(short|full)", job)
+    if pilot is not None:
+        return f"pilot of trial {int(pilot[1])}, {'short' if pilot[2] == 'short' else 'full length'}"
     if (contests := contest_plan.in_words(job)) is not None:
         return contests
     found = re.fullmatch(r"(confirm-)?(?:trial-(?P<trial>\d+)|(?P<arm>\w+))(?:-(?P<seed>\d+))?", job)

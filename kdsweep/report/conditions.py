@@ -50,7 +50,8 @@ def _rows(report: Report) -> Iterator[tuple[str, str]]:
     if goals.space:
         objectives = ", ".join(objective.label for objective in goals.objectives)
         trials = "" if goals.n_trials is None else f"{goals.n_trials} trials over "
-        yield "search", f"{trials}{', '.join(map(_dimension, goals.space))}; by {objectives}"
+        length = "" if goals.fidelity is None else f"; its runs have {goals.fidelity.searched}"
+        yield "search", f"{trials}{', '.join(map(_dimension, goals.space))}; by {objectives}{length}"
     if around or params:
         yield "machine", _machine(params, around)
     if around:

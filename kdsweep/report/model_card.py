@@ -25,6 +25,7 @@ TEMPLATE = "model_card.md.jinja"
 STAGES = {
     "single": "a single run",
     "baseline": "a baseline of a study",
+    "pilot": "a run of a study's pilot, which compares short runs with long ones",
     "search": "a trial of a study's search",
     "confirmation": "a fresh seed in a study's confirmation",
     "reproduction": "a reproduction of another run",

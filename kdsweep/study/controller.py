@@ -38,11 +38,12 @@ from kdsweep.execution.executors import Executor, InProcess, open_executor, ray_
 from kdsweep.execution.jobs import Task, all_overrides
 from kdsweep.execution.trial_link import build_pruner, storage_url
 from kdsweep.report import console, next_commands, writing
-from kdsweep.study import asking, choosing, contest, starting, two_records
+from kdsweep.study import asking, choosing, contest, fidelity, starting, two_records
 from kdsweep.study.forecast import forecast
 from kdsweep.study.measure_speed import measure
 from kdsweep.study.search import (
     CODE,
+    FIDELITY,
     Search,
     Setting,
     Space,
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
     from hydra.types import HydraContext, TaskFunction
 
     from kdsweep.execution.jobs import Job
+    from kdsweep.study.fidelity import Lengths
     from kdsweep.study.search import EndedTrial
     from kdsweep.tracking.run_records import RunRecord
     from kdsweep.tracking.run_writer import Run
@@ -101,6 +103,9 @@ class Study(OptunaSweeperImpl):
         start: The settings that are tried first, or None.
         start_from: The name or id of another study whose trials are known too, or None.
         search_seeds: "fresh" gives each trial its own seed, "fixed" the configured one to all.
+        fidelity: The share of `fidelity_of` that a trial has if a pilot shows that ranks transfer; None for all of it.
+        fidelity_of: What is cut down, one of `fidelity.KEYS`.
+        pilot: The number of the pilot's settings.
         executor: The executor's name; None means `in_process` if n_jobs is 1, and `workers` otherwise.
         ray_address: The address of a Ray cluster, as in `executors.ray_cluster`.
         max_restarts: How often a run whose process died is started again.
@@ -129,6 +134,9 @@ class Study(OptunaSweeperImpl):
         start: Any,
         start_from: str | None,
         search_seeds: str,
+        fidelity: float | None,
+        fidelity_of: str,
+        pilot: int,
         executor: str | None,
         ray_address: str | None,
         max_restarts: int,
@@ -156,6 +164,7 @@ class Study(OptunaSweeperImpl):
         self._confirm_until, self._start, self._start_from = confirm_until, start, start_from
         self._executor = executor or ("in_process" if self.n_jobs == 1 else "workers")
         self._ray_address, self._choose, self._search_seeds = ray_address, choose, search_seeds
+        self._fidelity, self._fidelity_of, self._pilot = fidelity, fidelity_of, pilot
         self._contenders, self._for_all, self._against = list(contenders), list(for_all), list(against)
         self._define = {name: list(lines) for name, lines in (define or {}).items()}
         self._grid = {key: list(values) for key, values in (grid or {}).items()}
@@ -183,6 +192,7 @@ class Study(OptunaSweeperImpl):
         overrides = self._searchable(overrides)
         space = space_of(self._exact(overrides))
         self._check_extension(space, overrides)
+        lengths = self._lengths(space)
         for config, words in self._configurations(space, overrides):
             with _beside(words):
                 self._check_limits(space, config)
@@ -209,7 +219,8 @@ class Study(OptunaSweeperImpl):
             with search.held():
                 searched = [override for override in overrides if override.is_sweep_override()]
                 search.require_same({**self._conditions(searched), "directions": directions})
-                self._run(search, overrides, list(zip(objectives, directions, strict=True)))
+                fidelity.require_same(search, lengths)
+                self._run(search, overrides, list(zip(objectives, directions, strict=True)), lengths)
 
     # A contest
 
@@ -266,6 +277,7 @@ class Study(OptunaSweeperImpl):
             ("start", self._start),
             ("start_from", self._start_from),
             ("confirm_until", self._confirm_until),
+            ("fidelity", self._fidelity),
         ):
             remedy = "It belongs to a study with one search."
             require(value is None, f"{key} is null in a study of contenders", value, f"sweep.{key}", remedy)
@@ -495,6 +507,22 @@ class Study(OptunaSweeperImpl):
             require(len(directions) == 1, "one objective with a pruner", len(directions), "hydra.sweeper.pruner")
             build_pruner(self._pruner)
 
+    def _lengths(self, space: Space) -> Lengths | None:
+        """Returns the lengths of the search's runs, if there are two; a short run's configuration is checked too."""
+        full = OmegaConf.select(self.config, str(self._fidelity_of))
+        lengths = fidelity.plan(self._fidelity, self._fidelity_of, self._pilot, full, self.n_trials, space)
+        if lengths is not None:
+            rule, remedy = (
+                "start_from is null with a fidelity",
+                "Scores of short runs can't be mixed with another study's.",
+            )
+            require(self._start_from is None, rule, self._start_from, "sweep.start_from", remedy)
+            own = self.config.copy()
+            OmegaConf.set_readonly(own, False)
+            OmegaConf.update(own, lengths.key, lengths.short)
+            checks.check(rules.settled(own))
+        return lengths
+
     def _exact(self, overrides: Iterable[Override], config: DictConfig | None = None) -> Iterator[Override]:
         """Yields the overrides with sweeps, in whole numbers where the key takes no others.
 
@@ -609,7 +637,13 @@ class Study(OptunaSweeperImpl):
             with store.run(search.name, tags=tags, params=params) as run:
                 yield run
 
-    def _run(self, search: Search, overrides: Sequence[Override], objectives: Sequence[tuple[str, str]]) -> None:
+    def _run(
+        self,
+        search: Search,
+        overrides: Sequence[Override],
+        objectives: Sequence[tuple[str, str]],
+        lengths: Lengths | None,
+    ) -> None:
         if self._restart is None:
             two_records.require_store(search, recording.uri_of(self.config))
         store = recording.open_store(self.config)
@@ -648,6 +682,7 @@ class Study(OptunaSweeperImpl):
                 choose,
                 self._search_seeds,
                 until,
+                lengths=lengths,
             )
             for trial in missing:
                 self._record_again(store, stages.trial_job(trial), trial, [name for name, _ in objectives])
@@ -659,6 +694,9 @@ class Study(OptunaSweeperImpl):
                 parent.ends_at(known.end)
             with stages.carried_out_by(self._open_executor(anything_left)):
                 stages.run_baselines()
+                stages.run_pilot()
+                if lengths is not None:
+                    parent.tag({"kdsweep.fidelity": json.dumps(search.noted(FIDELITY))})
                 stages.run_search()
                 chosen = stages.choose()
                 # Before its first run, so that a report in the middle of a new confirmation takes no other trial's.
@@ -772,6 +810,7 @@ class Study(OptunaSweeperImpl):
             name=str(self.study_name),
             threads=self._threads,
             elsewhere=elsewhere,
+            share=stages.share,
         )
         for line in found.words():
             note(line)

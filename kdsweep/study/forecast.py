@@ -25,7 +25,7 @@ LEAST_SAVING = 0.1
 TEACHERS_SHARE = 0.25
 
 # The parts of a study that aren't controls.
-TEACHER, TRIALS, CONFIRMATION = "teacher", "trials", "confirmation"
+TEACHER, PILOT, TRIALS, CONFIRMATION = "teacher", "pilot", "trials", "confirmation"
 
 # The time that a run takes besides training and evaluation, to build a network and to open and close its record.
 RUN_SECONDS = 2.0
@@ -62,6 +62,8 @@ class Forecast:
         speed: The speed from which the cost was computed.
         cost: What the runs that are left will take.
         shorter: Alternatives, shortest first; empty unless the study is long.
+        full_length: What they will take if a pilot doesn't let the search have shorter runs; None without a pilot to
+            come.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Forecast:
     speed: Speed
     cost: Estimate
     shorter: tuple[Alternative, ...] = ()
+    full_length: Estimate | None = None
 
     def words(self) -> list[str]:
         """Returns the forecast as lines for the terminal."""
@@ -78,16 +81,19 @@ class Forecast:
         return [line for line in lines if line]
 
     def _runs(self) -> str:
-        others = TRIALS, CONFIRMATION
+        others = PILOT, TRIALS, CONFIRMATION
         baselines = [f"{n} {arm_label(name)}" for name, n in self.planned.items() if n and name not in others]
-        parts = [
-            ", ".join(baselines),
-            f"{(n := self.planned.get(TRIALS, 0))} trial{'s' * (n != 1)}",
-            self._confirmation(),
-        ]
+        parts = [", ".join(baselines), *self._search(), self._confirmation()]
         total, left = sum(self.planned.values()), sum(self.left.values())
         done = "" if left == total else f" {total - left} of them are done."
         return f"Study {self.name}: {'; '.join(part for part in parts if part)}: {total} runs.{done}"
+
+    def _search(self) -> list[str]:
+        settings, n = self.planned.get(PILOT, 0) // 2, self.planned.get(TRIALS, 0)
+        trials = f"trial{'s' * (n != 1)}"
+        if not settings:
+            return [f"{n} {trials}"]
+        return [f"a pilot of {settings} settings at two lengths", f"then {n} more {trials}"]
 
     def _confirmation(self) -> str:
         runs, n_controls = self.planned.get(CONFIRMATION, 0), len(controls(self.planned))
@@ -130,7 +136,10 @@ class Forecast:
         speed = self.speed
         step = f"one step of {speed.batch_size} pictures takes {_step(speed.step_seconds)}; measured now"
         where = f"on {self.n_jobs} workers" if self.n_jobs > 1 else "one run at a time"
-        return f"About {roughly(self.cost.seconds)}, {where} ({step})."
+        took = f"About {roughly(self.cost.seconds)}"
+        if self.full_length is not None:
+            took += f" if the pilot shows that ranks transfer, else {roughly(self.full_length.seconds)}"
+        return f"{took}, {where} ({step})."
 
     def _shorter(self) -> list[str]:
         if not self.shorter and (self.cost.seconds <= LONG_SECONDS or self.speed.gpus):
@@ -154,6 +163,7 @@ def forecast(
     name: str,
     threads: int | None = None,
     elsewhere: bool = False,
+    share: float = 1.0,
 ) -> Forecast:
     """Measures for some seconds, and forecasts what the study's remaining runs will cost.
 
@@ -166,6 +176,8 @@ def forecast(
         name: The study's name.
         threads: CPU threads of a run. None means the configuration's number, or a share of the cores if it has none.
         elsewhere: Whether runs may be made on other machines, whose cores and GPUs aren't known.
+        share: The length of the search's runs, as a share of the others'; what is to be decided by a pilot counts as
+            decided.
 
     Raises:
         UserError: `n_jobs` runs don't fit into the memory of the GPUs.
@@ -175,14 +187,16 @@ def forecast(
     speed = measure(cfg, threads)
     if speed.gpu_free and not elsewhere:
         require_room(n_jobs, speed.gpus, speed.gpu_bytes, speed.gpu_free)
-    cost = estimate(speed, left, n_jobs, elsewhere)
+    cost = estimate(speed, left, n_jobs, elsewhere, share)
     ways: list[Alternative] = []
     if cost.seconds > LONG_SECONDS:
         ways += [] if elsewhere else _more_workers(cfg, speed, n_jobs)
         # Runs that are done have these settings, and the rest must match them; it can only be divided differently.
         if sum(left.values()) == sum(planned.values()):
             ways += [*_another_stem(cfg, speed, n_jobs), *less_work(speed, n_jobs, cost)]
-    return Forecast(name, planned, left, n_jobs, speed, cost, worth_it(ways, left, cost, elsewhere))
+    shorter = worth_it(ways, left, cost, elsewhere, share)
+    full_length = estimate(speed, left, n_jobs, elsewhere) if left.get(PILOT) else None
+    return Forecast(name, planned, left, n_jobs, speed, cost, shorter, full_length)
 
 
 # ------------------------------------------------------------------------------------------------- alternatives
@@ -249,10 +263,10 @@ def _with_pictures(speed: Speed, n_train: int) -> Speed:
 
 
 def worth_it(
-    ways: Iterable[Alternative], left: Mapping[str, int], cost: Estimate, elsewhere: bool = False
+    ways: Iterable[Alternative], left: Mapping[str, int], cost: Estimate, elsewhere: bool = False, share: float = 1.0
 ) -> tuple[Alternative, ...]:
     """Returns the alternatives that save enough of `cost`, with their seconds, shortest first."""
-    timed = [replace(way, seconds=estimate(way.speed, left, way.n_jobs, elsewhere).seconds) for way in ways]
+    timed = [replace(way, seconds=estimate(way.speed, left, way.n_jobs, elsewhere, share).seconds) for way in ways]
     saving = [way for way in timed if way.seconds <= (1 - LEAST_SAVING) * cost.seconds]
     return tuple(sorted(saving, key=lambda way: way.seconds))
 
@@ -293,7 +307,9 @@ class Estimate:
     passes: int
 
 
-def estimate(speed: Speed, runs: Mapping[str, int], n_jobs: int, elsewhere: bool = False) -> Estimate:
+def estimate(
+    speed: Speed, runs: Mapping[str, int], n_jobs: int, elsewhere: bool = False, share: float = 1.0
+) -> Estimate:
     """Estimates what `runs` will take.
 
     Stages follow each other. In each stage, n_jobs runs go on at the same time, but no more than cores or GPUs allow.
@@ -304,11 +320,12 @@ def estimate(speed: Speed, runs: Mapping[str, int], n_jobs: int, elsewhere: bool
         runs: The number of runs of each part of a study: "teacher", "trials", "confirmation", and controls by name.
         n_jobs: The number of runs at the same time.
         elsewhere: Whether the runs may be made on other machines, whose cores and GPUs aren't known.
+        share: The length of a trial as a share of the other runs'; half of the pilot's runs have it too.
     """
     jobs = n_jobs if elsewhere else min(n_jobs, max(1, speed.gpus or speed.cores // speed.threads))
     names = controls(runs)
     arms = 1 + len(names)
-    seeds = bool(runs.get(TRIALS)) + math.ceil(runs.get(CONFIRMATION, 0) / arms)
+    seeds = bool(runs.get(PILOT) or runs.get(TRIALS)) + math.ceil(runs.get(CONFIRMATION, 0) / arms)
     # Each seed needs other passes in its epochs, until all passes are computed.
     passes = min(len(speed.passes_missing), seeds * speed.epochs)
     teacher_seconds = 0.0
@@ -318,7 +335,8 @@ def estimate(speed: Speed, runs: Mapping[str, int], n_jobs: int, elsewhere: bool
     confirmed = (distilled + len(names) * plain) / arms + speed.n_test / speed.evaluation_rate
     stages = (
         (sum(runs[name] for name in names), plain),
-        (runs.get(TRIALS, 0), distilled),
+        (runs.get(PILOT, 0), (1 + share) / 2 * distilled),
+        (runs.get(TRIALS, 0), share * distilled),
         (runs.get(CONFIRMATION, 0), confirmed),
     )
     seconds = sum(math.ceil(count / jobs) * each for count, each in stages)
@@ -327,12 +345,12 @@ def estimate(speed: Speed, runs: Mapping[str, int], n_jobs: int, elsewhere: bool
 
 def controls(runs: Mapping[str, int]) -> list[str]:
     """Returns the parts of a study that are controls, which are the baselines other than the teacher."""
-    return [name for name in runs if name not in (TEACHER, TRIALS, CONFIRMATION)]
+    return [name for name in runs if name not in (TEACHER, PILOT, TRIALS, CONFIRMATION)]
 
 
 def asks_teacher(runs: Mapping[str, int]) -> bool:
     """Returns whether any of the runs needs the teacher."""
-    return any(runs.get(part) for part in (TEACHER, TRIALS, CONFIRMATION))
+    return any(runs.get(part) for part in (TEACHER, PILOT, TRIALS, CONFIRMATION))
 
 
 def _run_seconds(speed: Speed, distilled: bool) -> float:

@@ -48,6 +48,9 @@ class StudySweeperConf(OptunaSweeperConf):
     start: Any = None
     start_from: str | None = None
     search_seeds: str = "fixed"
+    fidelity: float | None = None
+    fidelity_of: str = "epochs"
+    pilot: int = 8
     executor: str | None = None
     ray_address: str | None = None
     max_restarts: int = 3

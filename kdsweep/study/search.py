@@ -47,6 +47,8 @@ KEY, CONDITIONS, CONTROLLER = "kdsweep.key", "kdsweep.conditions", "kdsweep.cont
 STORE = "kdsweep.store"
 # The number of trials from which a setting between them was chosen; and what was chosen from which trials, and how.
 CHOSEN_FROM, CHOICE, CHOOSE = "kdsweep.chosen_from", "kdsweep.choice", "kdsweep.choose"
+# The length of the trials' runs: what was asked for, and what the pilot decided.
+LENGTH, FIDELITY = "kdsweep.length", "kdsweep.fidelity"
 # The settings that were asked for first, and the trials of an earlier study.
 START, EARLIER = "kdsweep.start", "kdsweep.earlier"
 
@@ -283,8 +285,7 @@ class Search:
 
     def next(self) -> Setting | None:
         """Returns the trial to run next: an interrupted or a new one; None if there are enough trials."""
-        trials = self.trials()
-        waiting = any(trial.state == TrialState.WAITING for trial in trials)
+        trials, waiting = self.trials(), self._waits()
         if not waiting and len(trials) >= self.n_trials:
             return None
         if not waiting and self._sees_others():
@@ -296,13 +297,34 @@ class Search:
         trial.set_user_attr(STARTS, trial.user_attrs.get(STARTS, 0) + 1)
         return Setting(trial.number, trial.params)
 
+    def first(self, n: int) -> list[Setting]:
+        """Returns the settings of the first `n` < `n_trials` trials; those that aren't there yet are proposed.
+
+        None of them begins by this: `next` returns those that have no result.
+        """
+        asked = []
+        while self._waits() or len(self.trials()) < n:
+            setting = self.next()
+            assert setting is not None
+            asked.append(setting)
+        for setting in asked:
+            self.give_back(setting.number)
+        return [Setting(trial.number, trial.params) for trial in self.trials()[:n]]
+
+    def next_of(self, n: int) -> Setting | None:
+        """Returns the next of the first `n` trials that waits to be begun; None if none does."""
+        return self.next() if any(trial.state == TrialState.WAITING for trial in self.trials()[:n]) else None
+
+    def _waits(self) -> bool:
+        return any(trial.state == TrialState.WAITING for trial in self.trials())
+
     def complete(self, number: int, result: object) -> str | None:
         """Tells Optuna the result of a trial: a number, or one for each objective. Without them the trial fails.
 
         Returns:
             The cause of the failure; None if the trial is complete.
         """
-        values = _numbers(result)
+        values = numbers(result)
         if len(values) == len(self.directions) and not any(map(math.isnan, values)):
             self._tell(number, values=values)
             return None
@@ -654,7 +676,7 @@ def _require_free(study: optuna.Study) -> None:
         raise UserError(held_by(study.study_name, process), "sweep.name")
 
 
-def _numbers(result: Any) -> list[float]:
+def numbers(result: Any) -> list[float]:
     """Returns what a job returned as numbers, of whatever type; NaN stands for what is none."""
     try:
         values = list(result)

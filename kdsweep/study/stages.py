@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kdsweep.analysis.contest_plan import trial_job
+from kdsweep.analysis.study_goals import pilot_job
+from kdsweep.analysis.transfer import decision
 from kdsweep.config.overrides import kept_beside
 from kdsweep.execution.jobs import Job, Outcome, in_words
+from kdsweep.study import fidelity
 from kdsweep.study.choosing import known_choice, make_choice
 from kdsweep.study.confirming import Looks
-from kdsweep.study.search import Setting
+from kdsweep.study.search import Setting, numbers
 from kdsweep.system import interrupts
 from kdsweep.system.errors import PrunedError, RunError, one_line
 from kdsweep.system.processes import ProcessId, parse_process, this_process
@@ -27,8 +30,9 @@ if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
     from kdsweep.analysis.choice import Choice
-    from kdsweep.analysis.study_goals import Stop
+    from kdsweep.analysis.study_goals import Fidelity, Stop
     from kdsweep.execution.executors import Executor
+    from kdsweep.study.fidelity import Lengths
     from kdsweep.study.search import Search
     from kdsweep.tracking.run_records import RunRecord
     from kdsweep.tracking.store import Store
@@ -78,6 +82,7 @@ class Stages:
         confirm_until: The most fresh seeds of a confirmation that stops when its answer is clear, which it looks for
             from `confirm_seeds` on; None for exactly `confirm_seeds`.
         owner: The contender of a contest whose search this is; empty for a study with one search.
+        lengths: The lengths of the search's runs, between which a pilot decides; None if there is one.
     """
 
     def __init__(
@@ -96,12 +101,13 @@ class Stages:
         search_seeds: str,
         confirm_until: int | None = None,
         owner: str = "",
+        lengths: Lengths | None = None,
     ) -> None:
         self._store, self._parent_id, self._search = store, parent_id, search
         self._overrides, self._objectives, self._baselines = overrides, objectives, baselines
         self._confirm_seeds, self._max_restarts = confirm_seeds, max_restarts
         self._max_failure_rate, self._choose = max_failure_rate, choose
-        self._search_seeds, self._owner = search_seeds, owner
+        self._search_seeds, self._owner, self._lengths = search_seeds, owner, lengths
         self._confirm_until = confirm_until
         self._looks: Looks | None = None
         self._whole = 0  # fresh seeds all of whose runs have ended, without a gap from the first on
@@ -144,17 +150,26 @@ class Stages:
     # What is to be done
 
     def planned(self) -> dict[str, int]:
-        """Returns the number of planned runs for each baseline, "trials", and "confirmation"."""
+        """Returns the number of planned runs for each baseline, "pilot" if there is one, "trials", and "confirmation".
+
+        Half of the pilot's runs are trials.
+        """
+        in_pilot = 0 if self._lengths is None else self._lengths.n
+        pilot = {"pilot": 2 * in_pilot} if in_pilot else {}
         baselines = {name: baseline.seeds for name, baseline in self._baselines.items()}
         arms = 1 + sum(baseline.control for baseline in self._baselines.values())
+        trials = self._search.n_trials - in_pilot
         seeds = self._most_seeds if self.stop is None else self.stop.seeds
-        return {**baselines, "trials": self._search.n_trials, "confirmation": arms * seeds}
+        return {**baselines, **pilot, "trials": trials, "confirmation": arms * seeds}
 
     def left(self) -> dict[str, int]:
         """Returns how many of the planned runs are still to be made."""
         left = {name: len(self._seeds_left(name)) for name in self._baselines}
         planned = self.planned()
-        left["trials"] = max(planned["trials"] - self._search.count_finished(), 0)
+        if self._lengths is not None:
+            left["pilot"] = len(self._pilot_left(range(self._lengths.n)))
+        counted = max(self._search.count_finished(), self._search.n_trials - planned["trials"])
+        left["trials"] = max(self._search.n_trials - counted, 0)
         # While trials are left, nobody knows which setting will be chosen.
         best = None if left["trials"] else self.known_choice()
         if best is not None:
@@ -182,6 +197,58 @@ class Stages:
             ],
             ended,
         )
+
+    def run_pilot(self) -> None:
+        """Runs the first trials at both lengths, unless that is done, and decides which length the search has."""
+        if self._lengths is None:
+            return
+        if fidelity.known(self._search) is None:
+            values: dict[str, Sequence[float]] = {}
+
+            def ended(job: Job, outcome: Outcome) -> None:
+                if outcome.error is not None:
+                    note(f"The {in_words(job.name)} failed: {one_line(outcome.error)}")
+                else:
+                    values[job.name] = numbers(outcome.value)
+
+            settings = self._search.first(self._lengths.n)
+            missing = self._pilot_left([setting.number for setting in settings])
+            self.run_all(
+                [
+                    self._job(name, "pilot", self._own(settings[number], short=short), False, number)
+                    for name, number, short in missing
+                ],
+                ended,
+            )
+            for run in self._store.children(self._parent_id):
+                name = run.tags.get("kdsweep.job", "")
+                if run.stage == "pilot" and run.status == "FINISHED" and name not in values:
+                    values[name] = [run.metrics[metric] for metric in self._objectives]
+            note(decision(fidelity.decide(self._search, self._lengths, values), self._objectives))
+        fidelity.tell(self._search, self._fidelity)
+        self._require_health()
+
+    @property
+    def share(self) -> float:
+        """How long a trial's run is, as a share of the others'; before the pilot, as it is if ranks transfer."""
+        decided = fidelity.known(self._search)
+        if self._lengths is None or (decided is not None and not decided.cheap):
+            return 1.0
+        return self._lengths.short / self._lengths.full
+
+    @property
+    def _fidelity(self) -> Fidelity:
+        """What the pilot has decided."""
+        decided = fidelity.known(self._search)
+        assert decided is not None
+        return decided
+
+    def _pilot_left(self, numbers: Iterable[int]) -> list[tuple[str, int, bool]]:
+        """Returns the pilot's missing runs: the name, the trial's number, and whether it is the short one."""
+        if fidelity.known(self._search) is not None:
+            return []
+        jobs = [(pilot_job(number, short=short), number, short) for number in numbers for short in (True, False)]
+        return [job for job in jobs if job[0] not in self._finished]
 
     def run_search(self) -> None:
         """Makes the missing trials.
@@ -415,10 +482,16 @@ class Stages:
 
     def trial_job(self, setting: Setting) -> Job:
         """Returns the job of a trial."""
+        short = self._lengths is not None and self._fidelity.cheap
+        own = self._own(setting, short=short)
+        return self._job(self._job_name(setting.number), "search", own, False, setting.number, True)
+
+    def _own(self, setting: Setting, *, short: bool) -> list[str]:
+        """Returns what a trial's run sets: its parameters, its seed where each has its own, and its length."""
         own = setting.overrides
         if self._search_seeds == "fresh" and "seed" not in setting.params:
             own = [*own, f"seed={FIRST_SEARCH_SEED + setting.number}"]
-        return self._job(self._job_name(setting.number), "search", own, False, setting.number, True)
+        return own if self._lengths is None else [*own, *self._lengths.line(short=short)]
 
     def _job_name(self, number: int) -> str:
         return trial_job(self._owner, number) if self._owner else f"trial-{number:04d}"

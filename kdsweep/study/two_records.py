@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kdsweep.analysis.contest_plan import trial_job
+from kdsweep.study import fidelity
 from kdsweep.system.errors import UserError
 from kdsweep.system.masking import masked_text
 from kdsweep.system.progress import note
@@ -55,7 +56,7 @@ def without_run(search: Search, runs: Iterable[RunRecord], owner: str = "") -> l
     """
     finished, pruned = set(), set()
     for run in runs:
-        job = run.tags.get("kdsweep.job")
+        job = fidelity.trial_of(search, run.tags.get("kdsweep.job", ""))
         if run.status == "FINISHED":
             finished.add(job)
         elif "kdsweep.pruned" in run.tags:

@@ -2,8 +2,9 @@
 
 Each study is one of seven surfaces, as high as one, two or four hundredths, with noise of a hundredth. Its trials are
 Optuna's. After 10, 20 and 30 of them a setting is chosen by each rule. Regret is given in standard deviations of the
-noise. With --trainings, each trial is a real training of a grid of alpha and tau, with the trial's own seed or one for
-all.
+noise. With --racing, thirty runs are spent in other ways: on fifteen settings twice, or the last ten on the settings
+that could still be best. With --trainings, each trial is a real training of a grid of alpha and tau, with the trial's
+own seed or one for all.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import argparse
 import csv
 import itertools
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from benchmarks.measuring import Figure, Finding, positive
 from benchmarks.surfaces import NOISES, SURFACES, grid
 from kdsweep.analysis.choice import Axis, Choice, Scored, choose
+from kdsweep.analysis.gaussian_process import fit
 
 Array = NDArray[np.float64]
 LEVELS = (1.0, 2.0, 4.0)  # the height of a surface, in standard deviations of the noise
@@ -55,6 +57,38 @@ def regrets(sampler: str, level: float, surface: str, noise: str, seed: int) -> 
             for rule, chosen in (("posterior", found.params), ("best", best)):
                 at = float(true(np.array([[chosen["x"], chosen["y"]]]))[0])
                 yield number + 1, rule, level * max(0.0, float(true(grid()).max()) - at)
+
+
+def racing(level: float, surface: str, noise: str, seed: int) -> Iterator[tuple[str, float]]:
+    """Yields (way, regret in standard deviations of the noise): thirty runs of one study, spent in three ways.
+
+    Settings are drawn at random, and the likely best is chosen. "settings" has thirty of them. "replicates" has
+    fifteen, twice each. "race" has twenty; its last ten runs go, five at a time, to those settings whose upper
+    confidence bounds are highest.
+    """
+    rng = np.random.default_rng(seed)
+    true = SURFACES[surface](rng.random(2))
+    points, top = rng.random((max(BUDGETS), 2)), float(true(grid()).max())
+
+    def scored(chosen: Array, numbers: Sequence[int]) -> list[Scored]:
+        values = level * true(chosen) + NOISES[noise](rng, len(chosen))
+        return [
+            Scored(number, {"x": float(x), "y": float(y)}, float(value))
+            for number, (x, y), value in zip(numbers, chosen, values, strict=True)
+        ]
+
+    def regret(trials: Sequence[Scored]) -> float:
+        found = choose(AXES, trials).params
+        return level * max(0.0, top - float(true(np.array([[found["x"], found["y"]]]))[0]))
+
+    yield "settings", regret(scored(points, range(30)))
+    yield "replicates", regret(scored(np.repeat(points[:15], 2, axis=0), range(30)))
+    trials = scored(points[:20], range(20))
+    while len(trials) < max(BUDGETS):
+        model = fit(np.array([[t.params["x"], t.params["y"]] for t in trials], dtype=float), [t.value for t in trials])
+        bound = model.mean(points[:20]) + model.sd(points[:20])
+        trials += scored(points[np.argsort(-bound)[:5]], range(len(trials), len(trials) + 5))
+    yield "race", regret(trials)
 
 
 def _read(path: Path) -> tuple[list[tuple[float, float]], Array]:
@@ -126,6 +160,15 @@ def measure(arguments: argparse.Namespace) -> Finding:
         ]
         return Finding("Choices over real trainings", figures, dict(lost))
     found: dict[str, list[float]] = defaultdict(list)
+    if arguments.racing:
+        for seed, level, surface in itertools.product(range(arguments.studies), LEVELS, SURFACES):
+            lost = dict(racing(level, surface, arguments.noise, seed))
+            for way, regret in lost.items():
+                found[f"height {level:g}, {way}"].append(regret)
+                if way != "settings":
+                    found[f"{way} less settings"].append(regret - lost["settings"])
+        figures = [_figure(name, values, "sd") for name, values in found.items()]
+        return Finding("Regret of thirty runs, mean with 95 % interval", figures, dict(found))
     for sampler, level, surface in itertools.product(arguments.samplers, LEVELS, SURFACES):
         for seed in range(arguments.studies):
             for n_trials, rule, regret in regrets(sampler, level, surface, arguments.noise, seed):
@@ -139,5 +182,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--studies", type=positive, metavar="N", default=20, help="for each surface (%(default)s)")
     parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=list(SAMPLERS), help="those to be tried")
     parser.add_argument("--noise", choices=list(NOISES), default="normal", help="of a trial (%(default)s)")
+    parser.add_argument("--racing", action="store_true", help="thirty runs, spent in three ways")
     parser.add_argument("--trainings", type=Path, metavar="FILE", nargs="?", const=TRAININGS, help="real runs instead")
     parser.add_argument("--trials", type=positive, metavar="N", default=12, help="of real runs (%(default)s)")

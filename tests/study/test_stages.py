@@ -23,6 +23,7 @@ from kdsweep.config.overrides import parsed
 from kdsweep.execution.jobs import Job, Outcome
 from kdsweep.study import choosing, confirming
 from kdsweep.study import stages as stages_module
+from kdsweep.study.fidelity import Lengths
 from kdsweep.study.search import CAUSE, PRUNED_AT, STARTS, Search, Setting
 from kdsweep.study.stages import Baseline, Stages
 from kdsweep.system import interrupts
@@ -68,6 +69,7 @@ class Place:
         choose: str = "best",
         search_seeds: str = "fixed",
         confirm_until: int | None = None,
+        lengths: Lengths | None = None,
     ) -> Stages:
         """Makes a controller that starts the study, or goes on with it."""
         objectives = ["val/accuracy", "val/ece"][:n_objectives]
@@ -83,6 +85,7 @@ class Place:
             choose=choose,
             search_seeds=search_seeds,
             confirm_until=confirm_until,
+            lengths=lengths,
         )
 
     def opened(self, name: str, process: ProcessId) -> str:
@@ -147,6 +150,9 @@ class AtOnce:
     def close(self) -> None:
         self.closed = True
 
+    def alpha(self, job: Job) -> float:
+        return float(words(job).get("loss.alpha", 0))
+
     def _run(self, job: Job) -> Outcome:
         error = next(iter(self._ends.get(job.name, [])), None)
         run_id = self._place.opened(job.name, NOBODY if error is LOST else this_process())
@@ -157,7 +163,7 @@ class AtOnce:
             if error is not LOST:
                 self._place.ended(run_id, "KILLED" if isinstance(error, PrunedError) else "FAILED")
             return Outcome(error=error, lost=error is LOST)
-        alpha = float(words(job).get("loss.alpha", 0))
+        alpha = self.alpha(job)
         values = (alpha, 1 - alpha)[: self._n_objectives]
         self._place.ended(run_id, "FINISHED", values)
         return Outcome(values if self._n_objectives > 1 else values[0])

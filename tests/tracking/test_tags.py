@@ -26,7 +26,7 @@ RUN_TAGS = {
     *("kdsweep.pruned", "kdsweep.error", "kdsweep.described"),
     *("kdsweep.space", "kdsweep.objectives", "kdsweep.planned", "kdsweep.chosen", "kdsweep.looks"),
     "kdsweep.command",
-    "kdsweep.choice",
+    *("kdsweep.choice", "kdsweep.fidelity"),
     *("kdsweep.stopped", "kdsweep.requests"),
     *("kdsweep.sent", "kdsweep.sent_end", "kdsweep.sent_from", "kdsweep.restored"),
 }
@@ -35,7 +35,7 @@ RUN_TAGS = {
 ATTRIBUTES = {
     *("kdsweep.process", "kdsweep.beat", "kdsweep.values", "kdsweep.starts", "kdsweep.pruned_at", "kdsweep.cause"),
     *("kdsweep.key", "kdsweep.conditions", "kdsweep.controller", "kdsweep.store"),
-    *("kdsweep.chosen_from", "kdsweep.choose", "kdsweep.start", "kdsweep.earlier"),
+    *("kdsweep.chosen_from", "kdsweep.choose", "kdsweep.start", "kdsweep.earlier", "kdsweep.length"),
 }
 
 # The functions that put `kdsweep.{key}` together, each with the name of the dictionary that has the keys. Those of
