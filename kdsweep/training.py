@@ -102,6 +102,7 @@ class Fit:
         compiled: Whether to compile the network with torch.compile, which changes the last bits of its numbers. On a
             GPU the loss is compiled too, and the whole step is replayed as one CUDA graph.
         init_seed: Decides the projectors of the loss, if it has any, which are trained with the network.
+        n_labelled: How many pictures have a label; None: they are counted.
 
     Attributes:
         epoch: The number of epochs that have ended.
@@ -126,6 +127,7 @@ class Fit:
         precision: str,
         compiled: bool = False,
         init_seed: int = 0,
+        n_labelled: int | None = None,
     ) -> None:
         torch.manual_seed(order_seed)
         self._heard = heard_by(loss)
@@ -148,7 +150,7 @@ class Fit:
         self._epochs, self._n_passes, self._order_seed, self._precision = epochs, n_passes, order_seed, precision
         self._batch_size = min(batch_size, len(labels))
         self._steps = len(labels) // self._batch_size
-        self._n_labelled = int((labels >= 0).sum())
+        self._n_labelled = int((labels >= 0).sum()) if n_labelled is None else n_labelled
         own = labelled_in_batch(self._n_labelled, len(labels), self._batch_size)
         self._n_answered = self._steps * (own if self._n_labelled < len(labels) else self._batch_size)
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]

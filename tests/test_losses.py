@@ -214,7 +214,7 @@ def test_a_rule_takes_the_settings_of_its_loss() -> None:
         loss = getattr(losses, name)
         assert loss_rules.rule_of(f"{loss.__module__}.{loss.__name__}") is rule
         settings = {key for key, kind in inspect.signature(loss).parameters.items() if kind.kind is kind.KEYWORD_ONLY}
-        assert inspect.signature(rule).parameters.keys() == settings - {"share"}
+        assert inspect.signature(rule).parameters.keys() == settings - losses.GIVEN
     assert loss_rules.rule_of("kdsweep.losses.ce") is None
     assert loss_rules.rule_of("others.losses.kd") is None
 

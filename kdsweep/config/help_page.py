@@ -99,6 +99,8 @@ class _File:
             keys = {name: keys}
         defaults = getattr(_at(whole, "defaults"), "value", [])
         choices = [pair for default in defaults if isinstance(default, yaml.MappingNode) for pair in default.value]
+        for choice, chosen in choices:
+            comments = _moved(folder, choice.value, chosen.value, package) | comments
         words = [default.value for default in defaults if isinstance(default, yaml.ScalarNode)]
         return cls(
             overall,
@@ -108,6 +110,15 @@ class _File:
             [word for word in words if word != "_self_"],
             getattr(_at(whole, "hydra", "help", "template"), "value", ""),
         )
+
+
+def _moved(folder: Path, choice: str, option: str, package: tuple[str, ...]) -> Comments:
+    """Returns the comments of an option that stands elsewhere, as by `/optimizer@training.optimizer: sgd`."""
+    group, _, place = choice.removeprefix("/").partition("@")
+    if not place:
+        return {}
+    own = _File.read(folder, group, option).comments
+    return {(*package, *place.split("."), *path[len(group.split("/")) :]): text for path, text in own.items()}
 
 
 def _at(node: yaml.Node | None, *names: str) -> yaml.Node | None:

@@ -215,7 +215,7 @@ class Stages:
             missing = self._pilot_left([setting.number for setting in settings])
             self.run_all(
                 [
-                    self._job(name, "pilot", self._own(settings[number], short=short), False, number)
+                    self._job(name, "pilot", self._own(settings[number], short=short), False, number, True)
                     for name, number, short in missing
                 ],
                 ended,

@@ -140,7 +140,7 @@ def test_it_marks_what_is_chosen() -> None:
     assert "  loss        ce, dist, dkd, dkd_warmup, feature, kd*, kd_scheduled," in page()
     text = page("experiment=scratch")
     assert "  loss        ce*, dist, dkd, dkd_warmup, feature, kd, kd_scheduled," in text
-    assert "  teacher     efficientnet_lite0, none*, own, random, resnet50_imagenet\n" in text
+    assert "  teacher     efficientnet_lite0, members, none*, own, random, resnet34_scratch," in text
 
 
 @pytest.mark.parametrize("columns", [80, 120])

@@ -91,7 +91,14 @@ def step_without_content(network: Classifier, **changes: Any) -> tuple[Tensor, T
         pictures, labels = torch.empty(8, 32, 32, 3, dtype=torch.uint8), torch.empty(8, dtype=torch.int64)
         settings = {name: torch.empty(()) for name in ("alpha", "tau")}
         plain: dict[str, Any] = {"loss": functools.partial(KD.func, **settings), "optimizer": SGD, **changes}
-        common: dict[str, Any] = {"epochs": 1, "batch_size": 4, "n_passes": 1, "order_seed": 0, "precision": "bf16"}
+        common: dict[str, Any] = {
+            "epochs": 1,
+            "batch_size": 4,
+            "n_passes": 1,
+            "order_seed": 0,
+            "precision": "bf16",
+            "n_labelled": 8,
+        }
         shown = Views(pictures, 4, True, seed=0)
         fit = Fit(emptied(network), shown, labels, teacher=None, schedule=constant, **common, **plain)
         make_capturable(fit._optimizer)
