@@ -397,8 +397,9 @@ PAGE = Path(__file__).parents[2] / "docs" / "tutorials" / "own-pictures.md"
 
 def commands_of_the_page() -> list[list[str]]:
     """The commands of the tutorial from a folder of pictures to a verdict, each as words."""
-    blocks = re.findall(r"^```\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    return [shlex.split(line) for block in blocks for line in block.splitlines() if line.startswith("kdsweep")]
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    lines = [line for language, block in blocks if language == "" for line in block.splitlines()]
+    return [shlex.split(line) for line in lines if line.startswith("kdsweep")]
 
 
 @pytest.fixture
