@@ -407,7 +407,7 @@ def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with the page's own files, and a few scans of four digits in class folders without splits."""
     text = PAGE.read_text(encoding="utf-8")
     for name in ("net.py", "conf/experiment/mine.yaml"):
-        (block,) = re.findall(rf"^```\w+\n(# {name}\n.*?)^```", text, re.MULTILINE | re.DOTALL)
+        (block,) = re.findall(rf"^```\w+\n((?:# @.*?\n)?# {name}\n.*?)^```", text, re.MULTILINE | re.DOTALL)
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(block)
     scans = load_digits(n_class=4)
