@@ -41,8 +41,7 @@ def test_a_student_whose_arm_follows_from_its_loss_can_be_exported(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A user's experiment file needs no arm."""
-    config = composed("data=synthetic", "teacher=random")
-    assert config.arm is None
+    config = composed("data=synthetic", "teacher=random", "arm=null")
     train._say_what_comes_next(config, train.Trained(RUN, {}, ()))
     assert capsys.readouterr().err.startswith("Next: kdsweep-export 01234567, kdsweep-reproduce 01234567")
 
