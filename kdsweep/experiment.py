@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from kdsweep.averaged_teachers import AveragedTeacher
     from kdsweep.data import Dataset
     from kdsweep.teachers import Teacher
 
@@ -64,7 +65,7 @@ def run(
     training: Iterable[Metrics],
     predict: Callable[[str], Tensor],
     data: Dataset,
-    teacher: Teacher | None,
+    teacher: Teacher | AveragedTeacher | None,
     log: Callable[[Metrics, int], None],
     evaluate_test: bool,
     reached: Reached | None = None,
@@ -135,7 +136,7 @@ def _best(history: History) -> Metrics:
 
 
 @contextmanager
-def _clock(reached: Reached, teacher: Teacher | None) -> Iterator[Callable[[], None]]:
+def _clock(reached: Reached, teacher: Teacher | AveragedTeacher | None) -> Iterator[Callable[[], None]]:
     """Yields a function that adds the time spent since the block began to `reached`; the block's end calls it too."""
     earlier, earlier_teacher = reached.seconds, reached.teacher_seconds
     start, teacher_start = time.perf_counter(), 0.0 if teacher is None else teacher.seconds

@@ -69,6 +69,11 @@ def needs_of(loss: Callable[..., Tensor]) -> set[str]:
     return own - {LOGITS} | set().union(*map(needs_of, parts.values())) if parts else own
 
 
+def given_arguments(loss: Callable[..., Any]) -> set[str]:
+    """Returns the names of the keyword arguments that a loss gets in a training, and nobody configures."""
+    return {argument for need in needs_of(loss) for argument in ARGUMENTS.get(need, ())}
+
+
 def given_to(
     loss: Callable[..., Tensor], device: torch.device | str = "cpu", sizes: tuple[int, int] = (1, 1), seed: int = 0
 ) -> dict[str, Any]:

@@ -179,9 +179,11 @@ class Classifier(nn.Module):
         """
         head = self.head
         head.keeps = True
-        logits = self(pictures)
-        kept = head.kept
-        head.keeps, head.kept = False, None
+        try:
+            logits = self(pictures)
+            kept = head.kept
+        finally:
+            head.keeps, head.kept = False, None
         if kept is None or kept.dim() != 2 or kept.shape[0] != pictures.shape[0]:
             found = "it takes nothing" if kept is None else f"it takes a tensor {tuple(kept.shape)}"
             raise UserError(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from kdsweep.losses import GIVEN
+from kdsweep.losses import given_arguments
 from kdsweep.own_arguments import name_of, parameters, require_arguments
 from kdsweep.system.errors import UserError
 
@@ -22,7 +22,6 @@ TRIED = 2
 
 # The names by which a schedule may ask for the number of steps in the whole training.
 STEPS = ("total_steps", "num_training_steps", "T_max", "total_iters")
-
 
 # How many arguments a function of each group is given before its settings.
 N_GIVEN = {"loss": 3, "optimizer": 1, "schedule": 1}
@@ -127,7 +126,10 @@ def require_settings(group: str, function: Callable[..., object], settings: Mapp
     """
     given: set[str] = set()
     if group == "loss":
-        given |= GIVEN
+        given |= given_arguments(function)
+        for name in sorted(given & settings.keys()):
+            rule = f"nobody but the training gives {name_of(function)} this argument"
+            raise UserError(f"`{rule}` must hold, but got {name}={settings[name]!r}. Leave it out.", name)
     elif group == "schedule":
         given |= {*STEPS, _asks_second(function) or ""}
     n_given = 0 if group == "loss" and isinstance(function, type) else N_GIVEN[group]

@@ -13,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from kdsweep.analysis import contest_plan
 from kdsweep.analysis.sorted_runs import arm_label
 from kdsweep.config.build import (
     container,
@@ -22,11 +23,11 @@ from kdsweep.config.build import (
     source_files,
     sources,
     student,
-    teacher_id,
 )
-from kdsweep.config.keys import flatten, is_parameter, may_be_searched, network_name
+from kdsweep.config.identities import teacher_id, trained_id
+from kdsweep.config.keys import flatten, is_parameter, may_be_searched, teacher_name
 from kdsweep.config.overrides import UNKNOWN
-from kdsweep.config.rules import attempt
+from kdsweep.config.rules import attempt, is_recorded, is_trained
 from kdsweep.config.saved_config import saved_text
 from kdsweep.report import next_commands
 from kdsweep.report.figures.curves import learning_curve
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from kdsweep.averaged_teachers import AveragedTeacher
     from kdsweep.data import Dataset
     from kdsweep.experiment import Reached, Result
     from kdsweep.teachers import Teacher
@@ -127,8 +129,8 @@ class Recording:
 
         return record
 
-    def resume(self, reached: Reached, store: Store) -> None:
-        """Marks the run as resumed, and logs the finished epochs that MLflow doesn't have yet."""
+    def resume(self, reached: Reached, store: Store, epochs: int) -> None:
+        """Marks the run, which has so many epochs, as resumed; logs the finished ones that MLflow doesn't have yet."""
         self._run.catch_up()
         known = {step for step, _ in store.history(self.run_id, "val/accuracy")}
         for index in range(reached.epochs):
@@ -138,7 +140,7 @@ class Recording:
         earlier = store.find(self.run_id).tags.get("kdsweep.resumed_after")
         after = str(reached.epochs) if earlier is None else f"{earlier}, {reached.epochs}"
         self._run.tag({"kdsweep.resumed_after": after, "kdsweep.process": str(this_process())})
-        note(f"{_name(self._cfg)}: goes on after epoch {reached.epochs} of {self._cfg.epochs}, run {self.run_id}")
+        note(f"{_name(self._cfg)}: goes on after epoch {reached.epochs} of {epochs}, run {self.run_id}")
 
     def finish(self, result: Result, weights: dict[str, Tensor], file_name: str) -> None:
         """Logs the final metrics, the trained `weights` as `file_name` and the figures, and prints the result."""
@@ -147,9 +149,10 @@ class Recording:
         made: list[str] = []
         run.made_file(file_name, lambda path: made.append(save_tensors(path, weights, {"kdsweep_run": run.id})))
         (weights_hash,) = made
-        # A teacher's steps are weight decays, not epochs. A search has hundreds of trials, which the report draws
-        # together; drawing a figure for each would take longer than everything else that a trial records.
-        if result.history and cfg.arm != "teacher" and cfg.tracking.stage != "search":
+        # The steps of a teacher's head are weight decays, not epochs. A search has hundreds of trials, which the report
+        # draws together; drawing a figure for each would take longer than everything else that a trial records.
+        of_epochs = cfg.arm != "teacher" or is_trained(cfg.teacher)
+        if result.history and of_epochs and cfg.tracking.stage != "search":
             run.figure("learning_curve.png", learning_curve(result.history, _name(cfg)))
         tags = {"kdsweep.weights": weights_hash}
         if result.reliability:
@@ -183,7 +186,7 @@ class Recording:
 
 @contextmanager
 def started(
-    cfg: DictConfig, data: Dataset, store: Store, teacher: Teacher | None, run_id: str | None = None
+    cfg: DictConfig, data: Dataset, store: Store, teacher: Teacher | AveragedTeacher | None, run_id: str | None = None
 ) -> Iterator[Recording]:
     """Opens the MLflow run of a configuration and records all that is known before training; it ends with the block.
 
@@ -210,7 +213,7 @@ def started(
                 "std": list(data.std),
                 "picture": list(data.test.images.shape[1:3]),
             },
-            "teacher": None if teacher is None else teacher_id(cfg, teacher),
+            "teacher": _teacher_id(cfg, teacher),
             **({"sources": sources(cfg)} if code else {}),
         }
         commands = next_commands.note(store.uri, run.id, cfg.arm)
@@ -256,6 +259,9 @@ def record_again(cfg: DictConfig, store: Store, metrics: Mapping[str, float], pr
         "kdsweep.job": str(cfg.tracking.job),
         "kdsweep.trial": str(cfg.tracking.trial),
     }
+    place = contest_plan.tags_of(cfg.tracking.job)
+    if "contender" in place:
+        tags["kdsweep.contender"] = place["contender"]
     params = _params(masked(container(cfg)))
     with suppress(PrunedError), store.run(_name(cfg), tags=tags, params=params, parent=cfg.tracking.parent) as run:
         run.log(metrics, cfg.epochs if pruned_at is None else pruned_at)
@@ -263,20 +269,31 @@ def record_again(cfg: DictConfig, store: Store, metrics: Mapping[str, float], pr
             raise PrunedError(pruned_at)
 
 
+def _teacher_id(cfg: DictConfig, teacher: Teacher | AveragedTeacher | None) -> str | None:
+    """Returns the id of a run's teacher; in the run that trains one as a whole, of the teacher that it makes."""
+    made = cfg.arm == "teacher" and is_trained(cfg.teacher)
+    return trained_id(cfg) if made else None if teacher is None else teacher_id(cfg, teacher)
+
+
 def _params(config: Mapping[str, object]) -> dict[str, object]:
     return {key: value for key, value in flatten(config).items() if is_parameter(key)}
 
 
-def _tags(cfg: DictConfig, surroundings: dict[str, object], teacher: Teacher | None) -> dict[str, str]:
+def _tags(
+    cfg: DictConfig, surroundings: dict[str, object], teacher: Teacher | AveragedTeacher | None
+) -> dict[str, str]:
+    place = contest_plan.tags_of(cfg.tracking.job)
     tags = {
         "stage": cfg.tracking.stage,
         "study": cfg.tracking.study,
         "job": cfg.tracking.job,
         "trial": cfg.tracking.trial,
+        "contender": place.get("contender"),
+        "condition": place.get("condition"),
         "options": _options(cfg),
         "reproduces": cfg.tracking.reproduces,
         "process": this_process(),
-        "teacher": None if teacher is None else teacher_id(cfg, teacher),
+        "teacher": _teacher_id(cfg, teacher),
         "git_commit": surroundings["git_commit"],
         "git_dirty": surroundings["git_dirty"],
     }
@@ -304,7 +321,10 @@ def _fills_a_key(choice: str, cfg: DictConfig) -> bool:
 def _name(cfg: DictConfig) -> str:
     """Names a run by what distinguishes it; that comes first, since lists and legends may cut names at their end."""
     if cfg.arm == "teacher":
-        return f"teacher {network_name(flatten(container(cfg)), 'teacher.network')}"
+        network = f"teacher {teacher_name(flatten(container(cfg)))}"
+        return f"{network} ({cfg.teacher.run_name})" if is_recorded(cfg.teacher) else network
+    if (contests := contest_plan.in_words(str(cfg.tracking.job))) is not None:
+        return contests.removeprefix("confirmation of ")
     arm, seed = arm_label(cfg.arm), f"seed {cfg.seed}"
     setting = [f"{key} {value:.3g}" for key, value in cfg.loss.items() if type(value) in (int, float)]
     if cfg.tracking.stage == "search" and cfg.tracking.trial is not None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from kdsweep.losses import FEATURES, LOGITS
 from kdsweep.numerics import compiling
 from kdsweep.numerics.compiling import CompileError, compiled_features, worth_compiling
-from kdsweep.numerics.gpu_memory import placed
+from kdsweep.numerics.gpu_memory import Fetcher, stays
 from kdsweep.numerics.half_precision import require_finite
 from kdsweep.numerics.hardware import arithmetic, is_out_of_memory
 from kdsweep.numerics.rounding_noise import rounding_noise
@@ -68,6 +68,7 @@ class Teacher:
     Attributes:
         features_key: A hash of everything that the features depend on.
         seconds: The time spent so far on filling and reading tables.
+        table_device: From where indices of rows come best: from the computer's memory if a table had to stay there.
 
     Raises:
         UserError: mode, compiled or batch_size has a wrong value, or the network's logits aren't its head's of its
@@ -93,7 +94,7 @@ class Teacher:
         self.network = network.eval().requires_grad_(False)
         self.mode = mode
         self._data, self._views, self._precision = data, views, precision
-        self._device = network.head.weight.device
+        self._device = self.table_device = network.head.weight.device
         self._batch_size = batch_size
         self._root, self._sources = tables, sources
         self._may_compile = compiled is None
@@ -130,12 +131,12 @@ class Teacher:
             len(self._views),
             self._pass(pass_index),
             Asked(
-                lambda rows: self.ask(self._view(rows, pass_index)),
+                lambda rows: self._asked(self._view(rows, pass_index)),
                 lambda rows: self._head(self._shaken(self._view(rows, pass_index))),
             ),
         )
-        table = placed(found, self._device, "teacher's answers to a pass")
-        return lambda indices, _: table[indices.to(table.device)].to(self._device)
+        looked_up = self._looked_up(found, "teacher's answers to a pass")
+        return lambda indices, _: looked_up(indices)
 
     def answers_features(self, pass_index: int) -> Callable[[Tensor, Tensor], Tensor]:
         """Returns a function that gives the head's inputs for the views of one pass; reads or makes their table.
@@ -156,12 +157,20 @@ class Teacher:
             len(self._views),
             self._features_of_pass(pass_index),
             Asked(
-                lambda rows: self._forward(self.network.features, self._view(rows, pass_index)),
+                lambda rows: self._plain(self._view(rows, pass_index)),
                 lambda rows: self._shaken(self._view(rows, pass_index)),
             ),
         )
-        table = placed(found, self._device, "teacher's features of a pass")
-        return lambda indices, _: table[indices.to(table.device)].to(self._device).float()
+        looked_up = self._looked_up(found, "teacher's features of a pass")
+        return lambda indices, _: looked_up(indices).float()
+
+    def _looked_up(self, found: Tensor, what: str) -> Callable[[Tensor], Tensor]:
+        """Returns a function that gives the rows of a table; which stays where it is if a GPU has no room."""
+        if stays(found, self._device, what):
+            self.table_device, fetch = found.device, Fetcher(self._device)
+            return lambda indices: fetch(found[indices.to(found.device)])
+        table = found.to(self._device)
+        return lambda indices: table[indices.to(table.device, non_blocking=True)]
 
     @property
     def n_features(self) -> int:
@@ -229,9 +238,9 @@ class Teacher:
             self._features,
             split,
             len(pictures),
-            lambda rows: self._finite(self._passing(pictures[rows].to(self._device))),
+            lambda rows: self._for_table(pictures[rows].to(self._device)),
             Asked(
-                lambda rows: self._forward(self.network.features, pictures[rows].to(self._device)),
+                lambda rows: self._plain(pictures[rows].to(self._device)),
                 lambda rows: self._shaken(pictures[rows].to(self._device)),
             ),
         )
@@ -306,13 +315,39 @@ class Teacher:
         with arithmetic(self._precision, self._device):
             return function(pictures)
 
-    def _finite(self, features: Tensor) -> Tensor:
-        return require_finite(features) if self._precision == "fp16" else features
+    def _asked(self, pictures: Tensor) -> Tensor:
+        """Answers as `ask` does, in fp16 with what tables hold for pictures that overflow it."""
+        return self._head(self._plain(pictures)) if self._precision == "fp16" else self.ask(pictures)
+
+    def _plain(self, pictures: Tensor) -> Tensor:
+        """Computes features for a table without compiled code."""
+        return self._finite(pictures, self._forward(self.network.features, pictures))
+
+    def _for_table(self, pictures: Tensor) -> Tensor:
+        return self._finite(pictures, self._passing(pictures))
+
+    def _finite(self, pictures: Tensor, features: Tensor) -> Tensor:
+        """Returns features; for pictures whose features overflow fp16 they are computed in tf32.
+
+        Which pictures these are depends on the picture alone, so that a pass is the same whoever computes it, and the
+        passes before it stay valid.
+        """
+        if self._precision != "fp16":
+            return features
+        over = ~features.isfinite().all(dim=1)  # (B,)
+        if not bool(over.any()):
+            return features
+        _note_overflow()
+        with arithmetic("tf32", self._device):
+            again = self.network.features(pictures[over])
+        kept = features.clone()
+        kept[over] = require_finite(again)
+        return kept
 
     def _shaken(self, pictures: Tensor) -> Tensor:
         """Computes features as `network.features` does, with random rounding errors in each layer."""
         with rounding_noise(self.network.net, self._precision, NOISE_SEED, but=self.network.head):
-            return self._forward(self.network.features, pictures)
+            return self._finite(pictures, self._forward(self.network.features, pictures))
 
     def _pass(self, pass_index: int) -> Compute:
         """Returns the function of picture indices (B,) that computes the logits of a pass for its table."""
@@ -321,7 +356,7 @@ class Teacher:
             known = self._known_logits.pop((pass_index, int(rows[0])), None)
             if known is not None and len(known) == len(rows):
                 return known
-            return self._head(self._finite(self._passing(self._view(rows, pass_index))))
+            return self._head(self._for_table(self._view(rows, pass_index)))
 
         return logits
 
@@ -332,7 +367,7 @@ class Teacher:
         """
 
         def features(rows: Tensor) -> Tensor:
-            found = self._finite(self._passing(self._view(rows, pass_index)))
+            found = self._for_table(self._view(rows, pass_index))
             if any(known != pass_index for known, _ in self._known_logits):
                 self._known_logits.clear()
             self._known_logits[pass_index, int(rows[0])] = self._head(found)
@@ -397,6 +432,12 @@ class Teacher:
 def _note_plain(reason: str) -> None:
     """Says, once in a process, why long passes aren't compiled."""
     note(f"The teacher's passes are computed without torch.compile: {reason}")
+
+
+@functools.cache
+def _note_overflow() -> None:
+    """Says, once in a process, that fp16 doesn't hold all of a teacher's answers."""
+    note("Teacher: some pictures overflow fp16, so their answers are computed in tf32.")
 
 
 def mebibytes(n: int) -> str:

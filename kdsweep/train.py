@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
     from torch import Tensor
 
+    from kdsweep.averaged_teachers import AveragedTeacher
     from kdsweep.config.build import Components
+    from kdsweep.data import Dataset
     from kdsweep.execution.trial_link import TrialLink
     from kdsweep.experiment import Result
     from kdsweep.system.checkpoint import Checkpoints
@@ -189,7 +191,9 @@ def _train(cfg: DictConfig) -> Trained:
     # What follows imports torch.
     from kdsweep.config.build import in_force, teacher_config
     from kdsweep.config.checks import check_components
+    from kdsweep.config.recorded_teachers import filled
 
+    cfg = filled(cfg)
     components = check_components(cfg)
     with _enough_memory(cfg), _trial(cfg) as trial:
         if cfg.arm == "teacher":
@@ -228,26 +232,36 @@ def _trial(cfg: DictConfig) -> Iterator[TrialLink | None]:
         return
     from hydra.core.hydra_config import HydraConfig
 
+    from kdsweep.analysis import contest_plan
     from kdsweep.execution.trial_link import TrialLink, build_pruner, storage_url
 
     study = HydraConfig.get().sweeper
     pruner = None if study.pruner is None else build_pruner(study.pruner)
     url = storage_url(study.storage, HydraConfig.get().sweep.dir)
-    link = TrialLink(url, study.study_name, cfg.tracking.trial, pruner)
+    own = contest_plan.search_name(study.study_name, contest_plan.tags_of(cfg.tracking.job).get("contender"))
+    link = TrialLink(url, own, cfg.tracking.trial, pruner)
     with link.alive():
         yield link
 
 
-def train_student(cfg: DictConfig, components: Components, trial: TrialLink | None = None) -> tuple[str, Result]:
+def train_student(
+    cfg: DictConfig, components: Components, trial: TrialLink | None = None, of_teacher: DictConfig | None = None
+) -> tuple[str, Result]:
     """Trains one student, with a teacher or without, logs it, and reports its epochs to its `trial`.
+
+    Args:
+        of_teacher: The configuration of the teacher that is trained here, on this same path; None for a student.
 
     Returns:
         The run's MLflow id, and what it found.
     """
     from kdsweep import experiment, recording, training
-    from kdsweep.config import build, rules
+    from kdsweep.config import build, identities, rules, trained_teachers
+    from kdsweep.config.rules import is_shuffled
     from kdsweep.execution import prefetch
     from kdsweep.losses import FEATURES
+    from kdsweep.shuffled_teachers import ShuffledTeacher
+    from kdsweep.system.tensor_files import write_tensors
     from kdsweep.views import passes_of_run
 
     data, views = build.inputs(cfg)
@@ -256,7 +270,8 @@ def train_student(cfg: DictConfig, components: Components, trial: TrialLink | No
     network, precision = build.student(cfg, data)
     build.rehearse_training(cfg, data, network, precision)
     cfg = build.in_force(cfg, (network, precision))
-    store = recording.open_store(cfg)
+    shown = cfg if of_teacher is None else trained_teachers.shown(of_teacher, cfg)
+    store = recording.open_store(shown)
     teacher = None if cfg.teacher is None else trained_teacher(build.teacher_key(cfg))
     # A teacher that the loss doesn't hear is compared with the student, but computes no passes over its pictures.
     outputs = training.heard_by(components.loss)
@@ -265,14 +280,15 @@ def train_student(cfg: DictConfig, components: Components, trial: TrialLink | No
     if heard is not None and FEATURES in outputs:
         heard.require_room(passes)
         heard.say_size(passes)
+    dealt = ShuffledTeacher(heard, views, cfg.order_seed) if heard is not None and is_shuffled(cfg.teacher) else heard
 
     def predict(split: str) -> Tensor:
         images = getattr(data, split).images
         return training.predict(network, images, build.EVALUATION_BATCH, precision, cfg.compiled)
 
-    with _checkpoints(cfg, build.run_key(cfg, data, teacher), store) as (checkpoints, state):
+    with _checkpoints(cfg, identities.run_key(cfg, data, teacher), store) as (checkpoints, state):
         run_id = None if state is None else state["run"]
-        with recording.started(cfg, data, store, teacher, run_id) as recorded:
+        with recording.started(shown, data, store, teacher, run_id) as recorded:
             if trial is not None:
                 trial.recorded(recorded.run_id, store.page(recorded.run_id))
             fitting = training.Fit(
@@ -280,7 +296,7 @@ def train_student(cfg: DictConfig, components: Components, trial: TrialLink | No
                 views,
                 data.train.labels.to(network.head.weight.device),
                 loss=components.loss,
-                teacher=heard,
+                teacher=dealt,
                 optimizer=components.optimizer,
                 schedule=components.schedule,
                 epochs=cfg.epochs,
@@ -297,7 +313,7 @@ def train_student(cfg: DictConfig, components: Components, trial: TrialLink | No
             if state is not None:
                 fitting.load(state["training"])
                 reached = experiment.Reached(**state["reached"])
-                recorded.resume(reached, store)
+                recorded.resume(reached, store, cfg.epochs)
 
             def now() -> dict[str, object]:
                 return {"run": recorded.run_id, "training": fitting.state(), "reached": vars(reached)}
@@ -313,7 +329,11 @@ def train_student(cfg: DictConfig, components: Components, trial: TrialLink | No
                     reached,
                     keep=lambda _: checkpoints.offer(now),
                 )
-                recorded.finish(result, network.net.state_dict(), "model.safetensors")
+                weights = network.net.state_dict()
+                # A reproduction that deviates must not replace the teacher that students have learned from.
+                if of_teacher is not None and not trained_teachers.weights_path(of_teacher).exists():
+                    write_tensors(trained_teachers.weights_path(of_teacher), weights)
+                recorded.finish(result, weights, "model.safetensors")
             except KeyboardInterrupt:
                 if fitting.between_steps:
                     with interrupts.closing():
@@ -353,12 +373,17 @@ def train_teacher(cfg: DictConfig) -> tuple[str, Result]:
         The run's MLflow id, and what it found.
     """
     from kdsweep import experiment, recording
-    from kdsweep.config import build
+    from kdsweep.config import build, identities
+    from kdsweep.config.rules import is_averaged, is_trained
     from kdsweep.system.tensor_files import write_tensors
 
     data, _ = build.inputs(cfg)
     build.require_classes(cfg, data)
-    teacher = build.untrained_teacher(cfg)
+    if is_averaged(cfg.teacher):
+        return _evaluate_average(cfg, data)
+    if is_trained(cfg.teacher):
+        return _train_or_evaluate(cfg, data)
+    teacher = build.untrained_member(cfg)
     with recording.started(cfg, data, recording.open_store(cfg), teacher) as recorded:
         fitting: Iterable[Metrics] = ()
         if cfg.teacher.head is not None:
@@ -371,7 +396,7 @@ def train_teacher(cfg: DictConfig) -> tuple[str, Result]:
         reached = experiment.Reached()
         log = recorded.epoch_log(reached)
         result = experiment.run(fitting, teacher.logits, data, None, log, cfg.evaluate_test, reached)
-        head, path = teacher.network.head.state_dict(), build.head_path(cfg, teacher)
+        head, path = teacher.network.head.state_dict(), identities.head_path(cfg, teacher)
         # A reproduction that deviates must not replace the head that students have learned from.
         if cfg.tracking.reproduces is None or not path.exists():
             write_tensors(path, head)
@@ -379,22 +404,82 @@ def train_teacher(cfg: DictConfig) -> tuple[str, Result]:
     return recorded.run_id, result
 
 
+def _train_or_evaluate(cfg: DictConfig, data: Dataset) -> tuple[str, Result]:
+    """Makes the run of a teacher that is trained as a whole; evaluates and logs it alone where it was trained before.
+
+    A reproduction trains it again in any case.
+    """
+    from kdsweep import experiment, recording
+    from kdsweep.config import build, trained_teachers
+    from kdsweep.system.files import locked
+    from kdsweep.system.tensor_files import read_tensors
+
+    if cfg.tracking.reproduces is not None:
+        return _train_whole(cfg)
+    path = trained_teachers.weights_path(cfg)
+    with locked(Path(f"{path}.lock")):
+        weights = read_tensors(path)
+        if weights is None:
+            return _train_whole(cfg)
+    note(f"This teacher was trained before ({path}): it is evaluated.")
+    teacher = build.untrained_member(cfg, weights)
+    with recording.started(cfg, data, recording.open_store(cfg), teacher) as recorded:
+        reached = experiment.Reached()
+        result = experiment.run((), teacher.logits, data, None, recorded.epoch_log(reached), cfg.evaluate_test, reached)
+        recorded.finish(result, weights, "model.safetensors")
+    return recorded.run_id, result
+
+
+def _train_whole(cfg: DictConfig) -> tuple[str, Result]:
+    """Trains the teacher of `cfg` as a whole, goes on with that if it was interrupted, and keeps its weights."""
+    from kdsweep.config.trained_teachers import training_components, training_config
+
+    return train_student(training_config(cfg), training_components(cfg), of_teacher=cfg)
+
+
+def _evaluate_average(cfg: DictConfig, data: Dataset) -> tuple[str, Result]:
+    """Evaluates an averaged teacher, and logs it with the heads of its members."""
+    from kdsweep import experiment, recording
+    from kdsweep.averaged_teachers import AveragedTeacher
+    from kdsweep.config import build
+
+    teacher = trained_teacher(build.teacher_key(cfg))
+    assert isinstance(teacher, AveragedTeacher)
+    with recording.started(cfg, data, recording.open_store(cfg), teacher) as recorded:
+        reached = experiment.Reached()
+        result = experiment.run((), teacher.logits, data, None, recorded.epoch_log(reached), cfg.evaluate_test, reached)
+        heads = {
+            f"{name}.{key}": tensor
+            for name, member in zip(cfg.teacher.members, teacher.members, strict=True)
+            for key, tensor in member.network.head.state_dict().items()
+        }
+        recorded.finish(result, heads, "head.safetensors")
+    return recorded.run_id, result
+
+
 @functools.lru_cache(maxsize=1)
-def trained_teacher(teacher_key: str) -> Teacher:
+def trained_teacher(teacher_key: str) -> Teacher | AveragedTeacher:
     """Finds the trained teacher by the hash of everything that makes it; trains and logs it first where there is none.
 
     Args:
         teacher_key: As `build.teacher_key` makes it. The teacher stays in memory for the next job of a sweep.
     """
-    from kdsweep.config import build
+    from kdsweep.averaged_teachers import AveragedTeacher
+    from kdsweep.config import build, identities
+    from kdsweep.config.rules import is_averaged, is_trained
     from kdsweep.system.files import locked
     from kdsweep.system.tensor_files import read_tensors
 
     cfg = build.of_key(teacher_key)
-    teacher = build.untrained_teacher(cfg)
+    if is_averaged(cfg.teacher):
+        trained = (trained_teacher(build.teacher_key(member)) for member in build.members(cfg))
+        return AveragedTeacher([one for one in trained if not isinstance(one, AveragedTeacher)], cfg.teacher.average)
+    if is_trained(cfg.teacher):
+        return _trained_whole(cfg)
+    teacher = build.untrained_member(cfg)
     if cfg.teacher.head is None:
         return teacher
-    path = build.head_path(cfg, teacher)
+    path = identities.head_path(cfg, teacher)
     with locked(Path(f"{path}.lock")):
         head = read_tensors(path)
         if head is None:
@@ -409,6 +494,31 @@ def trained_teacher(teacher_key: str) -> Teacher:
         raise OSError(f"the teacher's head was written to {path}, and can't be read back")
     teacher.network.head.load_state_dict(head)
     return teacher
+
+
+def _trained_whole(cfg: DictConfig) -> Teacher:
+    """Returns the teacher of `cfg`, which is trained as a whole; trains and logs it first where there is none."""
+    from kdsweep.config import build, trained_teachers
+    from kdsweep.system.files import locked
+    from kdsweep.system.tensor_files import read_tensors
+
+    path = trained_teachers.weights_path(cfg)
+    with locked(Path(f"{path}.lock")):
+        weights = read_tensors(path)
+        if weights is None:
+            note(
+                f"This teacher is new: it is trained first, once for all students, for {cfg.teacher.training.epochs} "
+                "epochs."
+            )
+            try:
+                _train_whole(cfg)
+            except RunError as error:
+                error.run_id = None  # the run that was asked for hasn't begun
+                raise
+            weights = read_tensors(path)
+    if weights is None:
+        raise OSError(f"the teacher was written to {path}, and can't be read back")
+    return build.untrained_member(cfg, weights)
 
 
 if __name__ == "__main__":

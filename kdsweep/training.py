@@ -7,7 +7,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,6 +29,7 @@ from kdsweep.numerics.hardware import (
 from kdsweep.numerics.logistic import LogisticRegression
 from kdsweep.numerics.small_convolutions import small_maps
 from kdsweep.numerics.step_graph import StepGraph, make_capturable, note_plain, obstacle
+from kdsweep.numerics.taken_apart import Same
 from kdsweep.system import user_code
 from kdsweep.system.errors import SEE_TRACEBACK, RunError, UserError, is_number, require
 from kdsweep.system.progress import progress
@@ -38,7 +39,9 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
 
+    from kdsweep.averaged_teachers import AveragedTeacher
     from kdsweep.models import Classifier
+    from kdsweep.shuffled_teachers import ShuffledTeacher
     from kdsweep.teachers import Teacher
 
 # Before a head is trained, each feature is divided by its standard deviation. This share of the features' mean variance
@@ -54,7 +57,7 @@ ONE_VALUE = "Expected more than 1 value per channel"
 _obstacles: dict[str, str | None] = {}
 
 Metrics = dict[str, float]
-# (student logits, teacher logits or None, labels) -> scalar; and `share`, if the loss says that it needs it
+# (student logits, teacher logits or None, labels) -> scalar; and by keyword what the loss says that it needs
 Loss = Callable[..., Tensor]
 Answers = Callable[[Tensor, Tensor], Tensor]  # (picture indices, their views) -> the teacher's logits, or its features
 # What a step leaves: its loss, the number of right answers, the student's logits, and the teacher's or None
@@ -81,7 +84,8 @@ class Fit:
         views: The training pictures and their views, on the device or in the computer's memory.
         labels: (N,) int64, on the device.
         loss: A function of (student logits, teacher logits or None, labels), as in `losses.py`, with its settings. If
-            it needs `share`, it gets how far the training is: 0 in the first epoch, and 1 in the last.
+            it needs `share`, it gets how far the training is: 0 in the first epoch, and 1 in the last. If it needs
+            features, it gets the inputs of both heads, and if it needs projectors, these are trained too.
         teacher: The teacher whose logits the loss gets for each view, or None.
         optimizer: Takes the list of trained parameters, and returns an optimizer.
         schedule: Takes (optimizer, total steps), and returns a learning-rate scheduler, which is stepped once a batch.
@@ -107,7 +111,7 @@ class Fit:
         labels: Tensor,
         *,
         loss: Loss,
-        teacher: Teacher | None,
+        teacher: Teacher | AveragedTeacher | ShuffledTeacher | None,
         optimizer: Callable[[list[Tensor]], Optimizer],
         schedule: Callable[[Optimizer, int], LRScheduler],
         epochs: int,
@@ -127,9 +131,12 @@ class Fit:
         self._small_maps = nullcontext() if compiled else small_maps(precision, labels.device)
         self._network, self._views, self._labels = network, views, labels
         self._captures = compiled and labels.device.type == "cuda"
+        if self._captures:
+            self._labels = labels.clone()  # the next training may put its own there
         self._plain_loss, self._teacher = loss, teacher
         # These are the same tensors for the whole training, so that a compiled or captured step sees their new values.
-        sizes = network.head.in_features, (network.head.in_features if teacher is None else teacher.n_features)
+        width = network.head.in_features
+        sizes = width, width if teacher is None or FEATURES not in self._heard else teacher.n_features
         self._given = given_to(loss, labels.device, sizes, init_seed)
         self._projectors = trained_with(self._given)
         self._loss = self._compiled_loss() if self._captures else loss
@@ -150,13 +157,31 @@ class Fit:
 
     def __iter__(self) -> Iterator[Metrics]:
         left = (self._epochs - self.epoch) * self._steps - self._step
-        with progress(f"epoch {self.epoch + 1}/{self._epochs}", left * self._batch_size, "pictures") as advance:
+        bar = progress(f"epoch {self.epoch + 1}/{self._epochs}", left * self._batch_size, "pictures")
+        with self._releasing(), bar as advance:
             while self.epoch < self._epochs:
                 self._train_epoch(advance)
                 next_epoch = min(self.epoch + 1, self._epochs)
                 advance(0, f"epoch {next_epoch}/{self._epochs}, train accuracy {self.last['train/accuracy']:.1%}")
                 yield self.last
-        self._step_graph = None  # its memory isn't needed any more
+
+    @contextmanager
+    def _releasing(self) -> Iterator[None]:
+        """Lets the next training take the captured step when this one ends, or isn't iterated over any more."""
+        try:
+            yield
+        except (GeneratorExit, DivergedError):
+            self._release()
+            raise
+        except BaseException:
+            self._step_graph = None  # whatever has failed, its memory is free
+            raise
+        self._release()
+
+    def _release(self) -> None:
+        if self._step_graph is not None:
+            self._step_graph.release()
+            self._step_graph = None
 
     def after(self, n: int) -> Iterator[Metrics]:
         """Yields the metrics of the epochs after the first n.
@@ -187,6 +212,7 @@ class Fit:
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Continues from what `state` returned in a training with the same arguments, to the same numbers."""
+        self._release()  # a graph knows the tensors that the optimizer had before
         self._network.net.load_state_dict(state["network"])
         with torch.no_grad():
             for name, projector in self._projectors.items():
@@ -199,8 +225,6 @@ class Fit:
                     kept[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         if self._captures:
             make_capturable(self._optimizer)
-            # A graph knows the tensors that the optimizer had before.
-            self._step_graph = None
         self._scheduler.load_state_dict(state["scheduler"])
         set_random_state(state["random"])
         self.epoch, self.last = state["epoch"], state["last"]
@@ -220,16 +244,18 @@ class Fit:
         start, earlier = time.perf_counter(), self._seconds
         pass_index = pass_of_epoch(self._order_seed, self.epoch, self._n_passes)
         answers, features_of = self._asked(pass_index)
-        # Pictures that stay in the computer's memory are looked up there.
-        order = batch_order(self._order_seed, self.epoch, len(self._labels)).to(self._views.device)
+        # Pictures and tables that stay in the computer's memory are looked up there.
+        drawn = batch_order(self._order_seed, self.epoch, len(self._labels))
+        order = drawn.to(self._views.device)
+        rows = order if self._teacher is None else drawn.to(self._teacher.table_device)
         if SHARE in self._given:
             self._given[SHARE].fill_(self.epoch / max(self._epochs - 1, 1))
         self._network.train()
         while self._step < self._steps:
-            indices = order[self._step * self._batch_size : (self._step + 1) * self._batch_size]
+            batch = slice(self._step * self._batch_size, (self._step + 1) * self._batch_size)
             self.between_steps = False
             with tf32(self._precision, self._labels.device):  # the backward pass too
-                self._train_step(indices, pass_index, answers, features_of)
+                self._train_step(order[batch], rows[batch], pass_index, answers, features_of)
             self._step += 1
             self._seconds = earlier + time.perf_counter() - start
             self.between_steps = True
@@ -255,17 +281,24 @@ class Fit:
         return explained("compiled") if self._compiled else nullcontext()
 
     def _train_step(
-        self, indices: Tensor, pass_index: int, answers: Answers | None, features_of: Answers | None = None
+        self,
+        indices: Tensor,
+        rows: Tensor,
+        pass_index: int,
+        answers: Answers | None,
+        features_of: Answers | None = None,
     ) -> None:
-        """Makes a step, and notes its loss and how many answers were right."""
+        """Makes a step, and notes its loss and how many answers were right; `rows` are the indices for the tables."""
         key, fetched = self._views.key(pass_index), None
         if self._fetch is not None:
             fetched = self._fetch(self._views.keyed_batch(indices, key))
             indices = indices.to(self._labels.device, non_blocking=True)
-        if self._captures:
-            loss, correct, logits, guide = self._replayed(indices, key, answers, fetched, features_of)
-        else:
-            loss, correct, logits, guide = self._computed(indices, key, answers, fetched, features_of)
+        # Each pass has a table of its own, so it is looked up before the step. That needs no pictures.
+        looked_up, features = (
+            None if found is None or self._asks_teacher else found(rows, rows[:0]) for found in (answers, features_of)
+        )
+        step = self._replayed if self._captures else self._captured
+        loss, correct, logits, guide = step(indices, key, looked_up, fetched, features)
         self._scheduler.step()
         self._losses[self._step] = loss
         self._correct += correct
@@ -305,39 +338,29 @@ class Fit:
         return value.detach(), (logits.detach().argmax(dim=1) == labels).sum(), logits.detach(), guide
 
     def _replayed(
-        self,
-        indices: Tensor,
-        key: int,
-        answers: Answers | None,
-        fetched: Tensor | None,
-        features_of: Answers | None = None,
+        self, indices: Tensor, key: int, looked_up: Tensor | None, fetched: Tensor | None, features: Tensor | None
     ) -> Step:
-        """Does what `_computed` does, from a CUDA graph if one can be captured."""
-        # Each pass has a table of its own, so its logits are looked up before the step. It needs no pictures.
-        looked_up, features = (
-            None if found is None or self._asks_teacher else found(indices, indices[:0])
-            for found in (answers, features_of)
-        )
+        """Does what `_captured` does, from a CUDA graph if one can be captured."""
         if self._step_graph is None:
             pictures = self._views.keyed_batch(indices, key) if fetched is None else fetched
             reason = self._obstacle(pictures, self._labels[indices], looked_up, features)
             if reason is not None:
                 note_plain(reason)
                 self._captures = False
-                return self._computed(indices, key, answers, fetched, features_of)
+                return self._captured(indices, key, looked_up, fetched, features)
             first = functools.partial(announced, f"{self._network.net} {indices.shape} {self._precision}")
-            self._step_graph = StepGraph(self._captured, self._optimizer, first)
+            self._step_graph = StepGraph(self._captured, self._optimizer, self._reads, first)
         return self._step_graph(indices, key, looked_up, fetched, features)
 
     def _captured(
         self,
         indices: Tensor,
-        key: Tensor,
+        key: int | Tensor,
         looked_up: Tensor | None,
         fetched: Tensor | None,
-        features: Tensor | None = None,
+        features: Tensor | None,
     ) -> Step:
-        """The step that is captured."""
+        """Makes a step with what was looked up in the teacher's tables, if anything; this is what is captured."""
         if self._asks_teacher:
             # A teacher that is asked answers for the pictures that it gets, whatever their pass is.
             answers, features_of = self._asked(0)
@@ -352,6 +375,15 @@ class Fit:
         # The features come first, because the teacher makes its logits of them.
         features_of = self._teacher.answers_features(pass_index) if FEATURES in self._heard else None
         return self._teacher.answers(pass_index) if self._heard != (FEATURES,) else None, features_of
+
+    def _reads(self) -> object:
+        """Returns what a step reads besides its arguments and the optimizer's state."""
+        loss = self._plain_loss
+        if self._loss is not loss:  # its settings have become tensors
+            loss = functools.partial(loss.func, **self._loss.keywords)  # type: ignore[attr-defined]
+        # A teacher that is asked is another object in each run.
+        known = (self._teacher if self._asks_teacher else None), torch.are_deterministic_algorithms_enabled()
+        return [*known, self._heard, self._precision, Same(self._views), self._network, self._labels, loss, self._given]
 
     @property
     def _asks_teacher(self) -> bool:
@@ -423,7 +455,7 @@ def rehearse(
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             fit = Fit(own, views, labels, teacher=None, epochs=1, batch_size=n, n_passes=1, order_seed=0, **settings)
             own.train()
-            fit._train_step(indices, 0, answers, features_of)
+            fit._train_step(indices, indices, 0, answers, features_of)
             predict(own, views.batch(indices[:1], 0), 1, precision)
     except UserError:
         raise

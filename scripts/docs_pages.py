@@ -25,7 +25,7 @@ GROUPS = {
     "data": "Pictures, their splits, and how they may be cropped and mirrored.",
     "augment": "What happens to the training pictures after crop and flip.",
     "model": "The student.",
-    "teacher": "The network that the student listens to, and how its head is trained.",
+    "teacher": "The network that the student listens to, and how it is trained.",
     "loss": "What training minimises.",
     "optimizer": "How the weights are changed in each step.",
     "schedule": "The learning rate, step by step.",

@@ -15,7 +15,7 @@ from typing import Any
 import networks
 import pytest
 import torch
-from commands import SHORT, runs
+from commands import SHORT, artifacts, runs
 from configurations import composed
 from in_process import train_here
 from omegaconf import OmegaConf
@@ -599,6 +599,12 @@ def test_a_loss_on_features_is_refused_without_a_teacher(words: str) -> None:
     assert "features" in needs_of(build.component(config, "loss"))
 
 
+def test_what_the_training_gives_is_no_setting() -> None:
+    """Features and projector can't be configured."""
+    with pytest.raises(UserError, match=r"loss\.projector: `nobody but the training gives feature this argument`"):
+        build.component(composed("loss=feature", "+loss.projector=1"), "loss")
+
+
 @pytest.mark.slow
 def test_a_run_says_the_size_and_leaves_a_student_without_its_projector(tmp_path: Path) -> None:
     """A sum with features trains by one command, and its weights are those of the network alone."""
@@ -606,6 +612,6 @@ def test_a_run_says_the_size_and_leaves_a_student_without_its_projector(tmp_path
     assert done.status == 0, done.err
     said = " ".join(done.err.split())
     assert "The loss hears the teacher's pooled features: 2 passes with 512 of them for each of 64 pictures" in said
-    (student,) = [run for run in runs(tmp_path) if run.data.tags["kdsweep.role"] == "distill"]
-    weights = load_file(next(tmp_path.rglob(f"{student.info.run_id}/artifacts/model.safetensors")))
+    (student,) = runs(tmp_path, "distill")
+    weights = load_file(artifacts(student) / "model.safetensors")
     assert {*weights} == {*networks.build(10, name="shufflenet_v2_x0_5").net.state_dict()}

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 
 from scipy import special
 
-from kdsweep.tracking.run_records import STUDENTS
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -48,7 +46,7 @@ def compare(found: Comparison) -> Chance | None:
     values = {
         arm.name: [run.metrics[METRIC] for run in arm.runs if math.isfinite(run.metrics.get(METRIC, math.nan))]
         for arm in found.arms
-        if arm.name in STUDENTS
+        if arm.name != "teacher"
     }
     values = {arm: own for arm, own in values.items() if own}
     if counts is None or not values:

@@ -5,7 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from kdsweep.analysis import cost, landscape, per_class, stopping, teacher_pull, verdict, verdict_words
+from kdsweep.analysis import (
+    contest_findings,
+    cost,
+    landscape,
+    per_class,
+    stopping,
+    teacher_pull,
+    verdict,
+    verdict_words,
+)
+from kdsweep.analysis.contest_plan import Plan
 from kdsweep.analysis.sorted_runs import (
     Arm,
     Comparison,
@@ -26,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
+    from kdsweep.analysis.contest_findings import Contest
     from kdsweep.analysis.cost import Cost
     from kdsweep.analysis.landscape import Landscape
     from kdsweep.analysis.per_class import ClassChange
@@ -44,6 +55,7 @@ class Report:
         front: The Pareto set of a study with several objectives, ordered by the first of them; else empty.
         findings: Sentences about the numbers.
         missing: Sentences about what is not there (yet).
+        contest: What was found about contenders; None for a study with one search.
         classes: The arms' accuracies class by class, on test; empty if the runs don't tell them.
         files: The files that `kdsweep.report.writing.write` wrote.
         attached: Whether they are attached to the study's run in MLflow, too.
@@ -58,6 +70,7 @@ class Report:
     findings: tuple[str, ...]
     missing: tuple[str, ...]
     classes: tuple[ClassChange, ...] = ()
+    contest: Contest | None = None
     files: tuple[Path, ...] = field(default=())
     attached: bool = False
 
@@ -84,6 +97,9 @@ class Report:
 
 def summarise(study: StudyRecord, readings: Readings) -> Report:
     """Makes the report of a study from its runs and their histories."""
+    plan = Plan.read(study.parent.tags)
+    if plan is not None:
+        return _of_contest(study, readings, plan)
     found = compare(study, readings)
     judged = verdict.judge(found)
     surveyed = landscape.survey(found, judged.validation_noise)
@@ -128,6 +144,25 @@ def summarise(study: StudyRecord, readings: Readings) -> Report:
         findings,
         tuple(_missing(found)),
         classes,
+    )
+
+
+def _of_contest(study: StudyRecord, readings: Readings, plan: Plan) -> Report:
+    """Makes the report of a contest: the same tables and figures, with its contenders as the arms."""
+    found, held = contest_findings.compare(study, readings, plan)
+    judged = contest_findings.judge(found, held)
+    spent = cost.account(found)
+    total = f"All runs together took {cost.duration(spent.total_seconds)}."
+    return Report(
+        found,
+        judged,
+        landscape.Landscape(),
+        spent,
+        contest_findings.headline(held, judged),
+        (),
+        (*contest_findings.words(held, judged), total),
+        tuple(contest_findings.missing(held)),
+        contest=held,
     )
 
 

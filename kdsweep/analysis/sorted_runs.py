@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from kdsweep.analysis.metrics import COLUMNS, EPOCHS_TO_TARGET, row
 from kdsweep.analysis.study_goals import PARAMETERS, Goals, Objective
 from kdsweep.config.keys import in_setting, may_differ_in_repeats
-from kdsweep.tracking.run_records import ARMS, STUDENTS
+from kdsweep.tracking.run_records import ARMS, NOISY, STUDENTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -197,7 +197,9 @@ class Comparison:
 
 def arm_label(name: str) -> str:
     """Returns the name of an arm as it is printed: "label smoothing"."""
-    return name.replace("_", " ")
+    # A contest's arm under a condition is "kd at 0.1", and the condition stays as it is.
+    arm, at, place = name.partition(" at ")
+    return f"{arm.replace('_', ' ')}{at}{place}"
 
 
 def compare(study: StudyRecord, readings: Readings) -> Comparison:
@@ -217,7 +219,7 @@ def compare(study: StudyRecord, readings: Readings) -> Comparison:
     shown = {arm: fresh.get(arm) or runs[arm] for arm in ARMS}
     scratch = spread(run.metrics.get("val/accuracy") for run in shown["scratch"])
     target = None if scratch is None else TARGET_SHARE * scratch.mean
-    arms = (_arm(arm, members, bool(fresh.get(arm)), readings, target) for arm, members in shown.items() if members)
+    arms = (arm_of(arm, members, bool(fresh.get(arm)), readings, target) for arm, members in shown.items() if members)
     pruned = _pruned(study, goals, trials)
     return Comparison(study, goals, tuple(arms), trials, chosen, others, pruned, target, readings, tuple(beyond))
 
@@ -240,9 +242,9 @@ def differing(runs: Sequence[RunRecord], of_interest: Callable[[str], bool]) -> 
 
 
 def repetitions(study: StudyRecord, metric: str) -> list[list[float]]:
-    """Returns the values of a metric for each setting, of any student's arm, that was run more than once."""
+    """Returns the values of a metric for each setting that was run more than once, of all students but `NOISY`."""
     groups: dict[tuple[object, ...], list[float]] = {}
-    for arm in STUDENTS:
+    for arm in (arm for arm in STUDENTS if arm != NOISY):
         for run in finished(study, arm):
             if math.isfinite(run.metrics.get(metric, math.nan)):
                 key = arm, *sorted((key, value) for key, value in run.params.items() if in_setting(key))
@@ -342,7 +344,7 @@ def _pruned(study: StudyRecord, goals: Goals, trials: Sequence[Trial]) -> tuple[
     return tuple(found[number] for number in sorted(found))
 
 
-def _arm(arm: str, runs: Sequence[RunRecord], confirmed: bool, readings: Readings, target: float | None) -> Arm:
+def arm_of(arm: str, runs: Sequence[RunRecord], confirmed: bool, readings: Readings, target: float | None) -> Arm:
     """Returns the row of an arm's runs, with the metrics that the report's table shows."""
     values = [dict(run.metrics) for run in runs]
     for run, metrics in zip(runs, values, strict=True):

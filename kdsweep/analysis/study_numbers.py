@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING
 
 from kdsweep.analysis.study_goals import short_key
@@ -25,7 +26,9 @@ def numbers(report: Report) -> dict[str, float]:
     - study/alpha, study/tau and any other searched number: the chosen setting.
     - study/trials: the number of settings that were tried to their end.
     """
-    return {f"{STUDY}{name}": value for name, value in _named(report) if math.isfinite(value)}
+    # MLflow's names of metrics have no commas, which the conditions of a contest may have.
+    named = ((re.sub(r"[^\w./ -]+", "_", name), value) for name, value in _named(report))
+    return {f"{STUDY}{name}": value for name, value in named if math.isfinite(value)}
 
 
 def _named(report: Report) -> Iterator[tuple[str, float]]:

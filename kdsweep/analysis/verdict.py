@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from kdsweep.analysis import always_valid, chance, statistics
 from kdsweep.analysis.sorted_runs import Comparison, finished, repetitions
-from kdsweep.tracking.run_records import STUDENTS
+from kdsweep.tracking.run_records import NOISY, STUDENTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 METRIC = "test/accuracy"
 
 # The comparisons, first against second, in the order in which they are reported.
-PAIRS = (("distill", "scratch"), ("distill", "label_smoothing"), ("label_smoothing", "scratch"))
+PAIRS = (
+    *(("distill", "scratch"), ("distill", "label_smoothing"), ("label_smoothing", "scratch")),
+    ("distill", "shuffled"),
+)
 
 SIGNIFICANCE, CONFIDENCE, POWER = 0.05, 0.95, 0.8
 
@@ -149,7 +152,7 @@ def judge(found: Comparison) -> Verdict:
             [objective.sign * value for value in values],
             resolution=found.resolution(objective.metric),
         )
-    arms = {arm: _by_seed(found.confirmed(arm), METRIC) for arm in STUDENTS}
+    arms = {arm: by_seed(found.confirmed(arm), METRIC) for arm in STUDENTS}
     resolution = found.resolution(METRIC)
     at_any_time = found.goals.confirm_until is not None
     compared = comparisons(arms, resolution, at_any_time=at_any_time)
@@ -158,7 +161,7 @@ def judge(found: Comparison) -> Verdict:
         compared = tuple(replace(paired, outcome="unknown", outliers=(), without=None) for paired in compared)
     return Verdict(
         # What a power says of one look it doesn't say of many.
-        comparisons=compared if at_any_time else tuple(_planned(paired, len(compared)) for paired in compared),
+        comparisons=compared if at_any_time else tuple(planned(paired, len(compared)) for paired in compared),
         noise=noise,
         pair_noise=_pooled(arms, resolution),
         validation_noise=validation_noise,
@@ -189,7 +192,7 @@ def _luck(found: Comparison, noise: NoiseFloor | None) -> tuple[float | None, in
     metric = found.goals.objective.metric
     blocks = []
     for stage in ("baseline", "confirmation"):
-        arms = [_by_seed(_of_stage(found, arm, stage), metric) for arm in STUDENTS]
+        arms = [by_seed(_of_stage(found, arm, stage), metric) for arm in STUDENTS if arm != NOISY]
         blocks.append(_block([arm for arm in arms if arm]))
     pairs = statistics.pair_noise(*blocks, resolution=found.resolution(metric))
     return (None if pairs is None else pairs.sd / math.sqrt(2)), shared
@@ -208,30 +211,37 @@ def _block(arms: Sequence[Mapping[int, float]]) -> list[list[float]]:
 
 
 def comparisons(
-    arms: Mapping[str, Mapping[int, float]], resolution: float = 0.0, *, at_any_time: bool = False
+    arms: Mapping[str, Mapping[int, float]],
+    resolution: float = 0.0,
+    pairs: Sequence[tuple[str, str]] = PAIRS,
+    *,
+    at_any_time: bool = False,
 ) -> tuple[Paired, ...]:
     """Compares the students' arms pair by pair, without `detectable` and `seeds_needed`.
 
     Args:
         arms: Arm -> seed -> test accuracy.
         resolution: The step of the accuracies, 1 / pictures; 0 if it is unknown.
+        pairs: The comparisons, first against second.
         at_any_time: Whether intervals and p values are to hold however often one looks.
     """
-    outliers = _outliers(arms, resolution)
+    outliers = _outliers(arms, resolution, pairs)
     clean = {
         arm: {seed: value for seed, value in values.items() if (arm, seed) not in outliers}
         for arm, values in arms.items()
     }
     everything, pooled = (_pooled(kept, resolution) for kept in (arms, clean))
-    compared = _compared(arms, everything, pooled, resolution, outliers, at_any_time)
+    compared = _compared(arms, everything, pooled, resolution, outliers, pairs, at_any_time)
     if not outliers:
         return compared
-    without = {(c.first, c.second): c for c in _compared(clean, pooled, pooled, resolution, {}, at_any_time)}
+    without = {(c.first, c.second): c for c in _compared(clean, pooled, pooled, resolution, {}, pairs, at_any_time)}
     return tuple(replace(c, without=without.get((c.first, c.second))) if c.outliers else c for c in compared)
 
 
 def _pooled(arms: Mapping[str, Mapping[int, float]], resolution: float) -> NoiseFloor | None:
-    return statistics.pair_noise(_block([values for values in arms.values() if values]), resolution=resolution)
+    return statistics.pair_noise(
+        _block([values for arm, values in arms.items() if values and arm != NOISY]), resolution=resolution
+    )
 
 
 def _compared(
@@ -240,6 +250,7 @@ def _compared(
     pooled: NoiseFloor | None,
     resolution: float,
     outliers: Mapping[tuple[str, int], Outlier],
+    pairs: Sequence[tuple[str, str]],
     at_any_time: bool,
 ) -> tuple[Paired, ...]:
     """Compares the arms pair by pair.
@@ -250,16 +261,18 @@ def _compared(
         pooled: The same without outliers: a run that collapsed says nothing about the noise of other arms.
         resolution: The step of the accuracies.
         outliers: (arm, seed) -> the runs that dominate a comparison.
+        pairs: The comparisons, first against second.
         at_any_time: Whether intervals and p values are to hold however often one looks.
     """
     rows = []
-    for first, second in PAIRS:
-        if seeds := sorted(arms[first].keys() & arms[second].keys()):
+    for first, second in pairs:
+        if seeds := sorted(arms.get(first, {}).keys() & arms.get(second, {}).keys()):
             rows.append((first, second, seeds, [arms[first][s] for s in seeds], [arms[second][s] for s in seeds]))
     own = [tuple(o for o in outliers.values() if o.arm in row[:2] and o.seed in row[2]) for row in rows]
+    shared = [None if NOISY in (first, second) else pooled for first, second, *_ in rows]
     differences = [
-        statistics.paired_difference(x, y, CONFIDENCE, pooled=None if alone else pooled, resolution=resolution)
-        for (*_, x, y), alone in zip(rows, own, strict=True)
+        statistics.paired_difference(x, y, CONFIDENCE, pooled=None if alone else noise, resolution=resolution)
+        for (*_, x, y), alone, noise in zip(rows, own, shared, strict=True)
     ]
     if at_any_time:
         differences = [always_valid.at_any_time(difference, CONFIDENCE) for difference in differences]
@@ -277,16 +290,16 @@ def _compared(
             max(abs(difference.low), abs(difference.high))
             if at_any_time
             else statistics.equivalence_bound(difference, CONFIDENCE),
-            everything if alone else pooled,
+            everything if alone else noise,
             outliers=alone,
         )
-        for (first, second, seeds, firsts, seconds), difference, p, alone in zip(
-            rows, differences, adjusted, own, strict=True
+        for (first, second, seeds, firsts, seconds), difference, p, alone, noise in zip(
+            rows, differences, adjusted, own, shared, strict=True
         )
     )
 
 
-def _planned(paired: Paired, n_comparisons: int) -> Paired:
+def planned(paired: Paired, n_comparisons: int) -> Paired:
     """Adds what these pairs can see, and the seeds that it takes to see the observed difference."""
     if paired.outcome == "unknown" or paired.pooled is None:
         return paired
@@ -299,11 +312,13 @@ def _planned(paired: Paired, n_comparisons: int) -> Paired:
     return replace(paired, detectable=detectable, seeds_needed=needed)
 
 
-def _outliers(arms: Mapping[str, Mapping[int, float]], resolution: float) -> dict[tuple[str, int], Outlier]:
+def _outliers(
+    arms: Mapping[str, Mapping[int, float]], resolution: float, pairs: Sequence[tuple[str, str]]
+) -> dict[tuple[str, int], Outlier]:
     """Returns the runs that dominate a comparison: of such a pair, the run that is farther from its arm's others."""
     found = {}
-    for first, second in PAIRS:
-        seeds = sorted(arms[first].keys() & arms[second].keys())
+    for first, second in pairs:
+        seeds = sorted(arms.get(first, {}).keys() & arms.get(second, {}).keys())
         for place in statistics.dominating([arms[first][s] - arms[second][s] for s in seeds], resolution):
             seed = seeds[place]
             runs = [Outlier(arm, seed, arms[arm][seed], _others(arms[arm], seed)) for arm in (first, second)]
@@ -316,7 +331,7 @@ def _others(values: Mapping[int, float], seed: int) -> float:
     return median(value for other, value in values.items() if other != seed)
 
 
-def _by_seed(runs: Iterable[RunRecord], metric: str) -> dict[int, float]:
+def by_seed(runs: Iterable[RunRecord], metric: str) -> dict[int, float]:
     """Returns seed -> value of the runs that have a metric."""
     return {
         run.seed: run.metrics[metric]

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 # The name of the format of config.json.
 KIND = "kdsweep-export 1"
 
+# The tags that tell which setting a confirmation run repeats, beside its arm and stage.
+SETTING = ("kdsweep.trial", "kdsweep.contender", "kdsweep.condition")
+
 
 def write(
     folder: Path,
@@ -93,8 +96,8 @@ def _spread(store: Store, run: RunRecord) -> Spread | None:
         return None
 
     def repeats(other: RunRecord) -> bool:
-        # A study that was extended may have confirmed another trial before.
-        own, its = ((r.arm, r.stage, r.tags.get("kdsweep.trial")) for r in (run, other))
+        # A study that was extended may have confirmed another trial before, and a contest has several settings.
+        own, its = ([r.arm, r.stage, *map(r.tags.get, SETTING)] for r in (run, other))
         return own == its and other.status == "FINISHED"
 
     return spread(other.metrics.get("test/accuracy") for other in store.children(run.parent) if repeats(other))

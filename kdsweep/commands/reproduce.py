@@ -225,14 +225,15 @@ def _show_surroundings(original: Original, cfg: DictConfig) -> bool:
 
 def _here(cfg: DictConfig) -> dict[str, Any]:
     """Describes what the new run is made with, as a run's record does; refuses what can't be run."""
-    from kdsweep.config import build, checks, rules
+    from kdsweep.config import build, checks, identities, recorded_teachers, rules
     from kdsweep.system import environment
 
     cfg = rules.settled(cfg)
     checks.check(cfg)
+    cfg = recorded_teachers.filled(cfg)
     device, precision = build.hardware(cfg)
     data, _ = build.inputs(cfg)
-    teacher = None if cfg.teacher is None else build.teacher_id(cfg, build.untrained_teacher(cfg))
+    teacher = None if cfg.teacher is None else identities.teacher_id(cfg, build.untrained_teacher(cfg))
     runtime = {"device": str(device), "precision": precision}
     made_of = {"data": data.fingerprint, "teacher": teacher, "sources": build.sources(cfg)}
     return {**environment.describe(), **runtime, **made_of}

@@ -54,6 +54,12 @@ def saved_config(store: Store, run: RunRecord) -> SavedConfig:
     Raises:
         UserError: The run has none.
     """
+    if run.arm == "teacher" and run.params.get("teacher.train", "None") not in ("head", "None"):
+        raise UserError(
+            f"the run {run.id} is a teacher. Its weights are in MLflow ({WEIGHTS}), and kdsweep exports students: name "
+            "one of them.",
+            "RUN",
+        )
     if run.arm == "teacher":
         weights = run.params.get("teacher.network.weights", "None")
         network = f"{network_name(run.params, 'teacher.network')}, {'random' if weights == 'None' else weights}"

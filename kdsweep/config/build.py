@@ -10,6 +10,7 @@ import hashlib
 import inspect
 import json
 import re
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +20,9 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from kdsweep import loss_rules, losses, own_data, own_networks, own_training, training
-from kdsweep.config.keys import NOT_IDENTIFYING, STUDENT_KEYS, unclassified
-from kdsweep.config.rules import attempt, require_objectives
+from kdsweep.averaged_teachers import AveragedTeacher
+from kdsweep.config.keys import STUDENT_KEYS, unclassified
+from kdsweep.config.rules import attempt, is_averaged, require_objectives
 from kdsweep.evaluation import TOP
 from kdsweep.numerics import compiling, gpu_memory, half_precision
 from kdsweep.numerics.hardware import TEACHER_PRECISIONS, arithmetic, resolve_device, resolve_precision
@@ -28,9 +30,8 @@ from kdsweep.numerics.strided_convolutions import overrun
 from kdsweep.own_arguments import separated
 from kdsweep.own_data import OwnData
 from kdsweep.own_networks import OwnNetwork, is_own
-from kdsweep.system import environment, user_code
+from kdsweep.system import user_code
 from kdsweep.system.errors import UserError, is_number, require_kinds
-from kdsweep.system.files import hash_identity
 from kdsweep.system.progress import note
 from kdsweep.teachers import Teacher
 from kdsweep.views import Views
@@ -108,8 +109,7 @@ def architecture(group: str, key: str, weights: bool = True) -> Architecture | O
             OmegaConf.update(alone, group, {"weights": None, "head": "new"})
         built: Architecture = component(alone, group)
         return built
-    # Hydra decides whether the target is trusted, and imports it.
-    function = attempt(group, lambda: _instantiate({"_target_": target, "_partial_": True})).func
+    function = function_of(group, target)
     if not is_own(function):
         described: Architecture = component(alone, group)
         return described
@@ -124,6 +124,16 @@ def architecture(group: str, key: str, weights: bool = True) -> Architecture | O
 
     own: OwnNetwork = attempt(group, lambda: OwnNetwork(function, make, arguments, **settings))
     return own
+
+
+def function_of(group: str, target: str) -> Callable[..., object]:
+    """Returns the function or class that a `_target_` names. Hydra decides whether it is trusted, and imports it.
+
+    Raises:
+        UserError: It isn't trusted, or isn't there.
+    """
+    found: Callable[..., object] = attempt(group, lambda: _instantiate({"_target_": target, "_partial_": True})).func
+    return found
 
 
 def component(cfg: DictConfig, group: str) -> Any:
@@ -339,8 +349,44 @@ def hardware(cfg: DictConfig) -> tuple[torch.device, str]:
     return device, teacher_precision(cfg, device) if cfg.arm == "teacher" else resolve_precision(cfg.precision, device)
 
 
+def member(cfg: DictConfig, name: str) -> DictConfig:
+    """Returns `cfg` with one member of its averaged teacher as its teacher."""
+    own = cfg.copy()
+    OmegaConf.set_readonly(own, False)
+    # Its interpolations, such as the precision's, are of the whole configuration.
+    one = container(cfg.teacher.members)[name]
+    own.teacher = OmegaConf.create({**one, "mode": cfg.teacher.mode, "shuffled": None})
+    return own
+
+
+def members(cfg: DictConfig) -> list[DictConfig]:
+    """Returns `member` for each member of an averaged teacher."""
+    return [member(cfg, str(name)) for name in cfg.teacher.members]
+
+
+def each_teacher(cfg: DictConfig) -> list[DictConfig]:
+    """Returns `cfg` for each network that its teacher is made of: the members of an average, one, or none."""
+    return members(cfg) if is_averaged(cfg.teacher) else [] if cfg.teacher is None else [cfg]
+
+
+@contextmanager
+def of_member(name: str) -> Iterator[None]:
+    """Lets the errors of this block name the keys of a member, and not those of the teacher that it would be alone."""
+    try:
+        yield
+    except UserError as error:
+        if error.key is None or not error.key.startswith("teacher"):
+            raise
+        raise UserError(error.message, error.key.replace("teacher", f"teacher.members.{name}", 1)) from error
+
+
 def teacher_precision(cfg: DictConfig, device: torch.device) -> str:
-    """Returns the precision of the teacher's passes; "auto" is fp16 on a GPU if the teacher's values fit, else tf32."""
+    """Returns the precision of the teacher's passes; "auto" is fp16 on a GPU if the teacher's values fit, else tf32.
+
+    Members of an average have their own; that of the first stands for all.
+    """
+    if is_averaged(cfg.teacher):
+        return teacher_precision(members(cfg)[0], device)
     plain = resolve_precision(cfg.teacher.precision, device, TEACHER_PRECISIONS)
     if cfg.teacher.precision != "auto" or device.type != "cuda":
         return plain
@@ -468,7 +514,10 @@ def in_force(cfg: DictConfig, chosen: tuple[Classifier, str] | None = None) -> D
     """
     own = cfg.copy()
     OmegaConf.set_readonly(own, False)
-    if own.teacher is not None:
+    if is_averaged(own.teacher):
+        for name in own.teacher.members:
+            own.teacher.members[name].precision = teacher_precision(member(cfg, name), resolve_device(cfg.device))
+    elif own.teacher is not None:
         own.teacher.precision = teacher_precision(cfg, resolve_device(cfg.device))
     if chosen is not None:
         own.precision, own.memory_format = chosen[1], chosen[0].format
@@ -490,47 +539,28 @@ def teacher_key(cfg: DictConfig) -> str:
 
 
 def _teachers(cfg: DictConfig) -> dict[str, Any]:
-    return {**container(cfg), **dict.fromkeys(STUDENT_KEYS), "arm": "teacher"}
+    own = {**container(cfg), **dict.fromkeys(STUDENT_KEYS), "arm": "teacher"}
+    # To whom the answers are dealt is a matter of the students.
+    own["teacher"] = {key: value for key, value in own["teacher"].items() if key != "shuffled"}
+    return own
 
 
-def untrained_teacher(cfg: DictConfig) -> Teacher:
-    """Builds the teacher of `cfg` with an untrained head, or with the head that came with its weights."""
+def untrained_teacher(cfg: DictConfig) -> Teacher | AveragedTeacher:
+    """Builds the teacher of `cfg` with untrained heads, or with the heads that came with their weights."""
+    if is_averaged(cfg.teacher):
+        return AveragedTeacher([untrained_member(one) for one in members(cfg)], cfg.teacher.average)
+    return untrained_member(cfg)
+
+
+def untrained_member(cfg: DictConfig, weights: dict[str, torch.Tensor] | None = None) -> Teacher:
+    """Builds the teacher of `cfg`, which is one network, as `untrained_teacher` does; with its `weights` if given."""
     data, views = inputs(cfg)
     net = network(cfg, "teacher.network", data, cfg.view_seed)
+    if weights is not None:
+        net.net.load_state_dict(weights)
     tables = Path(cfg.paths.cache) / "tables"
     precision = teacher_precision(cfg, resolve_device(cfg.device))
     own = sources(cfg.teacher.network)
     settings = cfg.teacher.mode, cfg.teacher.batch_size, precision, cfg.teacher.compiled, own or None
     teacher: Teacher = attempt("teacher", lambda: Teacher(net, data, views, tables, *settings))
     return teacher
-
-
-def teacher_id(cfg: DictConfig, teacher: Teacher) -> str:
-    """Returns 16 hex digits that identify a trained teacher: a hash of everything that made it."""
-    head = None if cfg.teacher.head is None else container(cfg.teacher.head)
-    own = sources(head)
-    return hash_identity({"features": teacher.features_key, "head": head, **({"sources": own} if own else {})})
-
-
-def run_key(cfg: DictConfig, data: Dataset, teacher: Teacher | None) -> str:
-    """Returns 16 hex digits that identify a run: a hash of everything that its numbers depend on.
-
-    An interrupted run can be continued only by a run with the same key.
-    """
-    own = {key: value for key, value in container(cfg).items() if key not in NOT_IDENTIFYING}
-    surroundings = environment.describe()
-    device, precision = hardware(cfg)
-    where = {key: surroundings[key] for key in ("git_commit", "cpu", "gpu", "threads", "packages")}
-    made_of: dict[str, Any] = {
-        "data": data.fingerprint,
-        "teacher": None if teacher is None else teacher_id(cfg, teacher),
-    }
-    # Runs without the user's own code keep the identity that they had before its source was part of it.
-    if code := sources(cfg):
-        made_of["sources"] = code
-    return hash_identity({"config": own, "device": str(device), "precision": precision, **where, **made_of})
-
-
-def head_path(cfg: DictConfig, teacher: Teacher) -> Path:
-    """Returns the path of a teacher's trained head."""
-    return Path(cfg.paths.cache) / "teachers" / f"{teacher_id(cfg, teacher)}.safetensors"

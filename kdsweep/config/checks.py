@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdsweep import own_training, training
-from kdsweep.config.build import Components, architecture, component, components, key_of
-from kdsweep.config.rules import attempt, check_values
+from kdsweep.averaged_teachers import require_average
+from kdsweep.config.build import Components, architecture, component, components, key_of, member, of_member
+from kdsweep.config.recorded_teachers import filled
+from kdsweep.config.rules import attempt, check_values, is_averaged, is_trained, require_training
+from kdsweep.config.trained_teachers import training_components
 from kdsweep.losses import example_for
 from kdsweep.numerics import compiling
 from kdsweep.numerics.hardware import (
@@ -23,6 +26,7 @@ from kdsweep.system.errors import UserError, require
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import torch
     from omegaconf import DictConfig
 
 
@@ -33,7 +37,7 @@ def check(cfg: DictConfig) -> None:
         UserError: Its key is the configuration's.
     """
     check_values(cfg)
-    check_components(cfg)
+    check_components(filled(cfg))
 
 
 def check_components(cfg: DictConfig) -> Components:
@@ -61,11 +65,25 @@ def check_components(cfg: DictConfig) -> Components:
     built = components(cfg)
     _try(built, with_teacher=cfg.teacher is not None)
     architecture("model", key_of(cfg.model))
-    if cfg.teacher is not None:
-        attempt("teacher", lambda: resolve_precision(cfg.teacher.precision, device, TEACHER_PRECISIONS))
-        architecture("teacher.network", key_of(cfg.teacher.network))
-        _check_head(cfg)
+    if is_averaged(cfg.teacher):
+        attempt("teacher", lambda: require_average(cfg.teacher.average))
+        for name in cfg.teacher.members:
+            with of_member(name):
+                _check_teacher(member(cfg, name), device)
+    elif cfg.teacher is not None:
+        _check_teacher(cfg, device)
     return built
+
+
+def _check_teacher(cfg: DictConfig, device: torch.device) -> None:
+    """Refuses a wrong network, precision or head of a teacher that is one network."""
+    attempt("teacher", lambda: resolve_precision(cfg.teacher.precision, device, TEACHER_PRECISIONS))
+    architecture("teacher.network", key_of(cfg.teacher.network))
+    if is_trained(cfg.teacher):
+        require_training(cfg.teacher)  # of a member, which the check of values doesn't know
+        training_components(cfg)
+    else:
+        _check_head(cfg)
 
 
 def _try(built: Components, *, with_teacher: bool) -> None:

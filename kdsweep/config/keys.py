@@ -22,10 +22,19 @@ if TYPE_CHECKING:
 GROUPS = ("data", "augment", "model", "teacher", "loss", "optimizer", "schedule")
 
 # Groups whose component refuses keys that it doesn't know.
-STRICT = (*(f"{group}." for group in GROUPS if group != "teacher"), "teacher.network.", "teacher.head.")
+OF_TRAINING = tuple(f"teacher.training.{group}." for group in ("augment", "optimizer", "schedule"))
+STRICT = (*(f"{group}." for group in GROUPS if group != "teacher"), "teacher.network.", "teacher.head.", *OF_TRAINING)
 # What is read of the groups that describe no component.
 PARTS = {
-    "teacher": ("network", "head", "mode", "precision", "batch_size", "compiled"),
+    "teacher": (
+        *("network", "head", "mode", "precision", "batch_size", "compiled", "shuffled"),
+        *("run", "uri", "run_name", "run_weights", "members", "average", "train"),
+        *(f"training.{name}" for name in ("epochs", "batch_size", "n_passes", "seed")),
+        *(
+            f"training.{name}"
+            for name in ("precision", "memory_format", "compiled", "augment", "optimizer", "schedule")
+        ),
+    ),
     "paths": ("root", "data", "cache"),
 }
 # The smallest likeness of two words, from 0 to 1, at which one may be meant by the other.
@@ -106,8 +115,9 @@ KEYS = (
     *(
         Key(f"sweep.{name}", Purpose.STUDY, free=True)
         for name in (
-            *("n_trials", "baseline_seeds", "confirm_seeds", "confirm_until", "choose", "search_seeds"),
+            *("n_trials", "baseline_seeds", "confirm_seeds", "confirm_until", "shuffled", "choose", "search_seeds"),
             *("seed", "start.", "start_from", "executor", "n_jobs", "ray_address", "max_restarts", "restart"),
+            *("contenders", "define.", "for_all", "against", "fractions", "budgets", "students"),
         )
     ),
 )
@@ -172,6 +182,8 @@ def is_read(name: str) -> bool:
     The keys of a study (`sweep.`) count as unread, because a study gets them by interpolations. Without a study nobody
     asks for them.
     """
+    # A member of an averaged teacher is a teacher.
+    name = re.sub(r"^teacher\.members\.\w+", "teacher", name)
     group, _, part = name.partition(".")
     if name.startswith(STRICT) or name == "hydra" or name.startswith("hydra."):
         return True
@@ -242,6 +254,22 @@ def network_name(params: Mapping[str, object], group: str) -> str:
     """
     name, target = (str(params.get(f"{group}.{key}")) for key in ("name", "_target_"))
     return name if name != "None" else target.rpartition(".")[2]
+
+
+def member_groups(params: Iterable[Mapping[str, object]]) -> list[str]:
+    """Returns the groups of the teachers that are averaged in runs with these parameters: "teacher.members.<name>"."""
+    found = (re.match(r"teacher\.members\.\w+(?=\.network\.)", name) for own in params for name in own)
+    return [*dict.fromkeys(match[0] for match in found if match is not None)]
+
+
+def teacher_name(params: Mapping[str, object]) -> str:
+    """Returns the name of a teacher's network, or those of its members, each as `network_name` returns it.
+
+    Args:
+        params: As for `network_name`.
+    """
+    names = [network_name(params, f"{group}.network") for group in member_groups([params])]
+    return f"average of {', '.join(names)}" if names else network_name(params, "teacher.network")
 
 
 def _purpose(name: str) -> Purpose | None:

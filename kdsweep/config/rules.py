@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,11 @@ MEMORY_FORMATS = ("auto", "channels_last", "contiguous")
 # Hydra's remedy for a component from a package that isn't trusted, and ours in its place.
 HYDRAS_REMEDY = "Pass _execution_whitelist_ from trusted code to allow expected targets."
 OUR_REMEDY = "If it is yours, name its package in the environment: KDSWEEP_TRUST='package.*'."
+
+MEMBERS = "teacher.members"
+
+# How much of a teacher is trained.
+TRAINED = ("head", "all", "scratch")
 
 # Larger numbers are mistakes, and some would overflow later arithmetic.
 MOST = {"epochs": 10**6, "batch_size": 10**7, "n_passes": 10**6}
@@ -85,6 +91,7 @@ def settled(cfg: DictConfig) -> DictConfig:
     """
     network = OmegaConf.select(cfg, "teacher.network") if OmegaConf.is_dict(cfg.teacher) else None
     whole = network is not None and (not OmegaConf.is_dict(network) or "_target_" in network.keys())  # noqa: SIM118
+    whole = whole or is_recorded(cfg.teacher) or is_averaged(cfg.teacher)
     details = OmegaConf.is_dict(cfg.teacher) and not whole
     if not details and cfg.arm is not None:
         return cfg
@@ -103,6 +110,26 @@ def _arm(cfg: DictConfig) -> str:
         return "distill"
     taught = {"kdsweep.losses.ce": "scratch", "kdsweep.losses.label_smoothing": "label_smoothing"}
     return taught.get(str(OmegaConf.select(cfg, "loss._target_")), "scratch" if cfg.teacher is None else "distill")
+
+
+def is_recorded(teacher: Any) -> bool:
+    """Returns whether a configuration's teacher is the student of a recorded run (teacher=run)."""
+    return OmegaConf.is_dict(teacher) and "run" in teacher and "mode" in teacher
+
+
+def is_averaged(teacher: Any) -> bool:
+    """Returns whether a configuration's teacher is the average of several (teacher=members)."""
+    return OmegaConf.is_dict(teacher) and "members" in teacher and "mode" in teacher
+
+
+def is_trained(teacher: Any) -> bool:
+    """Returns whether a configuration's teacher is trained as a whole; those of older versions were not."""
+    return OmegaConf.is_dict(teacher) and "train" in teacher and teacher.train not in (None, "head")
+
+
+def is_shuffled(teacher: DictConfig | None) -> bool:
+    """Returns whether a configuration's teacher answers for the wrong pictures; those of older versions never did."""
+    return teacher is not None and "shuffled" in teacher and bool(teacher.shuffled)
 
 
 def objectives(cfg: DictConfig) -> list[str]:
@@ -141,10 +168,63 @@ def _check_groups(cfg: DictConfig) -> None:
         require(
             OmegaConf.is_dict(cfg[key]) and "_target_" in cfg[key], f"{key} is chosen", _shown(cfg, key), key, remedy
         )
-    for key in ("teacher", "teacher.network") if cfg.teacher is not None else ():
+    if is_averaged(cfg.teacher):
+        _check_members(cfg)
+    if OmegaConf.is_dict(cfg.teacher) and "train" in cfg.teacher:
+        require_training(cfg.teacher)
+    if is_recorded(cfg.teacher):
+        named = isinstance(cfg.teacher.run, str) and cfg.teacher.run != ""
+        remedy = "Hydra takes digits for a number: put them in quotes, teacher.run=\"'12345678'\"."
+        remedy = remedy if isinstance(cfg.teacher.run, int | float) else "`kdsweep-ui` lists them: teacher.run=ID."
+        require(named, "teacher.run is the id of a student's run", cfg.teacher.run, "teacher.run", remedy)
+    recorded = is_averaged(cfg.teacher) or (is_recorded(cfg.teacher) and cfg.teacher.network is None)
+    groups = () if cfg.teacher is None else ("teacher",) if recorded else ("teacher", "teacher.network")
+    for key in groups:
         value = OmegaConf.select(cfg, key)
         require(OmegaConf.is_dict(value), f"{key} is a group of keys", value, key, "Choose another: teacher=...")
         _require_target(cfg, key)
+
+
+def require_training(teacher: DictConfig) -> None:
+    """Refuses wrong settings of the training of a whole teacher, as far as that can be told without torch.
+
+    Raises:
+        UserError: Its key is the configuration's.
+    """
+    key = "teacher.train"
+    require(teacher.train in (None, *TRAINED), f"train in {TRAINED}", teacher.train, key)
+    if not is_trained(teacher):
+        return
+    whole = OmegaConf.is_dict(OmegaConf.select(teacher, "training"))
+    remedy = "Choose an option that has the settings, such as teacher=resnet50_finetuned."
+    require(whole, f"teacher.training says how a teacher with train={teacher.train} is trained", None, key, remedy)
+    rule = "the head is trained with the rest"
+    require(OmegaConf.select(teacher, "head") is None, rule, "settings of its own", "teacher.head", "Set it to null.")
+    weights = OmegaConf.select(teacher, "network.weights")
+    remedy = "Set teacher.train=all, or teacher.network.weights=null."
+    require(teacher.train == "all" or weights is None, "train = scratch without weights", weights, key, remedy)
+    training = teacher.training
+    for name in ("epochs", "batch_size", "n_passes"):
+        value, rule = training[name], f"{name} >= 1"
+        fits = type(value) is int and 1 <= value <= MOST[name]
+        require(fits or (name == "n_passes" and value is None), rule, value, f"teacher.training.{name}")
+    fits = type(training.seed) is int and 0 <= training.seed <= LARGEST_SEED
+    require(fits, "seed >= 0", training.seed, "teacher.training.seed", "It is a whole number.")
+
+
+def _check_members(cfg: DictConfig) -> None:
+    """Refuses members that are no teachers, and names that can't be part of a key."""
+    members = cfg.teacher.members
+    remedy = "Give ids of students' runs, teacher.members=[ID,ID], or names with teachers; ids of digits in quotes."
+    several = OmegaConf.is_config(members) and len(members) >= 2
+    require(several, "teacher.members has two teachers or more", _shown(cfg.teacher, "members"), MEMBERS, remedy)
+    named = OmegaConf.is_dict(members)
+    for name in members if named else range(len(members)):
+        member = members[name]
+        plain = not named or re.fullmatch(r"\w+", str(name)) is not None
+        require(plain, "a member's name is a word", name, MEMBERS)
+        fits = isinstance(member, str) or (named and OmegaConf.is_dict(member) and "mode" in member)
+        require(fits, "a member is a run's id or a whole teacher", _shown(members, name), MEMBERS, remedy)
 
 
 def _require_target(cfg: DictConfig, key: str) -> None:
@@ -183,6 +263,8 @@ def _check_choices(cfg: DictConfig) -> None:
         "deterministic": cfg.deterministic,
         "tracking.offline": cfg.tracking.offline,
     }
+    if cfg.teacher is not None and "shuffled" in cfg.teacher and cfg.teacher.shuffled is not None:
+        choices["teacher.shuffled"] = cfg.teacher.shuffled
     for key, value in choices.items():
         require(type(value) is bool, f"{key} is true or false", value, key)
     rule = "compiled is auto, true or false"

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kdsweep import recording
 from kdsweep.analysis.study_goals import Objective
-from kdsweep.config import build, checks, keys, rules
+from kdsweep.config import build, checks, keys, recorded_teachers, rules, trained_teachers
 from kdsweep.config.keys import flatten
 from kdsweep.config.unread import require_read
 from kdsweep.report import next_commands
@@ -118,7 +118,7 @@ def _checked(context: HydraContext, config: DictConfig, jobs: Sequence[Sequence[
                 cfg = rules.settled(cfg)
                 rules.check_values(cfg)
                 if here:
-                    _rehearse(cfg, rehearsed)
+                    _rehearse(recorded_teachers.filled(cfg), rehearsed)
             except Exception as error:
                 _refuse(error, f"job {number}: {composed.hydra.job.override_dirname}")
             yield cfg
@@ -135,6 +135,7 @@ def _rehearse(cfg: DictConfig, rehearsed: set[str]) -> None:
     key = json.dumps([{name: build.container(cfg)[name] for name in names}, targets], default=str)
     if key not in rehearsed and cfg.arm != "teacher":
         build.rehearse(cfg)
+        trained_teachers.rehearse(cfg)
     rehearsed.add(key)
 
 

@@ -10,6 +10,7 @@ from hydra.core.utils import JobReturn, JobStatus, configure_log
 from hydra.core.utils import run_job as run_hydra_job
 from omegaconf import DictConfig, open_dict
 
+from kdsweep.analysis import contest_plan
 from kdsweep.system.errors import RunError
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ def in_words(job: str) -> str:
     "trial-0003" is "trial 3", "label_smoothing-0" is "label smoothing, seed 0", and "confirm-trial-0003-1000" is
     "confirmation of trial 3, seed 1000". Another name stays as it is.
     """
+    if (contests := contest_plan.in_words(job)) is not None:
+        return contests
     found = re.fullmatch(r"(confirm-)?(?:trial-(?P<trial>\d+)|(?P<arm>\w+))(?:-(?P<seed>\d+))?", job)
     if found is None:
         return job

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from kdsweep.averaged_teachers import AveragedTeacher
     from kdsweep.teachers import Teacher
 
 log = logging.getLogger(__name__)
 
 # The teacher of this process's last student, the student's passes in the order of its epochs, and what it hears.
-_heard: tuple[Teacher, Sequence[int], tuple[str, ...]] | None = None
+_heard: tuple[Teacher | AveragedTeacher, Sequence[int], tuple[str, ...]] | None = None
 
 
-def remember(teacher: Teacher, passes: Sequence[int], heard: tuple[str, ...] = ("logits",)) -> None:
+def remember(teacher: Teacher | AveragedTeacher, passes: Sequence[int], heard: tuple[str, ...] = ("logits",)) -> None:
     """Remembers a teacher and passes: the next students will use this teacher, and these passes first.
 
     Args:

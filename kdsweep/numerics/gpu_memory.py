@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -39,22 +40,38 @@ def placed(tensor: Tensor, device: torch.device, what: str) -> Tensor:
         device: The device.
         what: What it is called in the note: "training pictures".
     """
+    return tensor if stays(tensor, device, what) else tensor.to(device)
+
+
+def stays(tensor: Tensor, device: torch.device, what: str) -> bool:
+    """Returns whether a GPU has no room for a tensor, as `placed` decides; a note says so, once for each `what`."""
     if device.type == "cpu" or tensor.device == device:
-        return tensor.to(device)
+        return False
     n_bytes, there = tensor.numel() * tensor.element_size(), free(device)
     if goes_to_gpu(n_bytes, there):
-        return tensor.to(device)
+        return False
+    _note_fetched(what, gibibytes(n_bytes), gibibytes(there))
+    return True
+
+
+# What has been said to stay; the figures differ a little from epoch to epoch.
+_staying: set[str] = set()
+
+
+def _note_fetched(what: str, size: str, there: str) -> None:
+    if what in _staying:
+        return
+    _staying.add(what)
     note(
-        f"The {what} ({gibibytes(n_bytes)}) stay in the computer's memory, since the GPU has {gibibytes(there)} free: "
-        "each batch is fetched while the GPU works on earlier ones."
+        f"The {what} ({size}) stay in the computer's memory, since the GPU has {there} free: each batch is fetched "
+        "while the GPU works on earlier ones."
     )
-    return tensor
 
 
 class Fetcher:
     """Copies batches to a device, and doesn't wait until it has worked off what it was given before.
 
-    A GPU copies them from pinned memory by itself. A buffer is filled again when it has been copied.
+    A GPU copies them from pinned memory by itself, while it computes. A buffer is filled again when it has been copied.
 
     Args:
         device: The device.
@@ -62,6 +79,7 @@ class Fetcher:
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._pinned = device, device.type == "cuda"
+        self._stream = _copying(device) if self._pinned else None
         self._buffers: list[Tensor] = []
         self._copied: list[Any] = []
         self._turn = 0
@@ -74,14 +92,23 @@ class Fetcher:
             self._buffers.append(torch.empty(batch.shape, dtype=batch.dtype, pin_memory=self._pinned))
             self._copied.append(torch.cuda.Event() if self._pinned else None)
         buffer, copied = self._buffers[self._turn], self._copied[self._turn]
-        if copied is not None:
-            copied.synchronize()  # an event that was never recorded doesn't wait
+        if self._stream is None:
+            return buffer.copy_(batch).to(self._device, copy=True)
+        copied.synchronize()  # an event that was never recorded doesn't wait
         buffer.copy_(batch)
-        there = torch.empty(batch.shape, dtype=batch.dtype, device=self._device)
-        there.copy_(buffer, non_blocking=True)
-        if copied is not None:
+        now = torch.cuda.current_stream(self._device)
+        with torch.cuda.stream(self._stream):
+            there = buffer.to(self._device, non_blocking=True)
             copied.record()
+        now.wait_event(copied)
+        there.record_stream(now)  # so that the next batch doesn't take its memory while a step still reads it
         return there
+
+
+@functools.cache
+def _copying(device: torch.device) -> torch.cuda.Stream:
+    """Returns the stream of all such copies: on the stream of the steps they would wait for the steps before them."""
+    return torch.cuda.Stream(device)
 
 
 @contextmanager
@@ -98,6 +125,11 @@ def peak(device: torch.device) -> Iterator[Callable[[], int]]:
 def free(device: torch.device) -> int:
     """Returns the bytes of a GPU that nobody has taken; 0 on a CPU."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+
+
+def room_for_another(device: torch.device) -> bool:
+    """Returns whether a GPU has as much free as torch has taken of it in this process; true on a CPU."""
+    return device.type != "cuda" or torch.cuda.memory_reserved(device) <= free(device)
 
 
 def runs_that_fit(run_bytes: int, free_bytes: int) -> int:

@@ -46,13 +46,11 @@ def fits(largest: float) -> bool:
 
 
 def require_finite(features: Tensor) -> Tensor:
-    """Returns what a network in fp16 has computed.
+    """Returns what a network has computed for pictures that overflow fp16.
 
     Raises:
-        RunError: A value has overflowed.
+        RunError: A value has overflowed here too, so that it is no fault of fp16.
     """
     if not bool(features.isfinite().all()):
-        raise RunError(
-            f"the teacher's outputs overflow fp16, which ends at {LARGEST:,.0f}. Set teacher.precision=bf16 or tf32."
-        )
+        raise RunError("the teacher's outputs aren't finite, in tf32 either: a weight or a layer of it is broken.")
     return features

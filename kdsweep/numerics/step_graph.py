@@ -8,8 +8,10 @@ whole-network capture.
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +22,8 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 
+from kdsweep.numerics.gpu_memory import room_for_another
+from kdsweep.numerics.taken_apart import taken_apart
 from kdsweep.system.errors import one_line
 from kdsweep.system.progress import note
 
@@ -36,31 +40,63 @@ if TYPE_CHECKING:
 WARM_UPS = 3
 
 
+@dataclass(frozen=True)
+class Captured:
+    """A captured step.
+
+    Attributes:
+        graph: Its CUDA graph.
+        inputs: What it reads the arguments from.
+        rates: What it reads the learning rates from.
+        outputs: What it writes its results to.
+        constants: All else that its kernels have been made of; None if that isn't known.
+        places: The tensors that it reads and changes: weights, buffers, the optimizer's state, settings of the loss.
+    """
+
+    graph: torch.cuda.CUDAGraph
+    inputs: list[Any]
+    rates: list[Tensor]
+    outputs: tuple[Any, ...]
+    constants: object
+    places: list[Tensor]
+
+
+# The last captured step whose training has ended, if any. The next training in this process that makes the same steps
+# takes it, and puts its own values into its tensors.
+_kept: list[Captured] = []
+
+
 class StepGraph:
     """Makes training steps: the first ones by calling a function, and the others by replaying a CUDA graph of it.
 
     Each call makes one step, so all numbers are what the function alone would give. A function that can't be captured
-    goes on being called, after a note that says so.
+    goes on being called, after a note that says so. The graph of an earlier training that made the same steps is used
+    again: the tensors of this one then lie where those of the earlier one did.
 
     Args:
         step: The function. It changes tensors in place (the network's, the optimizer's), and returns new ones.
         optimizer: What the function makes its step with. Its schedule goes on setting the rates as plain numbers; the
             function finds them as tensors. No other setting may change, or the function is called again.
+        reads: Returns all else that the function reads, but for its arguments, as `taken_apart` takes it.
         first: The context of the first call, which compiles.
     """
 
     def __init__(
-        self, step: Step, optimizer: Optimizer, first: Callable[[], AbstractContextManager[object]] = nullcontext
+        self,
+        step: Step,
+        optimizer: Optimizer,
+        reads: Callable[[], object],
+        first: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
-        self._step, self._optimizer, self._first = step, optimizer, first
+        self._step, self._optimizer, self._reads, self._first = step, optimizer, reads, first
         device = optimizer.param_groups[0]["params"][0].device
         self._rates = [torch.empty((), device=device) for _ in optimizer.param_groups]
         self._settings = _settings(optimizer)
-        self._stream = torch.cuda.Stream(device)
+        self._stream = _stream(device)
         self._inputs: list[Any] = []
-        self._outputs: tuple[Any, ...] = ()
         self._calls = 0
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._tensors: list[Tensor] = []
+        self._captured: Captured | None = None
         self._replays = True
 
     def __call__(self, *inputs: Tensor | int | None) -> tuple[Any, ...]:
@@ -81,11 +117,22 @@ class StepGraph:
             self._calls += 1
             with self._first() if self._calls == 1 else nullcontext():
                 return self._warm_up()
-        if self._graph is None and not self._capture():
+        if self._captured is None and not self._capture():
             return self._step(*inputs)
-        assert self._graph is not None
-        self._graph.replay()
-        return self._outputs
+        assert self._captured is not None
+        self._captured.graph.replay()
+        return self._captured.outputs
+
+    def release(self) -> None:
+        """Ends the replaying: the training has tensors of its own again, and the next one may take the graph."""
+        captured, self._captured, self._replays = self._captured, None, False
+        if captured is None or captured.constants is None:
+            return
+        for tensor in self._tensors:
+            tensor.data = tensor.detach().clone()
+        self._drop_gradients()
+        if room_for_another(self._rates[0].device):  # the next training's first steps take as much as the graph
+            _kept[:] = [captured]
 
     def _take(self, inputs: tuple[Tensor | int | None, ...]) -> None:
         """Puts a step's arguments and rates where the captured kernels read them; nothing here waits for the GPU."""
@@ -117,22 +164,69 @@ class StepGraph:
         return outputs
 
     def _capture(self) -> bool:
-        """Captures the function, which computes nothing yet; returns whether that worked."""
+        """Gets a graph: the one that an earlier training has left, or a new one; returns whether that worked."""
+        constants, self._tensors = taken_apart(self._parts())
+        kept = _kept.pop() if _kept else None
+        if kept is not None and constants is not None and kept.constants == constants:
+            self._take_over(kept)
+            return True
+        kept = None
         gc.collect()  # the graphs of earlier trainings hold memory until then
         graph = torch.cuda.CUDAGraph()
         try:
             with rates_as_tensors(self._optimizer, self._rates), torch.cuda.graph(graph, stream=self._stream):
-                self._outputs = self._step(*self._inputs)
+                outputs = self._step(*self._inputs)
         except RuntimeError as error:
             # The end of a capture that has failed raises an error of its own; the one before it says why.
             self._give_up(one_line(error.__context__ or error)[:200])
             return False
-        self._graph = graph
+        places = [tensor.detach() for tensor in self._tensors]
+        self._captured = Captured(graph, self._inputs, self._rates, outputs, constants, places)
         return True
 
+    def _parts(self) -> object:
+        """Returns what the function reads, with the kinds of its arguments."""
+        optimizer, inputs = self._optimizer, [_kind(value) for value in self._inputs]
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        state = [dict(optimizer.state.get(parameter, {})) for parameter in parameters]
+        # An optimizer of the user's own may keep settings elsewhere.
+        theirs = type(optimizer).__module__.startswith("torch.optim")
+        changing = ("param_groups", "state", "step")  # schedules replace `step` by a function that notes its calls
+        own = {} if theirs else {name: value for name, value in vars(optimizer).items() if name not in changing}
+        sizes = [len(group["params"]) for group in optimizer.param_groups]
+        return [self._reads(), type(optimizer), self._settings, sizes, own, state, parameters, inputs]
+
+    def _take_over(self, captured: Captured) -> None:
+        """Puts the training's values where the kernels of a captured step read them, and leaves them there."""
+        for tensor, place in zip(self._tensors, captured.places, strict=True):
+            place.copy_(tensor.detach())
+            tensor.data = place
+        for place, value in zip([*captured.inputs, *captured.rates], [*self._inputs, *self._rates], strict=True):
+            if place is not None:
+                place.copy_(value)
+        self._inputs, self._rates, self._captured = captured.inputs, captured.rates, captured
+        self._drop_gradients()
+        torch.cuda.empty_cache()  # the first steps took memory that replaying doesn't need
+
+    def _drop_gradients(self) -> None:
+        """Frees the gradients of steps that were made by calling the function."""
+        for group in self._optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+
     def _give_up(self, reason: str) -> None:
-        self._replays, self._graph = False, None
+        self._replays, self._captured = False, None
         note_plain(reason)
+
+
+@functools.cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """Returns the stream of all warm-ups and captures: memory that was freed on one stream serves no other."""
+    return torch.cuda.Stream(device)
+
+
+def _kind(value: Tensor | None) -> object:
+    return None if value is None else (value.shape, value.stride(), value.dtype)
 
 
 def note_plain(reason: str) -> None:
@@ -215,5 +309,5 @@ def _captures(optimizer: Optimizer) -> bool:
 
 def _settings(optimizer: Optimizer) -> list[dict[str, Any]]:
     """Returns what a captured step takes from the optimizer as constants."""
-    changing = ("params", "lr", "initial_lr")
+    changing = ("params", "lr", "initial_lr", "max_lr", "min_lr")  # schedules put all but the first two there
     return [{name: value for name, value in group.items() if name not in changing} for group in optimizer.param_groups]

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from kdsweep.analysis.environment_diff import HASH_SHOWN
 from kdsweep.analysis.study_goals import short_key
-from kdsweep.config.keys import network_name
+from kdsweep.config.keys import member_groups, network_name, teacher_name
 from kdsweep.report.tables import Table
+from kdsweep.tracking.run_records import SHORT_ID
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 
 # Packages whose versions the table states; environment.json of each run has them all.
 PACKAGES = ("torch", "torchvision", "timm", "optuna", "mlflow")
+
+
+# How much of a teacher was trained, in words, where it was more than its head.
+TRAINED = {"all": "trained on as a whole", "scratch": "trained from scratch"}
 
 
 def conditions(report: Report) -> Table:
@@ -30,8 +35,8 @@ def _rows(report: Report) -> Iterator[tuple[str, str]]:
     students = [own for own in params if own.get("arm") != "teacher"]
     if students:
         yield "student", _network(students, "model")
-    if any(network_name(own, "teacher.network") != "None" for own in params):
-        yield "teacher", _network(params, "teacher.network")
+    if any(teacher_name(own) != "None" for own in params):
+        yield "teacher", _teacher(params)
     if params:
         yield "data", _data(report, params)
         yield "augmentation", _augmentation(params)
@@ -60,6 +65,28 @@ def _values(params: Iterable[Mapping[str, str]], key: str) -> str:
     """Returns the values of a key, of which there is mostly one; "" if no run has the key."""
     values = dict.fromkeys(own[key] for own in params if own.get(key, "None") != "None")
     return ", ".join(values)
+
+
+def _teacher(params: Sequence[Mapping[str, str]]) -> str:
+    """Names the teacher, or the members of an average, each with how it was trained."""
+    members = member_groups(params)
+    if not members:
+        return _one_teacher(params, "teacher")
+    each = "; ".join(_one_teacher(params, member) for member in members)
+    return f"average of the {_values(params, 'teacher.average')} of {len(members)}: {each}"
+
+
+def _one_teacher(params: Sequence[Mapping[str, str]], group: str) -> str:
+    """Names a teacher that is one network: what it was built from, or the run whose student it is."""
+    run, name = _values(params, f"{group}.run"), _values(params, f"{group}.run_name")
+    trained = TRAINED.get(_values(params, f"{group}.train"))
+    if not run:
+        how = f", {trained} for {_values(params, f'{group}.training.epochs')} epochs" if trained else ""
+        return f"{_network(params, f'{group}.network')}{how}"
+    stem = _values(params, f"{group}.network.stem")
+    found = (network_name(own, f"{group}.network") for own in params)
+    network = ", ".join(one for one in dict.fromkeys(found) if one != "None")
+    return f"{network}{f', {stem} stem' if stem == 'cifar' else ''}, the student of the run {run[:SHORT_ID]} ({name})"
 
 
 def _network(params: Iterable[Mapping[str, str]], group: str) -> str:

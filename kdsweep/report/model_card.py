@@ -12,7 +12,7 @@ import kdsweep
 from kdsweep.analysis.metrics import CARD
 from kdsweep.analysis.sorted_runs import arm_label
 from kdsweep.analysis.study_goals import ALPHA, TAU
-from kdsweep.config.keys import network_name
+from kdsweep.config.keys import teacher_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -94,7 +94,7 @@ def render(card: Card) -> str:
         arm=arm_label(card.run.arm or "student"),
         stage=STAGES.get(card.run.stage or "", "a run"),
         params=params,
-        teacher=network_name(params, "teacher.network"),
+        teacher=teacher_name(params),
         alpha=params.get(ALPHA.key),
         tau=params.get(TAU.key, "-"),
         numbers=list(numbers(card.run.metrics)),

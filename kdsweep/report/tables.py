@@ -14,7 +14,7 @@ from kdsweep.analysis.cost import duration
 from kdsweep.analysis.metrics import COLUMNS, EPOCHS_TO_TARGET, row
 from kdsweep.analysis.sorted_runs import TARGET_SHARE, Arm, Trial, arm_label
 from kdsweep.analysis.study_goals import short_key, short_value
-from kdsweep.config.keys import network_name
+from kdsweep.config.keys import network_name, teacher_name
 from kdsweep.tracking.run_records import PROCESS
 
 if TYPE_CHECKING:
@@ -61,7 +61,8 @@ def heading(study: StudyRecord) -> Iterable[str]:
 
     params = [run.params for run in study.children]
     data = shown(own.get("data._target_", "None").removeprefix("kdsweep.data.") for own in params)
-    student, teacher = (shown(network_name(own, group) for own in params) for group in ("model", "teacher.network"))
+    student = shown(network_name(own, "model") for own in params)
+    teacher = shown(teacher_name(own) for own in params)
     yield f"data {data}, student {student}, teacher {teacher}"
     counts = Counter("pruned" if "kdsweep.pruned" in run.tags else run.status.lower() for run in study.children)
     statuses = ", ".join(f"{count} {status}" for status, count in counts.items()) or "no runs"

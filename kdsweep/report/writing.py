@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from kdsweep.analysis.contest_findings import Contest
     from kdsweep.analysis.findings import Report
     from kdsweep.analysis.sorted_runs import Readings
     from kdsweep.tracking.run_records import RunRecord, StudyRecord
@@ -168,6 +169,7 @@ def _jsonable(report: Report) -> dict[str, object]:
             for trial in report.trials
         ],
         "classes": report.classes,
+        "contest": None if report.contest is None else _contest(report.contest),
         "pruned": found.pruned,
         # The surface is left out: it is a large grid, and the figure shows it.
         "landscape": dataclasses.replace(report.landscape, surface=None),
@@ -176,6 +178,21 @@ def _jsonable(report: Report) -> dict[str, object]:
         "missing": report.missing,
     }
     return {name: _plain(value) for name, value in told.items()}
+
+
+def _contest(held: Contest) -> dict[str, object]:
+    """Returns what a contest found, with the ids of its runs instead of the runs."""
+    cells = [
+        {
+            "contender": cell.contender,
+            "condition": cell.condition.values,
+            "amount": cell.amount,
+            "test_accuracy": cell.by_seed,
+            "runs": [run.id for run in cell.runs],
+        }
+        for cell in held.cells
+    ]
+    return {"plan": held.plan, "cells": cells, "saved": held.saved, "changes": held.changes, "speeds": held.speeds}
 
 
 def _plain(value: object) -> object:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from kdsweep.analysis.study_goals import Request, requests
+from kdsweep.system.masking import masked_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,7 +29,8 @@ def tag(known: RunRecord | None, asked: Mapping[str, str]) -> dict[str, str]:
     in_force: dict[str, str] = {}
     for request in before:
         in_force |= request.asked
-    changed = {name: value for name, value in asked.items() if in_force.get(name) != value}
+    shown = {name: masked_text(value) for name, value in asked.items()}
+    changed = {name: value for name, value in shown.items() if in_force.get(name) != value}
     if changed:
         before.append(Request(datetime.now(UTC).isoformat(timespec="seconds"), changed))
     kept = [{"when": request.when, "asked": dict(request.asked)} for request in before]

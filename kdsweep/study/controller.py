@@ -17,8 +17,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kdsweep import recording
 from kdsweep.analysis import metrics
+from kdsweep.analysis.contest_plan import Plan, search_name, texts
 from kdsweep.analysis.study_goals import Goals
-from kdsweep.config import build, checks, keys, rules
+from kdsweep.config import build, checks, keys, recorded_teachers, rules, trained_teachers
 from kdsweep.config.folder import CONFIG_FOLDER
 from kdsweep.config.keys import flatten
 from kdsweep.config.overrides import (
@@ -37,8 +38,9 @@ from kdsweep.execution.executors import Executor, InProcess, open_executor, ray_
 from kdsweep.execution.jobs import Task, all_overrides
 from kdsweep.execution.trial_link import build_pruner, storage_url
 from kdsweep.report import console, next_commands, writing
-from kdsweep.study import asking, choosing, starting, two_records
+from kdsweep.study import asking, choosing, contest, starting, two_records
 from kdsweep.study.forecast import forecast
+from kdsweep.study.measure_speed import measure
 from kdsweep.study.search import (
     CODE,
     Search,
@@ -90,7 +92,8 @@ class Study(OptunaSweeperImpl):
         sampler: Configuration of Optuna's sampler; Hydra leaves it to the sweeper to build it.
         sampler_seed: The sampler's seed where its configuration has none, or None.
         pruner: Configuration of Optuna's pruner, or None.
-        baselines: For each arm its overrides, its number of seeds, and whether it is a control.
+        baselines: For each arm its overrides, its number of seeds, whether it is a control, and whether it then has the
+            chosen setting. An arm without any run is left out.
         confirm_seeds: The number of fresh seeds for the chosen setting and for each control.
         confirm_until: The most fresh seeds of a confirmation that stops when its answer is clear; None for exactly
             `confirm_seeds`.
@@ -101,6 +104,11 @@ class Study(OptunaSweeperImpl):
         executor: The executor's name; None means `in_process` if n_jobs is 1, and `workers` otherwise.
         ray_address: The address of a Ray cluster, as in `executors.ray_cluster`.
         max_restarts: How often a run whose process died is started again.
+        contenders: The names of those that compete; empty for a study with one search.
+        define: Name -> the contender's lines, as on the command line.
+        for_all: Lines that hold for all contenders, unless their own say otherwise.
+        against: The contenders with which each other one is compared.
+        grid: Key -> values; each contender has fresh seeds under each combination.
         restart: "fresh" begins anew; None goes on with what is done; "restore" too, and records trials whose MLflow
             runs are gone again.
         search: The plug-in's own arguments.
@@ -125,18 +133,32 @@ class Study(OptunaSweeperImpl):
         ray_address: str | None,
         max_restarts: int,
         restart: str | None,
+        contenders: Sequence[str] = (),
+        define: Mapping[str, Sequence[str]] | None = None,
+        for_all: Sequence[str] = (),
+        against: Sequence[str] = (),
+        grid: Mapping[str, Sequence[object]] | None = None,
         **search: Any,
     ) -> None:
         super().__init__(sampler=sampler, **search)
         self._sampler_seed, self._pruner = sampler_seed, pruner
         self._baselines = {
-            name: Baseline(tuple(baseline.overrides), baseline.seeds, baseline.control)
+            name: Baseline(
+                tuple(baseline.overrides),
+                baseline.seeds,
+                baseline.control,
+                baseline.as_chosen,
+            )
             for name, baseline in baselines.items()
+            if baseline.control or baseline.seeds != 0
         }
         self._confirm_seeds, self._max_restarts, self._restart = confirm_seeds, max_restarts, restart
         self._confirm_until, self._start, self._start_from = confirm_until, start, start_from
         self._executor = executor or ("in_process" if self.n_jobs == 1 else "workers")
         self._ray_address, self._choose, self._search_seeds = ray_address, choose, search_seeds
+        self._contenders, self._for_all, self._against = list(contenders), list(for_all), list(against)
+        self._define = {name: list(lines) for name, lines in (define or {}).items()}
+        self._grid = {key: list(values) for key, values in (grid or {}).items()}
         # Keys of the configuration that the search alone gives, each with one of its values.
         self._added: dict[str, object] = {}
 
@@ -154,6 +176,9 @@ class Study(OptunaSweeperImpl):
         objectives = rules.objectives(self.config)
         directions = self._directions(objectives)
         self._check(directions)
+        if self._contenders:
+            self._hold_contest(overrides, objectives, directions)
+            return
         self._check_arms(overrides)
         overrides = self._searchable(overrides)
         space = space_of(self._exact(overrides))
@@ -161,7 +186,9 @@ class Study(OptunaSweeperImpl):
         for config, words in self._configurations(space, overrides):
             with _beside(words):
                 self._check_limits(space, config)
+                config = recorded_teachers.filled(rules.settled(config))
                 build.rehearse(config)
+                trained_teachers.rehearse(config)
         folder = Path(self.sweep_dir)
         with only_controller(folder, str(self.study_name)):
             url = storage_url(self.storage, self.sweep_dir)
@@ -183,6 +210,167 @@ class Study(OptunaSweeperImpl):
                 searched = [override for override in overrides if override.is_sweep_override()]
                 search.require_same({**self._conditions(searched), "directions": directions})
                 self._run(search, overrides, list(zip(objectives, directions, strict=True)))
+
+    # A contest
+
+    def _hold_contest(self, overrides: list[Override], objectives: list[str], directions: list[str]) -> None:
+        """Runs a study of several contenders, each with a search of its own, or what is left of it."""
+        loader = self.hydra_context.config_loader
+        entered = contest.contenders(self._contenders, self._define, self._for_all, overrides, loader)
+        self._check_contest(entered, overrides)
+        spaces = {}
+        for entrant in entered:
+            with _beside(_words_of(entrant)):
+                own = loader.load_sweep_config(self.config, entrant.common)
+                spaces[entrant.name] = space_of(self._exact(entrant.searched, own))
+        plan = Plan(
+            {entrant.name: entrant.lines for entrant in entered},
+            self._against,
+            texts(self._grid),
+            {name: [key.lstrip("+") for key in space] for name, space in spaces.items() if space},
+            {},
+            self._confirm_seeds,
+        )
+        for entrant in entered:
+            with _beside(_words_of(entrant)):
+                self._check_entrant(entrant, spaces[entrant.name], plan)
+        folder, url = Path(self.sweep_dir), storage_url(self.storage, self.sweep_dir)
+        name = str(self.study_name)
+
+        def search_of(study: str, space: Space) -> Search:
+            n_trials = self.n_trials if space else 0
+            # Without a space nothing is asked of a sampler.
+            sampler = self.sampler if space else OmegaConf.create({"_target_": "optuna.samplers.RandomSampler"})
+            limits_, extend, seed = self._max_restarts, self._extender(), self._sampler_seed
+            return Search(url, study, directions, space, sampler, self._pruner, n_trials, limits_, extend, seed)
+
+        with only_controller(folder, name):
+            if self._restart == "fresh":
+                for study in (name, *(search_name(name, entrant) for entrant in self._define)):
+                    delete(url, study)
+            main = search_of(name, {})
+            with main.held():
+                common = [override for override in overrides if not override.is_sweep_override()]
+                main.require_same({**self._conditions([]), "directions": directions})
+                searches = {}
+                for entrant in entered:
+                    own_search = search_of(search_name(name, entrant.name), spaces[entrant.name])
+                    own_search.require_same({"contender": list(entrant.fixed), **_space_lines(entrant.searched)})
+                    if spaces[entrant.name]:
+                        searches[entrant.name] = own_search
+                self._run_contest(main, searches, entered, plan, common, list(zip(objectives, directions, strict=True)))
+
+    def _check_contest(self, entered: Sequence[contest.Contender], overrides: Sequence[Override]) -> None:
+        """Refuses a contest whose parts don't fit each other."""
+        for key, value in (
+            ("start", self._start),
+            ("start_from", self._start_from),
+            ("confirm_until", self._confirm_until),
+        ):
+            remedy = "It belongs to a study with one search."
+            require(value is None, f"{key} is null in a study of contenders", value, f"sweep.{key}", remedy)
+        names = [entrant.name for entrant in entered]
+        require(len(names) > 1, "two contenders at least", ", ".join(names), "sweep.contenders")
+        for name in self._against:
+            require(name in names, f"against in ({', '.join(names)})", name, "sweep.against")
+        rule = "all contenders are compared with at least one of them"
+        require(len(self._against) > 0, rule, self._against, "sweep.against")
+        set_alone = {override.key_or_group for override in overrides}
+        slugs = [condition.slug for condition in Plan({}, [], texts(self._grid), {}, {}, 0).conditions]
+        rule = "the conditions of a grid have different names"
+        require(len(set(slugs)) == len(slugs), rule, ", ".join(slugs), "hydra.sweeper.grid")
+        for key, values in self._grid.items():
+            require(len(values) > 0, "a grid's key has values", values, key)
+            require(keys.may_be_searched(key), "one value for all runs", values, key)
+            remedy = "Leave it out of the command: the grid sets it."
+            require(key not in set_alone, "a key is fixed or in the grid", key, key, remedy)
+            for entrant in entered:
+                own = {line.partition("=")[0].lstrip("+") for line in entrant.fixed}
+                own |= {override.key_or_group for override in entrant.searched}
+                remedy = f"The contender {entrant.name} sets it, and so does the grid."
+                require(key not in own, "a key is a contender's or the grid's", key, key, remedy)
+
+    def _check_entrant(self, entrant: contest.Contender, space: Space, plan: Plan) -> None:
+        """Refuses a contender whose runs can't be built as configured, under any of the conditions."""
+        loader = self.hydra_context.config_loader
+        first = next(iter(settings_by_option(space, [])), None) if space else None
+        setting = [] if first is None else first.overrides
+        base = [*kept_beside(setting, parsed(entrant.common, loader), whole_groups=False), *setting]
+        for condition in plan.conditions:
+            place = [override_line(key, value) for key, value in condition.values.items()]
+            lines = [*kept_beside(place, parsed(base, loader), whole_groups=False), *place]
+            config = loader.load_sweep_config(self.config, lines)
+            require_read(config, config.hydra)
+            checks.check(rules.settled(config))
+            if condition is plan.conditions[0]:
+                self._check_limits(space, config)
+                build.rehearse(recorded_teachers.filled(rules.settled(config)))
+
+    def _run_contest(
+        self,
+        main: Search,
+        searches: Mapping[str, Search],
+        entered: Sequence[contest.Contender],
+        plan: Plan,
+        common: Sequence[Override],
+        objectives: Sequence[tuple[str, str]],
+    ) -> None:
+        if self._restart is None:
+            two_records.require_store(main, recording.uri_of(self.config))
+        store = recording.open_store(self.config)
+        sending.send_unsent(store, recording.unsent_folder(self.config))
+        known = two_records.study_run(main, store)
+        runs = [] if known is None else store.children(known.id)
+        for owner, search in searches.items():
+            two_records.require_known(search, runs, owner)
+        missing = {owner: two_records.without_run(search, runs, owner) for owner, search in searches.items()}
+        if self._restart is None:
+            two_records.require_same(main, store, known, [trial for trials in missing.values() for trial in trials])
+        names = [name for name, _ in objectives]
+        with self._parent(store, main, known, self._params([])) as parent:
+            main.record_in(masked_text(store.uri))
+            threads = [] if self._threads is None else [f"threads={self._threads}"]
+
+            def stages_of(search: Search, lines: Sequence[str], owner: str) -> Stages:
+                explicit = any(one.key_or_group in ("sweep.choose", "hydra.sweeper.choose") for one in common)
+                return Stages(
+                    store,
+                    parent.id,
+                    search,
+                    parsed([*lines], self.hydra_context.config_loader) if owner else common,
+                    [*threads],
+                    names,
+                    {} if owner else self._baselines,
+                    0,
+                    self._max_restarts,
+                    self.max_failure_rate,
+                    choosing.rule_in_force(search, self._choose, explicit=explicit) if owner else self._choose,
+                    self._search_seeds,
+                    owner=owner,
+                )
+
+            shared = stages_of(main, [], "")
+            lines = {entrant.name: entrant.common for entrant in entered}
+            own = {owner: stages_of(search, lines[owner], owner) for owner, search in searches.items()}
+            held = contest.Contest(plan, entered, shared, own)
+            parent.tag({**self._tags(main, objectives, None, held.planned()), "kdsweep.contest": plan.text()})
+            for owner, trials in missing.items():
+                for trial in trials:
+                    self._record_again(store, own[owner].trial_job(trial), trial, names)
+            anything_left = any(held.left().values())
+            if anything_left:
+                measured = measure(recorded_teachers.filled(rules.settled(self.config)), self._threads)
+                elsewhere = self._executor == "launcher" or (
+                    self._executor == "ray" and ray_cluster(self._ray_address) is not None
+                )
+                held.announce(main.name, measured, self.n_jobs, elsewhere)
+            else:
+                note(f"Study {main.name}: all {sum(held.planned().values())} runs are done.")
+                if known is not None and known.end is not None and known.status == "FINISHED":
+                    parent.ends_at(known.end)
+            for _ in held.run(self._open_executor(anything_left)):
+                parent.tag({"kdsweep.contest": held.plan.text()})
+        self._report(store, parent.id)
 
     # Before the first run
 
@@ -307,20 +495,25 @@ class Study(OptunaSweeperImpl):
             require(len(directions) == 1, "one objective with a pruner", len(directions), "hydra.sweeper.pruner")
             build_pruner(self._pruner)
 
-    def _exact(self, overrides: Iterable[Override]) -> Iterator[Override]:
+    def _exact(self, overrides: Iterable[Override], config: DictConfig | None = None) -> Iterator[Override]:
         """Yields the overrides with sweeps, in whole numbers where the key takes no others.
+
+        Args:
+            overrides: The overrides.
+            config: The configuration that has their keys; None for the study's.
 
         Raises:
             UserError: A key isn't there, or all runs need the same value of it.
         """
         remedy = "Write one value, in quotes if it holds a comma."
+        config = self.config if config is None else config
         for override in overrides:
             if override.is_sweep_override():
                 key = override.key_or_group
-                require_key(override, self.config)
+                require_key(override, config)
                 values = str(override.input_line).partition("=")[2]
                 require(keys.may_be_searched(key), "one value for all runs", values, key, remedy)
-                whole = build.takes_whole_numbers(self.config, key, given=key not in self._added)
+                whole = build.takes_whole_numbers(config, key, given=key not in self._added)
                 line = in_whole_numbers(override) if whole else str(override.input_line)
                 yield from parsed([line], self.hydra_context.config_loader)
 
@@ -392,7 +585,11 @@ class Study(OptunaSweeperImpl):
         own = {key: value for key, value in self._own().items() if not keys.may_change_when_going_on(key)}
         # As it is in force: studies from before `auto` had false there.
         own["compiled"] = build.compiled(self.config, in_study=True)
-        arms = {f"baselines.{name}": (list(arm.overrides), arm.control) for name, arm in self._baselines.items()}
+        arms = {
+            f"baselines.{name}": (list(arm.overrides), arm.control)
+            for name, arm in self._baselines.items()
+            if not arm.as_chosen  # it is only run at the end, and may be added when the study goes on
+        }
         named = build.sources(*(self.config[group] for group in keys.GROUPS))
         code = {f"{CODE}{name}": digest[:12] for name, digest in named.items()}
         return {**own, **_space_lines(searched), **arms, **code}
@@ -474,8 +671,12 @@ class Study(OptunaSweeperImpl):
                 looks.append(look)
             parent.tag({"kdsweep.looks": json.dumps(looks)})
             search.write_results(Path(self.sweep_dir) / "optimization_results.yaml")
-        folder = writing.default_folder(Path(self.config.paths.root), store.study(parent.id))
-        report = writing.write(store, parent.id, folder)
+        self._report(store, parent.id)
+
+    def _report(self, store: Store, parent_id: str) -> None:
+        """Writes and prints the report."""
+        folder = writing.default_folder(Path(self.config.paths.root), store.study(parent_id))
+        report = writing.write(store, parent_id, folder)
         console.show(report)
         console.show_line(next_commands.after_study(store.uri, Path(self.config.paths.root), report))
 
@@ -484,7 +685,8 @@ class Study(OptunaSweeperImpl):
         config = self.hydra_context.config_loader.load_sweep_config(self.config, all_overrides(job))
         names = [key for key in config if isinstance(key, str) and key != "hydra"]
         metrics = {**dict(zip(objectives, trial.values, strict=False)), "seconds": trial.seconds}
-        recording.record_again(rules.settled(OmegaConf.masked_copy(config, names)), store, metrics, trial.pruned_at)
+        config = recorded_teachers.filled(rules.settled(OmegaConf.masked_copy(config, names)))
+        recording.record_again(config, store, metrics, trial.pruned_at)
         note(f"Trial {trial.number} is recorded again by Optuna's values: it has no curves and no weights.")
 
     def _until(self, search: Search, known: RunRecord | None) -> int | None:
@@ -495,10 +697,16 @@ class Study(OptunaSweeperImpl):
             return max(before, self._confirm_seeds)
         return self._confirm_until
 
-    def _tags(self, search: Search, objectives: Sequence[tuple[str, str]], until: int | None) -> dict[str, str]:
+    def _tags(
+        self,
+        search: Search,
+        objectives: Sequence[tuple[str, str]],
+        until: int | None,
+        contest_planned: Mapping[str, int] | None = None,
+    ) -> dict[str, str]:
         """Returns the tags that tell the report what the study as a whole is."""
         planned = {
-            "n_trials": search.n_trials,
+            "n_trials": search.n_trials if contest_planned is None else contest_planned["trials"],
             "baseline_seeds": max((arm.seeds for arm in self._baselines.values() if arm.control), default=0),
             "confirm_seeds": self._confirm_seeds,
             "confirm_until": until,
@@ -552,8 +760,12 @@ class Study(OptunaSweeperImpl):
             return
         on_cluster = self._executor == "ray" and ray_cluster(self._ray_address) is not None
         elsewhere = self._executor == "launcher" or on_cluster
+        config = recorded_teachers.filled(self.config)
+        epochs = trained_teachers.epochs_to_come(config)
+        if epochs:
+            note(f"The teacher is trained first, for {epochs} epochs, which the forecast leaves out.")
         found = forecast(
-            self.config,
+            config,
             planned,
             left,
             self.n_jobs,
@@ -613,6 +825,10 @@ def _beside(options: str) -> Iterator[None]:
             raise
         remedy = "What is set or searched beside a searched group has to fit each option: make a study for each if not."
         raise UserError(f"with {options}, {known.message} {remedy}", known.key) from error
+
+
+def _words_of(entrant: contest.Contender) -> str:
+    return f"the contender {entrant.name} ({' '.join(entrant.lines)})"
 
 
 def _stopped(stages: Stages) -> dict[str, str]:

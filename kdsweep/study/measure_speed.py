@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from kdsweep.config import build
+from kdsweep.averaged_teachers import AveragedTeacher
+from kdsweep.config import build, identities, trained_teachers
+from kdsweep.config.rules import is_trained
 from kdsweep.losses import FEATURES, LOGITS, given_to, needs
 from kdsweep.numerics import gpu_memory
 from kdsweep.numerics.hardware import resolve_device, set_threads
@@ -154,7 +156,9 @@ def student_speed(cfg: DictConfig, threads: int | None = None) -> tuple[float, f
         return _step_seconds(cfg, student, precision, data, rate), rate
 
 
-def missing_passes(cfg: DictConfig, teacher: Teacher, heard: tuple[str, ...] = (LOGITS,)) -> tuple[int, ...]:
+def missing_passes(
+    cfg: DictConfig, teacher: Teacher | AveragedTeacher, heard: tuple[str, ...] = (LOGITS,)
+) -> tuple[int, ...]:
     """Returns the passes that the teacher has still to compute: all of them if its head isn't trained yet.
 
     Args:
@@ -162,8 +166,16 @@ def missing_passes(cfg: DictConfig, teacher: Teacher, heard: tuple[str, ...] = (
         teacher: Its teacher.
         heard: What students hear of it, as `training.heard_by` says.
     """
-    if cfg.teacher.head is not None:
-        head = read_tensors(build.head_path(cfg, teacher))
+    if isinstance(teacher, AveragedTeacher):
+        each = zip(build.members(cfg), teacher.members, strict=True)
+        return tuple(sorted({index for one, built in each for index in missing_passes(one, built, heard)}))
+    if is_trained(cfg.teacher):
+        weights = read_tensors(trained_teachers.weights_path(cfg))
+        if weights is None:
+            return () if teacher.mode == "online" else tuple(range(cfg.n_passes))
+        teacher = build.untrained_member(cfg, weights)
+    elif cfg.teacher.head is not None:
+        head = read_tensors(identities.head_path(cfg, teacher))
         if head is None:
             return () if teacher.mode == "online" else tuple(range(cfg.n_passes))
         teacher.network.head.load_state_dict(head)

@@ -20,6 +20,7 @@ class BaselineConf:
     overrides: list[str] = field(default_factory=list)
     seeds: int = 1
     control: bool = True
+    as_chosen: bool = False
 
 
 @dataclass
@@ -37,6 +38,12 @@ class StudySweeperConf(OptunaSweeperConf):
     baselines: dict[str, BaselineConf] = field(default_factory=dict)
     confirm_seeds: int = 0
     confirm_until: int | None = None
+    # Those of a contest (conf/sweep/losses.yaml, data_hunger.yaml): who competes, and under which conditions.
+    contenders: list[str] = field(default_factory=list)
+    define: dict[str, list[str]] = field(default_factory=dict)
+    for_all: list[str] = field(default_factory=list)
+    against: list[str] = field(default_factory=list)
+    grid: dict[str, list[Any]] = field(default_factory=dict)
     choose: str = "posterior"
     start: Any = None
     start_from: str | None = None

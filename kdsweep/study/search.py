@@ -414,6 +414,11 @@ class Search:
         """Returns the names of the objectives."""
         return list(self._study.metric_names or [])
 
+    @property
+    def is_grid(self) -> bool:
+        """Whether the sampler visits each point of a grid once."""
+        return isinstance(self._study.sampler, optuna.samplers.GridSampler)
+
     def started(self) -> list[Mapping[str, object]]:
         """Returns the settings that were asked for first, as `enqueue` got them."""
         return list(self._study.user_attrs.get(START, []))

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kdsweep.analysis.contest_plan import trial_job
 from kdsweep.config.overrides import kept_beside
 from kdsweep.execution.jobs import Job, Outcome, in_words
 from kdsweep.study.choosing import known_choice, make_choice
@@ -49,11 +50,13 @@ class Baseline:
         overrides: The overrides that make the arm.
         seeds: The number of runs; their seeds are 0, 1, ...
         control: Whether the arm runs again beside the chosen setting, with fresh seeds.
+        as_chosen: Whether it then has the chosen setting too, such as its alpha and tau.
     """
 
     overrides: tuple[str, ...]
     seeds: int
     control: bool
+    as_chosen: bool = False
 
 
 class Stages:
@@ -74,6 +77,7 @@ class Stages:
         search_seeds: "fresh" gives each trial its own seed, "fixed" the configured one to all.
         confirm_until: The most fresh seeds of a confirmation that stops when its answer is clear, which it looks for
             from `confirm_seeds` on; None for exactly `confirm_seeds`.
+        owner: The contender of a contest whose search this is; empty for a study with one search.
     """
 
     def __init__(
@@ -91,12 +95,14 @@ class Stages:
         choose: str,
         search_seeds: str,
         confirm_until: int | None = None,
+        owner: str = "",
     ) -> None:
         self._store, self._parent_id, self._search = store, parent_id, search
         self._overrides, self._objectives, self._baselines = overrides, objectives, baselines
         self._confirm_seeds, self._max_restarts = confirm_seeds, max_restarts
         self._max_failure_rate, self._choose = max_failure_rate, choose
-        self._search_seeds, self._confirm_until = search_seeds, confirm_until
+        self._search_seeds, self._owner = search_seeds, owner
+        self._confirm_until = confirm_until
         self._looks: Looks | None = None
         self._whole = 0  # fresh seeds all of whose runs have ended, without a gap from the first on
         self._shared = (*shared, f"tracking.parent={parent_id}", f"tracking.study={search.name}")
@@ -106,6 +112,11 @@ class Stages:
         self._finished = self._recover()
         self._failed: set[str] = set()  # confirmations
         self._start, self._ended = time.perf_counter(), 0
+        self._count_left: Callable[[], int] | None = None
+
+    def count_left_by(self, count: Callable[[], int]) -> None:
+        """Lets the time that is left be told from this number of runs, of which these stages make a part."""
+        self._count_left = count
 
     @contextmanager
     def carried_out_by(self, executor: Executor) -> Iterator[None]:
@@ -116,6 +127,17 @@ class Stages:
             yield
         finally:
             executor.close()
+            with interrupts.closing():
+                self._give_back()
+
+    @contextmanager
+    def lent(self, executor: Executor) -> Iterator[None]:
+        """Lets an executor that other stages close run the jobs of this block; gives back trials that haven't ended."""
+        self._executor = executor
+        self._start, self._ended = time.perf_counter(), 0
+        try:
+            yield
+        finally:
             with interrupts.closing():
                 self._give_back()
 
@@ -134,7 +156,7 @@ class Stages:
         planned = self.planned()
         left["trials"] = max(planned["trials"] - self._search.count_finished(), 0)
         # While trials are left, nobody knows which setting will be chosen.
-        best = None if left["trials"] else self._known_choice()
+        best = None if left["trials"] else self.known_choice()
         if best is not None:
             self._look(best)
         left["confirmation"] = planned["confirmation"] if best is None else len(list(self._confirmations(best)))
@@ -151,7 +173,7 @@ class Stages:
             if outcome.error is not None:
                 raise outcome.error
 
-        self._run_all(
+        self.run_all(
             [
                 # Only confirmations read the test split. An arm that is never confirmed reads it here, once.
                 self._job(f"{name}-{seed}", "baseline", [*baseline.overrides, f"seed={seed}"], not baseline.control)
@@ -192,7 +214,7 @@ class Stages:
         """The model's choice; None before it is made, and where the best trial is chosen anyway."""
         return None if self._choose == "best" else known_choice(self._search)
 
-    def _known_choice(self) -> Setting | None:
+    def known_choice(self) -> Setting | None:
         """Returns the setting that is to be confirmed, if that is known without another run."""
         if self._choose == "best":
             return self._search.best()
@@ -219,7 +241,7 @@ class Stages:
                 note(f"The {in_words(job.name)} failed: {one_line(outcome.error)}")
                 self._failed.add(job.name)
 
-        self._run_all(self._confirmation_jobs(best), ended)
+        self.run_all(self._confirmation_jobs(best), ended)
         self._look(best)
 
     @property
@@ -264,7 +286,7 @@ class Stages:
                 yield None
             yield self._job(*confirmation)
 
-    def _confirmations(self, best: Setting) -> Iterator[tuple[tuple[str, str, list[str], bool, int | None], int]]:
+    def _confirmations(self, best: Setting) -> Iterator[tuple[tuple[str, str, list[str], bool, int | None, bool], int]]:
         """Yields the missing confirmations of a trial and of the controls, as arguments of `_job`, with their seeds.
 
         Seed by seed, so that an interruption leaves whole pairs, and until the confirmation stops.
@@ -275,11 +297,16 @@ class Stages:
                 return
             yield from ((job, seed) for job in self._of_seed(best, seed) if job[0] not in self._finished)
 
-    def _of_seed(self, best: Setting, seed: int) -> list[tuple[str, str, list[str], bool, int | None]]:
+    def _of_seed(self, best: Setting, seed: int) -> list[tuple[str, str, list[str], bool, int | None, bool]]:
         """Returns the confirmations with one seed, as arguments of `_job`."""
         chosen = best.name
         arms = {chosen: best.overrides}
-        arms |= {name: list(baseline.overrides) for name, baseline in self._baselines.items() if baseline.control}
+        arms |= {
+            name: [*(best.overrides if baseline.as_chosen else ()), *baseline.overrides]
+            for name, baseline in self._baselines.items()
+            if baseline.control
+        }
+        as_chosen = {chosen, *(name for name, baseline in self._baselines.items() if baseline.as_chosen)}
         return [
             (
                 f"confirm-{arm}-{seed}",
@@ -287,6 +314,7 @@ class Stages:
                 [*own, f"seed={seed}"],
                 True,
                 best.number if arm == chosen else None,
+                arm in as_chosen,
             )
             for arm, own in arms.items()
         ]
@@ -294,8 +322,26 @@ class Stages:
     def _seeds_left(self, name: str) -> list[int]:
         return [seed for seed in range(self._baselines[name].seeds) if f"{name}-{seed}" not in self._finished]
 
-    def _job(self, name: str, stage: str, own: Sequence[str], evaluate_test: bool, trial: int | None = None) -> Job:
-        lines = [*kept_beside(own, self._overrides, whole_groups=trial is None), *own, *self._shared]
+    def has_finished(self, name: str) -> bool:
+        """Returns whether the job of this name is done."""
+        return name in self._finished
+
+    def fresh_job(self, name: str, own: Sequence[str], trial: int | None) -> Job:
+        """Returns a job of the confirmation from all of its own lines; `trial` is the number of its setting's trial."""
+        marks = ["tracking.stage=confirmation", f"tracking.job={name}", "evaluate_test=True"]
+        marks += [] if trial is None else [f"tracking.trial={trial}"]
+        return Job(name, (*own, *self._shared, *marks), next(self._numbers))
+
+    def _job(
+        self,
+        name: str,
+        stage: str,
+        own: Sequence[str],
+        evaluate_test: bool,
+        trial: int | None = None,
+        of_search: bool = False,
+    ) -> Job:
+        lines = [*kept_beside(own, self._overrides, whole_groups=not of_search), *own, *self._shared]
         marks = [f"tracking.stage={stage}", f"tracking.job={name}", f"evaluate_test={evaluate_test}"]
         if trial is not None:
             marks.append(f"tracking.trial={trial}")
@@ -323,7 +369,7 @@ class Stages:
                     self._close_lost(job.name, one_line(outcome.error))
                 ended(job, outcome)
 
-    def _run_all(self, jobs: Iterable[Job | None], ended: Callable[[Job, Outcome], None]) -> None:
+    def run_all(self, jobs: Iterable[Job | None], ended: Callable[[Job, Outcome], None]) -> None:
         """Runs each job; if its process dies, runs it again, at most `max_restarts` times.
 
         For None it waits until another job has ended, of which there must be one.
@@ -363,8 +409,8 @@ class Stages:
             place = "the choice, between the others"
         else:
             place = f"{number + 1} of {self._search.n_trials}"
-        note(f"Trial {number} ({place}){self._eta()}: {shown}")
-        self._trials[setting.name] = number
+        note(f"{self._said(number)} ({place}){self._eta()}: {shown}")
+        self._trials[self._job_name(number)] = number
         return self.trial_job(setting)
 
     def trial_job(self, setting: Setting) -> Job:
@@ -372,23 +418,29 @@ class Stages:
         own = setting.overrides
         if self._search_seeds == "fresh" and "seed" not in setting.params:
             own = [*own, f"seed={FIRST_SEARCH_SEED + setting.number}"]
-        return self._job(setting.name, "search", own, False, setting.number)
+        return self._job(self._job_name(setting.number), "search", own, False, setting.number, True)
+
+    def _job_name(self, number: int) -> str:
+        return trial_job(self._owner, number) if self._owner else f"trial-{number:04d}"
+
+    def _said(self, number: int) -> str:
+        return f"{self._owner}, trial {number}" if self._owner else f"Trial {number}"
 
     def _tell(self, job: Job, outcome: Outcome) -> None:
         """Tells Optuna how a trial ended."""
         number = self._trials.pop(job.name)
         if outcome.lost:
-            note(f"Trial {number}: {one_line(outcome.error)}; {self._search.recover(number)}.")
+            note(f"{self._said(number)}: {one_line(outcome.error)}; {self._search.recover(number)}.")
         elif isinstance(outcome.error, PrunedError):
-            note(f"Trial {number} {outcome.error}.")
+            note(f"{self._said(number)} {outcome.error}.")
             self._search.prune(number, outcome.error.epoch)
         elif outcome.error is not None:
-            note(f"Trial {number} failed: {one_line(outcome.error)}")
+            note(f"{self._said(number)} failed: {one_line(outcome.error)}")
             self._search.fail(number, one_line(outcome.error))
         else:
             cause = self._search.complete(number, outcome.value)
             if cause is not None:
-                note(f"Trial {number} failed: {cause}.")
+                note(f"{self._said(number)} failed: {cause}.")
         self._require_health()
 
     def _require_health(self) -> None:
@@ -401,7 +453,7 @@ class Stages:
         """Returns in words how long the remaining runs will take, once a run has ended."""
         if self._ended == 0:
             return ""
-        left = sum(self.left().values())
+        left = sum(self.left().values()) if self._count_left is None else self._count_left()
         minutes = (time.perf_counter() - self._start) / self._ended * left / 60
         return f", about {minutes:.1f} min left"
 
@@ -432,9 +484,9 @@ class Stages:
                 self._store.close_dead(run)
         done = {run.tags["kdsweep.job"]: run for run in runs if run.status == "FINISHED" and "kdsweep.job" in run.tags}
         for number in self._search.orphans()[0]:
-            job = done.get(f"trial-{number:04d}")
+            job = done.get(self._job_name(number))
             values = None if job is None else [job.metrics[name] for name in self._objectives]
-            note(f"Trial {number} was interrupted: {self._search.recover(number, values)}.")
+            note(f"{self._said(number)} was interrupted: {self._search.recover(number, values)}.")
         return set(done)
 
     def _close_lost(self, name: str, cause: str) -> None:

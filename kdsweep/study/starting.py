@@ -36,6 +36,8 @@ def settings(start: object, search: Search) -> list[dict[str, object]]:
     rule = "start is null, or a list of settings: [{loss.alpha: 0.9, loss.tau: 4}]"
     listed = isinstance(start, Sequence) and not isinstance(start, str)
     require(start is None or listed, rule, start, "sweep.start")
+    remedy = "A grid visits each of its settings anyhow."
+    require(not (start and search.is_grid), "start is null with the sampler grid", start, "sweep.start", remedy)
     found = []
     for one in start if isinstance(start, Sequence) else ():
         require(isinstance(one, Mapping), rule, one, "sweep.start")

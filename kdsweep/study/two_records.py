@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from kdsweep.analysis.contest_plan import trial_job
 from kdsweep.system.errors import UserError
 from kdsweep.system.masking import masked_text
 from kdsweep.system.progress import note
@@ -44,8 +45,14 @@ def study_run(search: Search, store: Store) -> RunRecord | None:
     return next(iter(store.tagged(study_key=search.key)), None)
 
 
-def without_run(search: Search, runs: Iterable[RunRecord]) -> list[EndedTrial]:
-    """Returns the trials that ended well by Optuna's record, and have no such run among the study's `runs`."""
+def without_run(search: Search, runs: Iterable[RunRecord], owner: str = "") -> list[EndedTrial]:
+    """Returns the trials that ended well by Optuna's record, and have no such run among the study's `runs`.
+
+    Args:
+        search: Optuna's record.
+        runs: The study's.
+        owner: The contender whose search it is; empty for a study with one search.
+    """
     finished, pruned = set(), set()
     for run in runs:
         job = run.tags.get("kdsweep.job")
@@ -53,9 +60,12 @@ def without_run(search: Search, runs: Iterable[RunRecord]) -> list[EndedTrial]:
             finished.add(job)
         elif "kdsweep.pruned" in run.tags:
             pruned.add(job)
-    return [
-        trial for trial in search.ended_well() if trial.name not in (finished if trial.pruned_at is None else pruned)
-    ]
+
+    def ended(trial: EndedTrial) -> bool:
+        name = trial_job(owner, trial.number) if owner else trial.name
+        return name in (finished if trial.pruned_at is None else pruned)
+
+    return [trial for trial in search.ended_well() if not ended(trial)]
 
 
 def require_same(search: Search, store: Store, known: RunRecord | None, missing: list[EndedTrial]) -> None:
@@ -91,13 +101,14 @@ def require_same(search: Search, store: Store, known: RunRecord | None, missing:
         )
 
 
-def require_known(search: Search, runs: Iterable[RunRecord]) -> None:
+def require_known(search: Search, runs: Iterable[RunRecord], owner: str = "") -> None:
     """Refuses to go on if MLflow has trials that Optuna doesn't have: their numbers would be given to other settings.
 
     Raises:
         UserError: It names the trials.
     """
-    numbers = {int(run.tags["kdsweep.trial"]) for run in runs if run.tags.get("kdsweep.trial", "").isdecimal()}
+    own = [run for run in runs if run.tags.get("kdsweep.contender", "") == owner]
+    numbers = {int(run.tags["kdsweep.trial"]) for run in own if run.tags.get("kdsweep.trial", "").isdecimal()}
     unknown = sorted(number for number in numbers if number >= len(search.trials()))
     if unknown:
         raise UserError(

@@ -30,8 +30,10 @@ SHORT_ID = 8
 RESTORED = "kdsweep.restored"
 
 # The arms in the order of the tables. A study trains the students, and confirms them with fresh seeds.
-ARMS = ("teacher", "scratch", "label_smoothing", "distill")
+ARMS = ("teacher", "scratch", "label_smoothing", "shuffled", "distill")
 STUDENTS = ARMS[1:]
+# An arm whose noise is its own: a student that learns against wrong answers differs far more from seed to seed.
+NOISY = "shuffled"
 
 
 @dataclass(frozen=True)

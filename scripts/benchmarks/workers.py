@@ -1,4 +1,7 @@
-"""Compares worker processes of one thread each with one process of as many threads; results must be the same."""
+"""Compares worker processes of one thread each with one process of as many threads; results must be the same.
+
+With `--device cuda` it compares one process with two, three and four on the same GPU.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +22,17 @@ from benchmarks import parts, running
 from benchmarks.measuring import Figure, Finding, take_turns
 from kdsweep.execution.jobs import Job, Outcome, Task
 from kdsweep.execution.workers import Workers
+from kdsweep.numerics.hardware import resolve_device
 from kdsweep.system.environment import cores
 from kdsweep.system.errors import RunError
 
 # How long a job waits until all jobs are ready, and how often it looks.
 READY_SECONDS, POLL_SECONDS = 300.0, 0.01
 SAMPLE_SECONDS = 0.05
+
+# The most processes on a GPU, unless --workers says another number, and the steps of an epoch there.
+MOST_ON_A_GPU, GPU_STEPS = 4, 200
+BATCH = 128
 
 
 def train_together(cfg: DictConfig, folder: str, others: int, epochs: int) -> dict[str, Any]:
@@ -59,6 +67,7 @@ def train_together(cfg: DictConfig, folder: str, others: int, epochs: int) -> di
         "ended": ended,
         "processor": time.process_time() - processor,
         "pictures": epochs * training.pictures,
+        "memory": torch.cuda.max_memory_reserved() if torch.cuda.is_initialized() else 0,
         "threads": max(torch.get_num_threads(), *(int(pool["num_threads"]) for pool in threadpool_info())),
         "weights": hash_tensors(training.network.net.state_dict()),
     }
@@ -138,7 +147,9 @@ def running_threads(pid: int) -> int:
 
 
 def measure(arguments: argparse.Namespace) -> Finding:
-    """N workers of one thread against one process of n threads; threads per core; whether results are the same"""
+    """N workers of one thread against a process of n threads, or processes on one GPU; whether results are the same"""
+    if resolve_device(arguments.device).type == "cuda":
+        return on_one_device(arguments)
     n = arguments.workers or cores()
     with parts.workplace(arguments) as folder:
         lines = training_lines(arguments)
@@ -177,6 +188,36 @@ def measure(arguments: argparse.Namespace) -> Finding:
     return Finding("workers: processes or threads", figures, {"workers": n, **turns.values()}, notes=notes)
 
 
+def on_one_device(arguments: argparse.Namespace) -> Finding:
+    """Compares one process on a device with more of them, which train side by side."""
+    device = resolve_device(arguments.device)
+    if device.type == "cuda":
+        arguments.pictures = max(arguments.pictures, BATCH * GPU_STEPS)
+    counts = range(1, (arguments.workers or MOST_ON_A_GPU) + 1)
+    with parts.workplace(arguments) as folder:
+        lines = training_lines(arguments, str(device))
+        with running.task(lines, folder) as shared:
+            sides = {n: Side(shared, lines, folder / "signs", n, 1, arguments.epochs) for n in counts}
+            named = {f"{n} at a time": side for n, side in sides.items()}
+            turns = take_turns("workers", named, rounds=arguments.rounds, threads=1)
+    rates = {n: rate(side, n) for n, side in sides.items()}
+    reference = sides[1].found[0][0]["weights"]
+    differing = sum(found[0]["weights"] != reference for side in sides.values() for found in side.found)
+    most = max(job["memory"] for side in sides.values() for found in side.found for job in found)
+    figures = [
+        *(Figure(f"{n} processes against one, pictures/s", rates[n] / rates[1]) for n in counts if n > 1),
+        Figure("runs that differ", differing, 0.0, note="hashes of the trained weights of the first job"),
+        *(Figure(f"processes: {n}", rates[n], unit="pictures/s") for n in counts),
+        Figure("memory that a process takes for its tensors", most / 2**30, unit="GiB"),
+    ]
+    best = max(rates, key=rates.__getitem__)
+    notes = [
+        f"Most pictures per second with sweep.n_jobs={best}.",
+        f"{arguments.pictures} pictures an epoch, {arguments.epochs} epochs a process; student {arguments.student}.",
+    ]
+    return Finding(f"workers: processes on one device ({device})", figures, turns.values(), notes=notes)
+
+
 def span(found: Sequence[Mapping[str, Any]]) -> float:
     """Returns the seconds from the first job's start to the last job's end."""
     return float(max(job["ended"] for job in found) - min(job["began"] for job in found))
@@ -189,18 +230,20 @@ def rate(side: Side, jobs: int) -> float:
     return median(rates)
 
 
-def training_lines(arguments: argparse.Namespace) -> list[str]:
+def training_lines(arguments: argparse.Namespace, device: str = "cpu") -> list[str]:
     """Returns the overrides of a scratch run."""
     n_validation = max(parts.CLASSES, arguments.pictures // 9)
     return [
         *("experiment=scratch", "data=synthetic", f"data.n_train={arguments.pictures + n_validation}"),
         *(f"data.val_size={n_validation}", "data.n_test=10", f"data.n_classes={parts.CLASSES}"),
         *(f"data.image_size={parts.SIDE}", "data.padding=4", f"model.name={arguments.student}", "model.stem=imagenet"),
-        *(f"batch_size={min(128, arguments.pictures)}", f"precision={arguments.precision}", "device=cpu"),
+        *(f"batch_size={min(BATCH, arguments.pictures)}", f"precision={arguments.precision}", f"device={device}"),
     ]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parts.add_arguments(parser)
-    parser.add_argument("--workers", type=parts.positive, metavar="N", help="default: as many as cores")
+    parser.add_argument(
+        "--workers", type=parts.positive, metavar="N", help="default: as many as cores; on a GPU up to 4"
+    )
     parser.add_argument("--epochs", type=parts.positive, default=2, help="of each worker in a round; default: 2")

@@ -59,12 +59,23 @@ def test_baselines_and_trials_are_never_compared() -> None:
     assert judge(compared(*runs)).comparisons == ()
 
 
+def test_a_noisy_shuffled_control_leaves_the_other_comparisons_alone() -> None:
+    """It is one comparison more for Holm's correction; its noise, ten times the others', is its own."""
+    runs = [trial(0, 0.5, 4), *fresh("scratch", BASE), *fresh("distill", shifted(0.01))]
+    without = judge(compared(*runs))
+    with_it = judge(compared(*runs, *fresh("shuffled", shifted(-0.1, 30.0))))
+    assert [(c.first, c.second) for c in with_it.comparisons] == [("distill", "scratch"), ("distill", "shuffled")]
+    assert with_it.comparisons[0].difference == without.comparisons[0].difference
+    assert with_it.pair_noise == without.pair_noise
+    assert with_it.comparisons[1].pooled is None
+
+
 def test_p_values_are_adjusted_for_the_comparisons_made() -> None:
     """Two comparisons aren't corrected for a third; with all three, the smallest p is tripled."""
     (one,) = judged(0.001).comparisons
     assert one.adjusted_p == one.difference.p
     three = judged(0.001, 0.0).comparisons
-    assert [(c.first, c.second) for c in three] == list(verdict.PAIRS)
+    assert [(c.first, c.second) for c in three] == list(verdict.PAIRS[:3])
     smallest = min(three, key=lambda c: c.difference.p)
     assert smallest.adjusted_p == pytest.approx(3 * smallest.difference.p)
 

@@ -114,9 +114,21 @@ def test_the_product_is_left_as_it_was() -> None:
 
 
 @pytest.mark.all
+def test_processes_on_one_device_are_measured(tmp_path: Path) -> None:
+    """What `workers --device cuda` does, here on a CPU: one process and two, with the same results."""
+    words = ["workers", *TINY, "--device", "cpu", "--workers", "2", "--epochs", "1"]
+    found = workers.on_one_device(benchmark.parser().parse_args(words))
+    figures = {figure.name: figure.value for figure in found.figures}
+    assert figures["runs that differ"] == 0
+    assert all(figures[f"processes: {n}"] > 0 for n in (1, 2))
+    assert figures["2 processes against one, pictures/s"] > 0
+    assert "sweep.n_jobs=" in found.notes[0]
+
+
+@pytest.mark.all
 def test_workers_are_measured_against_one_process(tmp_path: Path) -> None:
     """As many pictures on both sides; no more threads than cores; the same weights from one worker and from two."""
-    found = measured("workers", tmp_path, *TINY, "--workers", "2", "--epochs", "1")
+    found = measured("workers", tmp_path, *TINY, "--device", "cpu", "--workers", "2", "--epochs", "1")
     assert_finite(found)
     ratio = "2 workers of 1 thread against 1 process of 2 threads, pictures/s"
     (one,), (many,) = (found["seconds"][side] for side in ("one process", "workers"))

@@ -419,3 +419,22 @@ def test_the_spread_of_a_confirmation_is_its_own_settings() -> None:
 
     found = [export_description._spread(Children(), run) for run in (first[0], second[0], controls[0])]  # type: ignore[arg-type]
     assert [spread.mean if spread else None for spread in found] == pytest.approx([0.55, 0.85, 0.15])
+
+
+def test_the_spread_of_a_contender_is_its_own() -> None:
+    """In a contest, contenders with a trial of the same number, and other conditions, are other settings."""
+    runs = {
+        (name, place): [
+            replace(run, parent="study", tags={**run.tags, "kdsweep.contender": name, "kdsweep.condition": place})
+            for run in fresh("distill", tests, trial=0)
+        ]
+        for name, place, tests in (("kd", "0.1", [0.5, 0.6]), ("kd", "1", [0.8, 0.9]), ("dkd", "1", [0.1, 0.2]))
+    }
+
+    class Children:
+        def children(self, parent: str) -> list[RunRecord]:
+            return [run for own in runs.values() for run in own]
+
+    found = export_description._spread(Children(), runs["kd", "1"][0])  # type: ignore[arg-type]
+    assert found is not None
+    assert found.mean == pytest.approx(0.85)

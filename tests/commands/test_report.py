@@ -103,6 +103,19 @@ def folder(printed: str, root: Path) -> Path:
 
 
 @pytest.mark.slow
+def test_a_study_that_has_ended_is_watched_for_a_moment(root: Path, tmp_path: Path) -> None:
+    """--watch shows what it found, and then the whole report."""
+    path = tmp_path / "watched.txt"
+    with path.open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+        report.main(["--watch", "--uri", f"sqlite:///{root}/mlflow.db", "--root", str(root), "--out", str(tmp_path)])
+    told = path.read_text(encoding="utf-8")
+    assert "Best of 6 trials: validation accuracy 95.00%" in told
+    assert "distill - scratch: +4.00 points on test" in told
+    assert told.count(f"Study {NAME}") == 2
+    assert "http-equiv" not in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
 def test_the_table_holds_what_was_logged(printed: str) -> None:
     """Each arm has its row; the students' rows show the fresh seeds, and never the baselines as well."""
     rows = {line[:14].strip(): line[14:].split() for line in printed.splitlines() if line.endswith((" 12.5", " ±0.0"))}

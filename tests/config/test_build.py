@@ -13,7 +13,7 @@ from configurations import composed
 from omegaconf import DictConfig, OmegaConf
 
 from kdsweep import losses, training
-from kdsweep.config import build, rules
+from kdsweep.config import build, identities, rules
 from kdsweep.config.checks import check
 from kdsweep.models import FORMATS, Classifier
 from kdsweep.system.errors import UserError
@@ -103,7 +103,7 @@ def test_a_teacher_is_known_by_what_made_it(change: str, tmp_path: Path) -> None
 
     def identity(*words: str) -> str:
         cfg = build.teacher_config(config(*words))
-        return build.teacher_id(cfg, build.untrained_teacher(cfg))
+        return identities.teacher_id(cfg, build.untrained_teacher(cfg))
 
     assert identity(f"paths.root={tmp_path}/a") == identity(f"paths.root={tmp_path}/b")
     assert identity(change) != identity()

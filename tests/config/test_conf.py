@@ -24,6 +24,7 @@ import kdsweep
 from kdsweep.config import build
 from kdsweep.config.checks import check
 from kdsweep.config.folder import CONFIG_FOLDER
+from kdsweep.config.trained_teachers import training_components
 from kdsweep.execution.trial_link import build_pruner
 from kdsweep.losses import GIVEN
 from kdsweep.study.controller import Study
@@ -52,6 +53,7 @@ NEEDS_FILES = {"cifar10", "cifar100", "npz", "huggingface"}
 # The modules that know the configuration.
 READERS = (
     *("train", "recording", "config/build", "config/checks", "config/rules", "commands/reproduce"),
+    *("config/recorded_teachers", "config/trained_teachers", "config/identities"),
     *("execution/grid", "study/controller", "study/forecast", "study/measure_speed"),
 )
 
@@ -166,8 +168,14 @@ def test_every_teacher_is_built(option: str) -> None:
     if option == "none":
         assert config.teacher is None
         return
+    if option in ("run", "members"):  # runs, or other options, say the rest
+        assert config.teacher.network is config.teacher.head is None
+        return
     assert callable(build.component(config, "teacher.network").build)
-    assert callable(build.component(config, "teacher.head"))
+    if config.teacher.train in (None, "head"):
+        assert callable(build.component(config, "teacher.head"))
+    else:
+        assert callable(training_components(config).optimizer)
 
 
 @pytest.mark.parametrize(
@@ -214,6 +222,15 @@ def test_the_sweeper_gets_what_the_sweep_says(key: str) -> None:
     assert config.hydra.sweep.dir == f"{config.paths.root}/studies/alpha_tau"
 
 
+@pytest.mark.parametrize("option", ["losses", "data_hunger", "learning_speed", "students"])
+@pytest.mark.parametrize("key", ["contenders", "define", "for_all", "against"])
+def test_the_sweeper_of_a_contest_gets_what_the_sweep_says(option: str, key: str) -> None:
+    """Each contender has a definition, and each that all are compared with is a contender."""
+    config = composed(f"sweep={option}")
+    assert config.hydra.sweeper[key] == config.sweep[key]
+    assert {*config.sweep.against} <= {*config.sweep.contenders} <= {*config.sweep.define}
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(CONFIG_FOLDER).as_posix())
 def test_every_header_names_a_command_that_selects_the_file(path: Path) -> None:
     """The comment at the top holds a command; it composes, and chooses this option."""
@@ -257,7 +274,8 @@ def test_no_key_is_dead() -> None:
     used = {key for path in FILES for key in re.findall(r"\$\{([\w.]+)\}", path.read_text(encoding="utf-8"))}
     keys = {key for config in every_configuration() for key in leaves(build.container(own(config)))}
     assert {"epochs", "tracking.uri", "teacher.mode", "sweep.n_trials"} <= keys
-    assert sorted(keys - read - used - named) == []
+    contenders = {key for key in keys if key.startswith("sweep.define.")}  # each has a name of its own
+    assert sorted(keys - read - used - named - contenders) == []
 
 
 def test_no_key_is_read_that_stands_nowhere() -> None:

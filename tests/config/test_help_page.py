@@ -137,9 +137,9 @@ def test_every_key_is_explained(words: list[str]) -> None:
 
 def test_it_marks_what_is_chosen() -> None:
     """One option of each group, by the words and what they choose in turn."""
-    assert "  loss        ce, dist, dkd, dkd_warmup, kd*, kd_scheduled," in page()
+    assert "  loss        ce, dist, dkd, dkd_warmup, feature, kd*, kd_scheduled," in page()
     text = page("experiment=scratch")
-    assert "  loss        ce*, dist, dkd, dkd_warmup, kd, kd_scheduled," in text
+    assert "  loss        ce*, dist, dkd, dkd_warmup, feature, kd, kd_scheduled," in text
     assert "  teacher     efficientnet_lite0, none*, own, random, resnet50_imagenet\n" in text
 
 

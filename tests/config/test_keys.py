@@ -55,9 +55,18 @@ def test_a_users_own_key_makes_a_setting_of_its_own() -> None:
 
 
 def test_what_a_study_may_change_when_it_goes_on() -> None:
-    """How much there is to be, and where it runs; not what runs compute, nor the sampler's seed."""
-    free = ("sweep.n_trials", "sweep.executor", "paths.cache", "threads", "device", "resume", "tracking.offline")
-    fixed = ("sweep.seed", "sweep.name", "epochs", "data.val_size", "tracking.experiment", "objective")
+    """How much there is to be, how it is searched, and where it runs; not what runs compute."""
+    free = (
+        "sweep.n_trials",
+        "sweep.seed",
+        "sweep.executor",
+        "paths.cache",
+        "threads",
+        "device",
+        "resume",
+        "tracking.offline",
+    )
+    fixed = ("sweep.name", "epochs", "data.val_size", "tracking.experiment", "objective")
     assert all(keys.may_change_when_going_on(name) for name in free)
     assert not any(keys.may_change_when_going_on(name) for name in fixed)
 

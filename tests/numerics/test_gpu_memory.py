@@ -59,6 +59,15 @@ def test_more_are_refused_before_they_start(n_jobs: int, gpus: int, run: int, sa
     assert error.value.key == "sweep.n_jobs"
 
 
+@pytest.mark.parametrize(("taken", "there", "room"), [(30, 50, True), (40, 40, True), (50, 30, False)])
+def test_room_for_as_much_again(monkeypatch: pytest.MonkeyPatch, taken: int, there: int, room: bool) -> None:
+    """A captured step is kept for the next training if the memory that this process has taken is there once more."""
+    monkeypatch.setattr(gpu_memory, "free", lambda device: there * GIB)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: taken * GIB)
+    assert gpu_memory.room_for_another(torch.device("cuda")) is room
+    assert gpu_memory.room_for_another(torch.device("cpu"))
+
+
 def test_a_cpu_has_no_such_memory() -> None:
     """Nothing is measured there."""
     with peak(torch.device("cpu")) as taken:
@@ -80,10 +89,12 @@ def test_what_does_not_fit_stays_with_a_note(
 ) -> None:
     """The note says what, how large it is, and how much is free."""
     monkeypatch.setattr(gpu_memory, "free", lambda device: 2**28)
+    monkeypatch.setattr(gpu_memory, "_staying", set())
     pictures = torch.zeros(2**28 // (32 * 32 * 3), 32, 32, 3, dtype=torch.uint8)
     assert placed(pictures, torch.device("cuda"), "training pictures") is pictures
     said = " ".join(capsys.readouterr().err.split())
     assert "The training pictures (0.2 GiB) stay in the computer's memory, since the GPU has 0.2 GiB free" in said
+    assert placed(pictures, torch.device("cuda"), "training pictures") is pictures  # said once in a process
     assert placed(pictures, torch.device("cpu"), "training pictures") is pictures
     assert capsys.readouterr().err == ""
 

@@ -12,14 +12,16 @@ from configurations import composed
 from networks import random_pictures
 from test_compiling import small_network
 from test_teachers import DATA, teacher
-from torch import nn
+from torch import Tensor, nn
 
+from kdsweep import teachers
 from kdsweep.config import build
 from kdsweep.models import Classifier
 from kdsweep.numerics import half_precision
 from kdsweep.numerics.half_precision import fits, largest_value
+from kdsweep.numerics.hardware import arithmetic
 from kdsweep.system.errors import RunError
-from kdsweep.teachers import Teacher
+from kdsweep.teachers import Teacher, _note_overflow
 from kdsweep.views import Views
 
 PICTURES = random_pictures(16)
@@ -93,13 +95,38 @@ def test_the_network_is_left_as_it_was() -> None:
     assert not any(module._forward_hooks for module in network.net.modules())
 
 
-def test_a_pass_that_overflows_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Though the pictures that were tried did not; the error names the remedy. Other precisions have no such end."""
+def overflowing(own: Teacher, pictures: Tensor) -> Tensor:
+    """Features of which those of bright pictures are infinite, as they may be in fp16."""
+    features = own._forward(own.network.features, pictures)
+    bright = pictures.float().mean((1, 2, 3)) > pictures.float().mean()
+    assert 0 < int(bright.sum()) < len(bright)
+    return torch.where(bright[:, None], torch.inf, features)
+
+
+def test_pictures_that_overflow_are_computed_in_tf32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The others stay as they are, and so do the passes before; a table that was kept is believed again."""
+    _note_overflow.cache_clear()
+    rows = torch.arange(len(DATA.train))
+    plain = teacher(tmp_path / "fp32", small_network()).answers(0)(rows, DATA.train.images)
+    monkeypatch.setattr(Teacher, "_passing", overflowing)
+    monkeypatch.setattr(teachers, "arithmetic", lambda precision, device: arithmetic("fp32", device))
+    for _ in range(2):
+        made = teacher(tmp_path / "fp16", small_network())
+        made._precision = "fp16"
+        torch.testing.assert_close(made.answers(0)(rows, DATA.train.images), plain)
+    assert capsys.readouterr().err.count("some pictures overflow fp16, so their answers are computed in tf32") == 1
+
+
+def test_what_overflows_in_tf32_too_is_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error says so. In other precisions such values are left to those who use them."""
     made = teacher(tmp_path, small_network())
     infinite = torch.full((16, 32), torch.inf)
-    monkeypatch.setattr(type(made), "_passing", lambda own, pictures: infinite[: len(pictures)])
+    monkeypatch.setattr(Teacher, "_passing", lambda own, pictures: infinite[: len(pictures)])
+    monkeypatch.setattr(made.network, "features", lambda pictures: infinite[: len(pictures)])
     monkeypatch.setattr(made, "_precision", "fp16")
-    with pytest.raises(RunError, match=r"overflow fp16, which ends at 65,504\. Set teacher.precision=bf16 or tf32\."):
+    with pytest.raises(RunError, match=r"outputs aren't finite, in tf32 either"):
         made._pass(0)(torch.arange(16))
     monkeypatch.setattr(made, "_precision", "bf16")
     made._pass(0)(torch.arange(16))

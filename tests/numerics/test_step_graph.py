@@ -5,6 +5,7 @@ Most of them are tested without a GPU: on tensors without content, and on a stan
 
 from __future__ import annotations
 
+import copy
 import functools
 import re
 from collections.abc import Callable, Iterator
@@ -22,14 +23,18 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
-from kdsweep import losses
+from kdsweep import losses, teachers
 from kdsweep.models import Classifier
-from kdsweep.numerics import step_graph
-from kdsweep.numerics.compiling import tensor_settings
+from kdsweep.numerics import compiling, step_graph
+from kdsweep.numerics.compiling import compiled_loss, tensor_settings
 from kdsweep.numerics.gpu_memory import Fetcher
 from kdsweep.numerics.step_graph import WARM_UPS, make_capturable, obstacle, rates_as_tensors
+from kdsweep.numerics.taken_apart import taken_apart
 from kdsweep.schedules import constant
+from kdsweep.schedules import one_cycle as rising_and_falling
 from kdsweep.system.tensor_files import hash_tensors
 from kdsweep.teachers import Teacher
 from kdsweep.training import Fit
@@ -43,6 +48,10 @@ KD = functools.partial(losses.kd.__wrapped__, alpha=0.5, tau=2)  # type: ignore[
 
 # The rates are powers of two, which a tensor in float32 holds as exactly as a number in Python.
 HALVING = functools.partial(lambda optimizer, steps: LambdaLR(optimizer, lambda step: 2.0 ** -(step % 5)))
+
+
+# The pictures of trainings that share a graph.
+SHOWN = Views(DATA.train.images, DATA.padding, DATA.flip, seed=0)
 
 
 def fitting(network: Classifier, **changes: Any) -> Fit:
@@ -160,8 +169,36 @@ def test_what_speaks_against_a_capture_is_said(ask: Any, optimizer: Any, reason:
 # ------------------------------------------------------------------------------- replaying, with a stand-in
 
 
+class Recorder(TorchDispatchMode):
+    """Stands for a CUDA graph on a CPU: it notes operations with the memory that they read and write, for `replay`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noted: list[tuple[Any, Any, Any, list[tuple[int, Tensor]]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = tree_map_only(Tensor, Tensor.detach, (args, kwargs or {}))  # the same memory, whoever moves elsewhere
+        memory = {tensor.untyped_storage().data_ptr() for tensor in tree_leaves(given) if isinstance(tensor, Tensor)}
+        found = func(*args, **(kwargs or {}))
+        made = [
+            (place, tensor.detach())
+            for place, tensor in enumerate(tree_leaves(found))
+            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in memory
+        ]
+        if made or func._schema.is_mutable:  # the others are views of what is there
+            self.noted.append((func, *given, made))
+        return found
+
+    def replay(self) -> None:
+        with torch.inference_mode():  # it may change what an online teacher has answered
+            for func, args, kwargs, made in self.noted:
+                found = tree_leaves(func(*args, **kwargs))
+                for place, tensor in made:
+                    tensor.copy_(found[place])
+
+
 class StandIn:
-    """Stands for CUDA graphs on a CPU. Capturing leaves everything as it was, and replaying calls the step again.
+    """Stands for CUDA graphs on a CPU. Capturing leaves everything as it was, and replaying repeats the operations.
 
     Attributes:
         fit: The training.
@@ -180,8 +217,10 @@ class StandIn:
         network, optimizer = self.fit._network.net, self.fit._optimizer
         held = [*network.state_dict().values(), *(x for kept in optimizer.state.values() for x in kept.values())]
         before = [(tensor, tensor.clone()) for tensor in held if isinstance(tensor, Tensor)]
-        made.replay = self.replay
-        yield
+        recorder = Recorder()
+        made.replay = lambda: (self.seen.append("replay"), recorder.replay())
+        with recorder:
+            yield
         with torch.no_grad():
             for tensor, value in before:
                 tensor.copy_(value)
@@ -191,18 +230,12 @@ class StandIn:
             except RuntimeError:  # torch ends the capture, which fails too
                 raise RuntimeError("the capture was invalidated")  # noqa: B904
 
-    def replay(self) -> None:
-        self.seen.append("replay")
-        graph = self.fit._step_graph
-        with rates_as_tensors(graph._optimizer, graph._rates):
-            for own, value in zip(graph._outputs, graph._step(*graph._inputs), strict=True):
-                if own is not None:
-                    own.copy_(value)
-
     def trained(self, network: Classifier, **changes: Any) -> Fit:
         """A training that captures its steps."""
         self.fit = fitting(network, **changes)
         self.fit._captures = True
+        self.fit._labels = self.fit._labels.clone()
+        self.fit._loss = compiled_loss(self.fit._plain_loss, "teacher" in changes, torch.device("cpu"))
         make_capturable(self.fit._optimizer)
         return self.fit
 
@@ -211,7 +244,9 @@ class StandIn:
 def gpu(monkeypatch: pytest.MonkeyPatch) -> StandIn:
     made = StandIn()
     stream = SimpleNamespace(device=torch.device("cpu"), wait_stream=lambda other: None)
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: stream)
+    monkeypatch.setattr(step_graph, "_stream", lambda device: stream)
+    monkeypatch.setattr(step_graph, "_kept", [])
+    monkeypatch.setattr(compiling, "_compiled", lambda function: function)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda own: nullcontext())
     monkeypatch.setattr(torch.cuda, "CUDAGraph", SimpleNamespace)
@@ -245,6 +280,26 @@ def test_pictures_may_be_fetched(gpu: StandIn, tmp_path: Path, captures: bool) -
     fit = gpu.trained(small_network(frozen=False), teacher=guide, loss=KD)
     fit._captures, fit._fetch = captures, Fetcher(torch.device("cpu"))
     assert outcome(fit) == plain
+    assert gpu.seen.count("capture") == captures
+
+
+@pytest.mark.parametrize("captures", [False, True])
+def test_a_table_may_be_fetched(gpu: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, captures: bool) -> None:
+    """A table without room on the GPU is read row by row from where it lies, and trains the same network."""
+    plain = outcome(fitting(small_network(frozen=False), teacher=teacher(tmp_path), loss=KD))
+    fetched: list[Tensor] = []
+
+    class Noting(Fetcher):
+        def __call__(self, batch: Tensor) -> Tensor:
+            fetched.append(super().__call__(batch))
+            return fetched[-1]
+
+    monkeypatch.setattr(teachers, "stays", lambda *_: True)
+    monkeypatch.setattr(teachers, "Fetcher", Noting)
+    fit = gpu.trained(small_network(frozen=False), teacher=teacher(tmp_path), loss=KD)
+    fit._captures = captures
+    assert outcome(fit) == plain
+    assert [rows.shape for rows in fetched] == [(8, 6)] * 8
     assert gpu.seen.count("capture") == captures
 
 
@@ -295,6 +350,150 @@ def test_a_schedule_may_change_more_than_the_rate(gpu: StandIn, capsys: pytest.C
     assert outcome(gpu.trained(small_network(frozen=False), schedule=cycle)) == plain
     assert gpu.seen == []
     assert "the schedule changes more of the optimizer than its rate" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------- from trial to trial
+
+
+one_cycle = functools.partial(rising_and_falling, warmup=0.3)
+
+
+def trial(number: int, **changes: Any) -> dict[str, Any]:
+    """What a search changes: alpha, tau, the rate, and the seed."""
+    loss = functools.partial(KD.func, alpha=number / 4, tau=number + 1)
+    optimizer = changes.pop("optimizer", SGD)
+    own = {"loss": loss, "optimizer": functools.partial(optimizer, lr=2.0 ** -(5 + number)), "order_seed": number}
+    return own | changes
+
+
+def started(number: int) -> Classifier:
+    """A network with weights of its own."""
+    network = small_network(frozen=False)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(1 + number / 8)
+    return network
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", [SGD, ADAMW], ids=["sgd", "adamw"])
+def test_trials_replay_the_graph_of_the_first(gpu: StandIn, tmp_path: Path, optimizer: Any) -> None:
+    """Each finds what it would find with a graph of its own, bit for bit; nothing is captured or kept but once."""
+    guide = teacher(tmp_path)
+    networks_before: list[tuple[Classifier, str]] = []
+    places: list[list[int]] = []
+    for number in range(3):
+        options = trial(number, optimizer=optimizer, teacher=guide, schedule=one_cycle)
+        step_graph._kept, kept = [], step_graph._kept
+        alone = outcome(gpu.trained(started(number), shown=SHOWN, **options))
+        step_graph._kept = kept
+        captures = gpu.seen.count("capture")
+        network = started(number)
+        assert outcome(gpu.trained(network, shown=SHOWN, **options)) == alone
+        assert gpu.seen.count("capture") == captures + (number == 0)
+        networks_before.append((network, hash_tensors(network.net.state_dict())))
+        (kept_step,) = step_graph._kept
+        places.append([place.data_ptr() for place in kept_step.places])
+    assert places[0] == places[1] == places[2]
+    # What was trained before is left alone.
+    assert all(hash_tensors(network.net.state_dict()) == before for network, before in networks_before)
+
+
+@pytest.mark.slow
+def test_a_study_compiles_and_captures_once(gpu: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Network and loss are compiled, and the step is captured, in the first of several trials alone."""
+    torch._dynamo.reset()
+    counter, guide = CompileCounter(), teacher(tmp_path)
+    monkeypatch.setattr(compiling, "_compiled", functools.partial(torch.compile, dynamic=False, backend=counter))
+    counts = []
+    for number in range(3):
+        fit = gpu.trained(started(number), shown=SHOWN, **trial(number, teacher=guide, epochs=1))
+        fit._forward = compiling.compiled_forward(fit._network)
+        outcome(fit)
+        counts.append((counter.frame_count, gpu.seen.count("capture")))
+    assert counts[0][0] > 0
+    assert counts == [(counts[0][0], 1)] * 3
+
+
+def test_two_trainings_at_a_time_have_graphs_of_their_own(gpu: StandIn) -> None:
+    """A graph is taken by one training only, and given back when that one ends, or isn't iterated over any more."""
+    plain = [outcome(fitting(started(number), shown=SHOWN, **trial(number, loss=losses.ce))) for number in range(3)]
+    found = [gpu.trained(started(number), shown=SHOWN, **trial(number, loss=losses.ce)) for number in range(3)]
+    epochs = [iter(fit) for fit in found]
+    ends: list[list[dict[str, float]]] = []
+    for fit, epoch in zip(found, epochs, strict=True):
+        gpu.fit = fit
+        ends.append([next(epoch)])
+    assert gpu.seen.count("capture") == 3
+    for end, epoch, fit, expected in zip(ends, epochs, found, plain, strict=True):
+        end.extend(epoch)
+        assert [made["train/loss"] for made in end] == [made[0] for made in expected[0]]
+        assert hash_tensors(fit._network.net.state_dict()) == expected[1]
+    iterator = iter(gpu.trained(started(0), shown=SHOWN, **trial(0, loss=losses.ce)))
+    next(iterator)
+    assert step_graph._kept == []
+    iterator.close()  # as where a trial is pruned
+    assert len(step_graph._kept) == 1
+    assert gpu.seen.count("capture") == 3
+
+
+def test_a_graph_is_kept_where_there_is_room(gpu: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the first steps of the next training might not fit beside it."""
+    monkeypatch.setattr(step_graph, "room_for_another", lambda device: False)
+    outcome(gpu.trained(started(0), shown=SHOWN, loss=losses.ce, epochs=1))
+    assert step_graph._kept == []
+
+
+class Scaled(nn.Module):
+    """A network whose output depends on a number that its text doesn't show."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.factor * x
+
+
+def scaled(factor: float) -> Classifier:
+    network = small_network(frozen=False)
+    network.net.insert(0, Scaled(factor))
+    network.head_name = "9"
+    return network
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"batch_size": 4},
+        {"optimizer": functools.partial(SGD, momentum=0.5)},
+        {"loss": functools.partial(KD, alpha=0.5, tau=2, direction="reverse")},
+        {"network": scaled(2.0)},
+        {"shown": Views(DATA.train.images, DATA.padding, DATA.flip, seed=0)},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_whatever_differs_is_captured_anew(gpu: StandIn, tmp_path: Path, changes: dict[str, Any]) -> None:
+    """Another batch, optimizer, loss, network or set of pictures; and the graph of before is dropped."""
+    guide = teacher(tmp_path)
+    assert outcome(gpu.trained(scaled(1.0), **trial(1, teacher=guide, shown=SHOWN, epochs=1)))
+    network = changes.get("network", scaled(1.0))
+    kept = {key: value for key, value in changes.items() if key != "network"}
+    options = trial(2, teacher=guide, shown=SHOWN, epochs=1) | kept
+    fresh = outcome(fitting(copy.deepcopy(network), **options))
+    assert outcome(gpu.trained(network, **options)) == fresh
+    assert gpu.seen.count("capture") == 2
+    assert len(step_graph._kept) == 1
+
+
+def test_only_what_can_be_compared_is_used_again() -> None:
+    """Tensors that share memory, parts of others, and unknown objects make no constants."""
+    weight = torch.zeros(4)
+    known = {"a": [1, weight], "b": functools.partial(KD, alpha=weight)}
+    assert taken_apart(known) == taken_apart({"a": [1, weight], "b": functools.partial(KD, alpha=weight)})
+    assert taken_apart(1)[0] != taken_apart(True)[0]
+    for unknown in (object(), [weight, weight.view(2, 2)], weight[:2], torch.zeros(1).expand(4), torch.zeros(0)):
+        assert taken_apart(unknown)[0] is None
 
 
 # ------------------------------------------------------------------------------------------------- compiling
@@ -357,6 +556,26 @@ def test_a_gpu_replays_what_it_computes(capsys: pytest.CaptureFixture[str], monk
 
 @needs_gpu
 @pytest.mark.slow
+def test_trials_on_a_gpu_replay_the_graph_of_the_first(tmp_path: Path) -> None:
+    """Each finds what it finds with a graph of its own, bit for bit, and no memory is added."""
+    shown = Views(DATA.train.images.to("cuda"), DATA.padding, DATA.flip, seed=0)
+    taken: list[int] = []
+    guide = Teacher(small_network().to("cuda"), DATA, shown, tmp_path, "table", 16, "fp32")
+    for number in range(4):
+        options = trial(number, teacher=guide, shown=shown, device="cuda", compiled=True)
+        step_graph._kept, kept = [], step_graph._kept
+        alone = outcome(fitting(started(number), **options))
+        step_graph._kept = kept
+        graph = kept[0].graph if kept else None
+        assert outcome(fitting(started(number), **options)) == alone
+        assert graph is None or step_graph._kept[0].graph is graph
+        taken.append(torch.cuda.memory_allocated())
+    assert taken[3] <= taken[1]
+    step_graph._kept.clear()
+
+
+@needs_gpu
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["table", "online"])
 def test_a_gpu_hears_the_teacher_of_each_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
     """With a teacher's table, and with a teacher that is asked within the graph."""
@@ -367,6 +586,19 @@ def test_a_gpu_hears_the_teacher_of_each_pass(tmp_path: Path, monkeypatch: pytes
     captured = outcome(fitting(small_network(frozen=False), **options))
     monkeypatch.setattr(step_graph, "WARM_UPS", 1000)
     assert outcome(fitting(small_network(frozen=False), **options)) == captured
+
+
+@needs_gpu
+@pytest.mark.slow
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_gpu_fetches_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: bool) -> None:
+    """A table in the computer's memory trains the same network as one on the GPU, bit for bit."""
+    shown = Views(DATA.train.images.to("cuda"), DATA.padding, DATA.flip, seed=0)
+    guide = Teacher(small_network().to("cuda"), DATA, shown, tmp_path, "table", 16, "fp32")
+    options: dict[str, Any] = {"device": "cuda", "compiled": compiled, "teacher": guide, "loss": KD}
+    there = outcome(fitting(small_network(frozen=False), **options))
+    monkeypatch.setattr(teachers, "stays", lambda *_: True)
+    assert outcome(fitting(small_network(frozen=False), **options)) == there
 
 
 @needs_gpu

@@ -10,7 +10,7 @@ import torch
 from commands import SHORT
 from hydra import compose, initialize_config_dir
 
-from kdsweep.config import build
+from kdsweep.config import build, identities
 from kdsweep.config.checks import check
 from kdsweep.config.folder import CONFIG_FOLDER
 from kdsweep.study import measure_speed
@@ -97,7 +97,7 @@ def test_tables_that_are_there_are_not_missing(tmp_path: Path) -> None:
     assert missing_passes(cfg, build.untrained_teacher(cfg)) == (0, 1, 2)
     with torch.no_grad():
         teacher.network.head.weight.mul_(2)
-    write_tensors(build.head_path(cfg, teacher), teacher.network.head.state_dict())
+    write_tensors(identities.head_path(cfg, teacher), teacher.network.head.state_dict())
     trained = build.untrained_teacher(cfg)
     trained.network.head.load_state_dict(teacher.network.head.state_dict())
     trained.answers(2)

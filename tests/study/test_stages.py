@@ -314,6 +314,22 @@ def test_the_command_line_holds_beside_an_arms_own_words(place: Place) -> None:
     assert confirmation["loss.alpha"] == trial["loss.alpha"]
 
 
+def test_a_control_may_have_the_chosen_setting(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no baselines; with each fresh seed it runs as the chosen setting does, but for its own words."""
+    shuffled = Baseline(("arm=shuffled", "teacher.shuffled=true"), 0, control=True, as_chosen=True)
+    monkeypatch.setitem(BASELINES, "shuffled", shuffled)
+    executor = AtOnce(place)
+    best = carry_out(place.stages(), executor)
+    assert [name for name in executor.names if "shuffled" in name] == [
+        "confirm-shuffled-1000",
+        "confirm-shuffled-1001",
+    ]
+    found = {job.name: words(job) for job in executor.jobs}
+    control, chosen = found["confirm-shuffled-1000"], found[f"confirm-trial-{best:04d}-1000"]
+    own = {"arm": "shuffled", "teacher.shuffled": "true", "tracking.job": "confirm-shuffled-1000"}
+    assert control == {key: value for key, value in chosen.items() if key != "tracking.trial"} | own
+
+
 def test_what_is_fixed_holds_for_every_option_of_a_searched_group(place: Place) -> None:
     """Trials, confirmations and controls have the same learning rate; only arms replace whole groups."""
     place.space = {"optimizer": CategoricalDistribution(["sgd", "adamw"]), "loss": CategoricalDistribution(["kd"])}

@@ -20,6 +20,7 @@ PACKAGE = Path(kdsweep.__file__).parent
 RUN_TAGS = {
     *("kdsweep.role", "kdsweep.stage", "kdsweep.study", "kdsweep.study_key", "kdsweep.job", "kdsweep.trial"),
     "kdsweep.options",
+    *("kdsweep.contest", "kdsweep.contender", "kdsweep.condition"),
     *("kdsweep.group", "kdsweep.process", "kdsweep.teacher", "kdsweep.weights", "kdsweep.test_read"),
     *("kdsweep.git_commit", "kdsweep.git_dirty", "kdsweep.reproduces", "kdsweep.resumed_after"),
     *("kdsweep.pruned", "kdsweep.error", "kdsweep.described"),

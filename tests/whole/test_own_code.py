@@ -17,7 +17,7 @@ from in_process import run_here
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from kdsweep.config import build
+from kdsweep.config import build, identities
 from kdsweep.system import user_code
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_network"
@@ -281,7 +281,7 @@ def test_edited_code_is_no_continuation(place: Path, monkeypatch: pytest.MonkeyP
         forget()
         data, _ = build.inputs(mine)
         teacher = build.untrained_teacher(mine)
-        return build.run_key(mine, data, None), build.teacher_id(mine, teacher)
+        return identities.run_key(mine, data, None), identities.teacher_id(mine, teacher)
 
     before = keys()
     assert keys() == before

@@ -14,6 +14,7 @@ from kdsweep.report.charts.panels import (
     Panel,
     Trace,
     arm_style,
+    arm_styles,
     axis,
     band,
     escaped,
@@ -89,10 +90,10 @@ def arm_curves(curves: Mapping[str, Sequence[Curve]], ylabel: str, target: float
     last = max((epoch for runs in curves.values() for curve in runs for epoch, _ in curve), default=1)
     traces: list[Trace] = []
     late: list[float] = []
-    start = last_part(last)
+    start, styles = last_part(last), arm_styles(curves)
     for arm, runs in curves.items():
         epochs, low, mean, high = over_runs(runs)
-        colour, dash = arm_style(arm)
+        colour, dash = styles[arm]
         line = {"color": colour, "dash": dash, "width": 2}
         name = arm if len(runs) == 1 else f"{arm}, mean of {len(runs)} runs"
         if arm.startswith("teacher"):
@@ -147,14 +148,14 @@ def reach(arms: Mapping[str, Sequence[tuple[Curve, Curve]]]) -> list[Panel]:
     """Shows the epochs, and the seconds if they are known, until an arm's runs reach an accuracy."""
     found = {arm: reached(runs) for arm, runs in arms.items()}
     start = reach_start([levels for levels, *_ in found.values()])
-    shown = []
+    shown, styles = [], arm_styles(found)
     for place, label in ((1, "epochs"), (2, "seconds of training")):
         traces: list[Trace] = []
         for arm, each in found.items():
             levels, rows = each[0], each[place]
             if not rows.size or np.isnan(rows).any():
                 continue
-            colour, dash = arm_style(arm)
+            colour, dash = styles[arm]
             x = numbers(levels)
             if len(rows) > 1:
                 traces += band(x, rows.min(0), rows.max(0), colour, arm)

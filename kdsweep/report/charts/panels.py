@@ -7,6 +7,7 @@ again when the reader's system changes between light and dark.
 from __future__ import annotations
 
 import html
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +74,17 @@ def arm_style(arm: str) -> tuple[str, str]:
     if arm.startswith("distill"):
         return ORANGE, "solid"
     return next((style for name, style in ARM_STYLES.items() if arm.startswith(name)), (PURPLE, "solid"))
+
+
+def arm_styles(arms: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Returns the style of each arm of a figure; contenders of a contest, which have none, get one by their place."""
+    others = itertools.product(("solid", "dash", "dot"), (PURPLE, BLUE, ORANGE, GREEN, SOFT))
+    found = {}
+    for arm in arms:
+        known = arm.startswith(("distill", *ARM_STYLES))
+        dash, colour = ("", "") if known else next(others, ("solid", PURPLE))
+        found[arm] = arm_style(arm) if known else (colour, dash)
+    return found
 
 
 def numbers(values: Iterable[float], digits: int = 5) -> list[float | None]:

@@ -12,9 +12,11 @@ from kdsweep.analysis.landscape import axes
 from kdsweep.analysis.metrics import row
 from kdsweep.analysis.sorted_runs import Arm, arm_label
 from kdsweep.analysis.study_goals import ALPHA, TAU, Dimension, axis_label, is_logarithmic, short_key, short_value
+from kdsweep.report.charts import across as across_charts
 from kdsweep.report.charts import arms as arm_charts
 from kdsweep.report.charts import search as search_charts
-from kdsweep.report.figures import arms, search
+from kdsweep.report.figures import across, arms, search
+from kdsweep.report.figures.across import Place, Saving
 from kdsweep.report.figures.arms import Interval
 from kdsweep.report.figures.curves import Curve, arm_curves
 from kdsweep.report.figures.search import Course, Scale
@@ -117,6 +119,33 @@ def _differences(report: Report) -> Arguments | None:
     return (rows, "difference in test accuracy (points)", "p adjusted for all comparisons") if rows else None
 
 
+def _across(report: Report) -> Arguments | None:
+    """Shows a contest under its conditions, of which there must be two at least."""
+    held = report.contest
+    if held is None or len(held.plan.conditions) < 2:
+        return None
+    unit, conditions = held.unit, held.plan.conditions
+    arms: dict[str, list[Place]] = {}
+    for name in held.plan.contenders:
+        for index, condition in enumerate(conditions):
+            cell = held.cell(name, condition)
+            values = [] if cell is None else [100 * value for value in cell.by_seed.values()]
+            if cell is not None and values:
+                x = float(index) if unit is None else cell.amount
+                label = condition.label if unit != "pictures" else f"{cell.amount:,.0f}"
+                mean = math.fsum(values) / len(values)
+                place = Place(x, label, min(values), mean, max(values), len(values))
+                arms.setdefault(arm_label(name), []).append(place)
+    savings = {
+        arm_label(saved.contender): [Saving(p.amount, p.equals, p.low, p.high) for p in saved.points]
+        for saved in held.saved
+    }
+    words = {"pictures": "training pictures", "epochs": "epochs of training"}
+    label = ", ".join(held.plan.grid) if unit is None else words[unit]
+    reference = arm_label(held.plan.against[0])
+    return (arms, label, unit is not None, savings, reference) if arms else None
+
+
 def _classes(report: Report) -> Arguments | None:
     """Shows distill - scratch in each class, the largest first; of many classes, those with the largest differences."""
     classes = () if report.verdict.nothing_learned else report.classes
@@ -168,6 +197,8 @@ def _surface(report: Report) -> Arguments | None:
 
 def _learning(report: Report) -> Arguments | None:
     curves: dict[str, list[Curve]] = {}
+    if _has_conditions(report):
+        return None
     for arm in report.arms:
         histories = [report.comparison.readings.history("val/accuracy", run) for run in arm.runs]
         if arm.name == "teacher" and "val/accuracy" in arm.metrics:
@@ -176,6 +207,11 @@ def _learning(report: Report) -> Arguments | None:
             curves[_label(report, arm)] = [curve for curve in histories if curve]
     students = curves.keys() - {"teacher"}
     return (curves, row("val/accuracy").label, report.target) if students else None
+
+
+def _has_conditions(report: Report) -> bool:
+    """Returns whether arms are repeated under several conditions, which would be too many curves for one figure."""
+    return report.contest is not None and len(report.contest.plan.conditions) > 1
 
 
 def _label(report: Report, arm: Arm) -> str:
@@ -189,6 +225,8 @@ def _label(report: Report, arm: Arm) -> str:
 def _reach(report: Report) -> Arguments | None:
     readings = report.comparison.readings
     told_by = {}
+    if _has_conditions(report):
+        return None
     for arm in report.arms:
         pairs = [(readings.history("val/accuracy", run), readings.history("epoch_seconds", run)) for run in arm.runs]
         told = [(curve, seconds) for curve, seconds in pairs if len(curve) > 1]
@@ -209,7 +247,7 @@ def _reliability(report: Report) -> Arguments | None:
 
 def _history(report: Report) -> Arguments | None:
     found, objective = report.comparison, report.comparison.goals.objective
-    if len(found.trials) < 2:
+    if len(found.trials) < 2 or report.contest is not None:
         return None
     scale, noise = objective.scale, report.verdict.validation_noise
     scratch = found.arm("scratch")
@@ -272,6 +310,7 @@ def _is_number(text: str) -> bool:
 
 
 DRAWINGS = (
+    Drawing("across.png", "Accuracy under each condition", _across, across.across, across_charts.across),
     Drawing("differences.png", "Differences on test", _differences, arms.differences, arm_charts.differences),
     Drawing(
         *("alpha_tau_surface.png", "Surface over the searched parameters", _surface),

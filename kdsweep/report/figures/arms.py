@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kdsweep.analysis.statistics import perfect_calibration_error
-from kdsweep.report.figures.curves import BLACK, ORANGE, Array, Curve, arm_style, legend_below, panels
+from kdsweep.report.figures.curves import BLACK, ORANGE, Array, Curve, arm_style, arm_styles, legend_below, panels
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -75,8 +75,9 @@ def reach(arms: Mapping[str, Sequence[tuple[Curve, Curve]]]) -> Figure:
     """
     timed = any(seconds for runs in arms.values() for _, seconds in runs)
     figure, axes = panels(10.5 if timed else 6.0, 4.2, 2 if timed else 1)
+    styles = arm_styles(arms)
     for arm, runs in arms.items():
-        colour, line = arm_style(arm)
+        colour, line = styles[arm]
         levels, epochs, seconds = reached(runs)
         for axis, rows in zip(axes, (epochs, seconds), strict=False):
             if rows.size and not np.isnan(rows).all():

@@ -5,8 +5,9 @@ Accuracies are passed in as fractions, and drawn as per cent. The other figures 
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -25,7 +26,10 @@ COLOURS = "viridis"
 # Okabe and Ito's palette, which colour-blind readers can tell apart: https://jfly.uni-koeln.de/color/
 BLUE, ORANGE, GREEN, PURPLE, BLACK = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#222222"
 # How the name of an arm starts -> its colour and line style. Line styles tell arms apart that lie on each other.
-ARM_STYLES = {"teacher": (BLACK, "--"), "scratch": (BLUE, "-"), "label": (GREEN, "-."), "distill": (ORANGE, "-")}
+ARM_STYLES = {
+    **{"teacher": (BLACK, "--"), "scratch": (BLUE, "-"), "label": (GREEN, "-.")},
+    **{"shuffled": (PURPLE, ":"), "distill": (ORANGE, "-")},
+}
 
 # The panels of a run's learning curve: label of the axis -> the metrics that are drawn in it.
 PANELS = {
@@ -75,10 +79,11 @@ def arm_curves(curves: Mapping[str, Sequence[Curve]], ylabel: str, target: float
     start = last_part(last)
     figure, axes = panels(6.5 if start is None else 10.5, 4.4, 1 if start is None else 2)
     late: list[float] = []
+    styles = arm_styles(curves)
     for arm, runs in curves.items():
         epochs, low, mean, high = over_runs(runs)
         label = arm if len(runs) == 1 else f"{arm}, mean of {len(runs)} runs"
-        colour, line = arm_style(arm)
+        colour, line = styles[arm]
         for axis in axes:
             if arm.startswith("teacher"):
                 axis.axhline(mean[-1], color=colour, linestyle=line, label=label)
@@ -112,6 +117,17 @@ def last_part(last: int) -> float | None:
 def arm_style(arm: str) -> tuple[str, str]:
     """Returns the colour and the line style of an arm, chosen by how its name begins."""
     return next((style for name, style in ARM_STYLES.items() if arm.startswith(name)), (PURPLE, "-"))
+
+
+def arm_styles(arms: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Returns the style of each arm of a figure; contenders of a contest, which have none, get one by their place."""
+    others = itertools.product(("-", "--", ":"), (PURPLE, "#56B4E9", "#E69F00", "#8C564B", "#7F7F7F"))
+    found = {}
+    for arm in arms:
+        known = any(arm.startswith(name) for name in ARM_STYLES)
+        line, colour = ("", "") if known else next(others, ("-", PURPLE))
+        found[arm] = arm_style(arm) if known else (colour, line)
+    return found
 
 
 def panels(

@@ -1,0 +1,499 @@
+"""What a contest found: contenders against each other under each condition, and what one saves against another."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from kdsweep.analysis import chance, statistics, verdict, verdict_words
+from kdsweep.analysis.equivalent import Equivalent, equivalents
+from kdsweep.analysis.sorted_runs import TARGET_SHARE, Comparison, Readings, Trial, arm_label, arm_of, spread
+from kdsweep.analysis.study_goals import Goals, setting
+from kdsweep.analysis.verdict import METRIC, SIGNIFICANCE, Paired, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from kdsweep.analysis.contest_plan import Condition, Plan
+    from kdsweep.analysis.statistics import Difference
+    from kdsweep.tracking.run_records import RunRecord, StudyRecord
+
+# The keys of a grid whose values are amounts of something that may be saved, and what that is called.
+PICTURES, EPOCHS = "data.train_fraction", "epochs"
+AMOUNTS = {PICTURES: "pictures", EPOCHS: "epochs"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The fresh seeds of a contender under one condition.
+
+    Attributes:
+        amount: The number of training pictures or epochs, if the grid is about one of them; NaN if not.
+    """
+
+    contender: str
+    condition: Condition
+    runs: tuple[RunRecord, ...]
+    amount: float
+
+    @property
+    def by_seed(self) -> dict[int, float]:
+        """Seed -> test accuracy."""
+        return verdict.by_seed(self.runs, METRIC)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a contender saves against the first of those that all are compared with.
+
+    Attributes:
+        contender, reference: Their names.
+        unit: What is saved: "pictures" or "epochs".
+        points: The equivalent of each amount.
+    """
+
+    contender: str
+    reference: str
+    unit: str
+    points: tuple[Equivalent, ...]
+
+
+@dataclass(frozen=True)
+class Change:
+    """How the difference of two contenders changes from the first condition to the last, paired by seed."""
+
+    first: str
+    second: str
+    at: tuple[str, str]
+    gains: tuple[float, float]
+    change: Difference
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Epochs and seconds until a validation accuracy is reached for the first time, first - second, paired by seed.
+
+    Attributes:
+        place: The condition, in words; empty without a grid.
+        level: The accuracy, a fraction.
+        reached: How many runs of each of the two reached it, and how many there are.
+        epochs, seconds: The differences, over the seeds of which both runs reached it; None if there are none.
+        means: The mean epochs of the two.
+    """
+
+    first: str
+    second: str
+    place: str
+    level: float
+    reached: tuple[int, int, int]
+    epochs: Difference | None
+    seconds: Difference | None
+    means: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Contest:
+    """What was found.
+
+    Attributes:
+        plan: What the contest set out to do.
+        cells: The contenders under each condition that have fresh seeds.
+        saved: What each contender saves, where the grid is about pictures or epochs.
+        changes: How differences change along the grid.
+        speeds: How fast the contenders learn.
+    """
+
+    plan: Plan
+    cells: tuple[Cell, ...]
+    saved: tuple[Saved, ...] = ()
+    changes: tuple[Change, ...] = ()
+    speeds: tuple[Speed, ...] = ()
+
+    @property
+    def unit(self) -> str | None:
+        """What the grid's only key is an amount of: "pictures", "epochs"; None for any other grid, or without one."""
+        return AMOUNTS.get(next(iter(self.plan.grid))) if len(self.plan.grid) == 1 else None
+
+    def cell(self, contender: str, condition: Condition) -> Cell | None:
+        """Returns a cell; None if it has no runs."""
+        return next((c for c in self.cells if (c.contender, c.condition) == (contender, condition)), None)
+
+
+# ------------------------------------------------------------------------------------------------------ sorting
+
+
+def compare(study: StudyRecord, readings: Readings, plan: Plan) -> tuple[Comparison, Contest]:
+    """Sorts the runs of a contest. Only finished runs count, and of two runs of one job the later one."""
+    goals = Goals.read(study.parent.tags)
+    runs = list({run.tags.get("kdsweep.job", run.id): run for run in study.runs()}.values())
+    cells = []
+    for condition in plan.conditions:
+        for name in plan.contenders:
+            own = tuple(run for run in runs if _belongs(run, name, condition, plan))
+            if own:
+                cells.append(Cell(name, condition, own, _amount(own, condition)))
+    teacher = [run for run in runs if run.arm == "teacher"]
+    reference = spread(
+        run.metrics.get("val/accuracy") for cell in cells if cell.contender == plan.against[0] for run in cell.runs
+    )
+    # Under different conditions, one accuracy is no target for all.
+    target = None if reference is None or plan.grid else TARGET_SHARE * reference.mean
+    arms = [arm_of("teacher", teacher, False, readings, None)] if teacher else []
+    arms += [arm_of(plan.cell(c.contender, c.condition), c.runs, True, readings, target) for c in cells]
+    searched = [run for run in runs if run.stage == "search"]
+    found = Comparison(study, goals, tuple(arms), _trials(searched, goals, plan), None, (), (), target, readings)
+    contest = Contest(plan, tuple(cells))
+    return found, replace(
+        contest,
+        saved=tuple(_saved(contest, found)),
+        changes=tuple(_changes(contest, found.resolution(METRIC))),
+        # How long it takes with less data is another question.
+        speeds=() if contest.unit == "pictures" else tuple(_speeds(contest, readings)),
+    )
+
+
+def _belongs(run: RunRecord, name: str, condition: Condition, plan: Plan) -> bool:
+    tags = run.tags
+    place = condition.slug if condition.values else ""
+    ours = (tags.get("kdsweep.contender"), tags.get("kdsweep.condition", "")) == (name, place)
+    trial = None if name not in plan.chosen else str(plan.chosen[name])
+    return ours and run.stage == "confirmation" and tags.get("kdsweep.trial") == trial
+
+
+def _amount(runs: Sequence[RunRecord], condition: Condition) -> float:
+    (key,) = condition.values if len(condition.values) == 1 else ("",)
+    if key == EPOCHS:
+        return float(condition.values[key])
+    counts = {run.splits["training"] for run in runs if "training" in run.splits}
+    return float(max(counts)) if key == PICTURES and counts else math.nan
+
+
+def _trials(runs: Sequence[RunRecord], goals: Goals, plan: Plan) -> tuple[Trial, ...]:
+    """Returns the trials of all searches, the best first; their parameters are in one column, since each has others."""
+    trials = []
+    for run in runs:
+        values = tuple(run.metrics.get(objective.metric, math.nan) for objective in goals.objectives)
+        name, number = run.tags.get("kdsweep.contender", ""), run.tags.get("kdsweep.trial", "")
+        if number.isdecimal() and name in plan.contenders and not any(map(math.isnan, values)):
+            params = {key: run.setting(key) for key in plan.searched(name)}
+            told = {"contender": arm_label(name), "setting": setting(params)}
+            trials.append(Trial(int(number), told, (run,), values))
+    sign = goals.objective.sign
+    return tuple(sorted(trials, key=lambda trial: (-sign * trial.value, trial.params["contender"], trial.number)))
+
+
+# ------------------------------------------------------------------------------------------------------ numbers
+
+
+def judge(found: Comparison, contest: Contest) -> Verdict:
+    """Compares the contenders under each condition, and corrects for all comparisons together."""
+    resolution = found.resolution(METRIC)
+    compared: list[Paired] = []
+    for condition in contest.plan.conditions:
+        arms = {
+            contest.plan.cell(cell.contender, condition): cell.by_seed
+            for cell in contest.cells
+            if cell.condition == condition
+        }
+        names = [(contest.plan.cell(a, condition), contest.plan.cell(b, condition)) for a, b in contest.plan.pairs]
+        pairs = [pair for pair in names if set(pair) <= arms.keys()]
+        # Noise is pooled under one condition alone: little data is noisier than much.
+        compared += verdict.comparisons(arms, resolution, pairs) if pairs else []
+    adjusted = statistics.holm([paired.difference.p for paired in compared])
+    compared = [
+        replace(paired, adjusted_p=p, outcome=statistics.verdict(paired.difference, p, SIGNIFICANCE))
+        for paired, p in zip(compared, adjusted, strict=True)
+    ]
+    metric = found.goals.objective.metric
+    noise, validation = (
+        statistics.noise_floor(
+            [[run.metrics[name] for run in cell.runs if name in run.metrics] for cell in contest.cells],
+            resolution=found.resolution(name),
+        )
+        for name in (METRIC, metric)
+    )
+    against_chance = chance.compare(found)
+    if against_chance is not None and against_chance.nothing_learned:
+        compared = [replace(paired, outcome="unknown", outliers=(), without=None) for paired in compared]
+    return Verdict(
+        comparisons=tuple(verdict.planned(paired, len(compared)) for paired in compared),
+        noise=noise,
+        validation_noise=validation,
+        chance=against_chance,
+    )
+
+
+def _saved(contest: Contest, found: Comparison) -> Iterator[Saved]:
+    if contest.unit is None:
+        return
+    curves = {
+        name: {cell.amount: cell.by_seed for cell in contest.cells if cell.contender == name and cell.amount > 0}
+        for name in contest.plan.contenders
+    }
+    reference = contest.plan.against[0]
+    for name, curve in curves.items():
+        if name != reference:
+            points = equivalents(curves[reference], curve, found.resolution(METRIC))
+            if points:
+                yield Saved(name, reference, contest.unit, points)
+
+
+def _changes(contest: Contest, resolution: float) -> Iterator[Change]:
+    conditions = contest.plan.conditions
+    if len(conditions) < 2 or contest.unit is None:
+        return
+    for first, second in contest.plan.pairs:
+        ends = [[contest.cell(name, place) for name in (first, second)] for place in (conditions[0], conditions[-1])]
+        if any(cell is None for pair in ends for cell in pair):
+            continue
+        known = [[cell.by_seed for cell in pair if cell is not None] for pair in ends]
+        seeds = sorted(set.intersection(*(set(own) for pair in known for own in pair)))
+        if not seeds:
+            continue
+        early, late = ([pair[0][seed] - pair[1][seed] for seed in seeds] for pair in known)
+        gains = math.fsum(early) / len(seeds), math.fsum(late) / len(seeds)
+        change = statistics.paired_difference(late, early, resolution=resolution)
+        yield Change(first, second, (conditions[0].label, conditions[-1].label), gains, change)
+
+
+def _speeds(contest: Contest, readings: Readings) -> Iterator[Speed]:
+    """Compares how long it takes to reach 95 % of what the reference reaches in the end, under each condition."""
+    for condition in contest.plan.conditions:
+        base = contest.cell(contest.plan.against[0], condition)
+        final = None if base is None else spread(run.metrics.get("val/accuracy") for run in base.runs)
+        if final is None:
+            continue
+        level = TARGET_SHARE * final.mean
+        for first, second in contest.plan.pairs:
+            cells = [contest.cell(name, condition) for name in (first, second)]
+            if all(cells) and second == contest.plan.against[0]:
+                took = [_reached(cell.runs, level, readings) for cell in cells if cell is not None]
+                known = [run.seed for cell in cells if cell is not None for run in cell.runs]
+                yield _speed(first, second, condition.label, level, took, len({*known}))
+
+
+def _reached(runs: Sequence[RunRecord], level: float, readings: Readings) -> dict[int, tuple[float, float]]:
+    """Returns seed -> epochs and seconds (NaN if unknown) of the runs that reach a level."""
+    found = {}
+    for run in runs:
+        epochs = [epoch for epoch, accuracy in readings.history("val/accuracy", run) if accuracy >= level]
+        if epochs and run.seed is not None:
+            took = [second for epoch, second in readings.history("epoch_seconds", run) if epoch <= epochs[0]]
+            found[run.seed] = float(epochs[0]), math.fsum(took) if len(took) == epochs[0] else math.nan
+    return found
+
+
+def _speed(
+    first: str, second: str, place: str, level: float, took: Sequence[Mapping[int, tuple[float, float]]], n: int
+) -> Speed:
+    seeds = sorted(took[0].keys() & took[1].keys())
+    epochs = seconds = None
+    if seeds:
+        (x, y), (s, t) = ([[own[seed][index] for seed in seeds] for own in took] for index in (0, 1))
+        epochs = statistics.paired_difference(x, y, resolution=1.0)
+        if not any(map(math.isnan, (*s, *t))):
+            seconds = statistics.paired_difference(s, t)
+    means = [math.fsum(own[seed][0] for seed in seeds) / len(seeds) if seeds else math.nan for own in took]
+    return Speed(first, second, place, level, (len(took[0]), len(took[1]), n), epochs, seconds, (means[0], means[1]))
+
+
+# -------------------------------------------------------------------------------------------------------- words
+
+
+def headline(contest: Contest, judged: Verdict) -> str:
+    """States what the contest is about in one or two sentences."""
+    if judged.nothing_learned:
+        return verdict_words.headline(judged)
+    if not any(paired.outcome != "unknown" for paired in judged.comparisons):
+        return "No verdict: that takes 3 fresh seeds of each contender (sweep.confirm_seeds=3), and there are fewer."
+    if contest.saved:
+        best = contest.saved[-1]
+        return " ".join(_saved_words(best)) if contest.unit == "pictures" else _budget(contest)
+    if contest.plan.grid:
+        return _grid(contest, judged)
+    return " ".join(_against(contest, judged))
+
+
+def _against(contest: Contest, judged: Verdict) -> Iterator[str]:
+    for reference in contest.plan.against:
+        own = [paired for paired in judged.comparisons if reference in (paired.first, paired.second)]
+        better: list[tuple[float, str]] = []
+        worse: list[tuple[float, str]] = []
+        for paired in own:
+            gain = paired.difference.mean if paired.second == reference else -paired.difference.mean
+            name = arm_label(paired.first if paired.second == reference else paired.second)
+            if paired.outcome in ("better", "worse"):
+                (better if gain > 0 else worse).append((gain, name))
+        tuned = "tuned " if reference in contest.plan.chosen else ""
+        if better:
+            told = ", ".join(f"{name} (by {100 * gain:.2f} points on test)" for gain, name in sorted(better)[::-1])
+            text = f"{told} {'beats' if len(better) == 1 else 'beat'} {tuned}{arm_label(reference)}"
+        else:
+            text = f"None of {len(own)} contenders beats {tuned}{arm_label(reference)} by more than noise"
+        if worse:
+            text += f"; {_listed([name for _, name in sorted(worse)])} {'is' if len(worse) == 1 else 'are'} worse"
+        yield f"{text}."
+
+
+def _grid(contest: Contest, judged: Verdict) -> str:
+    """Says for each pair under which conditions it differs."""
+    parts = []
+    for first, second in contest.plan.pairs:
+        named = [
+            (place, judged.of(contest.plan.cell(first, place), contest.plan.cell(second, place)))
+            for place in contest.plan.conditions
+        ]
+        known = [(place, paired) for place, paired in named if paired is not None]
+        told = [
+            f"{place.label} ({100 * paired.difference.mean:+.2f}{'' if _clear(paired) else ', not distinguishable'})"
+            for place, paired in known
+        ]
+        if told:
+            parts.append(f"{arm_label(first)} - {arm_label(second)}, points on test: {', '.join(told)}.")
+    return " ".join(parts[: len(contest.plan.contenders) - 1])
+
+
+def _clear(paired: Paired) -> bool:
+    return paired.outcome in ("better", "worse")
+
+
+def _budget(contest: Contest) -> str:
+    """Says whether what is gained with few epochs is still there with many."""
+    told = [_change(change) for change in contest.changes if change.second == contest.plan.against[0]]
+    return told[-1] if told else "No verdict: the shortest and the longest budget take fresh seeds of all contenders."
+
+
+def _change(change: Change) -> str:
+    early, late = (f"{100 * gain:+.2f} points" for gain in change.gains)
+    known = not math.isnan(change.change.low)
+    limits = f" (95% interval {100 * change.change.low:+.2f} to {100 * change.change.high:+.2f})" if known else ""
+    if not known:
+        outcome = "too few pairs to say whether that changes"
+    elif change.change.p >= SIGNIFICANCE:
+        outcome = "the change is not distinguishable from none"
+    else:
+        outcome = "the gain grows" if abs(change.gains[1]) > abs(change.gains[0]) else "the gain shrinks"
+    return (
+        f"{arm_label(change.first)} - {arm_label(change.second)} is {early} at {change.at[0]} and {late} at "
+        f"{change.at[1]}: {outcome}, by {100 * change.change.mean:+.2f}{limits}."
+    )
+
+
+def _saved_words(saved: Saved) -> Iterator[str]:
+    """Says what a contender saves: the amount whose saving is surest first, or that nothing is distinguishable."""
+    clear = [point for point in saved.points if point.clear]
+    if not clear:
+        yield (
+            f"{_name(saved.contender)} saves no {saved.unit} against {arm_label(saved.reference)} by more than noise: "
+            f"{_point(saved, saved.points[0])}."
+        )
+        return
+    yield f"{_point(saved, clear[0])}."
+    if len(clear) < len(saved.points):
+        others = ", ".join(_number(p.amount) for p in saved.points if not p.clear)
+        yield f"With {others} {saved.unit} the two are not distinguishable."
+
+
+def _name(name: str) -> str:
+    text = arm_label(name)
+    return text[:1].upper() + text[1:]
+
+
+def _point(saved: Saved, point: Equivalent) -> str:
+    """Returns "Distill with 5,000 pictures equals scratch with 9,100 (95% interval 7,400 to 12,000)"."""
+    limits = ""
+    if not math.isnan(point.low):
+        low = "less than was measured" if point.low == 0 else _number(point.low)
+        high = "more than was measured" if math.isinf(point.high) else _number(point.high)
+        everything = point.low == 0 and math.isinf(point.high)
+        limits = " (95% interval: all that was measured)" if everything else f" (95% interval {low} to {high})"
+    equals = (
+        "more than was measured"
+        if math.isinf(point.equals)
+        else "less than was measured"
+        if point.equals == 0
+        else _number(point.equals)
+    )
+    return (
+        f"{_name(saved.contender)} with {_number(point.amount)} {saved.unit} equals {arm_label(saved.reference)} with "
+        f"{equals}{limits}"
+    )
+
+
+def _number(amount: float) -> str:
+    """Prints an amount with three significant digits: "9,100", "12.5"."""
+    return f"{float(f'{amount:.3g}'):,.0f}" if amount >= 100 else f"{amount:.3g}"
+
+
+def words(contest: Contest, judged: Verdict) -> Iterator[str]:
+    """Yields the findings, each of one or two sentences."""
+    if judged.nothing_learned:
+        yield from verdict_words.words(judged)
+        return
+    for saved in contest.saved:
+        for point in saved.points:
+            yield f"{_point(saved, point)}; {point.pairs} seeds."
+    for change in contest.changes:
+        yield _change(change)
+    clear = [paired for paired in judged.comparisons if _clear(paired)]
+    for paired in sorted(clear, key=lambda one: one.adjusted_p)[:12]:
+        yield verdict_words.sentence(paired, len(judged.comparisons))
+    same = [paired for paired in judged.comparisons if paired.outcome == "not distinguishable"]
+    if same:
+        widest = max(paired.bound for paired in same)
+        names = _listed([f"{arm_label(one.first)} and {arm_label(one.second)}" for one in same[:6]])
+        more = f", and {len(same) - 6} more pairs" if len(same) > 6 else ""
+        yield (
+            f"Not distinguishable on test, and not more than {100 * widest:.2f} points apart: {names}{more}. The table "
+            "of comparisons has each."
+        )
+    for speed in contest.speeds:
+        yield _speed_words(speed)
+    if judged.noise is not None:
+        noise = judged.noise
+        yield (
+            f"Noise over seeds, on test: {100 * noise.sd:.2f} points standard deviation (95% interval "
+            f"{100 * noise.low:.2f} to {100 * noise.high:.2f}, from {noise.n} runs)."
+        )
+    for name, number in contest.plan.chosen.items():
+        cell = next((cell for cell in contest.cells if cell.contender == name), None)
+        if cell is not None:
+            params = {key: cell.runs[0].setting(key) for key in contest.plan.searched(name)}
+            yield f"{arm_label(name)} is its trial {number}: {setting(params)}."
+
+
+def missing(contest: Contest) -> Iterator[str]:
+    """Yields what is not there (yet)."""
+    planned = contest.plan.confirm_seeds
+    short = []
+    for condition in contest.plan.conditions:
+        for name in contest.plan.contenders:
+            cell = contest.cell(name, condition)
+            n = 0 if cell is None else len(cell.runs)
+            if n < planned:
+                short.append(f"{arm_label(contest.plan.cell(name, condition))} {n}")
+    if short:
+        more = f" and {len(short) - 8} more" if len(short) > 8 else ""
+        yield f"Of {planned} fresh seeds each there are: {', '.join(short[:8])}{more}."
+
+
+def _speed_words(speed: Speed) -> str:
+    where = f" at {speed.place}" if speed.place else ""
+    a, b = arm_label(speed.first), arm_label(speed.second)
+    level = f"{100 * speed.level:.1f}% on validation{where}"
+    n = speed.reached[2]
+    if speed.epochs is None or min(speed.reached[:2]) < n:
+        return f"{level} is reached by {speed.reached[0]} of {n} runs of {a} and by {speed.reached[1]} of {b}."
+    text = f"{level} is reached after {speed.means[0]:.1f} epochs by {a} and after {speed.means[1]:.1f} by {b}"
+    if math.isnan(speed.epochs.low):
+        return f"{text}; {speed.epochs.n} pairs say too little about the noise."
+    text += f" (difference {speed.epochs.mean:+.1f}, 95% interval {speed.epochs.low:+.1f} to {speed.epochs.high:+.1f}"
+    if speed.seconds is not None and not math.isnan(speed.seconds.low):
+        own = speed.seconds
+        text += f"; {own.mean:+.1f} seconds, {own.low:+.1f} to {own.high:+.1f}"
+    return f"{text})."
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names)
