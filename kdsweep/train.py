@@ -117,9 +117,11 @@ def hydra_main(cfg: DictConfig) -> float | tuple[float, ...]:
 
 def _say_what_comes_next(cfg: DictConfig, done: Trained) -> None:
     from kdsweep import recording
+    from kdsweep.config.rules import settled
     from kdsweep.report import next_commands
 
-    note(next_commands.after_run(recording.uri_of(cfg), Path(cfg.paths.root), done.run_id, cfg.arm))
+    arm = str(settled(cfg).arm)
+    note(next_commands.after_run(recording.uri_of(cfg), Path(cfg.paths.root), done.run_id, arm))
 
 
 def _say_what_a_search_found(cfg: DictConfig, key: str) -> None:

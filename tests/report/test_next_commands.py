@@ -8,8 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from configurations import composed
 from records import fresh, record, summary, trial
 
+from kdsweep import train
 from kdsweep.analysis.study_goals import Objective
 from kdsweep.report import next_commands
 from kdsweep.tracking.location import store_uri
@@ -33,6 +35,15 @@ def test_after_a_run_its_id_stands_in_the_commands(home: Path) -> None:
     assert next_commands.after_run(uri, home, RUN, "distill") == exported
     assert next_commands.after_run(uri, home, RUN, "scratch") == exported
     assert next_commands.after_run(uri, home, RUN, "teacher") == "Next: kdsweep-reproduce 01234567, kdsweep-ui"
+
+
+def test_a_student_whose_arm_follows_from_its_loss_can_be_exported(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A user's experiment file needs no arm."""
+    config = composed("data=synthetic", "teacher=random", "arm=null")
+    train._say_what_comes_next(config, train.Trained(RUN, {}, ()))
+    assert capsys.readouterr().err.startswith("Next: kdsweep-export 01234567, kdsweep-reproduce 01234567")
 
 
 def test_what_the_environment_does_not_say_is_an_option(home: Path) -> None:

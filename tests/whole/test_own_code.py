@@ -397,8 +397,9 @@ PAGE = Path(__file__).parents[2] / "docs" / "tutorials" / "own-pictures.md"
 
 def commands_of_the_page() -> list[list[str]]:
     """The commands of the tutorial from a folder of pictures to a verdict, each as words."""
-    blocks = re.findall(r"^```\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    return [shlex.split(line) for block in blocks for line in block.splitlines() if line.startswith("kdsweep")]
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    lines = [line for language, block in blocks if language == "" for line in block.splitlines()]
+    return [shlex.split(line) for line in lines if line.startswith("kdsweep")]
 
 
 @pytest.fixture
@@ -406,7 +407,7 @@ def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with the page's own files, and a few scans of four digits in class folders without splits."""
     text = PAGE.read_text(encoding="utf-8")
     for name in ("net.py", "conf/experiment/mine.yaml"):
-        (block,) = re.findall(rf"^```\w+\n(# {name}\n.*?)^```", text, re.MULTILINE | re.DOTALL)
+        (block,) = re.findall(rf"^```\w+\n((?:# @.*?\n)?# {name}\n.*?)^```", text, re.MULTILINE | re.DOTALL)
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(block)
     scans = load_digits(n_class=4)
