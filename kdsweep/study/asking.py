@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from kdsweep.analysis.study_goals import Request, requests
 from kdsweep.system.masking import masked_text
+from kdsweep.system.progress import note
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,6 +32,8 @@ def tag(known: RunRecord | None, asked: Mapping[str, str]) -> dict[str, str]:
         in_force |= request.asked
     shown = {name: masked_text(value) for name, value in asked.items()}
     changed = {name: value for name, value in shown.items() if in_force.get(name) != value}
+    if before and changed:
+        note(f"Asked for anew: {', '.join(f'{name} {value}' for name, value in changed.items())}.")
     if changed:
         before.append(Request(datetime.now(UTC).isoformat(timespec="seconds"), changed))
     kept = [{"when": request.when, "asked": dict(request.asked)} for request in before]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution
+from records import record
 
 from kdsweep.study import asking, starting
 from kdsweep.study.search import Search
@@ -110,13 +111,12 @@ def test_another_kind_of_study_is_refused(search: Search, store: Store, changed:
         starting.begin(search, [], "nowhere", store, PARAMS)
 
 
-def test_requests_are_kept_in_their_order() -> None:
+def test_requests_are_kept_in_their_order(capsys: pytest.CaptureFixture[str]) -> None:
     """The first has all that was asked; a later one what it changed; the same again adds nothing."""
-    from records import record
-
     first = asking.tag(None, {"trials": "8", "sampler": "GPSampler"})
     again = asking.tag(record("study", tags=first), {"trials": "8", "sampler": "GPSampler"})
     assert again == first
     (told,) = asking.tag(record("study", tags=first), {"trials": "12", "sampler": "GPSampler"}).values()
+    assert capsys.readouterr().err == "Asked for anew: trials 12.\n"
     assert '"asked": {"trials": "12"}' in told
     assert '"asked": {"trials": "8", "sampler": "GPSampler"}' in told
