@@ -72,6 +72,12 @@ class AveragedTeacher:
         """The time spent so far on filling and reading tables."""
         return math.fsum(member.seconds for member in self.members)
 
+    @property
+    def table_device(self) -> torch.device:
+        """From where indices of rows come best: from the computer's memory if a member's table had to stay there."""
+        devices = [member.table_device for member in self.members]
+        return next((device for device in devices if device.type == "cpu"), devices[0])
+
     def answers(self, pass_index: int) -> Callable[[Tensor, Tensor], Tensor]:
         """Returns a function that gives the averaged logits for the views of one pass, as `Teacher.answers` does."""
         each = [member.answers(pass_index) for member in self.members]

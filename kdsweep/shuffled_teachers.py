@@ -71,6 +71,11 @@ class ShuffledTeacher:
         """The number of the teacher's pooled features."""
         return self._teacher.n_features
 
+    @property
+    def table_device(self) -> torch.device:
+        """From where indices of rows come best."""
+        return self._teacher.table_device
+
     def _dealt(
         self, answers: Callable[[Tensor, Tensor], Tensor], pass_index: int
     ) -> Callable[[Tensor, Tensor], Tensor]:

@@ -31,7 +31,7 @@ from kdsweep.analysis.sorted_runs import (
 from kdsweep.analysis.statistics import FEWEST_PAIRS
 from kdsweep.analysis.study_goals import setting, short_key
 from kdsweep.config.keys import in_setting, in_training
-from kdsweep.tracking.run_records import RESTORED, STUDENTS
+from kdsweep.tracking.run_records import NOISY, RESTORED, STUDENTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -395,7 +395,8 @@ def _missing(found: Comparison) -> Iterable[str]:
     restored += sum(RESTORED in run.tags for run in found.study.runs("distill", status="KILLED"))
     if restored:
         yield f"{restored} of the trials are known by Optuna's values alone: their MLflow runs were gone."
-    yield from _missing_confirmation(found, {arm: len(found.confirmed(arm)) for arm in STUDENTS})
+    asked = [arm for arm in STUDENTS if arm != NOISY or arm in found.goals.baselines]
+    yield from _missing_confirmation(found, {arm: len(found.confirmed(arm)) for arm in asked})
 
 
 def _unfinished(found: Comparison, others: int) -> str:

@@ -117,7 +117,7 @@ def _check_labels(cfg: DictConfig, built: Components) -> None:
         (mixed, "augment", own_training.try_mixed_labels),
     ):
         if there:
-            attempt("loss", lambda key=key, try_it=try_it: try_it(loss, key, with_teacher=cfg.teacher is not None))
+            attempt("loss", partial(try_it, loss, key, with_teacher=cfg.teacher is not None))
 
 
 def _check_head(cfg: DictConfig) -> None:

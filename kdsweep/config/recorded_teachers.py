@@ -129,7 +129,7 @@ def _filled(teacher_key: str, uri: str, experiment: str, cache: str, data_keys: 
     path = _path(Path(cache), run.id)
     _fetch(store, run, path)
     model = dict(saved.config["model"])
-    own = {"weights": str(path), "freeze": "backbone"}
+    own: dict[str, object] = {"weights": str(path), "freeze": "backbone"}
     # What the student took from its own data has to be said, since the pictures here may be fewer.
     own |= {name: model.get(name) or inputs.get(name) for name in ("mean", "std")}
     own |= {"keep_head": True} if _is_own(model, run) else {"weights_by": "name", "head": "keep"}

@@ -240,7 +240,7 @@ def _require_target(cfg: DictConfig, key: str) -> None:
         require(isinstance(node["_target_"], str), rule, _shown(node, "_target_"), f"{key}._target_")
 
 
-def _shown(cfg: DictConfig, key: str) -> object:
+def _shown(cfg: DictConfig, key: str | int) -> object:
     return OmegaConf.to_container(cfg[key]) if OmegaConf.is_config(cfg[key]) else cfg[key]
 
 

@@ -34,7 +34,7 @@ def training_config(cfg: DictConfig) -> DictConfig:
     Its network is the teacher's, with everything free; it has no teacher itself, and learns the labels.
     """
     # Hydra's own part, which a study's configuration has, can't be resolved outside of a job.
-    own = build.container(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]))
+    own = build.container(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"]))
     teacher, epochs, n_passes = own["teacher"], cfg.teacher.training.epochs, cfg.teacher.training.n_passes
     own |= dict.fromkeys(("seed", "init_seed", "order_seed"), cfg.teacher.training.seed)
     own |= {"epochs": epochs, "n_passes": epochs if n_passes is None else n_passes}

@@ -109,7 +109,7 @@ def known(search: Search) -> Fidelity | None:
 def decide(search: Search, wanted: Lengths, values: Mapping[str, Sequence[float]]) -> Fidelity:
     """Decides from the values of the pilot's jobs, by their names, how long the trials are, and keeps that."""
     pilot = tuple(
-        (number, *(_plain(values.get(pilot_job(number, short=short))) for short in (True, False)))
+        (number, _plain(values.get(pilot_job(number, short=True))), _plain(values.get(pilot_job(number, short=False))))
         for number in range(wanted.n)
     )
     decided = Fidelity(wanted.key, wanted.short, wanted.full, transfer(pilot).shown, pilot)

@@ -76,7 +76,8 @@ def propose(
         trials: The study's trials. Those outside the space are left out.
         earlier: Trials of another study.
     """
-    known = optuna.create_study(sampler=sampler, directions=directions)
+    named = [optuna.study.StudyDirection[direction.upper()] for direction in directions]
+    known = optuna.create_study(sampler=sampler, directions=named)
 
     def add(params: Mapping[str, Any], **end: Any) -> None:
         if lies_in(space, params):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeGuard
 
 # Ends a message about code that isn't ours.
 SEE_TRACEBACK = "KDSWEEP_TRACEBACK=1 shows where."
@@ -114,11 +115,11 @@ def one_line(error: object, *, whole: bool = True) -> str:
     return " ".join(lines) if whole else lines[0]
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """Returns whether a value is a number; true and false aren't, NaN is."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _is_finite(value: object) -> bool:
     # A configuration may hold whole numbers of any size, and torch refuses those that float32 can't hold.
-    return is_number(value) and abs(value) <= LARGEST  # type: ignore[arg-type]
+    return is_number(value) and abs(value) <= LARGEST

@@ -96,7 +96,8 @@ def test_later_seeds_decide_nothing() -> None:
 def test_only_the_confirmed_trials_runs_count() -> None:
     """Neither an earlier choice's seeds nor unfinished runs are evidence about this one."""
     runs = [*fresh("distill", [0.9], trial=3), *fresh("distill", [0.8], trial=5), *fresh("scratch", [0.7])]
-    assert accuracies(runs, 5) == {"scratch": {1000: 0.7}, "label_smoothing": {}, "distill": {1000: 0.8}}
+    found = {arm: values for arm, values in accuracies(runs, 5).items() if values}
+    assert found == {"scratch": {1000: 0.7}, "distill": {1000: 0.8}}
 
 
 # What the report says
