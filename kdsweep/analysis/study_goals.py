@@ -14,7 +14,7 @@ from kdsweep.analysis import metrics
 from kdsweep.tracking.run_records import parameter_text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from kdsweep.analysis.metrics import Metric
 
@@ -178,8 +178,8 @@ class Fidelity:
     @classmethod
     def read(cls, found: Mapping[str, Any]) -> Fidelity:
         """Reads what Optuna's record and the tag kdsweep.fidelity hold."""
-        pilot = ((number, *(None if v is None else tuple(v) for v in values)) for number, *values in found["pilot"])
-        return cls(found["key"], found["short"], found["full"], found["cheap"], tuple(pilot))
+        pilot = tuple((number, as_tuple(short), as_tuple(full)) for number, short, full in found["pilot"])
+        return cls(found["key"], found["short"], found["full"], found["cheap"], pilot)
 
     @property
     def searched(self) -> str:
@@ -189,6 +189,11 @@ class Fidelity:
     def job(self, number: int) -> str:
         """Returns the name of the pilot's job whose run is the trial's."""
         return pilot_job(number, short=self.cheap)
+
+
+def as_tuple(values: Iterable[float] | None) -> tuple[float, ...] | None:
+    """Returns values as a tuple; None stays None."""
+    return None if values is None else tuple(values)
 
 
 def pilot_job(number: int, *, short: bool) -> str:

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kdsweep.analysis.study_goals import Fidelity, pilot_job
+from kdsweep.analysis.study_goals import Fidelity, as_tuple, pilot_job
 from kdsweep.analysis.transfer import FEWEST, transfer
 from kdsweep.study.search import FIDELITY, LENGTH
 from kdsweep.system.errors import UserError, require
@@ -108,17 +108,14 @@ def known(search: Search) -> Fidelity | None:
 
 def decide(search: Search, wanted: Lengths, values: Mapping[str, Sequence[float]]) -> Fidelity:
     """Decides from the values of the pilot's jobs, by their names, how long the trials are, and keeps that."""
-    pilot = tuple(
-        (number, _plain(values.get(pilot_job(number, short=True))), _plain(values.get(pilot_job(number, short=False))))
-        for number in range(wanted.n)
-    )
+
+    def of(number: int, *, short: bool) -> tuple[float, ...] | None:
+        return as_tuple(values.get(pilot_job(number, short=short)))
+
+    pilot = tuple((number, of(number, short=True), of(number, short=False)) for number in range(wanted.n))
     decided = Fidelity(wanted.key, wanted.short, wanted.full, transfer(pilot).shown, pilot)
     search.keep(FIDELITY, dataclasses.asdict(decided))
     return decided
-
-
-def _plain(values: Sequence[float] | None) -> tuple[float, ...] | None:
-    return None if values is None else tuple(values)
 
 
 def tell(search: Search, decided: Fidelity) -> None:

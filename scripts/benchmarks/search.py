@@ -66,7 +66,7 @@ def racing(level: float, surface: str, noise: str, seed: int) -> Iterator[tuple[
     fifteen, twice each. "race" has twenty; its last ten runs go, five at a time, to those settings whose upper
     confidence bounds are highest.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng([seed, int(level), list(SURFACES).index(surface)])
     true = SURFACES[surface](rng.random(2))
     points, top = rng.random((max(BUDGETS), 2)), float(true(grid()).max())
 
