@@ -29,7 +29,7 @@ def make(root: Path, n: int) -> list[str]:
     root.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)
     names = [f"{index:05d}.jpg" for index in range(n)]
-    with progress("making pictures", total=n) as advance:
+    with progress("making pictures", n, "pictures") as advance:
         for name in names:
             coarse = Image.fromarray(random.integers(0, 256, (12, 12, 3), dtype=np.uint8))
             smooth = np.asarray(coarse.resize((MADE_SIDE, MADE_SIDE), Image.Resampling.BICUBIC), np.int16)

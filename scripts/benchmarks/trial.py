@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from benchmarks import parts, running
 from benchmarks.measuring import Clock, Figure, Finding, Seconds, in_milliseconds, take_turns
 from kdsweep import experiment, recording, train
-from kdsweep.config import build, checks, rules
+from kdsweep.config import build, checks, identities, rules
 from kdsweep.execution.jobs import Job, Task
 from kdsweep.execution.workers import Workers
 from kdsweep.numerics import hardware
@@ -61,7 +61,7 @@ def timed_parts() -> dict[str, list[tuple[Any, str]]]:
         "teacher found": [(train, "trained_teacher")],
         "table lookup": [(Teacher, "answers")],
         "teacher's logits": [(Teacher, "logits")],
-        "run identified": [(build, "run_key")],
+        "run identified": [(identities, "run_key")],
         "environment": [(environment, "describe"), (environment, "uncommitted_changes")],
         "MLflow": [(recording, "open_store"), (Store, "create"), (Outbox, "put"), (Outbox, "drain"), (Run, "flush")],
         "config.yaml": [(recording.Recording, "save_config")],

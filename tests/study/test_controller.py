@@ -257,7 +257,7 @@ def test_a_studys_files_lie_in_its_folder(finished: Outcome, place: Path) -> Non
         ("objective=[val/accuracy,test/accuracy]", "objective: "),
         ("objective=[val/nll,val/ece] hydra/sweeper/pruner=median", "hydra.sweeper.pruner: `one objective"),
         ("hydra/sweeper/pruner=median hydra.sweeper.pruner.n_startup_trials=-1", "hydra.sweeper.pruner: "),
-        ("sweep.confirm_until=2.5", "sweep.confirm_until: `confirm_until is null, or a whole number >= confirm_seeds"),
+        ("sweep.confirm_until=2.5", "sweep.confirm_until: this value doesn't fit: Value '2.5' of type"),
         ("sweep.confirm_until=1", "sweep.confirm_until: `confirm_until is null, or a whole number >= confirm_seeds"),
         ("sweep.confirm_seeds=-1", "sweep.confirm_seeds: `confirm_seeds >= 0`"),
         ("sweep.max_restarts=-1", "sweep.max_restarts: `max_restarts >= 0`"),
@@ -384,7 +384,9 @@ def test_the_same_command_goes_on_with_what_is_missing(partly: Outcome, place: P
     assert [study.info.end_time for study in runs(place, "study", study="partly")] == ended  # nothing was added
     done = kdsweep(*SMALL, "sweep.name=partly", "sweep.confirm_seeds=1", root=place)
     assert done.status == 0, done.err
-    assert done.err.splitlines()[0].endswith(": 6 runs. 3 of them are done.")
+    asked, plan = done.err.splitlines()[:2]
+    assert asked == "Asked for anew: fresh seeds 1."
+    assert plan.endswith(": 6 runs. 3 of them are done.")
     (study,) = runs(place, "study", study="partly")
     made = runs(place)[before:]
     assert {run.data.tags["mlflow.parentRunId"] for run in made} == {study.info.run_id}
@@ -404,9 +406,9 @@ def test_a_choice_is_written_down_before_its_first_fresh_seed(monkeypatch: pytes
     monkeypatch.setattr(controller.recording, "open_store", lambda _: store)
     monkeypatch.setattr(controller.recording, "unsent_folder", lambda _: None)
     monkeypatch.setattr(controller.sending, "send_unsent", lambda *_: None)
-    monkeypatch.setattr(controller, "Stages", lambda *_: stages)
+    monkeypatch.setattr(controller, "Stages", lambda *_, **__: stages)
     with pytest.raises(KeyboardInterrupt):
-        controller.Study._run(study, MagicMock(), [], [])
+        controller.Study._run(study, MagicMock(), [], [], None)
     parent = study._parent.return_value.__enter__.return_value
     assert parent.tag.call_args_list[-1] == call({"kdsweep.chosen": "5", "kdsweep.choice": "{}"})
 
@@ -463,7 +465,8 @@ def test_trials_are_recorded_again_by_optunas_values(partly: Outcome, place: Pat
     assert {name for name in differing if not name.startswith("runtime.")} == set()
     # It goes on there, and where it was.
     assert kdsweep(*ELSEWHERE, root=place).err == "Study partly: all 3 runs are done.\n"
-    assert run_here((*SMALL, "sweep.name=partly"), place).err == "Study partly: all 3 runs are done.\n"
+    asked, done_already = run_here((*SMALL, "sweep.name=partly"), place).err.splitlines()
+    assert (asked, done_already) == ("Asked for anew: fresh seeds 0.", "Study partly: all 3 runs are done.")
 
 
 def test_a_fresh_start_forgets_what_was_done(partly: Outcome, place: Path) -> None:
