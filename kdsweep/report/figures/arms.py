@@ -59,12 +59,10 @@ def differences(rows: Sequence[Interval], label: str, title: str) -> Figure:
         axis.scatter([row.mean], [place], 60, color=colour, edgecolors="white", zorder=3)
     axis.set_yticks(range(len(rows)), [row.label for row in reversed(rows)], parse_math=False)
     axis.set_ylim(-0.6, len(rows) - 0.5)
-    axis.set_xlabel(f"{label}; small dots: pairs of runs with one seed")
+    axis.set_xlabel(f"{label}\nsmall dots: pairs of runs with one seed")
     axis.grid(axis="x", alpha=0.25)
-    axis.set_title(f"Mean with its 95% interval (grey: not distinguishable, {title})", fontsize=10.5)
-    if longest > 25:  # the axes are narrow beside long names
-        axis.set_title(f"Mean with its 95% interval\n(grey: not distinguishable, {title})", fontsize=10.5)
-        axis.set_xlabel(f"{label}\nsmall dots: pairs of runs with one seed")
+    # In one line it would be longer than the axes are beside long names.
+    axis.set_title(f"Mean with its 95% interval\n(grey: not distinguishable, {title})", fontsize=10.5)
     return figure
 
 
