@@ -286,7 +286,7 @@ def test_a_worker_shows_no_bars(monkeypatch: pytest.MonkeyPatch) -> None:
     buffer = io.StringIO()
     monkeypatch.setattr(progress, "console", Console(file=buffer, force_terminal=True, width=100))
     monkeypatch.setenv("KDSWEEP_PLAIN", "1")
-    with progress.progress("training", total=2) as advance:
+    with progress.progress("training", 2, "pictures") as advance:
         advance(2)
     assert buffer.getvalue() == ""
 

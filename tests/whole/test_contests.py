@@ -75,5 +75,5 @@ def test_data_hunger_runs_every_contender_with_every_share(tmp_path: Path) -> No
     ]
     (parent,) = runs(tmp_path, "study")
     told = json.loads((artifacts(parent) / "report" / "report.json").read_text())
-    assert [cell["amount"] for cell in told["contest"]["cells"]] == [48, 48, 96, 96]
+    assert [cell["amount"] for cell in told["contest"]["cells"]] == [32, 32, 64, 64]
     assert (artifacts(parent) / "report" / "across.png").exists()
