@@ -112,7 +112,9 @@ def training_id(cfg: DictConfig) -> str:
     where = {key: own[key] for key in ("data", "model", "augment", "optimizer", "schedule")}
     plain = {key: own[key] for key in ("epochs", "batch_size", "n_passes", "seed", "view_seed", "device", "threads")}
     plain |= {key: own[key] for key in ("precision", "memory_format", "compiled")}
-    key = build.key_of(OmegaConf.create({**where, **plain, "deterministic": own.deterministic}))
+    # The folder of decoded pictures changes nothing of what the training makes.
+    plain |= {"deterministic": own.deterministic, "paths": {"cache": own.paths.cache}}
+    key = build.key_of(OmegaConf.create({**where, **plain}))
     return _training_id(key)
 
 

@@ -191,6 +191,7 @@ def test_a_shuffled_teacher_reads_the_same_table(root: Path, first: Run, taught:
     assert online.data.metrics["train/loss"] == pytest.approx(shuffled.data.metrics["train/loss"], rel=1e-4)
 
 
+@pytest.mark.all
 def test_members_are_averaged_from_their_own_tables(root: Path, first: Run, taught: Run) -> None:
     """Two students as one teacher: no pass is computed again, and both modes agree; two averages are two teachers."""
     ids = [run.info.run_id[:8] for run in (first, taught)]

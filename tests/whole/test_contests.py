@@ -59,6 +59,7 @@ def test_a_contest_of_losses_that_is_killed_goes_on(tmp_path: Path) -> None:
     assert "another configuration" in changed.error
 
 
+@pytest.mark.all
 def test_data_hunger_runs_every_contender_with_every_share(tmp_path: Path) -> None:
     """The report says how many pictures each had, and more seeds can be added to it."""
     words = ("sweep=data_hunger", *SHORT, "epochs=1", "sweep.fractions=[0.5,1.0]", "sweep.contenders=[scratch,distill]")
