@@ -36,25 +36,25 @@ class MixUp:
     torchvision's v2.MixUp computes the same, with one share for a whole batch.
 
     Args:
-        alpha: Shares have the distribution Beta(alpha, alpha), rounded to multiples of 1/256: at 0.2 most pictures are
-            hardly mixed, and at 1 all shares are equally likely.
+        concentration: Shares have the distribution Beta(c, c) with this c (the paper's alpha), rounded
+            to multiples of 1/256: at 0.2 most pictures are hardly mixed, and at 1 all shares are equally likely.
 
     Raises:
-        UserError: alpha isn't finite and > 0.
+        UserError: concentration isn't finite and > 0.
     """
 
-    alpha: float
+    concentration: float
 
     def __post_init__(self) -> None:
-        _require_alpha(self.alpha)
+        _require_concentration(self.concentration)
 
     def shares(self, draw: Draw, height: int, width: int) -> Tensor:
         """Returns the weight of each picture, (B,) float64."""
-        return drawn_shares(draw, self.alpha)
+        return drawn_shares(draw, self.concentration)
 
     def mixed(self, pictures: Tensor, partners: Tensor, draw: Draw) -> Tensor:
         """Returns the weighted means, (B, H, W, 3) uint8."""
-        share = drawn_shares(draw, self.alpha).float().view(-1, 1, 1, 1)
+        share = drawn_shares(draw, self.concentration).float().view(-1, 1, 1, 1)
         return partners.float().lerp_(pictures.float(), share).round_().to(torch.uint8)
 
 
@@ -66,17 +66,17 @@ class CutMix:
     may be anywhere in the picture, and what lies outside is cut off, so that the label's share is that of the pixels.
 
     Args:
-        alpha: The rectangle's area before that has the share 1 - x of the picture, where x has the distribution
-            Beta(alpha, alpha), rounded to multiples of 1/256.
+        concentration: The rectangle's area before that has the share 1 - x of the picture, where x has the distribution
+            Beta(c, c), where c is the concentration (the paper's alpha), rounded to multiples of 1/256.
 
     Raises:
-        UserError: alpha isn't finite and > 0.
+        UserError: concentration isn't finite and > 0.
     """
 
-    alpha: float
+    concentration: float
 
     def __post_init__(self) -> None:
-        _require_alpha(self.alpha)
+        _require_concentration(self.concentration)
 
     def shares(self, draw: Draw, height: int, width: int) -> Tensor:
         """Returns the share of the pixels that each picture keeps, (B,) float64."""
@@ -98,7 +98,7 @@ class CutMix:
 
     def _box(self, draw: Draw, height: int, width: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Returns first and end of the rectangle's rows, and of its columns, each (B,) int64."""
-        reach = 0.5 * (1 - drawn_shares(draw, self.alpha)).sqrt()
+        reach = 0.5 * (1 - drawn_shares(draw, self.concentration)).sqrt()
         ends = []
         for stream, side in ((_ROW, height), (_COLUMN, width)):
             middle, half = draw.below(stream, side), (reach * side).long()
@@ -107,14 +107,14 @@ class CutMix:
         return rows, columns
 
 
-def drawn_shares(draw: Draw, alpha: float) -> Tensor:
-    """Returns shares with the distribution Beta(alpha, alpha), rounded to multiples of 1/256: (B,) float64."""
+def drawn_shares(draw: Draw, concentration: float) -> Tensor:
+    """Returns shares (B,) float64 with the distribution Beta(c, c) of a concentration c, in multiples of 1/256."""
     number = draw.below(_SHARE, FINENESS)
-    return torch.bucketize(number, _limits(alpha, number.device), right=True).double() / LEVELS
+    return torch.bucketize(number, _limits(concentration, number.device), right=True).double() / LEVELS
 
 
 @functools.lru_cache(maxsize=16)
-def _limits(alpha: float, device: torch.device) -> Tensor:
+def _limits(concentration: float, device: torch.device) -> Tensor:
     """Returns from which number on a share is at least 1/256, 2/256, ..., 1: the distribution at the middles between.
 
     They are kept, because a step that a GPU replays can take nothing from the computer's memory.
@@ -122,9 +122,10 @@ def _limits(alpha: float, device: torch.device) -> Tensor:
     from scipy import special  # most runs need none of it
 
     middles = [(level + 0.5) / LEVELS for level in range(LEVELS)]
-    return torch.tensor([round(special.betainc(alpha, alpha, x) * FINENESS) for x in middles], device=device)
+    steps = [round(special.betainc(concentration, concentration, x) * FINENESS) for x in middles]
+    return torch.tensor(steps, device=device)
 
 
-def _require_alpha(alpha: object) -> None:
-    require_number(alpha, "0 < alpha < inf", "alpha")
-    require(0 < alpha < math.inf, "0 < alpha < inf", alpha, "alpha")  # type: ignore[operator]
+def _require_concentration(concentration: object) -> None:
+    require_number(concentration, "0 < concentration < inf", "concentration")
+    require(0 < concentration < math.inf, "0 < concentration < inf", concentration, "concentration")  # type: ignore[operator]

@@ -26,7 +26,8 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
         *("report", "ui", "sync", "translate"),
     ),
     "study": (
-        *("plugin", "controller", "contest", "stages", "asking", "starting", "choosing", "confirming", "two_records"),
+        *("plugin", "contest_controller", "controller", "contest", "stages"),
+        *("asking", "starting", "choosing", "confirming", "two_records"),
         *("fidelity", "forecast", "measure_speed", "search", "proposals"),
     ),
     "train": ("train",),
@@ -56,6 +57,7 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
             "progress_now",
             "findings",
             "transfer",
+            "contest_words",
             "contest_findings",
             "equivalent",
             "seed_planning",

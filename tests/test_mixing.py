@@ -27,7 +27,7 @@ from kdsweep.teachers import Teacher
 from kdsweep.training import _n_right
 from kdsweep.views import Draw, Mixing, Views, mixed_labels, partners
 
-MIXINGS: dict[str, Mixing] = {"mixup": MixUp(alpha=0.7), "cutmix": CutMix(alpha=1.0)}
+MIXINGS: dict[str, Mixing] = {"mixup": MixUp(concentration=0.7), "cutmix": CutMix(concentration=1.0)}
 N_CLASSES = 5
 
 
@@ -56,7 +56,7 @@ def test_mixing_is_torchvisions(name: str, shape: tuple[int, int]) -> None:
     mixing, numbers, batch = MIXINGS[name], draw(), pictures(40, *shape)
     others = batch[partners(numbers, 40, 40)]
     found, shares = mixing.mixed(batch, others, numbers), mixing.shares(numbers, *shape)
-    drawn = drawn_shares(numbers, MIXINGS[name].alpha)  # type: ignore[attr-defined]
+    drawn = drawn_shares(numbers, MIXINGS[name].concentration)  # type: ignore[attr-defined]
     for i in range(40):
         box = torchvisions_box(numbers, i, float(drawn[i]), *shape)
         if name == "cutmix":
@@ -73,13 +73,13 @@ def test_labels_are_torchvisions() -> None:
         assert torch.equal(row, v2.MixUp(num_classes=N_CLASSES)._mixup_label(pair, lam=share)[1])
 
 
-@pytest.mark.parametrize("alpha", [0.2, 1.0, 8.0])
-def test_shares_have_their_distribution(alpha: float) -> None:
-    """They are multiples of 1/256, each as frequent as Beta(alpha, alpha) says, within what chance explains."""
+@pytest.mark.parametrize("concentration", [0.2, 1.0, 8.0])
+def test_shares_have_their_distribution(concentration: float) -> None:
+    """They are multiples of 1/256, each as frequent as Beta(c, c) says, within what chance explains."""
     n = 200_000
-    counts = (drawn_shares(draw(n), alpha) * LEVELS).long().bincount(minlength=LEVELS + 1).double()
+    counts = (drawn_shares(draw(n), concentration) * LEVELS).long().bincount(minlength=LEVELS + 1).double()
     edges = [0.0, *((level + 0.5) / LEVELS for level in range(LEVELS)), 1.0]
-    expected = torch.tensor(stats.beta(alpha, alpha).cdf(edges)).diff() * n
+    expected = torch.tensor(stats.beta(concentration, concentration).cdf(edges)).diff() * n
     enough = expected > 5
     distance = float(((counts - expected)[enough] ** 2 / expected[enough]).sum())
     assert stats.chi2(int(enough.sum()) - 1).sf(distance) > 1e-4
@@ -136,11 +136,11 @@ def test_pictures_with_labels_are_mixed_with_such() -> None:
 
 
 @pytest.mark.parametrize("kind", [MixUp, CutMix])
-@pytest.mark.parametrize("alpha", [0, -1.0, math.inf, "a"])
-def test_an_alpha_out_of_range_is_refused(kind: type, alpha: object) -> None:
+@pytest.mark.parametrize("concentration", [0, -1.0, math.inf, "a"])
+def test_a_concentration_out_of_range_is_refused(kind: type, concentration: object) -> None:
     """One line names the rule and the value."""
-    with pytest.raises(UserError, match="alpha: `0 < alpha < inf` must hold"):
-        kind(alpha)
+    with pytest.raises(UserError, match="concentration: `0 < concentration < inf` must hold"):
+        kind(concentration)
 
 
 # ------------------------------------------------------------------------------------------------------- losses
@@ -212,9 +212,9 @@ def test_a_table_trains_as_the_teacher_itself_does(tmp_path: Path, name: str) ->
 
 @pytest.mark.parametrize("option", ["mixup", "cutmix"])
 def test_the_options_are_in_the_tables_key(option: str) -> None:
-    """Another alpha is another policy; without mixing it is that of before."""
+    """Another concentration is another policy; without mixing it is that of before."""
     policies = []
-    for words in ([], [f"augment={option}"], [f"augment={option}", "augment.alpha=0.5"]):
+    for words in ([], [f"augment={option}"], [f"augment={option}", "augment.concentration=0.5"]):
         config = composed("data=synthetic", *words)
         policies.append(build.inputs(config)[1].policy)
     assert policies[0] == {"padding": 2, "flip": False, "seed": 0}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from kdsweep.analysis import (
     contest_findings,
+    contest_words,
     cost,
     landscape,
     per_class,
@@ -160,10 +161,10 @@ def _of_contest(study: StudyRecord, readings: Readings, plan: Plan) -> Report:
         judged,
         landscape.Landscape(),
         spent,
-        contest_findings.headline(held, judged),
+        contest_words.headline(held, judged),
         (),
-        (*contest_findings.words(held, judged), total),
-        tuple(contest_findings.missing(held)),
+        (*contest_words.words(held, judged), total),
+        tuple(contest_words.missing(held)),
         contest=held,
     )
 

@@ -62,7 +62,7 @@ OWN_KEYS = {"arm", "objective", "tracking", "paths", "evaluate_test"}
 
 
 class StudySweeper(Sweeper):
-    """The sweeper that Hydra instantiates. It imports `kdsweep.study.controller` only when a sweep starts."""
+    """The sweeper that Hydra instantiates. It imports the controller only when a sweep starts."""
 
     def __init__(self, **arguments: Any) -> None:
         self._arguments = arguments
@@ -78,9 +78,9 @@ class StudySweeper(Sweeper):
                 "hydra/sweeper=kdsweep: `the application is kdsweep` must hold, because this sweeper runs kdsweep's "
                 f"own studies, but got {config.hydra.job.name!r}. Choose hydra/sweeper=optuna for a search in another."
             )
-        from kdsweep.study.controller import Study
+        from kdsweep.study.contest_controller import study_of
 
-        self._study = Study(**self._arguments)
+        self._study = study_of(**self._arguments)
         self._study.setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
     def sweep(self, arguments: list[str]) -> Any:

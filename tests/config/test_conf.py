@@ -27,7 +27,7 @@ from kdsweep.config.folder import CONFIG_FOLDER
 from kdsweep.config.trained_teachers import training_components
 from kdsweep.execution.trial_link import build_pruner
 from kdsweep.losses import GIVEN
-from kdsweep.study.controller import Study
+from kdsweep.study.contest_controller import study_of
 from kdsweep.views import Mixing
 
 # One process composes each of them once.
@@ -55,7 +55,7 @@ NEEDS_FILES = {"cifar10", "cifar100", "npz", "huggingface"}
 READERS = (
     *("train", "recording", "config/build", "config/checks", "config/rules", "commands/reproduce"),
     *("config/recorded_teachers", "config/trained_teachers", "config/identities"),
-    *("execution/grid", "study/controller", "study/forecast", "study/measure_speed"),
+    *("execution/grid", "study/controller", "study/contest_controller", "study/forecast", "study/measure_speed"),
 )
 
 
@@ -188,7 +188,7 @@ def test_every_experiment_and_sweep_passes_its_own_checks(group: str, option: st
     config = composed(*selecting(group, option))
     check(own(config))
     if group != "experiment":
-        Study(**{str(key): value for key, value in config.hydra.sweeper.items() if key != "_target_"})
+        study_of(**{str(key): value for key, value in config.hydra.sweeper.items() if key != "_target_"})
 
 
 @pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "hydra/sweeper/pruner"])

@@ -446,7 +446,7 @@ def test_the_tutorial_goes_from_class_folders_to_runs(stranger: Path) -> None:
 def test_the_tutorial_goes_to_a_verdict(stranger: Path) -> None:
     """All of its commands, with the teacher that it names, on fewer pictures, epochs and seeds."""
     quick = ("epochs=2", "batch_size=32", "threads=1", "n_passes=2")
-    few = ("sweep.n_trials=2", "sweep.baseline_seeds=1", "sweep.confirm_seeds=2")
+    few = ("sweep.n_trials=2", "sweep.baseline_seeds=1", "sweep.confirm_seeds=3")
     find = partial(sys.path.insert, 0, str(stranger))
     first, second, study, report, _, export = commands_of_the_page()
     trust = {"KDSWEEP_TRUST": "net.*"}
@@ -455,7 +455,8 @@ def test_the_tutorial_goes_to_a_verdict(stranger: Path) -> None:
         assert done.status == 0, done.err
     done = run_here(report[1:], stranger, trust, report[0], "kdsweep.commands.report")
     assert done.status == 0, done.err
-    assert re.search(r"Distillation is |can't be told|not distinguishable|nothing was learned", done.out), done.out
+    said = " ".join(done.out.split())
+    assert re.search(r"better than|worse than|not distinguishable|Nothing was learned", said, re.IGNORECASE), said
     run_id = runs(stranger, "distill", stage="confirmation")[0].info.run_id[:8]
     words = [run_id if word == "RUN" else word for word in export[1:]]
     done = run_here([*words, "--format", "none"], stranger, trust, export[0], "kdsweep.commands.export")
