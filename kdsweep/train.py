@@ -21,7 +21,7 @@ from kdsweep.system.progress import note
 # Importing torch and MLflow takes seconds, and Hydra a third of one. So they are imported where they are needed: a
 # misspelt key is refused without torch and MLflow, and `kdsweep --help` needs none of the three.
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from omegaconf import DictConfig
     from torch import Tensor
@@ -468,8 +468,6 @@ def trained_teacher(teacher_key: str) -> Teacher | AveragedTeacher:
     from kdsweep.averaged_teachers import AveragedTeacher
     from kdsweep.config import build, identities
     from kdsweep.config.rules import is_averaged, is_trained
-    from kdsweep.system.files import locked
-    from kdsweep.system.tensor_files import read_tensors
 
     cfg = build.of_key(teacher_key)
     if is_averaged(cfg.teacher):
@@ -480,19 +478,8 @@ def trained_teacher(teacher_key: str) -> Teacher | AveragedTeacher:
     teacher = build.untrained_member(cfg)
     if cfg.teacher.head is None:
         return teacher
-    path = identities.head_path(cfg, teacher)
-    with locked(Path(f"{path}.lock")):
-        head = read_tensors(path)
-        if head is None:
-            note("This teacher is new: its head is trained first, once for all students.")
-            try:
-                train_teacher(cfg)
-            except RunError as error:
-                error.run_id = None  # the run that was asked for hasn't begun
-                raise
-            head = read_tensors(path)
-    if head is None:
-        raise OSError(f"the teacher's head was written to {path}, and can't be read back")
+    new = "This teacher is new: its head is trained first, once for all students."
+    head = _made_once(identities.head_path(cfg, teacher), new, lambda: train_teacher(cfg))
     teacher.network.head.load_state_dict(head)
     return teacher
 
@@ -500,26 +487,31 @@ def trained_teacher(teacher_key: str) -> Teacher | AveragedTeacher:
 def _trained_whole(cfg: DictConfig) -> Teacher:
     """Returns the teacher of `cfg`, which is trained as a whole; trains and logs it first where there is none."""
     from kdsweep.config import build, trained_teachers
+
+    epochs = cfg.teacher.training.epochs
+    new = f"This teacher is new: it is trained first, once for all students, for {epochs} epochs."
+    weights = _made_once(trained_teachers.weights_path(cfg), new, lambda: _train_whole(cfg))
+    return build.untrained_member(cfg, weights)
+
+
+def _made_once(path: Path, new: str, make: Callable[[], object]) -> dict[str, Tensor]:
+    """Reads what was trained of a teacher; where there is nothing, says so and makes it first, under a lock."""
     from kdsweep.system.files import locked
     from kdsweep.system.tensor_files import read_tensors
 
-    path = trained_teachers.weights_path(cfg)
     with locked(Path(f"{path}.lock")):
-        weights = read_tensors(path)
-        if weights is None:
-            note(
-                f"This teacher is new: it is trained first, once for all students, for {cfg.teacher.training.epochs} "
-                "epochs."
-            )
+        found = read_tensors(path)
+        if found is None:
+            note(new)
             try:
-                _train_whole(cfg)
+                make()
             except RunError as error:
                 error.run_id = None  # the run that was asked for hasn't begun
                 raise
-            weights = read_tensors(path)
-    if weights is None:
+            found = read_tensors(path)
+    if found is None:
         raise OSError(f"the teacher was written to {path}, and can't be read back")
-    return build.untrained_member(cfg, weights)
+    return found
 
 
 if __name__ == "__main__":

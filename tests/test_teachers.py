@@ -49,8 +49,8 @@ AUGMENTATIONS: dict[str, Augmentation | Mixing] = {
     "cutout": functools.partial(cutout, size=8, fill=128),
     "color": functools.partial(color, brightness=0.4, contrast=0.4, saturation=0.4),
     "trivial": trivial,
-    "mixup": MixUp(alpha=1.0),
-    "cutmix": CutMix(alpha=1.0),
+    "mixup": MixUp(concentration=1.0),
+    "cutmix": CutMix(concentration=1.0),
 }
 
 
