@@ -36,6 +36,7 @@ from kdsweep.config.unread import require_read
 from kdsweep.execution.executors import Executor, InProcess, open_executor, ray_cluster, require_executor
 from kdsweep.execution.jobs import Task, all_overrides
 from kdsweep.execution.trial_link import build_pruner, storage_url
+from kdsweep.exporting import student_models
 from kdsweep.report import console, next_commands, writing
 from kdsweep.study import asking, choosing, fidelity, starting, two_records
 from kdsweep.study.forecast import forecast
@@ -539,6 +540,9 @@ class Study(OptunaSweeperImpl):
         folder = writing.default_folder(Path(self.config.paths.root), store.study(parent_id))
         report = writing.write(store, parent_id, folder)
         console.show(report)
+        # The answer is shown before, so nobody waits for this.
+        if self.config.tracking.models and not self.config.tracking.offline:
+            student_models.log_of_study(store, store.children(parent_id), Path(self.config.paths.root))
         console.show_line(next_commands.after_study(store.uri, Path(self.config.paths.root), report))
 
     def _record_again(self, store: Store, job: Job, trial: EndedTrial, objectives: Sequence[str]) -> None:
