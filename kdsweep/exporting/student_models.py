@@ -74,6 +74,8 @@ def log_of_study(store: Store, runs: Iterable[RunRecord], root: Path) -> None:
     left = [run for run in trained if logged_model.WEIGHTS_TAG in run.tags and logged_model.find(store, run) is None]
     if not left:
         return
+    # In a contest these have networks, or normalisations, of their own.
+    left.sort(key=lambda run: [run.tags.get(f"kdsweep.{part}", "") for part in ("contender", "condition")])
     exporter = Exporter(root, trained_student.MAX_CHECKED_BY_THE_WAY, several=len(left) > 1)
     failed: dict[str, list[str]] = {}
     with progress("logging the networks to MLflow", len(left), "networks") as advance:

@@ -114,7 +114,7 @@ def inputs(cfg: DictConfig, saved: SavedConfig, most: int = MAX_CHECKED) -> Inpu
 
     recorded = saved.record.get("inputs")
     try:
-        data = build.component(cfg, "data")
+        data = build.dataset(cfg)
     except UserError:
         if recorded is None:
             raise

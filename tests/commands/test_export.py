@@ -158,6 +158,7 @@ def model(root: Path, student: Any) -> Any:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*Any type hint:UserWarning")  # of MLflow's own, where this imports its flavours
 def test_mlflow_loads_what_was_registered(
     root: Path, exported: Path, student: Any, model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from kdsweep.config import build, identities
+from kdsweep.config.saved_config import parse
+from kdsweep.exporting import trained_student
 from kdsweep.system import user_code
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_network"
@@ -318,6 +320,11 @@ def test_the_data_example_is_trained_on_and_swept(tmp_path: Path, monkeypatch: p
     digests = {dataset.dataset.digest.partition("-")[0] for run in swept for dataset in run.inputs.dataset_inputs}
     assert len(digests) == 2
     assert (artifacts(swept[0]) / "source" / "scans" / "__init__.py").exists()
+    words = [swept[0].info.run_id, "--out", "exported", "--format", "none"]
+    exported = run_here(words, folder, {"KDSWEEP_TRUST": "scans.*"}, "kdsweep-export", "kdsweep.commands.export")
+    assert exported.status == 0, exported.err
+    saved = parse((artifacts(swept[0]) / "config.yaml").read_text())
+    assert trained_student.inputs(trained_student.config_below(folder, saved.config), saved).kind == "test pictures"
 
 
 # ---------------------------------------------------------------------------------- loss, optimizer and schedule
