@@ -576,7 +576,7 @@ def test_one_controller_at_a_time_works_on_a_study(tmp_path: Path) -> None:
 def test_a_study_logs_the_networks_of_its_runs_after_its_answer(
     tracking: dict[str, bool], logged: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The report stands before it, and the next commands last; tests/commands/test_export.py has which runs they are."""
+    """After the report and before the next commands; tests/commands/test_export.py says which runs these are."""
     done = MagicMock()
     for name in ("writing", "console", "next_commands", "student_models"):
         monkeypatch.setattr(controller, name, getattr(done, name))
