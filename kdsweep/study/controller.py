@@ -394,12 +394,10 @@ class Study(OptunaSweeperImpl):
         for key, value, once in (("replicates", self._replicates, 1), ("race", self._race, 0)):
             if value == once:
                 continue
-            for other, given in (
-                ("hydra.sweeper.custom_search_space", self._extender() is not None),
-                ("seed", "seed" in {name.lstrip("+") for name in space}),
-            ):
-                rule = f"{key}={once} where {other} decides what a trial is" if given else ""
-                require(not given, rule, value, f"sweep.{key}", "Leave out one of them.")
+            rule = f"{key}={once} where hydra.sweeper.custom_search_space suggests keys"
+            require(self._extender() is None, rule, value, f"sweep.{key}")
+            searched = {name.lstrip("+") for name in space}
+            require("seed" not in searched, f"{key}={once} where the seed is searched", value, f"sweep.{key}")
 
     def _configurations(self, space: Space, overrides: Sequence[Override]) -> Iterator[tuple[DictConfig, str]]:
         """Yields a trial's configuration for each option of a searched group, and the options in words.
@@ -590,14 +588,13 @@ class Study(OptunaSweeperImpl):
         """Returns the tags that tell the report what the study as a whole is."""
         planned = {
             "n_trials": search.n_trials if contest_planned is None else contest_planned["trials"],
-            "replicates": self._replicates,
-            "race": self._race,
-            "repeats": search.repeats,
             "baseline_seeds": max((arm.seeds for arm in self._baselines.values() if arm.control), default=0),
             "confirm_seeds": self._confirm_seeds,
             "confirm_until": until,
             "baselines": {name: arm.seeds for name, arm in self._baselines.items()},
         }
+        if search.repeats:
+            planned |= {"replicates": self._replicates, "race": self._race, "repeats": True}
         values = {"space": described(search.space), "objectives": objectives, "planned": planned}
         tags = {f"kdsweep.{name}": json.dumps(value) for name, value in values.items()}
         return {**tags, "kdsweep.command": _command(), "kdsweep.process": str(this_process())}
