@@ -66,7 +66,16 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
         ),
         "verdict",
         *("chance", "cost", "landscape", "plateau", "choice", "gaussian_process"),
-        *("deviation", "environment_diff", "sorted_runs", "study_goals", "contest_plan", "always_valid", "statistics"),
+        *(
+            "deviation",
+            "environment_diff",
+            "sorted_runs",
+            "study_goals",
+            "contest_plan",
+            "always_valid",
+            "racing",
+            "statistics",
+        ),
     ),
     "config": (
         "help_page",

@@ -117,6 +117,7 @@ KEYS = (
         Key(f"sweep.{name}", Purpose.STUDY, free=True)
         for name in (
             *("n_trials", "baseline_seeds", "confirm_seeds", "confirm_until", "shuffled", "choose", "search_seeds"),
+            *("replicates", "race"),
             # A study refuses another length itself (`study.fidelity`), because older studies don't have these keys.
             *("fidelity", "fidelity_of", "pilot"),
             *("seed", "start.", "start_from", "executor", "n_jobs", "ray_address", "max_restarts", "restart"),

@@ -216,6 +216,8 @@ def test_every_pruner_is_built(option: str) -> None:
         "confirm_until",
         "choose",
         "search_seeds",
+        "replicates",
+        "race",
     ],
 )
 def test_the_sweeper_gets_what_the_sweep_says(key: str) -> None:
