@@ -123,6 +123,7 @@ class Search:
     Attributes:
         n_settings: The number of trials that the sampler proposes.
         n_trials: The total number of trials.
+        repeats: Whether trials of one setting are its repeated runs, each with another seed.
 
     Raises:
         UserError: The sampler or the pruner can't be built as configured.
@@ -160,6 +161,7 @@ class Search:
         if pruner is not None:
             self._study.pruner = build_pruner(pruner)
         self.n_trials = self.n_settings * replicates + race if self.n_settings else 0
+        self.repeats = replicates > 1 or race > 0 or any(AGAIN in trial.user_attrs for trial in self.trials())
         # Optuna's Gaussian process doesn't see pruned trials, and would propose the same bad region again.
         self._hides_pruned = isinstance(self._study.sampler, optuna.samplers.GPSampler)
 
@@ -304,7 +306,7 @@ class Search:
         trials, waiting = self.trials(), self._waits()
         if not waiting and len(trials) >= self.n_trials:
             return None
-        if not waiting and self.room <= 0:
+        if not waiting and self._room(trials) <= 0:
             again = self._next_again()
             if again is None:
                 return None
@@ -341,13 +343,10 @@ class Search:
     @property
     def room(self) -> int:
         """How many settings the sampler is still to propose."""
-        return self.n_settings - sum(AGAIN not in trial.user_attrs for trial in self.trials())
+        return self._room(self.trials())
 
-    @property
-    def repeats(self) -> bool:
-        """Whether trials of one setting are its repeated runs, each with a seed of its own."""
-        wanted = self._replicates > 1 or self._race > 0
-        return wanted or any(AGAIN in trial.user_attrs for trial in self.trials())
+    def _room(self, trials: Iterable[FrozenTrial]) -> int:
+        return self.n_settings - sum(AGAIN not in trial.user_attrs for trial in trials)
 
     def runs_before(self, setting: Setting) -> int:
         """Returns how many earlier trials have run the same setting; 0 where trials of one setting aren't its runs."""
