@@ -56,6 +56,7 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
             "findings",
             "transfer",
             "contest_words",
+            "contest_stopping",
             "contest_findings",
             "equivalent",
             "seed_planning",

@@ -159,6 +159,8 @@ def component(cfg: DictConfig, group: str) -> Any:
     # A training calls its loss at every step, so the settings are checked here, once; Hydra's own partial, and our
     # losses by themselves, would check them at every call.
     attempt(group, lambda: loss_rules.check(ready))
+    if group == "loss":
+        attempt(group, lambda: own_training.require_settings_of_parts(ready))
     return losses.unchecked(ready) if function.__module__ == losses.__name__ else ready
 
 

@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
     from hydra.types import HydraContext, TaskFunction
 
+    from kdsweep.analysis.study_goals import Stop
     from kdsweep.execution.jobs import Job
     from kdsweep.study.fidelity import Lengths
     from kdsweep.study.search import EndedTrial
@@ -533,7 +534,7 @@ class Study(OptunaSweeperImpl):
             # This measures, so it comes before the workers start and import.
             self._announce(stages)
             anything_left = any(stages.left().values())
-            parent.tag(_stopped(stages))
+            parent.tag(stopped(stages.stop))
             if known is not None and known.end is not None and known.status == "FINISHED" and not anything_left:
                 parent.ends_at(known.end)
             with stages.carried_out_by(self._open_executor(anything_left)):
@@ -547,7 +548,7 @@ class Study(OptunaSweeperImpl):
                 choice = {} if stages.choice is None else dataclasses.asdict(stages.choice)
                 parent.tag({"kdsweep.chosen": str(chosen.number), "kdsweep.choice": json.dumps(choice, default=str)})
                 stages.confirm(chosen)
-            parent.tag(_stopped(stages))
+            parent.tag(stopped(stages.stop))
             look = (chosen.number, self._confirm_seeds if stages.stop is None else stages.stop.seeds)
             if self._confirm_seeds and look not in looks[-1:]:
                 looks.append(look)
@@ -716,9 +717,9 @@ def beside(options: str) -> Iterator[None]:
         raise UserError(f"with {options}, {known.message} {remedy}", known.key) from error
 
 
-def _stopped(stages: Stages) -> dict[str, str]:
+def stopped(stop: Stop | None) -> dict[str, str]:
     """Returns the tag that says where the confirmation stopped by itself, if it did."""
-    return {"kdsweep.stopped": json.dumps(None if stages.stop is None else dataclasses.asdict(stages.stop))}
+    return {"kdsweep.stopped": json.dumps(None if stop is None else dataclasses.asdict(stop))}
 
 
 def _looks(known: RunRecord | None) -> list[tuple[int, int]]:
