@@ -353,7 +353,7 @@ def _loss_numbers(loss: DictConfig) -> Iterator[tuple[str, float]]:
     terms = loss.terms if "terms" in loss and OmegaConf.is_dict(loss.terms) else {}
     for name, term in terms.items():
         weight = term.weight if OmegaConf.is_dict(term) and "weight" in term else None
-        if type(weight) in (int, float):
+        if isinstance(weight, int | float) and not isinstance(weight, bool):
             yield str(name), weight
 
 

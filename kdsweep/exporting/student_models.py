@@ -77,20 +77,22 @@ def log_of_study(store: Store, runs: Iterable[RunRecord], root: Path) -> None:
     # In a contest these have networks, or normalisations, of their own.
     left.sort(key=lambda run: [run.tags.get(f"kdsweep.{part}", "") for part in ("contender", "condition")])
     exporter = Exporter(root, trained_student.MAX_CHECKED_BY_THE_WAY, several=len(left) > 1)
+    done = 0
     failed: dict[str, list[str]] = {}
     with progress("logging the networks to MLflow", len(left), "networks") as advance:
         for run in left:
             try:
                 log(store, run.id, exporter)
+                done += 1
+            except StoreAwayError as error:
+                failed[reason(error)] = [other.id for other in left[left.index(run) :]]
+                break
             except Exception as error:  # whatever keeps a model out, the study has its answer
                 failed.setdefault(reason(error), []).append(run.id)
-                if isinstance(error, StoreAwayError):
-                    break
             advance(1)
-    done = len(left) - sum(map(len, failed.values()))
     if done:
-        runs = "1 confirmation run" if done == 1 else f"{done} confirmation runs"
-        note(f"Logged to MLflow as models: the networks of {runs}.")
+        logged = "1 confirmation run" if done == 1 else f"{done} confirmation runs"
+        note(f"Logged to MLflow as models: the networks of {logged}.")
     for why, ids in failed.items():
         note(_lacking(ids, why))
 
