@@ -50,8 +50,8 @@ def noisy(mean: float, seeds: int = 5, shift: int = 0) -> list[float]:
     return [mean + WOBBLE[(i + shift) % len(WOBBLE)] for i in range(seeds)]
 
 
-def told(plan: Plan, *runs: RunRecord, own: Readings | None = None) -> Report:
-    study = study_of(*runs)
+def told(plan: Plan, *runs: RunRecord, own: Readings | None = None, **tags: object) -> Report:
+    study = study_of(*runs, **tags)
     parent = replace(study.parent, tags={**study.parent.tags, "kdsweep.contest": plan.text()})
     return summarise(replace(study, parent=parent), own or readings(runs, None))
 
@@ -115,6 +115,13 @@ def test_the_trials_of_all_searches_stand_in_one_table() -> None:
     shown = tables.trials(told(LOSSES, *losses()), told(LOSSES, *losses()).trials)
     assert shown.headings[:3] == ("trial", "contender", "setting")
     assert [row[:3] for row in shown.rows][:2] == [("1", "dkd", "tau 2"), ("1", "kd", "alpha 0.5")]
+
+
+def test_repeated_runs_of_a_contenders_setting_are_one_trial() -> None:
+    """With the number of the first and the mean of all."""
+    planned = {"n_trials": 4, "replicates": 2, "race": 0, "repeats": True}
+    found = told(LOSSES, *losses(), planned=planned).trials
+    assert [(one.number, one.value, len(one.runs)) for one in found] == [(0, pytest.approx(0.805), 2)] * 2
 
 
 def test_an_earlier_choice_counts_nowhere() -> None:
