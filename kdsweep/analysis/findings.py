@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from kdsweep.analysis import (
     contest_findings,
+    contest_stopping,
     contest_words,
     cost,
     landscape,
@@ -164,8 +165,8 @@ def _of_contest(study: StudyRecord, readings: Readings, plan: Plan) -> Report:
         spent,
         contest_words.headline(held, judged),
         (),
-        (*contest_words.words(held, judged), total),
-        tuple(contest_words.missing(held)),
+        (*contest_words.words(held, judged), *contest_stopping.words(found, held), total),
+        tuple(contest_words.missing(held, found.goals.stop)),
         contest=held,
     )
 

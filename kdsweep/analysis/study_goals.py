@@ -227,13 +227,13 @@ class Stop:
     """When a confirmation by `sweep.confirm_until` stopped.
 
     Attributes:
-        trial: The number of the confirmed trial.
+        trial: The number of the confirmed trial; None in a contest, which confirms several.
         seeds: The number of fresh seeds that count.
         last_seed: The last of them.
         why: Why no more were made.
     """
 
-    trial: int
+    trial: int | None
     seeds: int
     last_seed: int
     why: Why

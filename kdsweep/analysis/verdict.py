@@ -15,7 +15,7 @@ from kdsweep.analysis.sorted_runs import Comparison, finished, repetitions
 from kdsweep.tracking.run_records import NOISY, STUDENTS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from kdsweep.analysis.chance import Chance
     from kdsweep.analysis.statistics import Difference, NoiseFloor, SeedsNeeded, WinnersCurse
@@ -225,6 +225,7 @@ def comparisons(
     pairs: Sequence[tuple[str, str]] = PAIRS,
     *,
     at_any_time: bool = False,
+    noisy: Collection[str] = (NOISY,),
 ) -> tuple[Paired, ...]:
     """Compares the students' arms pair by pair, without `detectable` and `seeds_needed`.
 
@@ -233,23 +234,27 @@ def comparisons(
         resolution: The step of the accuracies, 1 / pictures; 0 if it is unknown.
         pairs: The comparisons, first against second.
         at_any_time: Whether intervals and p values are to hold however often one looks.
+        noisy: The arms whose noise is their own, and no part of the others'.
     """
     outliers = _outliers(arms, resolution, pairs)
     clean = {
         arm: {seed: value for seed, value in values.items() if (arm, seed) not in outliers}
         for arm, values in arms.items()
     }
-    everything, pooled = (_pooled(kept, resolution) for kept in (arms, clean))
-    compared = _compared(arms, everything, pooled, resolution, outliers, pairs, at_any_time)
+    everything, pooled = (_pooled(kept, resolution, noisy) for kept in (arms, clean))
+    compared = _compared(arms, everything, pooled, resolution, outliers, pairs, at_any_time, noisy)
     if not outliers:
         return compared
-    without = {(c.first, c.second): c for c in _compared(clean, pooled, pooled, resolution, {}, pairs, at_any_time)}
+    again = _compared(clean, pooled, pooled, resolution, {}, pairs, at_any_time, noisy)
+    without = {(c.first, c.second): c for c in again}
     return tuple(replace(c, without=without.get((c.first, c.second))) if c.outliers else c for c in compared)
 
 
-def _pooled(arms: Mapping[str, Mapping[int, float]], resolution: float) -> NoiseFloor | None:
+def _pooled(
+    arms: Mapping[str, Mapping[int, float]], resolution: float, noisy: Collection[str] = (NOISY,)
+) -> NoiseFloor | None:
     return statistics.pair_noise(
-        _block([values for arm, values in arms.items() if values and arm != NOISY]), resolution=resolution
+        _block([values for arm, values in arms.items() if values and arm not in noisy]), resolution=resolution
     )
 
 
@@ -261,6 +266,7 @@ def _compared(
     outliers: Mapping[tuple[str, int], Outlier],
     pairs: Sequence[tuple[str, str]],
     at_any_time: bool,
+    noisy: Collection[str],
 ) -> tuple[Paired, ...]:
     """Compares the arms pair by pair.
 
@@ -272,13 +278,14 @@ def _compared(
         outliers: (arm, seed) -> the runs that dominate a comparison.
         pairs: The comparisons, first against second.
         at_any_time: Whether intervals and p values are to hold however often one looks.
+        noisy: The arms whose noise is their own.
     """
     rows = []
     for first, second in pairs:
         if seeds := sorted(arms.get(first, {}).keys() & arms.get(second, {}).keys()):
             rows.append((first, second, seeds, [arms[first][s] for s in seeds], [arms[second][s] for s in seeds]))
     own = [tuple(o for o in outliers.values() if o.arm in row[:2] and o.seed in row[2]) for row in rows]
-    shared = [None if NOISY in (first, second) else pooled for first, second, *_ in rows]
+    shared = [None if {first, second} & {*noisy} else pooled for first, second, *_ in rows]
     differences = [
         statistics.paired_difference(x, y, CONFIDENCE, pooled=None if alone else noise, resolution=resolution)
         for (*_, x, y), alone, noise in zip(rows, own, shared, strict=True)

@@ -36,6 +36,7 @@ from kdsweep.config.unread import require_read
 from kdsweep.execution.executors import Executor, InProcess, open_executor, ray_cluster, require_executor
 from kdsweep.execution.jobs import Task, all_overrides
 from kdsweep.execution.trial_link import build_pruner, storage_url
+from kdsweep.exporting import student_models
 from kdsweep.report import console, next_commands, writing
 from kdsweep.study import asking, choosing, fidelity, starting, two_records
 from kdsweep.study.forecast import forecast
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
     from hydra.types import HydraContext, TaskFunction
 
+    from kdsweep.analysis.study_goals import Stop
     from kdsweep.execution.jobs import Job
     from kdsweep.study.fidelity import Lengths
     from kdsweep.study.search import EndedTrial
@@ -532,7 +534,7 @@ class Study(OptunaSweeperImpl):
             # This measures, so it comes before the workers start and import.
             self._announce(stages)
             anything_left = any(stages.left().values())
-            parent.tag(_stopped(stages))
+            parent.tag(stopped(stages.stop))
             if known is not None and known.end is not None and known.status == "FINISHED" and not anything_left:
                 parent.ends_at(known.end)
             with stages.carried_out_by(self._open_executor(anything_left)):
@@ -546,7 +548,7 @@ class Study(OptunaSweeperImpl):
                 choice = {} if stages.choice is None else dataclasses.asdict(stages.choice)
                 parent.tag({"kdsweep.chosen": str(chosen.number), "kdsweep.choice": json.dumps(choice, default=str)})
                 stages.confirm(chosen)
-            parent.tag(_stopped(stages))
+            parent.tag(stopped(stages.stop))
             look = (chosen.number, self._confirm_seeds if stages.stop is None else stages.stop.seeds)
             if self._confirm_seeds and look not in looks[-1:]:
                 looks.append(look)
@@ -559,6 +561,9 @@ class Study(OptunaSweeperImpl):
         folder = writing.default_folder(Path(self.config.paths.root), store.study(parent_id))
         report = writing.write(store, parent_id, folder)
         console.show(report)
+        # The answer is shown before, so nobody waits for this.
+        if self.config.tracking.models and not self.config.tracking.offline:
+            student_models.log_of_study(store, store.children(parent_id), Path(self.config.paths.root))
         console.show_line(next_commands.after_study(store.uri, Path(self.config.paths.root), report))
 
     def _record_again(self, store: Store, job: Job, trial: EndedTrial, objectives: Sequence[str]) -> None:
@@ -712,9 +717,9 @@ def beside(options: str) -> Iterator[None]:
         raise UserError(f"with {options}, {known.message} {remedy}", known.key) from error
 
 
-def _stopped(stages: Stages) -> dict[str, str]:
+def stopped(stop: Stop | None) -> dict[str, str]:
     """Returns the tag that says where the confirmation stopped by itself, if it did."""
-    return {"kdsweep.stopped": json.dumps(None if stages.stop is None else dataclasses.asdict(stages.stop))}
+    return {"kdsweep.stopped": json.dumps(None if stop is None else dataclasses.asdict(stop))}
 
 
 def _looks(known: RunRecord | None) -> list[tuple[int, int]]:

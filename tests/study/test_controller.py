@@ -571,6 +571,28 @@ def test_one_controller_at_a_time_works_on_a_study(tmp_path: Path) -> None:
     assert not (tmp_path / "controller").exists()
 
 
+@pytest.mark.parametrize(
+    ("tracking", "logged"),
+    [
+        ({"models": True, "offline": False}, True),
+        ({"models": False, "offline": False}, False),
+        ({"models": True, "offline": True}, False),
+    ],
+)
+def test_a_study_logs_the_networks_of_its_runs_after_its_answer(
+    tracking: dict[str, bool], logged: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the report and before the next commands; tests/commands/test_export.py says which runs these are."""
+    done = MagicMock()
+    for name in ("writing", "console", "next_commands", "student_models"):
+        monkeypatch.setattr(controller, name, getattr(done, name))
+    study = Study.__new__(Study)
+    study.config = OmegaConf.create({"paths": {"root": "."}, "tracking": tracking})
+    study._report(done.store, "parent")
+    last = [name for name, *_ in done.mock_calls if name.startswith(("console", "student_models"))]
+    assert last == ["console.show", *(["student_models.log_of_study"] if logged else []), "console.show_line"]
+
+
 def test_sigterm_closes_a_study_and_its_run(finished: Outcome, place: Path) -> None:
     """In the middle of a trial, it prints one line, exits with 143, and both runs are killed."""
     before = len(statuses(place))

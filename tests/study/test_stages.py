@@ -21,7 +21,7 @@ from optuna.trial import TrialState
 from kdsweep.analysis.choice import Choice, choose
 from kdsweep.config.overrides import parsed
 from kdsweep.execution.jobs import Job, Outcome
-from kdsweep.study import choosing, confirming
+from kdsweep.study import choosing
 from kdsweep.study import stages as stages_module
 from kdsweep.study.fidelity import Lengths
 from kdsweep.study.search import CAUSE, PRUNED_AT, STARTS, Search, Setting
@@ -240,7 +240,7 @@ def test_a_confirmation_ends_when_it_is_clear(
     place: Place, monkeypatch: pytest.MonkeyPatch, slots: int, beyond: int
 ) -> None:
     """However many workers there are, it stops at the same seed; those had begun a few later seeds at most."""
-    monkeypatch.setattr(confirming, "accuracies", gains(0.05))
+    monkeypatch.setattr(stages_module, "accuracies", gains(0.05))
     stages, executor = place.stages(confirm_seeds=4, confirm_until=20), AtOnce(place, slots)
     carry_out(stages, executor)
     assert stages.stop is not None
@@ -252,7 +252,7 @@ def test_a_confirmation_ends_when_it_is_clear(
 
 def test_a_confirmation_that_isnt_clear_goes_on_to_its_limit(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """A higher limit later goes on with it; a run that failed counts as ended."""
-    monkeypatch.setattr(confirming, "accuracies", gains(0.001))
+    monkeypatch.setattr(stages_module, "accuracies", gains(0.001))
     monkeypatch.setattr("kdsweep.analysis.always_valid.out_of_reach", lambda *_: False)
     stages = place.stages(confirm_seeds=4, confirm_until=5)
     carry_out(stages, AtOnce(place, confirm_scratch_1000=[RunError("no")]))
@@ -266,7 +266,7 @@ def test_a_confirmation_that_isnt_clear_goes_on_to_its_limit(place: Place, monke
 
 def test_a_confirmation_stops_at_the_same_seed_after_a_kill(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """It looks again at what is recorded, and makes what is missing before its stop."""
-    monkeypatch.setattr(confirming, "accuracies", gains(0.05))
+    monkeypatch.setattr(stages_module, "accuracies", gains(0.05))
     with pytest.raises(KeyboardInterrupt):
         carry_out(
             place.stages(confirm_seeds=4, confirm_until=20), AtOnce(place, confirm_smoothing_1002=[KeyboardInterrupt()])
