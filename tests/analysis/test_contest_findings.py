@@ -155,6 +155,13 @@ def test_the_trials_of_all_searches_stand_in_one_table() -> None:
     assert [row[:3] for row in shown.rows][:2] == [("1", "dkd", "tau 2"), ("1", "kd", "alpha 0.5")]
 
 
+def test_repeated_runs_of_a_contenders_setting_are_one_trial() -> None:
+    """With the number of the first and the mean of all."""
+    planned = {"n_trials": 4, "replicates": 2, "race": 0, "repeats": True}
+    found = told(LOSSES, *losses(), tags={"kdsweep.planned": json.dumps(planned)}).trials
+    assert [(one.number, one.value, len(one.runs)) for one in found] == [(0, pytest.approx(0.805), 2)] * 2
+
+
 def test_an_earlier_choice_counts_nowhere() -> None:
     """Fresh seeds of a trial that isn't the chosen one any more are in no arm."""
     report = told(LOSSES, *losses(), *fresh("kd", noisy(0.5), trial=0))
