@@ -352,9 +352,8 @@ def _loss_numbers(loss: DictConfig) -> Iterator[tuple[str, float]]:
     yield from ((str(key), value) for key, value in loss.items() if type(value) in (int, float))
     terms = loss.terms if "terms" in loss and OmegaConf.is_dict(loss.terms) else {}
     for name, term in terms.items():
-        weight = term.weight if OmegaConf.is_dict(term) and "weight" in term else None
-        if type(weight) in (int, float):
-            yield str(name), weight
+        if OmegaConf.is_dict(term) and type(term.weight) in (int, float):
+            yield str(name), term.weight
 
 
 def _parent(cfg: DictConfig, store: Store) -> str | None:

@@ -263,6 +263,14 @@ def test_students_have_a_verdict_each() -> None:
     assert arm_label("label_smoothing at net_v2") == "label smoothing at net_v2"
     assert pair_label("label_smoothing at net_v2", "scratch at net_v2") == "label smoothing - scratch at net_v2"
     assert pair_label("kd_standardized", "kd") == "kd standardized - kd"
+    assert not any("target" in heading for heading in tables.arms(report).headings)
+
+
+def test_the_target_of_a_contest_is_that_of_its_reference() -> None:
+    """Which needn't be scratch."""
+    shown = tables.arms(told(LOSSES, *losses()))
+    assert any("target" in heading for heading in shown.headings)
+    assert "95% of kd's final mean" in shown.caption
 
 
 @pytest.mark.parametrize("which", ["losses", "hunger", "students"])
