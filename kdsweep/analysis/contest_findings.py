@@ -199,14 +199,26 @@ def _amount(runs: Sequence[RunRecord], condition: Condition) -> float:
 
 def _trials(runs: Sequence[RunRecord], goals: Goals, plan: Plan) -> tuple[Trial, ...]:
     """Returns the trials of all searches, the best first; their parameters are in one column, since each has others."""
-    trials = []
+    metrics = [objective.metric for objective in goals.objectives]
+    groups: dict[tuple[str, ...], list[RunRecord]] = {}
     for run in runs:
-        values = tuple(run.metrics.get(objective.metric, math.nan) for objective in goals.objectives)
         name, number = run.tags.get("kdsweep.contender", ""), run.tags.get("kdsweep.trial", "")
-        if number.isdecimal() and name in plan.contenders and not any(map(math.isnan, values)):
-            params = {key: run.setting(key) for key in plan.searched(name)}
-            told = {"contender": arm_label(name), "setting": setting(params)}
-            trials.append(Trial(int(number), told, (run,), values))
+        known = not any(math.isnan(run.metrics.get(metric, math.nan)) for metric in metrics)
+        if number.isdecimal() and name in plan.contenders and known:
+            values = [run.setting(key) for key in plan.searched(name)]
+            groups.setdefault((name, "" if goals.repeats else number, *values), []).append(run)
+    trials = [
+        Trial(
+            min(int(run.tags["kdsweep.trial"]) for run in members),
+            {
+                "contender": arm_label(name),
+                "setting": setting(dict(zip(plan.searched(name), values, strict=True))),
+            },
+            tuple(members),
+            tuple(math.fsum(run.metrics[metric] for run in members) / len(members) for metric in metrics),
+        )
+        for (name, _, *values), members in groups.items()
+    ]
     sign = goals.objective.sign
     return tuple(sorted(trials, key=lambda trial: (-sign * trial.value, trial.params["contender"], trial.number)))
 

@@ -98,8 +98,9 @@ class Verdict:
         curse: By how much the search overstated the chosen setting, in the objective's unit; a positive number means
             that the search was too optimistic. None without confirmation.
         expected_curse: By how much the best of as many equal settings would be overstated, by the noise in which their
-            trials differ; None if that is unknown.
-        shared_seed: The seed that all trials have, if `expected_curse` leaves out what it does to all settings alike.
+            trials differ; None if that is unknown, or if some were run more often than others.
+        shared_seed: The seed that all trials have, if `expected_curse` leaves out what it does to all settings alike;
+            the first of them where each setting has several runs.
         promised, confirmed: The chosen setting's objective in the search, or what the model expected of it where that
             chose; and its mean over fresh seeds.
         chance: The students against the most frequent class. If nothing was learned, no comparison has an outcome.
@@ -179,7 +180,7 @@ def judge(found: Comparison) -> Verdict:
 
 
 def _luck(found: Comparison, noise: NoiseFloor | None) -> tuple[float | None, int | None]:
-    """Returns the standard deviation of the noise by which trials of equal settings differ, and the seed they share.
+    """Returns the standard deviation of the noise by which scores of equal settings differ, and the seed they share.
 
     What a seed does to all settings alike moves no trial before another, if all trials have it. The rest is measured
     where arms have the same seeds; without such arms it is unknown.
@@ -188,17 +189,22 @@ def _luck(found: Comparison, noise: NoiseFloor | None) -> tuple[float | None, in
         found: The sorted runs.
         noise: The noise of one run's objective over seeds.
     """
-    seeds = {run.seed for trial in found.trials for run in trial.runs}
-    shared = next(iter(seeds)) if len(seeds) == 1 else None
+    counts = {len(trial.runs) for trial in found.trials}
+    if len(counts) > 1:  # nobody knows which of them luck would have lifted
+        return None, None
+    seeds = {frozenset(run.seed for run in trial.runs if run.seed is not None) for trial in found.trials}
+    own = next(iter(seeds)) if len(seeds) == 1 else frozenset()
+    shared = min(own, default=None)
+    of_a_mean = math.sqrt(max(counts, default=1))
     if shared is None:
-        return None if noise is None else noise.sd, None
+        return None if noise is None else noise.sd / of_a_mean, None
     metric = found.goals.objective.metric
     blocks = []
     for stage in ("baseline", "confirmation"):
         arms = [by_seed(_of_stage(found, arm, stage), metric) for arm in STUDENTS if arm != NOISY]
         blocks.append(_block([arm for arm in arms if arm]))
     pairs = statistics.pair_noise(*blocks, resolution=found.resolution(metric))
-    return (None if pairs is None else pairs.sd / math.sqrt(2)), shared
+    return (None if pairs is None else pairs.sd / math.sqrt(2) / of_a_mean), shared
 
 
 def _of_stage(found: Comparison, arm: str, stage: str) -> Sequence[RunRecord]:

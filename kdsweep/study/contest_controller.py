@@ -101,6 +101,7 @@ class ContestStudy(Study):
         )
         for entrant in entered:
             with beside(_words_of(entrant)):
+                self._check_repeats(spaces[entrant.name])
                 self._check_entrant(entrant, spaces[entrant.name], plan)
         folder, url = Path(self.sweep_dir), storage_url(self.storage, self.sweep_dir)
         name = str(self.study_name)
@@ -110,7 +111,8 @@ class ContestStudy(Study):
             # Without a space nothing is asked of a sampler.
             sampler = self.sampler if space else OmegaConf.create({"_target_": "optuna.samplers.RandomSampler"})
             limits_, extend, seed = self._max_restarts, self._extender(), self._sampler_seed
-            return Search(url, study, directions, space, sampler, self._pruner, n_trials, limits_, extend, seed)
+            again = self._replicates, self._race
+            return Search(url, study, directions, space, sampler, self._pruner, n_trials, limits_, extend, seed, *again)
 
         with only_controller(folder, name):
             if self._restart == "fresh":

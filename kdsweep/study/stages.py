@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 FIRST_FRESH_SEED = 1000
 # Those of trials with seeds of their own start here, far above all others.
 FIRST_SEARCH_SEED = 1_000_000
+# The k-th run of a setting after its first has this seed and k more, so that runs of several settings share seeds.
+FIRST_SEED_AGAIN = 2_000_000
 
 # A signal that has ended the process of a job reaches this one so much later at most, if it was meant for both.
 OWN_SIGNAL_SECONDS = 0.5
@@ -487,7 +489,9 @@ class Stages:
         if between is not None and between.number == number:
             place = "the choice, between the others"
         else:
-            place = f"{number + 1} of {self._search.n_trials}"
+            before = self._search.runs_before(setting)
+            again = f", run {before + 1} of its setting" if before else ""
+            place = f"{number + 1} of {self._search.n_trials}{again}"
         note(f"{self._said(number)} ({place}){self._eta()}: {shown}")
         self._trials[self._job_name(number)] = number
         return self.trial_job(setting)
@@ -503,6 +507,8 @@ class Stages:
         own = setting.overrides
         if self._search_seeds == "fresh" and "seed" not in setting.params:
             own = [*own, f"seed={FIRST_SEARCH_SEED + setting.number}"]
+        elif before := self._search.runs_before(setting):
+            own = [*own, f"seed={FIRST_SEED_AGAIN + before}"]
         return own if self._lengths is None else [*own, *self._lengths.line(short=short)]
 
     def _job_name(self, number: int) -> str:

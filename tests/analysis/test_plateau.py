@@ -190,7 +190,7 @@ def test_few_trials_dont_tell_which_parameter_matters() -> None:
 
 def test_interaction_shows_in_the_total_alone() -> None:
     """A saddle, on which neither parameter does anything by itself."""
-    unit = trials(64)
+    unit = trials(32)
     values = 0.9 + 0.1 * (unit[:, 0] - 0.5) * (unit[:, 1] - 0.5)
     for share in importances(SPACE, SPACE.from_unit(unit), values.tolist()).values():
         assert share.first < 0.05
@@ -287,5 +287,5 @@ def test_noise_is_recovered(height: float, error: float) -> None:
 
     On a surface that is 250 times as high as the noise, the model takes a part of what it can't follow for noise.
     """
-    noise = [found(unit, values).noise_sd for unit, values, _ in simulated(40, 30, height)]
+    noise = [found(unit, values).noise_sd for unit, values, _ in simulated(15, 30, height)]
     assert np.median(noise) == pytest.approx(NOISE, rel=error)

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 STUDY = (
     *("sweep=demo", "sweep.n_trials=2", "sweep.baseline_seeds=1", "sweep.confirm_seeds=1", "epochs=2", "n_passes=2"),
     *("model.name=shufflenet_v2_x0_5", "precision=fp32", "teacher.network.input_size=64"),
-    *("data.train_fraction=0.05", "data.val_size=97", "data.n_test=100"),
+    *("data.train_fraction=0.05", "data.val_size=97", "data.n_test=100", "tracking.models=false"),
 )
 SCRATCH = (*SHORT, "arm=scratch", "loss=ce", "teacher=none")
 # A source that nobody is changing while tests run: git isn't asked.
