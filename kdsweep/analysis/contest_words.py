@@ -79,24 +79,30 @@ def _clear(paired: Paired) -> bool:
 
 def _budget(contest: Contest) -> str:
     """Says whether what is gained with few epochs is still there with many."""
-    told = [_change(change) for change in contest.changes if change.second == contest.plan.against[0]]
+    told = [_change(contest, change) for change in contest.changes if change.second == contest.plan.against[0]]
     return told[-1] if told else "No verdict: the shortest and the longest budget take fresh seeds of all contenders."
 
 
-def _change(change: Change) -> str:
+def _at(contest: Contest, place: str) -> str:
+    """Returns a condition as it stands in a sentence: "8 epochs"; others say themselves what they are."""
+    return f"{place} epochs" if contest.unit == "epochs" else place
+
+
+def _change(contest: Contest, change: Change) -> str:
     early, late = (f"{100 * gain:+.2f} points" for gain in change.gains)
     known = not math.isnan(change.change.low)
     limits = f" (95% interval {100 * change.change.low:+.2f} to {100 * change.change.high:+.2f})" if known else ""
+    by = f"{100 * change.change.mean:+.2f}{limits}"
     if not known:
-        outcome = "too few pairs to say whether that changes"
+        outcome = f"a change of {by}, with too few pairs to say whether it is noise"
     elif change.change.p >= SIGNIFICANCE:
-        outcome = "the change is not distinguishable from none"
+        outcome = f"a change of {by}, not distinguishable from none"
     else:
-        outcome = "the gain grows" if abs(change.gains[1]) > abs(change.gains[0]) else "the gain shrinks"
-    return (
-        f"{arm_label(change.first)} - {arm_label(change.second)} is {early} at {change.at[0]} and {late} at "
-        f"{change.at[1]}: {outcome}, by {100 * change.change.mean:+.2f}{limits}."
-    )
+        grows = abs(change.gains[1]) > abs(change.gains[0])
+        outcome = f"the gain {'grows' if grows else 'shrinks'}, by {by}"
+    first, last = (_at(contest, place) for place in change.at)
+    names = f"{arm_label(change.first)} - {arm_label(change.second)}"
+    return f"{names} is {early} at {first} and {late} at {last}: {outcome}."
 
 
 def _saved_words(saved: Saved) -> Iterator[str]:
@@ -154,7 +160,7 @@ def words(contest: Contest, judged: Verdict) -> Iterator[str]:
         for point in saved.points:
             yield f"{_point(saved, point)}; {point.pairs} seed{'s' * (point.pairs != 1)}."
     for change in contest.changes:
-        yield _change(change)
+        yield _change(contest, change)
     clear = [paired for paired in judged.comparisons if _clear(paired)]
     for paired in sorted(clear, key=lambda one: one.adjusted_p)[:12]:
         yield verdict_words.sentence(paired, len(judged.comparisons))
@@ -168,7 +174,7 @@ def words(contest: Contest, judged: Verdict) -> Iterator[str]:
             "of comparisons has each."
         )
     for speed in contest.speeds:
-        yield _speed_words(speed)
+        yield _speed_words(contest, speed)
     if judged.noise is not None:
         noise = judged.noise
         yield (
@@ -202,8 +208,8 @@ def missing(contest: Contest, stop: Stop | None) -> Iterator[str]:
         yield f"Of {planned} fresh seeds each there are: {', '.join(short[:8])}{more}."
 
 
-def _speed_words(speed: Speed) -> str:
-    where = f" at {speed.place}" if speed.place else ""
+def _speed_words(contest: Contest, speed: Speed) -> str:
+    where = f" at {_at(contest, speed.place)}" if speed.place else ""
     a, b = arm_label(speed.first), arm_label(speed.second)
     level = f"{100 * speed.level:.1f}% on validation{where}"
     n = speed.reached[2]

@@ -25,7 +25,7 @@ WEIGHTS = "model.safetensors"
 
 # The number of test pictures on which an exported file is compared with the network: of a student whose export was
 # asked for, and of one that is exported by the way.
-MAX_CHECKED, MAX_CHECKED_BY_THE_WAY = 1000, 64
+MAX_CHECKED, MAX_CHECKED_BY_THE_WAY = 1000, 16
 
 
 @dataclass(frozen=True)

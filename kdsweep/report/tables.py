@@ -99,18 +99,22 @@ def listed(runs: Sequence[RunRecord]) -> Table:
 def arms(report: Report) -> Table:
     """Makes the table of arms: mean ± standard deviation over each arm's runs."""
     rows = []
+    contest = report.contest
+    # A contest under several conditions has no target that all could reach.
+    columns = [name for name in COLUMNS if name != EPOCHS_TO_TARGET or contest is None or report.target is not None]
     for arm in report.arms:
-        cells = [_cell(arm, metric) for metric in COLUMNS]
+        cells = [_cell(arm, metric) for metric in columns]
         if report.target is not None and arm.name != "teacher" and EPOCHS_TO_TARGET not in arm.metrics:
-            cells[list(COLUMNS).index(EPOCHS_TO_TARGET)] = "never"
+            cells[columns.index(EPOCHS_TO_TARGET)] = "never"
         rows.append((arm.label, f"{len(arm.runs)}*" if arm.confirmed else str(len(arm.runs)), *cells))
     notes = []
     if any(arm.confirmed for arm in report.arms):
         notes.append("*: fresh seeds, which chose nothing")
     if report.target is not None:
-        notes.append(f"target: {report.target:.1%} on validation, {TARGET_SHARE:.0%} of scratch's final mean")
+        reference = "scratch" if contest is None else arm_label(contest.plan.against[0])
+        notes.append(f"target: {report.target:.1%} on validation, {TARGET_SHARE:.0%} of {reference}'s final mean")
     notes.append("agreement: with the teacher, on test")
-    headings = ("\n\narm", "\n\nruns", *(column.heading for column in COLUMNS.values()))
+    headings = ("\n\narm", "\n\nruns", *(COLUMNS[name].heading for name in columns))
     return Table(headings, tuple(rows), "; ".join(notes), named=True)
 
 

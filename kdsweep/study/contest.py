@@ -279,7 +279,7 @@ class Contest:
         note(f"About {roughly(seconds)}, {where} ({step}).")
 
     def _seconds(self, speed: Speed, n_jobs: int, elsewhere: bool) -> float:
-        """Returns about how long the runs that are left take; other students than the configured one aren't."""
+        """Returns about how long the runs that are left take, as if all had the configured student."""
         plain = TRIALS + " without a teacher"
         counts = {TRIALS: 0, plain: 0}
         for entrant in self._entered:

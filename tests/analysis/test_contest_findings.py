@@ -224,13 +224,11 @@ def speed(gains: Mapping[str, float]) -> list[RunRecord]:
     return runs
 
 
-@pytest.mark.parametrize(
-    ("last", "words"), [(0.0, "the gain shrinks, by -3.00"), (0.03, "not distinguishable from none, by +0.00")]
-)
+@pytest.mark.parametrize(("last", "words"), [(0.0, "the gain shrinks, by -3.00"), (0.03, "a change of +0.00")])
 def test_whether_a_gain_lasts_is_the_headline_of_a_study_of_budgets(last: float, words: str) -> None:
     """The gain with the fewest epochs against that with the most, paired by seed."""
     report = told(SPEED, *speed({"5": 0.03, "10": 0.03, "20": 0.02, "50": last}))
-    assert report.headline.startswith("distill - scratch is +3.00 points at 5 and ")
+    assert report.headline.startswith("distill - scratch is +3.00 points at 5 epochs and ")
     assert words in report.headline
     assert any(line.startswith("Distill with 5 epochs equals scratch with ") for line in report.findings)
 
@@ -270,6 +268,14 @@ def test_students_have_a_verdict_each() -> None:
     assert arm_label("label_smoothing at net_v2") == "label smoothing at net_v2"
     assert pair_label("label_smoothing at net_v2", "scratch at net_v2") == "label smoothing - scratch at net_v2"
     assert pair_label("kd_standardized", "kd") == "kd standardized - kd"
+    assert not any("target" in heading for heading in tables.arms(report).headings)
+
+
+def test_the_target_of_a_contest_is_that_of_its_reference() -> None:
+    """Which needn't be scratch."""
+    shown = tables.arms(told(LOSSES, *losses()))
+    assert any("target" in heading for heading in shown.headings)
+    assert "95% of kd's final mean" in shown.caption
 
 
 @pytest.mark.parametrize("which", ["losses", "hunger", "students"])

@@ -141,7 +141,8 @@ def _across(report: Report) -> Arguments | None:
         for saved in held.saved
     }
     words = {"pictures": "training pictures", "epochs": "epochs of training"}
-    label = ", ".join(held.plan.grid) if unit is None else words[unit]
+    keys = ("student" if key == "model.name" else key for key in held.plan.grid)
+    label = ", ".join(keys) if unit is None else words[unit]
     reference = arm_label(held.plan.against[0])
     return (arms, label, unit is not None, savings, reference) if arms else None
 
