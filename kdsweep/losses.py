@@ -153,6 +153,12 @@ def _needs(loss: Callable[..., Tensor]) -> tuple[str, ...]:
     return said
 
 
+def parts_by_key(loss: Callable[..., Tensor]) -> dict[str, Callable[..., Tensor]]:
+    """Returns the losses that a sum or a schedule is made of, by their keys: "terms.kd.of", "of"."""
+    in_sum = isinstance(loss, functools.partial) and "terms" in loss.keywords
+    return {f"terms.{name}.of" if in_sum else name: part for name, part in _parts(loss).items()}
+
+
 def _parts(loss: Callable[..., Tensor]) -> dict[str, Callable[..., Tensor]]:
     """Returns the losses that a sum or a schedule is made of, by name."""
     if not isinstance(loss, functools.partial):

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from kdsweep.losses import LABEL, NO_LABEL, given_arguments, needs_of
+from kdsweep import losses
+from kdsweep.losses import GIVEN, LABEL, NO_LABEL, given_arguments, needs_of
 from kdsweep.own_arguments import name_of, parameters, require_arguments
 from kdsweep.system.errors import UserError, one_line
 
@@ -129,13 +130,34 @@ def require_settings(group: str, function: Callable[..., object], settings: Mapp
     given: set[str] = set()
     if group == "loss":
         given |= given_arguments(function)
-        for name in sorted(given & settings.keys()):
+        # A sum of ours has arguments for what its terms may need.
+        ours = GIVEN if function.__module__ == losses.__name__ else set()
+        for name in sorted((given | ours) & settings.keys()):
             rule = f"nobody but the training gives {name_of(function)} this argument"
             raise UserError(f"`{rule}` must hold, but got {name}={settings[name]!r}. Leave it out.", name)
     elif group == "schedule":
         given |= {*STEPS, _asks_second(function) or ""}
     n_given = 0 if group == "loss" and isinstance(function, type) else N_GIVEN[group]
     require_arguments(function, settings, (), given, n_given=n_given)
+
+
+def require_settings_of_parts(loss: Callable[..., Tensor]) -> None:
+    """Refuses the same as `require_settings` in the losses that a sum or a schedule is made of.
+
+    Args:
+        loss: The loss with its settings, which `loss_rules` has let pass.
+
+    Raises:
+        UserError: Its key is the setting.
+    """
+    for key, part in losses.parts_by_key(loss).items():
+        if not isinstance(part, partial):
+            continue
+        try:
+            require_settings("loss", part.func, part.keywords)
+            require_settings_of_parts(part)
+        except UserError as error:
+            raise error.within(key) from error
 
 
 def try_loss(loss: Callable[..., object], *, with_teacher: bool) -> None:

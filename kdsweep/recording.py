@@ -59,6 +59,9 @@ log = logging.getLogger(__name__)
 # The folder of a run's artifacts that has the user's own code, as it was when the run began.
 SOURCES = "source"
 
+# The option of the loss that an arm's name says.
+OWN_LOSS = {"scratch": "ce", "label_smoothing": "label_smoothing", "shuffled": "kd", "distill": "kd"}
+
 # A study's run waits this long for an MLflow server that doesn't answer when the run starts.
 STUDY_SECONDS = 240.0
 
@@ -328,11 +331,30 @@ def _name(cfg: DictConfig) -> str:
     if (contests := contest_plan.in_words(str(cfg.tracking.job))) is not None:
         return contests.removeprefix("confirmation of ")
     arm, seed = arm_label(cfg.arm), f"seed {cfg.seed}"
-    setting = [f"{key} {value:.3g}" for key, value in cfg.loss.items() if type(value) in (int, float)]
+    setting = [*_loss_name(cfg), *(f"{key} {value:.3g}" for key, value in _loss_numbers(cfg.loss))]
     if cfg.tracking.stage in ("pilot", "search") and cfg.tracking.trial is not None:
         return ", ".join([f"{'trial' if cfg.tracking.stage == 'search' else 'pilot'} {cfg.tracking.trial}", *setting])
     # In a study all baselines, and all confirmations, of an arm have one setting.
     return ", ".join([arm, seed] if cfg.tracking.study is not None else [arm, *setting, seed])
+
+
+def _loss_name(cfg: DictConfig) -> list[str]:
+    """Returns the name of a run's loss, in a list; an empty list if it is what the arm's name says."""
+    module, _, name = cfg.loss._target_.rpartition(".")
+    # Several options have one function of ours: kd and kd_variants, sum and sum_feature.
+    if module == "kdsweep.losses" and HydraConfig.initialized():
+        name = str(HydraConfig.get().runtime.choices["loss"])
+    return [] if name == OWN_LOSS[cfg.arm] else [name.replace("_", " ")]
+
+
+def _loss_numbers(loss: DictConfig) -> Iterator[tuple[str, float]]:
+    """Yields the numbers among the settings of a loss with their names; of a sum, the weight of each term."""
+    yield from ((str(key), value) for key, value in loss.items() if type(value) in (int, float))
+    terms = loss.terms if "terms" in loss and OmegaConf.is_dict(loss.terms) else {}
+    for name, term in terms.items():
+        weight = term.weight if OmegaConf.is_dict(term) and "weight" in term else None
+        if type(weight) in (int, float):
+            yield str(name), weight
 
 
 def _parent(cfg: DictConfig, store: Store) -> str | None:

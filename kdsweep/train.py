@@ -97,6 +97,7 @@ def hydra_main(cfg: DictConfig) -> float | tuple[float, ...]:
             require_read(cfg, cast("DictConfig", hydra_cfg))
             done = train(cfg)
             if not multirun:
+                _log_model(cfg, done)
                 _say_what_comes_next(cfg, done)
             elif cfg.tracking.parent is None:
                 from kdsweep.recording import group_key
@@ -113,6 +114,18 @@ def hydra_main(cfg: DictConfig) -> float | tuple[float, ...]:
         exit_status.fail(
             "kdsweep", known, f"job {hydra_cfg.job.num}: {hydra_cfg.job.override_dirname}" if multirun else None
         )
+
+
+def _log_model(cfg: DictConfig, done: Trained) -> None:
+    """Logs the student of a single run as a model of MLflow's, if that is asked for."""
+    from kdsweep import recording
+    from kdsweep.config.rules import settled
+    from kdsweep.exporting import student_models
+    from kdsweep.tracking.run_records import STUDENTS
+
+    if cfg.tracking.models and not cfg.tracking.offline and str(settled(cfg).arm) in STUDENTS:
+        uri, root = recording.uri_of(cfg), Path(cfg.paths.root)
+        student_models.log_of_run(uri, cfg.tracking.experiment, done.run_id, root)
 
 
 def _say_what_comes_next(cfg: DictConfig, done: Trained) -> None:

@@ -21,10 +21,7 @@ START, END = "<!-- import-graph:start -->", "<!-- import-graph:end -->"
 
 # The floors from top to bottom, and the modules of each from top to bottom: a module imports only what stands below it.
 FLOORS: Mapping[str, tuple[str, ...]] = {
-    "commands": (
-        *("reproduce", "export", "export_description", "network_files", "trained_student", "source_run"),
-        *("report", "ui", "sync", "translate"),
-    ),
+    "commands": (*("reproduce", "export", "source_run", "report", "ui", "sync", "translate"),),
     "study": (
         *("plugin", "contest_controller", "controller", "contest", "stages"),
         *("asking", "starting", "choosing", "confirming", "two_records"),
@@ -36,6 +33,7 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
         *("trial_link", "heartbeat", "prefetch"),
     ),
     "recording": ("recording",),
+    "exporting": ("student_models", "exporter", "description", "network_files", "trained_student"),
     "report": (
         *(
             "next_commands",
@@ -58,6 +56,7 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
             "findings",
             "transfer",
             "contest_words",
+            "contest_stopping",
             "contest_findings",
             "equivalent",
             "seed_planning",
@@ -68,7 +67,16 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
         ),
         "verdict",
         *("chance", "cost", "landscape", "plateau", "choice", "gaussian_process"),
-        *("deviation", "environment_diff", "sorted_runs", "study_goals", "contest_plan", "always_valid", "statistics"),
+        *(
+            "deviation",
+            "environment_diff",
+            "sorted_runs",
+            "study_goals",
+            "contest_plan",
+            "always_valid",
+            "racing",
+            "statistics",
+        ),
     ),
     "config": (
         "help_page",

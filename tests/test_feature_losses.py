@@ -599,10 +599,25 @@ def test_a_loss_on_features_is_refused_without_a_teacher(words: str) -> None:
     assert "features" in needs_of(build.component(config, "loss"))
 
 
-def test_what_the_training_gives_is_no_setting() -> None:
-    """Features and projector can't be configured."""
-    with pytest.raises(UserError, match=r"loss\.projector: `nobody but the training gives feature this argument`"):
-        build.component(composed("loss=feature", "+loss.projector=1"), "loss")
+@pytest.mark.parametrize(
+    ("words", "key", "loss"),
+    [
+        (("loss=feature", "+loss.projector=1"), "loss.projector", "feature"),
+        (("loss=sum", "+loss.student_features=1"), "loss.student_features", "weighted_sum"),
+        (("loss=sum_feature", "+loss.terms.feature.of.projector=1"), "loss.terms.feature.of.projector", "feature"),
+        (("loss=dkd_warmup", "+loss.teacher_features=1"), "loss.teacher_features", "scheduled"),
+    ],
+)
+def test_what_the_training_gives_is_no_setting(words: tuple[str, ...], key: str, loss: str) -> None:
+    """Features and projector can't be configured, in a sum or a schedule and in their parts either."""
+    with pytest.raises(UserError, match=f"^{key}: `nobody but the training gives {loss} this argument`"):
+        build.component(composed(*words), "loss")
+
+
+def test_a_terms_unknown_setting_is_named() -> None:
+    """By its whole key, as that of any loss."""
+    with pytest.raises(UserError, match=r"^loss\.terms\.kd\.of\.temperature: "):
+        build.component(composed("loss=sum", "+loss.terms.kd.of.temperature=2"), "loss")
 
 
 @pytest.mark.slow

@@ -122,6 +122,9 @@ def test_a_run_is_named_and_described_for_whoever_reads_it_in_mlflow(run: Run) -
         (("tracking.stage=confirmation", "tracking.study=x", "seed=1000"), "distill, seed 1000"),
         (("experiment=label_smoothing", "seed=3"), "label smoothing, smoothing 0.1, seed 3"),
         (("experiment=scratch",), "scratch, seed 0"),
+        (("loss=dkd",), "distill, dkd, ce_weight 1, target_weight 1, others_weight 8, tau 4, seed 0"),
+        (("loss=pseudo_labels",), "distill, pseudo labels, alpha 0.5, seed 0"),
+        (("loss=sum", "loss.terms.kd.weight=0.25"), "distill, weighted sum, ce 1, kd 0.25, dist 1, seed 0"),
     ],
 )
 def test_names_begin_with_what_distinguishes_runs(words: tuple[str, ...], name: str) -> None:

@@ -64,6 +64,7 @@ class Scored:
     Attributes:
         own: Whether it is a trial of this study. Another study's is evidence, and its setting would be tried anew.
         inside: Whether it lies in what is searched. What doesn't is evidence, and is never chosen.
+        first: The first trial of the same setting, of which this is another run; None or its own number if it is none.
     """
 
     number: int
@@ -71,6 +72,12 @@ class Scored:
     value: float
     own: bool = True
     inside: bool = True
+    first: int | None = None
+
+    @property
+    def setting(self) -> int:
+        """The trial that stands for the setting: the first one of it."""
+        return self.number if self.first is None else self.first
 
     @property
     def may_be_chosen(self) -> bool:
@@ -87,7 +94,8 @@ class Choice:
         params: The setting between the trials; those of the trial if it is one.
         expected, sd: What the model promises of it, without a run's noise; NaN without a model.
         tried: The trial of which the model expects most; the best one without a model.
-        best, best_value: The trial with the best score, and that score.
+        best, best_value: The trial with the best score, and that score; the mean of a setting that was run repeatedly,
+            for which its first trial stands.
         best_expected: What the model expects of it; NaN without a model.
         reason: Why the best trial is chosen and not the model's: a clause; empty if the model chose.
     """
@@ -117,11 +125,18 @@ def choose(axes: Sequence[Axis], trials: Sequence[Scored], *, maximise: bool = T
     sign = 1 if maximise else -1
     known = [trial for trial in trials if math.isfinite(trial.value)]
     own = np.array([trial.may_be_chosen for trial in known])
-    best = max((t for t in known if t.may_be_chosen), key=lambda trial: (sign * trial.value, -trial.number))
+    scores: dict[int, list[float]] = {}
+    for trial in known:
+        if trial.may_be_chosen:
+            scores.setdefault(trial.setting, []).append(trial.value)
+    means_of = {number: math.fsum(own) / len(own) for number, own in scores.items()}
+    number = max(means_of, key=lambda setting: (sign * means_of[setting], -setting))
+    best_value = means_of[number]
+    best = next(trial for trial in known if trial.may_be_chosen and trial.setting == number)
 
     def fallen_back(reason: str) -> Choice:
         nan = math.nan
-        return Choice(best.number, dict(best.params), nan, nan, best.number, best.number, best.value, nan, reason)
+        return Choice(number, dict(best.params), nan, nan, number, number, best_value, nan, reason)
 
     moving = [axis for axis in axes if axis.varies]
     if any(trial.params.keys() != {axis.key for axis in axes} for trial in known):
@@ -143,13 +158,13 @@ def choose(axes: Sequence[Axis], trials: Sequence[Scored], *, maximise: bool = T
     new = expected.max() > means[tried] + WORTH_A_RUN * model.noise_sd
     point = between[expected.argmax()] if new else points[tried]
     return Choice(
-        number=None if new else known[tried].number,
+        number=None if new else known[tried].setting,
         params={**known[tried].params, **_values(moving, point)} if new else dict(known[tried].params),
         expected=sign * float(model.mean(point[None])[0]),
         sd=float(model.sd(point[None])[0]),
-        tried=known[tried].number,
-        best=best.number,
-        best_value=best.value,
+        tried=known[tried].setting,
+        best=number,
+        best_value=best_value,
         best_expected=sign * float(means[known.index(best)]),
     )
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from kdsweep.analysis import chance, statistics, verdict
+from kdsweep.analysis import always_valid, chance, statistics, verdict
 from kdsweep.analysis.equivalent import Equivalent, equivalents
 from kdsweep.analysis.sorted_runs import (
     TARGET_SHARE,
@@ -19,6 +19,7 @@ from kdsweep.analysis.sorted_runs import (
 )
 from kdsweep.analysis.study_goals import Goals, setting
 from kdsweep.analysis.verdict import METRIC, SIGNIFICANCE, Paired, Verdict
+from kdsweep.tracking.run_records import NOISY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -44,6 +45,11 @@ class Cell:
     condition: Condition
     runs: tuple[RunRecord, ...]
     amount: float
+
+    @property
+    def is_noisy(self) -> bool:
+        """Whether its noise is its own: its student learns from wrong answers."""
+        return any(run.arm == NOISY for run in self.runs)
 
     @property
     def by_seed(self) -> dict[int, float]:
@@ -135,12 +141,8 @@ def compare(study: StudyRecord, readings: Readings, plan: Plan) -> tuple[Compari
     """Sorts the runs of a contest. Only finished runs count, and of two runs of one job the later one."""
     goals = Goals.read(study.parent.tags)
     runs = list({run.tags.get("kdsweep.job", run.id): run for run in study.runs()}.values())
-    cells = []
-    for condition in plan.conditions:
-        for name in plan.contenders:
-            own = tuple(run for run in runs if _belongs(run, name, condition, plan))
-            if own:
-                cells.append(Cell(name, condition, own, _amount(own, condition)))
+    beyond = tuple(run for run in runs if run.stage == "confirmation" and _is_beyond(run, goals))
+    cells = cells_of([run for run in runs if run not in beyond], plan)
     teacher = [run for run in runs if run.arm == "teacher"]
     reference = spread(
         run.metrics.get("val/accuracy") for cell in cells if cell.contender == plan.against[0] for run in cell.runs
@@ -150,15 +152,33 @@ def compare(study: StudyRecord, readings: Readings, plan: Plan) -> tuple[Compari
     arms = [arm_of("teacher", teacher, False, readings, None)] if teacher else []
     arms += [arm_of(plan.cell(c.contender, c.condition), c.runs, True, readings, target) for c in cells]
     searched = [run for run in runs if run.stage == "search"]
-    found = Comparison(study, goals, tuple(arms), _trials(searched, goals, plan), None, (), (), target, readings)
+    trials = _trials(searched, goals, plan)
+    found = Comparison(study, goals, tuple(arms), trials, None, (), (), target, readings, beyond)
     contest = Contest(plan, tuple(cells))
     return found, replace(
         contest,
         saved=tuple(_saved(contest, found)),
         changes=tuple(_changes(contest, found.resolution(METRIC))),
         # How long it takes with less data is another question.
-        speeds=() if contest.unit == "pictures" else tuple(_speeds(contest, readings)),
+        speeds=()
+        if contest.unit == "pictures"
+        else tuple(_speeds(contest, readings, at_any_time=goals.confirm_until is not None)),
     )
+
+
+def cells_of(runs: Sequence[RunRecord], plan: Plan) -> list[Cell]:
+    """Returns the contenders under each condition that have fresh seeds among these runs."""
+    cells = []
+    for condition in plan.conditions:
+        for name in plan.contenders:
+            own = tuple(run for run in runs if _belongs(run, name, condition, plan))
+            if own:
+                cells.append(Cell(name, condition, own, _amount(own, condition)))
+    return cells
+
+
+def _is_beyond(run: RunRecord, goals: Goals) -> bool:
+    return goals.stop is not None and run.seed is not None and run.seed > goals.stop.last_seed
 
 
 def _belongs(run: RunRecord, name: str, condition: Condition, plan: Plan) -> bool:
@@ -179,14 +199,26 @@ def _amount(runs: Sequence[RunRecord], condition: Condition) -> float:
 
 def _trials(runs: Sequence[RunRecord], goals: Goals, plan: Plan) -> tuple[Trial, ...]:
     """Returns the trials of all searches, the best first; their parameters are in one column, since each has others."""
-    trials = []
+    metrics = [objective.metric for objective in goals.objectives]
+    groups: dict[tuple[str, ...], list[RunRecord]] = {}
     for run in runs:
-        values = tuple(run.metrics.get(objective.metric, math.nan) for objective in goals.objectives)
         name, number = run.tags.get("kdsweep.contender", ""), run.tags.get("kdsweep.trial", "")
-        if number.isdecimal() and name in plan.contenders and not any(map(math.isnan, values)):
-            params = {key: run.setting(key) for key in plan.searched(name)}
-            told = {"contender": arm_label(name), "setting": setting(params)}
-            trials.append(Trial(int(number), told, (run,), values))
+        known = not any(math.isnan(run.metrics.get(metric, math.nan)) for metric in metrics)
+        if number.isdecimal() and name in plan.contenders and known:
+            values = [run.setting(key) for key in plan.searched(name)]
+            groups.setdefault((name, "" if goals.repeats else number, *values), []).append(run)
+    trials = [
+        Trial(
+            min(int(run.tags["kdsweep.trial"]) for run in members),
+            {
+                "contender": arm_label(name),
+                "setting": setting(dict(zip(plan.searched(name), values, strict=True))),
+            },
+            tuple(members),
+            tuple(math.fsum(run.metrics[metric] for run in members) / len(members) for metric in metrics),
+        )
+        for (name, _, *values), members in groups.items()
+    ]
     sign = goals.objective.sign
     return tuple(sorted(trials, key=lambda trial: (-sign * trial.value, trial.params["contender"], trial.number)))
 
@@ -196,40 +228,52 @@ def _trials(runs: Sequence[RunRecord], goals: Goals, plan: Plan) -> tuple[Trial,
 
 def judge(found: Comparison, contest: Contest) -> Verdict:
     """Compares the contenders under each condition, and corrects for all comparisons together."""
-    resolution = found.resolution(METRIC)
-    compared: list[Paired] = []
-    for condition in contest.plan.conditions:
-        arms = {
-            contest.plan.cell(cell.contender, condition): cell.by_seed
-            for cell in contest.cells
-            if cell.condition == condition
-        }
-        names = [(contest.plan.cell(a, condition), contest.plan.cell(b, condition)) for a, b in contest.plan.pairs]
-        pairs = [pair for pair in names if set(pair) <= arms.keys()]
-        # Noise is pooled under one condition alone: little data is noisier than much.
-        compared += verdict.comparisons(arms, resolution, pairs) if pairs else []
-    adjusted = statistics.holm([paired.difference.p for paired in compared])
-    compared = [
-        replace(paired, adjusted_p=p, outcome=statistics.verdict(paired.difference, p, SIGNIFICANCE))
-        for paired, p in zip(compared, adjusted, strict=True)
-    ]
+    at_any_time = found.goals.confirm_until is not None
+    pairs = compared(contest.cells, contest.plan, found.resolution(METRIC), at_any_time=at_any_time)
     metric = found.goals.objective.metric
     noise, validation = (
         statistics.noise_floor(
-            [[run.metrics[name] for run in cell.runs if name in run.metrics] for cell in contest.cells],
+            [[r.metrics[name] for r in cell.runs if name in r.metrics] for cell in contest.cells if not cell.is_noisy],
             resolution=found.resolution(name),
         )
         for name in (METRIC, metric)
     )
     against_chance = chance.compare(found)
     if against_chance is not None and against_chance.nothing_learned:
-        compared = [replace(paired, outcome="unknown", outliers=(), without=None) for paired in compared]
+        pairs = [replace(paired, outcome="unknown", outliers=(), without=None) for paired in pairs]
     return Verdict(
-        comparisons=tuple(verdict.planned(paired, len(compared)) for paired in compared),
+        # What a power says of one look it doesn't say of many.
+        comparisons=tuple(pairs if at_any_time else (verdict.planned(paired, len(pairs)) for paired in pairs)),
         noise=noise,
         validation_noise=validation,
         chance=against_chance,
+        at_any_time=at_any_time,
     )
+
+
+def compared(cells: Sequence[Cell], plan: Plan, resolution: float, *, at_any_time: bool = False) -> list[Paired]:
+    """Compares the contenders under each condition, with one correction for all, and without what a plan adds.
+
+    Args:
+        cells: Their fresh seeds.
+        plan: The contest's.
+        resolution: The step of the accuracies, 1 / pictures; 0 if it is unknown.
+        at_any_time: Whether intervals and p values are to hold however often one looks.
+    """
+    noisy = {plan.cell(cell.contender, cell.condition) for cell in cells if cell.is_noisy}
+    found: list[Paired] = []
+    for condition in plan.conditions:
+        arms = {plan.cell(cell.contender, condition): cell.by_seed for cell in cells if cell.condition == condition}
+        names = [(plan.cell(a, condition), plan.cell(b, condition)) for a, b in plan.pairs]
+        pairs = [pair for pair in names if set(pair) <= arms.keys()]
+        # Noise is pooled under one condition alone: little data is noisier than much.
+        if pairs:
+            found += verdict.comparisons(arms, resolution, pairs, at_any_time=at_any_time, noisy=noisy)
+    adjusted = statistics.holm([paired.difference.p for paired in found])
+    return [
+        replace(paired, adjusted_p=p, outcome=statistics.verdict(paired.difference, p, SIGNIFICANCE))
+        for paired, p in zip(found, adjusted, strict=True)
+    ]
 
 
 def _saved(contest: Contest, found: Comparison) -> Iterator[Saved]:
@@ -265,7 +309,7 @@ def _changes(contest: Contest, resolution: float) -> Iterator[Change]:
         yield Change(first, second, (conditions[0].label, conditions[-1].label), gains, change)
 
 
-def _speeds(contest: Contest, readings: Readings) -> Iterator[Speed]:
+def _speeds(contest: Contest, readings: Readings, *, at_any_time: bool) -> Iterator[Speed]:
     """Compares how long it takes to reach 95 % of what the reference reaches in the end, under each condition."""
     for condition in contest.plan.conditions:
         base = contest.cell(contest.plan.against[0], condition)
@@ -278,7 +322,13 @@ def _speeds(contest: Contest, readings: Readings) -> Iterator[Speed]:
             if all(cells) and second == contest.plan.against[0]:
                 took = [_reached(cell.runs, level, readings) for cell in cells if cell is not None]
                 known = [run.seed for cell in cells if cell is not None for run in cell.runs]
-                yield _speed(first, second, condition.label, level, took, len({*known}))
+                speed = _speed(first, second, condition.label, level, took, len({*known}))
+                yield _at_any_time(speed) if at_any_time else speed
+
+
+def _at_any_time(speed: Speed) -> Speed:
+    own = [None if d is None else always_valid.at_any_time(d) for d in (speed.epochs, speed.seconds)]
+    return replace(speed, epochs=own[0], seconds=own[1])
 
 
 def _reached(runs: Sequence[RunRecord], level: float, readings: Readings) -> dict[int, tuple[float, float]]:

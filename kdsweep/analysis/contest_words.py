@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from kdsweep.analysis import verdict_words
+from kdsweep.analysis import always_valid, verdict_words
 from kdsweep.analysis.sorted_runs import arm_label, pair_label
 from kdsweep.analysis.study_goals import setting
 from kdsweep.analysis.verdict import SIGNIFICANCE, Paired, Verdict
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from kdsweep.analysis.contest_findings import Change, Contest, Saved, Speed
     from kdsweep.analysis.equivalent import Equivalent
+    from kdsweep.analysis.study_goals import Stop
 
 
 def headline(contest: Contest, judged: Verdict) -> str:
@@ -22,7 +23,9 @@ def headline(contest: Contest, judged: Verdict) -> str:
     if judged.nothing_learned:
         return verdict_words.headline(judged)
     if not any(paired.outcome != "unknown" for paired in judged.comparisons):
-        return "No verdict: that takes 3 fresh seeds of each contender (sweep.confirm_seeds=3), and there are fewer."
+        least = always_valid.FEWEST_PAIRS if judged.at_any_time else 3
+        own = f"{least} fresh seeds of each contender (sweep.confirm_seeds={least})"
+        return f"No verdict: that takes {own}, and there are fewer."
     if contest.saved:
         best = contest.saved[-1]
         return " ".join(_saved_words(best)) if contest.unit == "pictures" else _budget(contest)
@@ -179,9 +182,14 @@ def words(contest: Contest, judged: Verdict) -> Iterator[str]:
             yield f"{arm_label(name)} is its trial {number}: {setting(params)}."
 
 
-def missing(contest: Contest) -> Iterator[str]:
-    """Yields what is not there (yet)."""
-    planned = contest.plan.confirm_seeds
+def missing(contest: Contest, stop: Stop | None) -> Iterator[str]:
+    """Yields what is not there (yet).
+
+    Args:
+        contest: What was found.
+        stop: Where the confirmation stopped by itself, if it did.
+    """
+    planned = contest.plan.confirm_seeds if stop is None else stop.seeds
     short = []
     for condition in contest.plan.conditions:
         for name in contest.plan.contenders:

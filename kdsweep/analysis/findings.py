@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from kdsweep.analysis import (
     contest_findings,
+    contest_stopping,
     contest_words,
     cost,
     landscape,
@@ -126,6 +127,7 @@ def summarise(study: StudyRecord, readings: Readings) -> Report:
         *_chosen(found, front),
         *_promised(found),
         *transfer.words(found),
+        *_repeated(found),
         *_outside(found),
         *_started(found),
         *_others(found),
@@ -163,8 +165,8 @@ def _of_contest(study: StudyRecord, readings: Readings, plan: Plan) -> Report:
         spent,
         contest_words.headline(held, judged),
         (),
-        (*contest_words.words(held, judged), total),
-        tuple(contest_words.missing(held)),
+        (*contest_words.words(held, judged), *contest_stopping.words(found, held), total),
+        tuple(contest_words.missing(held, found.goals.stop)),
         contest=held,
     )
 
@@ -206,10 +208,11 @@ def _promised(found: Comparison) -> Iterable[str]:
         yield f"The best trial is the choice, because {promise.reason}."
         return
     best = next((trial for trial in found.trials if trial.number == promise.best), None)
+    scored = "trial scored" if len(chosen.runs) == 1 else f"{len(chosen.runs)} runs scored a mean of"
     what = (
         f"The choice is the setting with the highest posterior mean of a model of all trials: {objective.label} "
         f"{objective.shown(promise.expected)} (sd {objective.shown(promise.sd)}) is expected of it, and its "
-        f"trial scored {objective.shown(chosen.value)}."
+        f"{scored} {objective.shown(chosen.value)}."
     )
     if best is None or best is chosen:
         yield f"{what} It has the best score too."
@@ -218,6 +221,17 @@ def _promised(found: Comparison) -> Iterable[str]:
         f"{what} The best score is {objective.shown(best.value)}, of trial {best.number} ({setting(best.params)}), "
         f"of which the model expects {objective.shown(promise.best_expected)}."
     )
+
+
+def _repeated(found: Comparison) -> Iterable[str]:
+    """Says how often the settings of the search were run, where that is more than once."""
+    goals, counts = found.goals, [len(trial.runs) for trial in found.trials]
+    if not goals.repeats or not counts:
+        return
+    runs = f"{sum(counts)} runs of {len(counts)} settings, each with another seed"
+    how = f"{min(counts)} of each" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)} of each"
+    race = ": further runs went to settings that could still be the best (sweep.race)" if goals.race else ""
+    yield f"The search made {runs}: {how}{race}. A setting's mean is what counts."
 
 
 def _outside(found: Comparison) -> Iterable[str]:
@@ -386,12 +400,13 @@ def _missing(found: Comparison) -> Iterable[str]:
         yield "There is no finished scratch run here, so there is no difference and no target accuracy."
     if "teacher" not in arms:
         yield "There is no teacher run here: a teacher that was trained before, or by a student, has a run of its own."
-    planned, ended = found.goals.n_trials, len(found.trials) + len(found.pruned)
+    planned, ended = found.goals.n_trials, sum(len(trial.runs) for trial in found.trials) + len(found.pruned)
     if planned is not None and ended < planned:
         # A trial that failed counts as one of the planned ones, so only an interrupted study has trials left.
         going_on = found.study.parent.status != "FINISHED"
         rest = "the same command goes on with the study" if going_on else _unfinished(found, planned - ended)
-        yield f"{ended} of {planned} trials have ended well; {rest}."
+        what = "runs of the search" if found.goals.repeats else "trials"
+        yield f"{ended} of {planned} {what} have ended well; {rest}."
     restored = sum(RESTORED in run.tags for trial in found.trials for run in trial.runs)
     restored += sum(RESTORED in run.tags for run in found.study.runs("distill", status="KILLED"))
     if restored:
@@ -402,7 +417,8 @@ def _missing(found: Comparison) -> Iterable[str]:
 
 def _unfinished(found: Comparison, others: int) -> str:
     """Says what became of the trials that haven't ended well: they failed, unless they have no run here."""
-    well = {trial.number for trial in found.trials} | {trial.number for trial in found.pruned}
+    well = {int(run.tags.get("kdsweep.trial", trial.number)) for trial in found.trials for run in trial.runs}
+    well |= {trial.number for trial in found.pruned}
     runs = [run for status in ("FAILED", "KILLED") for run in found.study.runs("distill", "search", status)]
     failed = {number for run in runs if (number := run.tags.get("kdsweep.trial", "")).isdecimal()}
     n_failed = len({int(number) for number in failed} - well)

@@ -120,10 +120,14 @@ def _of_contest(
         for run in ended
         if run.stage == "confirmation"
         and run.tags.get("kdsweep.trial") == chosen.get(run.tags.get("kdsweep.contender", ""))
+        and (goals.stop is None or run.seed is None or run.seed <= goals.stop.last_seed)
     ]
     cells = len(plan.contenders) * len(plan.conditions)
+    most = plan.confirm_seeds if goals.confirm_until is None else goals.confirm_until
+    seeds = most if goals.stop is None else goals.stop.seeds
+    at_most = goals.confirm_until is not None and goals.stop is None
     return (
         baselines,
         Stage("trials", len(trials), goals.n_trials),
-        Stage("fresh seeds", len(fresh), cells * plan.confirm_seeds),
+        Stage("fresh seeds", len(fresh), cells * seeds, at_most=at_most),
     )

@@ -91,6 +91,7 @@ class Trial:
     """One setting of the search: its number, the parameters that the search varied, and its runs (mostly one).
 
     Attributes:
+        number: That of the first of its runs.
         values: The mean over the runs of each objective; `value` is the first of them.
     """
 
@@ -304,7 +305,8 @@ def _trials(runs: Sequence[RunRecord], goals: Goals) -> tuple[Trial, ...]:
         if all(math.isfinite(run.metrics.get(metric, math.nan)) for metric in metrics):
             number = run.tags.get("kdsweep.trial", "")
             setting = tuple(run.setting(key) for key in keys)
-            settings.setdefault((number, *setting), []).append((int(number) if number.isdecimal() else index, run))
+            own = "" if goals.repeats else number
+            settings.setdefault((own, *setting), []).append((int(number) if number.isdecimal() else index, run))
     trials = [
         Trial(
             number=min(number for number, _ in members),

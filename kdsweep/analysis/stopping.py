@@ -17,10 +17,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from kdsweep.analysis.sorted_runs import Comparison
-    from kdsweep.analysis.study_goals import Why
+    from kdsweep.analysis.study_goals import Stop, Why
     from kdsweep.tracking.run_records import RunRecord
 
-REASONS = {
+VALID = (
+    "Its intervals and p values are always valid: they hold however often one looks, and whatever limit "
+    "sweep.confirm_until is set to later."
+)
+REASONS: dict[Why, str] = {
     "clear": "because distill is told apart from each control",
     "out of reach": "because {most} seeds would hardly tell distill from each control",
     "spent": "because no more were asked for",
@@ -58,9 +62,21 @@ def decision(arms: Mapping[str, Mapping[int, float]], seeds: Sequence[int], most
         for one, now in zip(fixed, at_any_time, strict=True)
         if one.first == "distill" and now.outcome not in ("better", "worse")
     ]
-    if any(one.first == "distill" for one in fixed) and all(open_):
+    return outcome(any(one.first == "distill" for one in fixed), open_, len(seeds), most)
+
+
+def outcome(anything: bool, open_: Sequence[bool], n: int, most: int) -> Why | None:
+    """Returns why a confirmation stops after `n` of at most `most` seeds; None if it goes on.
+
+    Args:
+        anything: Whether there is a comparison at all.
+        open_: For each comparison without an answer, whether it is out of reach.
+        n: The number of seeds.
+        most: The number of seeds that are affordable.
+    """
+    if anything and all(open_):
         return "out of reach" if open_ else "clear"
-    return "spent" if len(seeds) >= most else None
+    return "spent" if n >= most else None
 
 
 def words(found: Comparison) -> Iterator[str]:
@@ -68,20 +84,21 @@ def words(found: Comparison) -> Iterator[str]:
     most, stop = found.goals.confirm_until, found.goals.stop
     if most is None:
         return
-    valid = (
-        "Its intervals and p values are always valid: they hold however often one looks, and whatever limit "
-        "sweep.confirm_until is set to later."
-    )
     if stop is None or found.chosen is None or stop.trial != found.chosen.number:
         if found.confirmed("distill"):
-            yield f"The confirmation goes on until the answer is clear, with at most {most} seeds an arm. {valid}"
+            yield f"The confirmation goes on until the answer is clear, with at most {most} seeds an arm. {VALID}"
         return
     arms = sum(bool(found.confirmed(arm)) for arm in STUDENTS)
+    yield from stop_words(found, stop, most, arms, REASONS)
+
+
+def stop_words(found: Comparison, stop: Stop, most: int, arms: int, reasons: Mapping[Why, str]) -> Iterator[str]:
+    """Yields the same of a confirmation that has stopped, of so many arms and for one of these reasons."""
     saved = most - stop.seeds
     told = f"; {saved} {'seed' if saved == 1 else 'seeds'} an arm ({saved * arms} runs) were saved" if saved else ""
     yield (
         f"The confirmation stopped after {stop.seeds} of at most {most} seeds an arm, "
-        f"{REASONS[stop.why].format(most=most)}{told}. {valid}"
+        f"{reasons[stop.why].format(most=most)}{told}. {VALID}"
     )
     if found.beyond:
         n = len(found.beyond)

@@ -227,13 +227,13 @@ class Stop:
     """When a confirmation by `sweep.confirm_until` stopped.
 
     Attributes:
-        trial: The number of the confirmed trial.
+        trial: The number of the confirmed trial; None in a contest, which confirms several.
         seeds: The number of fresh seeds that count.
         last_seed: The last of them.
         why: Why no more were made.
     """
 
-    trial: int
+    trial: int | None
     seeds: int
     last_seed: int
     why: Why
@@ -249,6 +249,9 @@ class Goals:
         chosen: The number of the trial that is confirmed, from its first fresh seed on; None before the choice.
         n_trials, baseline_seeds, confirm_seeds: The budget; None where the parent run doesn't say.
         promise: What the model promised of the choice; None where the best trial was taken without a model.
+        replicates, race: How often each setting was to be run, and how many further runs those that could still be the
+            best were to have.
+        repeats: Whether trials with one setting are its repeated runs.
         confirm_until: The most fresh seeds of a confirmation that stops when its answer is clear; None if their number
             is fixed.
         stop: When it stopped; None before that.
@@ -265,6 +268,9 @@ class Goals:
     n_trials: int | None = None
     baseline_seeds: int | None = None
     confirm_seeds: int | None = None
+    replicates: int = 1
+    race: int = 0
+    repeats: bool = False
     looks: tuple[tuple[int, int], ...] = ()
     fidelity: Fidelity | None = None
     confirm_until: int | None = None
@@ -293,6 +299,9 @@ class Goals:
             fidelity=None if fidelity is None else Fidelity.read(fidelity),
             requests=requests(tags),
             baselines=planned.get("baselines", {}),
+            replicates=planned.get("replicates", 1),
+            race=planned.get("race", 0),
+            repeats=planned.get("repeats", False),
             stop=None if stopped is None else Stop(**stopped),
             **{name: planned.get(name) for name in ("n_trials", "baseline_seeds", "confirm_seeds", "confirm_until")},
         )

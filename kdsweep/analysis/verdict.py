@@ -15,7 +15,7 @@ from kdsweep.analysis.sorted_runs import Comparison, finished, repetitions
 from kdsweep.tracking.run_records import NOISY, STUDENTS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from kdsweep.analysis.chance import Chance
     from kdsweep.analysis.statistics import Difference, NoiseFloor, SeedsNeeded, WinnersCurse
@@ -98,8 +98,9 @@ class Verdict:
         curse: By how much the search overstated the chosen setting, in the objective's unit; a positive number means
             that the search was too optimistic. None without confirmation.
         expected_curse: By how much the best of as many equal settings would be overstated, by the noise in which their
-            trials differ; None if that is unknown.
-        shared_seed: The seed that all trials have, if `expected_curse` leaves out what it does to all settings alike.
+            trials differ; None if that is unknown, or if some were run more often than others.
+        shared_seed: The seed that all trials have, if `expected_curse` leaves out what it does to all settings alike;
+            the first of them where each setting has several runs.
         promised, confirmed: The chosen setting's objective in the search, or what the model expected of it where that
             chose; and its mean over fresh seeds.
         chance: The students against the most frequent class. If nothing was learned, no comparison has an outcome.
@@ -179,7 +180,7 @@ def judge(found: Comparison) -> Verdict:
 
 
 def _luck(found: Comparison, noise: NoiseFloor | None) -> tuple[float | None, int | None]:
-    """Returns the standard deviation of the noise by which trials of equal settings differ, and the seed they share.
+    """Returns the standard deviation of the noise by which scores of equal settings differ, and the seed they share.
 
     What a seed does to all settings alike moves no trial before another, if all trials have it. The rest is measured
     where arms have the same seeds; without such arms it is unknown.
@@ -188,17 +189,22 @@ def _luck(found: Comparison, noise: NoiseFloor | None) -> tuple[float | None, in
         found: The sorted runs.
         noise: The noise of one run's objective over seeds.
     """
-    seeds = {run.seed for trial in found.trials for run in trial.runs}
-    shared = next(iter(seeds)) if len(seeds) == 1 else None
+    counts = {len(trial.runs) for trial in found.trials}
+    if len(counts) > 1:  # nobody knows which of them luck would have lifted
+        return None, None
+    seeds = {frozenset(run.seed for run in trial.runs if run.seed is not None) for trial in found.trials}
+    own = next(iter(seeds)) if len(seeds) == 1 else frozenset()
+    shared = min(own, default=None)
+    of_a_mean = math.sqrt(max(counts, default=1))
     if shared is None:
-        return None if noise is None else noise.sd, None
+        return None if noise is None else noise.sd / of_a_mean, None
     metric = found.goals.objective.metric
     blocks = []
     for stage in ("baseline", "confirmation"):
         arms = [by_seed(_of_stage(found, arm, stage), metric) for arm in STUDENTS if arm != NOISY]
         blocks.append(_block([arm for arm in arms if arm]))
     pairs = statistics.pair_noise(*blocks, resolution=found.resolution(metric))
-    return (None if pairs is None else pairs.sd / math.sqrt(2)), shared
+    return (None if pairs is None else pairs.sd / math.sqrt(2) / of_a_mean), shared
 
 
 def _of_stage(found: Comparison, arm: str, stage: str) -> Sequence[RunRecord]:
@@ -219,6 +225,7 @@ def comparisons(
     pairs: Sequence[tuple[str, str]] = PAIRS,
     *,
     at_any_time: bool = False,
+    noisy: Collection[str] = (NOISY,),
 ) -> tuple[Paired, ...]:
     """Compares the students' arms pair by pair, without `detectable` and `seeds_needed`.
 
@@ -227,23 +234,27 @@ def comparisons(
         resolution: The step of the accuracies, 1 / pictures; 0 if it is unknown.
         pairs: The comparisons, first against second.
         at_any_time: Whether intervals and p values are to hold however often one looks.
+        noisy: The arms whose noise is their own, and no part of the others'.
     """
     outliers = _outliers(arms, resolution, pairs)
     clean = {
         arm: {seed: value for seed, value in values.items() if (arm, seed) not in outliers}
         for arm, values in arms.items()
     }
-    everything, pooled = (_pooled(kept, resolution) for kept in (arms, clean))
-    compared = _compared(arms, everything, pooled, resolution, outliers, pairs, at_any_time)
+    everything, pooled = (_pooled(kept, resolution, noisy) for kept in (arms, clean))
+    compared = _compared(arms, everything, pooled, resolution, outliers, pairs, at_any_time, noisy)
     if not outliers:
         return compared
-    without = {(c.first, c.second): c for c in _compared(clean, pooled, pooled, resolution, {}, pairs, at_any_time)}
+    again = _compared(clean, pooled, pooled, resolution, {}, pairs, at_any_time, noisy)
+    without = {(c.first, c.second): c for c in again}
     return tuple(replace(c, without=without.get((c.first, c.second))) if c.outliers else c for c in compared)
 
 
-def _pooled(arms: Mapping[str, Mapping[int, float]], resolution: float) -> NoiseFloor | None:
+def _pooled(
+    arms: Mapping[str, Mapping[int, float]], resolution: float, noisy: Collection[str] = (NOISY,)
+) -> NoiseFloor | None:
     return statistics.pair_noise(
-        _block([values for arm, values in arms.items() if values and arm != NOISY]), resolution=resolution
+        _block([values for arm, values in arms.items() if values and arm not in noisy]), resolution=resolution
     )
 
 
@@ -255,6 +266,7 @@ def _compared(
     outliers: Mapping[tuple[str, int], Outlier],
     pairs: Sequence[tuple[str, str]],
     at_any_time: bool,
+    noisy: Collection[str],
 ) -> tuple[Paired, ...]:
     """Compares the arms pair by pair.
 
@@ -266,13 +278,14 @@ def _compared(
         outliers: (arm, seed) -> the runs that dominate a comparison.
         pairs: The comparisons, first against second.
         at_any_time: Whether intervals and p values are to hold however often one looks.
+        noisy: The arms whose noise is their own.
     """
     rows = []
     for first, second in pairs:
         if seeds := sorted(arms.get(first, {}).keys() & arms.get(second, {}).keys()):
             rows.append((first, second, seeds, [arms[first][s] for s in seeds], [arms[second][s] for s in seeds]))
     own = [tuple(o for o in outliers.values() if o.arm in row[:2] and o.seed in row[2]) for row in rows]
-    shared = [None if NOISY in (first, second) else pooled for first, second, *_ in rows]
+    shared = [None if {first, second} & {*noisy} else pooled for first, second, *_ in rows]
     differences = [
         statistics.paired_difference(x, y, CONFIDENCE, pooled=None if alone else noise, resolution=resolution)
         for (*_, x, y), alone, noise in zip(rows, own, shared, strict=True)

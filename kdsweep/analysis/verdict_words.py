@@ -236,6 +236,12 @@ def _signed(fraction: float) -> str:
     return f"{100 * fraction:+.2f}" if abs(fraction) >= 0.00005 else "0.00"
 
 
+def _seeds(found: Comparison, first: int) -> str:
+    if all(len(trial.runs) == 1 for trial in found.trials):
+        return f"all trials have seed {first}, so what that seed does"
+    return "all settings were run with the same seeds, so what these do"
+
+
 def curse_words(verdict: Verdict, found: Comparison) -> Iterator[str]:
     """Yields what the search promised about its choice, and what fresh seeds gave."""
     objective = found.goals.objective
@@ -253,10 +259,7 @@ def curse_words(verdict: Verdict, found: Comparison) -> Iterator[str]:
         if verdict.shared_seed is None:
             expected += "."
         else:
-            expected += (
-                f": all trials have seed {verdict.shared_seed}, so what that seed does to all settings alike, up or "
-                "down, is left out."
-            )
+            expected += f": {_seeds(found, verdict.shared_seed)} to all settings alike, up or down, is left out."
     if verdict.curse is not None and verdict.promised is not None and verdict.confirmed is not None:
         curse = verdict.curse
         way = "overstated" if curse.mean >= 0 else "understated"

@@ -7,13 +7,13 @@ import os
 import re
 import shlex
 import shutil
-import tempfile
 import uuid
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdsweep.commands import export_description, network_files, trained_student
+from kdsweep.exporting import description, network_files, student_models, trained_student
+from kdsweep.exporting.exporter import Exporter
 from kdsweep.system import exit_status
 from kdsweep.system.errors import UserError, require
 from kdsweep.system.masking import masked_text
@@ -24,8 +24,6 @@ from kdsweep.tracking.store import Store
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from kdsweep.commands.trained_student import Inputs
-    from kdsweep.config.saved_config import SavedConfig
     from kdsweep.report.model_card import Check
     from kdsweep.tracking.run_records import RunRecord
 
@@ -61,47 +59,8 @@ def export(
     _require_free(out, force)
     network_files.require_tools(file_format)
     with _aside(out) as folder:
-        _, checks = _write(store, run, saved, root, folder, file_format)
+        _, checks = Exporter(root).write(store, run, saved, folder, file_format)
     return out, checks
-
-
-def log_model(store: Store, run_id: str, root: Path) -> tuple[str, dict[str, Check]]:
-    """Logs the student of a run to it as a model of MLflow's, unless that was done before.
-
-    Returns:
-        The model's id, and how its program compares with the network; nothing if it was logged before.
-
-    Raises:
-        UserError: There is no such run or student, or the data set has changed.
-        RunError: The stored weights are damaged, or the program gives other logits than the network.
-    """
-    run = store.find(run_id)
-    saved = trained_student.saved_config(store, run)
-    known = logged_model.find(store, run)
-    if known is not None:
-        return known, {}
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        inputs, checks = _write(store, run, saved, root, folder, "pt2")
-        program = logged_model.Program(
-            path=folder / logged_model.PROGRAM,
-            beside=[folder / name for name in ("README.md", "config.json")],
-            example=inputs.pictures[:1].numpy(),
-            classes=inputs.classes,
-        )
-        return logged_model.log(store, run, program), checks
-
-
-def _write(
-    store: Store, run: RunRecord, saved: SavedConfig, root: Path, folder: Path, file_format: str
-) -> tuple[Inputs, dict[str, Check]]:
-    """Writes a run's student to a folder; returns what it takes, and how each file compares with the network."""
-    cfg = trained_student.config_below(root, saved.config)
-    inputs = trained_student.inputs(cfg, saved)
-    network = trained_student.network(store, run, cfg, inputs, folder)
-    checks = network_files.write(network, inputs, folder, file_format)
-    export_description.write(folder, store, run, saved, network, inputs, checks)
-    return inputs, checks
 
 
 def default_folder(root: Path, run: RunRecord) -> Path:
@@ -143,7 +102,7 @@ def _check(options: argparse.Namespace, to_mlflow: bool) -> None:
 
 def _to_mlflow(store: Store, run: str, options: argparse.Namespace) -> None:
     """Logs a run's student as a model, registers it if that is asked for, and prints where it is."""
-    model_id, checks = log_model(store, run, options.root)
+    model_id, checks = student_models.log(store, run, Exporter(options.root))
     _print(checks)
     place = f"models:/{model_id}"
     print(f"{'logged to MLflow' if checks else 'logged to MLflow before'}: {place}")
@@ -196,7 +155,7 @@ def _require_free(out: Path, force: bool) -> None:
     if not force:
         raise UserError(f"there is already something at {out}. Choose another folder, or give --force.", "--out")
     config = out / "config.json"
-    if not config.is_file() or export_description.KIND not in config.read_text(encoding="utf-8", errors="replace"):
+    if not config.is_file() or description.KIND not in config.read_text(encoding="utf-8", errors="replace"):
         raise UserError(f"--force replaces earlier exports alone, and {out} isn't one. Choose another folder.", "--out")
 
 

@@ -159,6 +159,8 @@ def component(cfg: DictConfig, group: str) -> Any:
     # A training calls its loss at every step, so the settings are checked here, once; Hydra's own partial, and our
     # losses by themselves, would check them at every call.
     attempt(group, lambda: loss_rules.check(ready))
+    if group == "loss":
+        attempt(group, lambda: own_training.require_settings_of_parts(ready))
     return losses.unchecked(ready) if function.__module__ == losses.__name__ else ready
 
 
@@ -324,14 +326,26 @@ def _inputs_key(cfg: DictConfig) -> str:
 @functools.lru_cache(maxsize=1)
 def _inputs(key: str, view_seed: int, device: str) -> tuple[Dataset, Views]:
     cfg = of_key(key)
-    source = unlabelled_of(cfg)
-    if unlabelled.is_folder(source):  # the data set itself knows the other two
-        cfg.data.unlabelled = NONE
-    data: Dataset = component(cfg, "data") if _is_recorded(cfg.data._target_) else _own_data(container(cfg.data))
-    if unlabelled.is_folder(source):
-        data = attempt("data", lambda: unlabelled.with_folder(data, source, Path(cfg.paths.cache)))
+    data = dataset(cfg)
     pictures = gpu_memory.placed(data.shown, resolve_device(device), "training pictures")
     return data, views_of(cfg, data, pictures, view_seed)
+
+
+def dataset(cfg: DictConfig) -> Dataset:
+    """Loads the data set, one of ours or the user's own, with the pictures without labels that it is to have.
+
+    Raises:
+        UserError: It isn't there, isn't trusted, or can't be what the configuration says.
+    """
+    source = unlabelled_of(cfg)
+    described = OmegaConf.create({"data": container(cfg.data)})
+    if unlabelled.is_folder(source):  # the data set itself knows the other two
+        described.data.unlabelled = NONE
+    is_ours = _is_recorded(described.data._target_)
+    data: Dataset = component(described, "data") if is_ours else _own_data(container(described.data))
+    if unlabelled.is_folder(source):
+        data = attempt("data", lambda: unlabelled.with_folder(data, source, Path(cfg.paths.cache)))
+    return data
 
 
 def unlabelled_of(cfg: DictConfig) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdsweep.averaged_teachers import AveragedTeacher
 from kdsweep.config import build
-from kdsweep.config.keys import NOT_IDENTIFYING
+from kdsweep.config.keys import flatten, identifies
 from kdsweep.config.rules import is_recorded, is_trained
 from kdsweep.config.trained_teachers import training_id
 from kdsweep.numerics.hardware import resolve_device
@@ -46,7 +46,7 @@ def run_key(cfg: DictConfig, data: Dataset, teacher: Teacher | AveragedTeacher |
 
     An interrupted run can be continued only by a run with the same key.
     """
-    own = {key: value for key, value in build.container(cfg).items() if key not in NOT_IDENTIFYING}
+    own = {key: value for key, value in flatten(build.container(cfg)).items() if identifies(key)}
     surroundings = environment.describe()
     device, precision = build.hardware(cfg)
     where = {key: surroundings[key] for key in ("git_commit", "cpu", "gpu", "threads", "packages")}

@@ -107,6 +107,7 @@ KEYS = (
     Key("tracking.experiment", Purpose.PLACE),
     # A study that goes on looks for its own run, so the store may have another address than it had.
     *(Key(f"tracking.{name}", Purpose.PLACE, free=True) for name in ("uri", "offline")),
+    Key("tracking.models", Purpose.PLACE, free=True, identifies=False),
     *(
         Key(f"tracking.{name}", Purpose.MEMBERSHIP, free=True)
         for name in ("parent", "study", "stage", "job", "trial", "reproduces")
@@ -116,6 +117,7 @@ KEYS = (
         Key(f"sweep.{name}", Purpose.STUDY, free=True)
         for name in (
             *("n_trials", "baseline_seeds", "confirm_seeds", "confirm_until", "shuffled", "choose", "search_seeds"),
+            *("replicates", "race"),
             # A study refuses another length itself (`study.fidelity`), because older studies don't have these keys.
             *("fidelity", "fidelity_of", "pilot"),
             *("seed", "start.", "start_from", "executor", "n_jobs", "ray_address", "max_restarts", "restart"),
@@ -139,8 +141,11 @@ def _names(choose: Callable[[Key], bool]) -> tuple[str, ...]:
 # What the run of a teacher leaves out.
 STUDENT_KEYS = _names(lambda row: row.student)
 
-# What doesn't tell one run from another.
-NOT_IDENTIFYING = _names(lambda row: not row.identifies)
+
+def identifies(name: str) -> bool:
+    """Returns whether a key tells one run from another."""
+    row = key(name)
+    return row is None or row.identifies
 
 
 def in_training(name: str) -> bool:

@@ -263,6 +263,8 @@ def _check_choices(cfg: DictConfig) -> None:
         "deterministic": cfg.deterministic,
         "tracking.offline": cfg.tracking.offline,
     }
+    if "models" in cfg.tracking:  # which saved configurations of before don't have
+        choices["tracking.models"] = cfg.tracking.models
     if cfg.teacher is not None and "shuffled" in cfg.teacher and cfg.teacher.shuffled is not None:
         choices["teacher.shuffled"] = cfg.teacher.shuffled
     for key, value in choices.items():

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from kdsweep.analysis.findings import Report
-    from kdsweep.analysis.study_goals import Dimension
+    from kdsweep.analysis.study_goals import Dimension, Goals
 
 # Packages whose versions the table states; environment.json of each run has them all.
 PACKAGES = ("torch", "torchvision", "timm", "optuna", "mlflow")
@@ -49,7 +49,7 @@ def _rows(report: Report) -> Iterator[tuple[str, str]]:
             yield f"{'asked' if number == 0 else 'changed'} {request.when[:16].replace('T', ' ')} UTC", asked
     if goals.space:
         objectives = ", ".join(objective.label for objective in goals.objectives)
-        trials = "" if goals.n_trials is None else f"{goals.n_trials} trials over "
+        trials = "" if goals.n_trials is None else f"{goals.n_trials} trials{_repeats(goals)} over "
         length = "" if goals.fidelity is None else f"; its runs have {goals.fidelity.searched}"
         yield "search", f"{trials}{', '.join(map(_dimension, goals.space))}; by {objectives}{length}"
     if around or params:
@@ -60,6 +60,13 @@ def _rows(report: Report) -> Iterator[tuple[str, str]]:
         yield "command", study.parent.tags["kdsweep.command"]
     if params:
         yield "this report", f"kdsweep-report {study.parent.short_id}"
+
+
+def _repeats(goals: Goals) -> str:
+    """Says how often settings were to be run, where that is more than once."""
+    parts = [f"{goals.replicates} for each setting"] if goals.replicates > 1 else []
+    parts += [f"{goals.race} for those that could still be the best"] if goals.race else []
+    return f" ({', '.join(parts)})" if parts else ""
 
 
 def _values(params: Iterable[Mapping[str, str]], key: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING
 
@@ -144,7 +145,8 @@ def _best(report: Report, now: Progress) -> str:
     failed = f"; {now.failed} failed" if now.failed else ""
     text = f"Best of {len(trials)} trials{failed}: {objective.label} {objective.shown(best.value)}{objective.row.unit}"
     if noise is not None:
-        low, high = (objective.shown(best.value + side * 1.96 * noise.sd) for side in (-1, 1))
+        sd = noise.sd / math.sqrt(len(best.runs))
+        low, high = (objective.shown(best.value + side * 1.96 * sd) for side in (-1, 1))
         text += f" ({low} to {high} by the noise over seeds, 95%)"
     return f"{text}, trial {best.number} ({setting(best.params)})"
 

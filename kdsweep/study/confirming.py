@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from kdsweep.analysis.stopping import accuracies, decision
 from kdsweep.analysis.study_goals import Stop
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from kdsweep.analysis.study_goals import Why
+    from kdsweep.tracking.run_records import RunRecord
     from kdsweep.tracking.store import Store
 
 
@@ -20,13 +21,22 @@ class Looks:
     Args:
         store: Where they are recorded.
         parent_id: The id of the study's own run.
-        trial: The number of the confirmed trial.
+        trial: The number of the confirmed trial; None in a contest.
         first: The number of seeds after which it looks for the first time.
-        most: The most seeds.
+        decision: Returns why the confirmation stops after some seeds, or None if it goes on. It gets the study's runs,
+            the seeds, and the step of test accuracies.
     """
 
-    def __init__(self, store: Store, parent_id: str, trial: int, first: int, most: int) -> None:
-        self._store, self._parent_id, self.trial, self._first, self._most = store, parent_id, trial, first, most
+    def __init__(
+        self,
+        store: Store,
+        parent_id: str,
+        trial: int | None,
+        first: int,
+        decision: Callable[[Sequence[RunRecord], Sequence[int], float], Why | None],
+    ) -> None:
+        self._store, self._parent_id, self.trial = store, parent_id, trial
+        self._first, self._decision = first, decision
         self._looked = 0
         self._resolution: float | None = None
         self.stop: Stop | None = None
@@ -40,10 +50,9 @@ class Looks:
         if self.stop is not None or len(seeds) < self._first or len(seeds) <= self._looked:
             return self.stop
         runs = self._store.children(self._parent_id)
-        arms = accuracies(runs, self.trial)
         resolution = self._step([run.id for run in runs if run.stage == "confirmation" and run.status == "FINISHED"])
         for n in range(max(self._first, self._looked + 1), len(seeds) + 1):
-            why = decision(arms, seeds[:n], self._most, resolution)
+            why = self._decision(runs, seeds[:n], resolution)
             self._looked = n
             if why is not None:
                 self.stop = Stop(self.trial, n, seeds[n - 1], why)

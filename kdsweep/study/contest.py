@@ -5,11 +5,14 @@ The stages are those of any other study (`stages.Stages`): one for what all shar
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from kdsweep.analysis import contest_stopping
 from kdsweep.analysis.contest_plan import Plan, fresh_job, in_words
+from kdsweep.analysis.sorted_runs import arm_label
 from kdsweep.config.overrides import kept_beside, override_line, parsed, without_replaced_sweeps
 from kdsweep.study.forecast import TRIALS, estimate, roughly
 from kdsweep.study.stages import FIRST_FRESH_SEED
@@ -22,8 +25,10 @@ if TYPE_CHECKING:
     from hydra.core.config_loader import ConfigLoader
     from hydra.core.override_parser.types import Override
 
+    from kdsweep.analysis.study_goals import Stop
     from kdsweep.execution.executors import Executor
     from kdsweep.execution.jobs import Job, Outcome
+    from kdsweep.study.confirming import Looks
     from kdsweep.study.measure_speed import Speed
     from kdsweep.study.search import Setting
     from kdsweep.study.stages import Stages
@@ -107,12 +112,23 @@ class Contest:
         entered: The contenders.
         shared: The stages of the whole study, whose search is empty.
         searches: Contender -> the stages of its search, for those that have one.
+        confirm_until: The most fresh seeds of a confirmation that stops when its answer is clear; None for exactly the
+            plan's.
     """
 
     def __init__(
-        self, plan: Plan, entered: Sequence[Contender], shared: Stages, searches: Mapping[str, Stages]
+        self,
+        plan: Plan,
+        entered: Sequence[Contender],
+        shared: Stages,
+        searches: Mapping[str, Stages],
+        confirm_until: int | None = None,
     ) -> None:
         self.plan, self._entered, self._shared, self._searches = plan, entered, shared, searches
+        self._confirm_until = confirm_until
+        self._looks: Looks | None = None
+        self._failed: set[str] = set()  # fresh seeds
+        self._whole = 0  # seeds all of whose runs have ended, without a gap from the first on
         for stages in (shared, *searches.values()):
             stages.count_left_by(lambda: sum(self.left().values()))
 
@@ -133,7 +149,44 @@ class Contest:
 
     @property
     def _cells(self) -> int:
-        return len(self.plan.conditions) * self.plan.confirm_seeds
+        return len(self.plan.conditions) * len(self._seeds)
+
+    @property
+    def _seeds(self) -> range:
+        most = self.plan.confirm_seeds if self._confirm_until is None else self._confirm_until
+        return range(FIRST_FRESH_SEED, FIRST_FRESH_SEED + (most if self.stop is None else self.stop.seeds))
+
+    @property
+    def stop(self) -> Stop | None:
+        """Where the confirmation stopped by itself; None before that, and where the number of seeds is fixed."""
+        return None if self._looks is None else self._looks.stop
+
+    def look(self) -> None:
+        """Looks whether the confirmation has stopped already, if all searches are done."""
+        chosen = {name: stages.known_choice() for name, stages in self._searches.items() if not stages.left()[TRIALS]}
+        if {*chosen} == {*self._searches} and None not in chosen.values():
+            self._look({entrant.name: chosen.get(entrant.name) for entrant in self._entered})
+
+    def _look(self, taking_part: Mapping[str, Setting | None]) -> Stop | None:
+        """Looks whether the confirmation of these contenders' settings stops; None if it goes on."""
+        most = self._confirm_until
+        if most is None:
+            return None
+        if self._looks is None:
+            own = {name: setting.number for name, setting in taking_part.items() if setting is not None}
+            plan = replace(self.plan, chosen=own)
+            self._looks = self._shared.looks(
+                plan.confirm_seeds, lambda runs, seeds, step: contest_stopping.decision(plan, runs, seeds, most, step)
+            )
+        open_ = [
+            seed
+            for entrant in self._entered
+            if entrant.name in taking_part
+            for seed, job in self._fresh(entrant, taking_part[entrant.name])
+            if job.name not in self._failed
+        ]
+        self._whole = min(open_, default=self._seeds.stop) - FIRST_FRESH_SEED
+        return self._looks.look(self._seeds[: self._whole])
 
     def _missing(self, entrant: Contender) -> list[tuple[int, Job]]:
         """Returns (seed, job) of the fresh seeds that a contender still needs; all while its choice is open."""
@@ -149,7 +202,7 @@ class Contest:
         own = [*entrant.common, *([] if chosen is None else chosen.overrides)]
         number = None if chosen is None else chosen.number
         jobs = []
-        for seed in range(FIRST_FRESH_SEED, FIRST_FRESH_SEED + self.plan.confirm_seeds):
+        for seed in self._seeds:
             for condition in self.plan.conditions:
                 place = [override_line(key, value) for key, value in condition.values.items()]
                 name = fresh_job(entrant.name, number, condition, seed)
@@ -169,13 +222,36 @@ class Contest:
                     try:
                         chosen[name] = stages.choose()
                     except RunError as error:
-                        note(f"{name} takes no further part: {one_line(error)}")
+                        note(f"{arm_label(name)} takes no further part: {one_line(error)}")
             self.plan = replace(self.plan, chosen={name: setting.number for name, setting in chosen.items()})
             yield self.plan.chosen
-            taking_part = [e for e in self._entered if e.name in chosen or e.name not in self._searches]
-            jobs = [pair for entrant in taking_part for pair in self._fresh(entrant, chosen.get(entrant.name))]
-            # Seed by seed, so that an interruption leaves whole pairs.
-            self._shared.run_all([job for _, job in sorted(jobs, key=lambda pair: pair[0])], _told)
+            taking_part = {
+                e.name: chosen.get(e.name) for e in self._entered if e.name in chosen or e.name not in self._searches
+            }
+            self._shared.run_all(self._fresh_jobs(taking_part, executor.slots), self._ended)
+            self._look(taking_part)
+
+    def _fresh_jobs(self, taking_part: Mapping[str, Setting | None], slots: int) -> Iterator[Job | None]:
+        """Yields the missing fresh seeds; None as long as the next has to wait for a look at those before it."""
+        entered = [entrant for entrant in self._entered if entrant.name in taking_part]
+        jobs = [pair for entrant in entered for pair in self._fresh(entrant, taking_part[entrant.name])]
+        ahead = 1 + math.ceil((slots - 1) / (max(len(entered), 1) * len(self.plan.conditions)))
+        # Seed by seed, so that an interruption leaves whole pairs.
+        for seed, job in sorted(jobs, key=lambda pair: pair[0]):
+            while self._confirm_until is not None:
+                stop = self._look(taking_part)
+                if stop is not None and seed > stop.last_seed:
+                    return
+                if seed - FIRST_FRESH_SEED < max(self.plan.confirm_seeds, self._whole + ahead):
+                    break
+                yield None
+            yield job
+
+    def _ended(self, job: Job, outcome: Outcome) -> None:
+        # A run that fails costs a pair of runs, and the report says so.
+        if outcome.error is not None:
+            note(f"The {in_words(job.name)} failed: {one_line(outcome.error)}")
+            self._failed.add(job.name)
 
     def announce(self, name: str, speed: Speed, n_jobs: int, elsewhere: bool) -> None:
         """Prints what the contest is going to do, and about how long that takes."""
@@ -187,11 +263,15 @@ class Contest:
         places = len(self.plan.conditions)
         under = f" under each of {places} conditions ({', '.join(self.plan.grid)})" if places > 1 else ""
         searching = f"{planned[TRIALS]} trials of {len(self._searches)} of them, then " if planned[TRIALS] else ""
-        seeds = f"{self.plan.confirm_seeds} fresh seed{'s' * (self.plan.confirm_seeds != 1)}"
+        n, first = len(self._seeds), self.plan.confirm_seeds
+        seeds = f"{n} fresh seed{'s' * (n != 1)}"
+        if self._confirm_until is not None and self.stop is None:
+            seeds = f"{first} to {n} fresh seeds"
         done = f" {total - rest} of them are done." if rest < total else ""
+        most = " at most" if self._confirm_until is not None and self.stop is None else ""
         note(
-            f"Study {name}: {len(self._entered)} contenders ({', '.join(e.name for e in self._entered)}); "
-            f"{searching}{seeds} of each{under}: {total} runs.{done}"
+            f"Study {name}: {len(self._entered)} contenders ({', '.join(arm_label(e.name) for e in self._entered)}); "
+            f"{searching}{seeds} of each{under}: {total} runs{most}.{done}"
         )
         seconds = self._seconds(speed, n_jobs, elsewhere)
         where = f"on {n_jobs} workers" if n_jobs > 1 else "one run at a time"
@@ -217,13 +297,7 @@ class Contest:
             counts = {TRIALS: 0, plain: 0}
             for entrant in self._entered:
                 part = TRIALS if entrant.has_teacher else plain
-                counts[part] += round(share[entrant.name] * self.plan.confirm_seeds)
+                counts[part] += round(share[entrant.name] * len(self._seeds))
             seconds += estimate(own, counts, n_jobs, elsewhere).seconds
             seconds += sum(counts.values()) * speed.n_test / speed.evaluation_rate
         return seconds
-
-
-def _told(job: Job, outcome: Outcome) -> None:
-    # A run that fails costs a pair of runs, and the report says so.
-    if outcome.error is not None:
-        note(f"The {in_words(job.name)} failed: {one_line(outcome.error)}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from kdsweep import recording
+from kdsweep.analysis.contest_findings import AMOUNTS
 from kdsweep.analysis.contest_plan import Plan, search_name, texts
 from kdsweep.config import build, checks, keys, recorded_teachers, rules, trained_teachers
 from kdsweep.config.overrides import kept_beside, override_line, parsed
@@ -15,7 +16,7 @@ from kdsweep.config.unread import require_read
 from kdsweep.execution.executors import ray_cluster
 from kdsweep.execution.trial_link import storage_url
 from kdsweep.study import choosing, contest, two_records
-from kdsweep.study.controller import Study, beside, only_controller, space_lines
+from kdsweep.study.controller import Study, beside, only_controller, space_lines, stopped
 from kdsweep.study.measure_speed import measure
 from kdsweep.study.search import Search, Space, delete, settings_by_option, space_of
 from kdsweep.study.stages import Stages
@@ -100,6 +101,7 @@ class ContestStudy(Study):
         )
         for entrant in entered:
             with beside(_words_of(entrant)):
+                self._check_repeats(spaces[entrant.name])
                 self._check_entrant(entrant, spaces[entrant.name], plan)
         folder, url = Path(self.sweep_dir), storage_url(self.storage, self.sweep_dir)
         name = str(self.study_name)
@@ -109,7 +111,8 @@ class ContestStudy(Study):
             # Without a space nothing is asked of a sampler.
             sampler = self.sampler if space else OmegaConf.create({"_target_": "optuna.samplers.RandomSampler"})
             limits_, extend, seed = self._max_restarts, self._extender(), self._sampler_seed
-            return Search(url, study, directions, space, sampler, self._pruner, n_trials, limits_, extend, seed)
+            again = self._replicates, self._race
+            return Search(url, study, directions, space, sampler, self._pruner, n_trials, limits_, extend, seed, *again)
 
         with only_controller(folder, name):
             if self._restart == "fresh":
@@ -132,11 +135,17 @@ class ContestStudy(Study):
         for key, value in (
             ("start", self._start),
             ("start_from", self._start_from),
-            ("confirm_until", self._confirm_until),
             ("fidelity", self._fidelity),
         ):
             remedy = "It belongs to a study with one search."
             require(value is None, f"{key} is null in a study of contenders", value, f"sweep.{key}", remedy)
+        if len(self._grid) == 1 and next(iter(self._grid)) in AMOUNTS:
+            rule = "confirm_until is null where pictures or epochs are compared"
+            remedy = "What is saved has no interval that holds at any look: set sweep.confirm_seeds."
+            require(self._confirm_until is None, rule, self._confirm_until, "sweep.confirm_until", remedy)
+        chosen_controls = [name for name, arm in self._baselines.items() if arm.control and arm.as_chosen]
+        rule, remedy = "no control has the chosen setting in a study of contenders", "Let it compete: sweep.contenders."
+        require(not chosen_controls, rule, ", ".join(chosen_controls), "sweep.shuffled", remedy)
         names = [entrant.name for entrant in entered]
         require(len(names) > 1, "two contenders at least", ", ".join(names), "sweep.contenders")
         for name in self._against:
@@ -222,8 +231,11 @@ class ContestStudy(Study):
             shared = stages_of(main, [], "")
             lines = {entrant.name: entrant.common for entrant in entered}
             own = {owner: stages_of(search, lines[owner], owner) for owner, search in searches.items()}
-            held = contest.Contest(plan, entered, shared, own)
-            parent.tag({**self._tags(main, objectives, None, held.planned()), "kdsweep.contest": plan.text()})
+            until = self._until(main, known)
+            held = contest.Contest(plan, entered, shared, own, until)
+            held.look()
+            parent.tag({**self._tags(main, objectives, until, held.planned()), "kdsweep.contest": plan.text()})
+            parent.tag(stopped(held.stop))
             for owner, trials in missing.items():
                 for trial in trials:
                     self._record_again(store, own[owner].trial_job(trial), trial, names)
@@ -240,6 +252,7 @@ class ContestStudy(Study):
                     parent.ends_at(known.end)
             for _ in held.run(self._open_executor(anything_left)):
                 parent.tag({"kdsweep.contest": held.plan.text()})
+            parent.tag(stopped(held.stop))
         self._report(store, parent.id)
 
 

@@ -36,6 +36,7 @@ from kdsweep.config.unread import require_read
 from kdsweep.execution.executors import Executor, InProcess, open_executor, ray_cluster, require_executor
 from kdsweep.execution.jobs import Task, all_overrides
 from kdsweep.execution.trial_link import build_pruner, storage_url
+from kdsweep.exporting import student_models
 from kdsweep.report import console, next_commands, writing
 from kdsweep.study import asking, choosing, fidelity, starting, two_records
 from kdsweep.study.forecast import forecast
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
     from hydra.types import HydraContext, TaskFunction
 
+    from kdsweep.analysis.study_goals import Stop
     from kdsweep.execution.jobs import Job
     from kdsweep.study.fidelity import Lengths
     from kdsweep.study.search import EndedTrial
@@ -101,6 +103,8 @@ class Study(OptunaSweeperImpl):
         start: The settings that are tried first, or None.
         start_from: The name or id of another study whose trials are known too, or None.
         search_seeds: "fresh" gives each trial its own seed, "fixed" the configured one to all.
+        replicates: How often each setting of the search is run, with another seed each time.
+        race: The number of further runs, each of a setting that could still be the best.
         fidelity: The share of `fidelity_of` that a trial has if a pilot shows that ranks transfer; None for all of it.
         fidelity_of: What is cut down, one of `fidelity.KEYS`.
         pilot: The number of the pilot's settings.
@@ -127,6 +131,8 @@ class Study(OptunaSweeperImpl):
         start: Any,
         start_from: str | None,
         search_seeds: str,
+        replicates: int,
+        race: int,
         fidelity: float | None,
         fidelity_of: str,
         pilot: int,
@@ -153,6 +159,7 @@ class Study(OptunaSweeperImpl):
         self._executor = executor or ("in_process" if self.n_jobs == 1 else "workers")
         self._ray_address, self._choose, self._search_seeds = ray_address, choose, search_seeds
         self._fidelity, self._fidelity_of, self._pilot = fidelity, fidelity_of, pilot
+        self._replicates, self._race = replicates, race
         # Keys of the configuration that the search alone gives, each with one of its values.
         self._added: dict[str, object] = {}
 
@@ -177,6 +184,7 @@ class Study(OptunaSweeperImpl):
         overrides = self._searchable(overrides)
         space = space_of(self._exact(overrides))
         self._check_extension(space, overrides)
+        self._check_repeats(space)
         lengths = self._lengths(space)
         for config, words in self._configurations(space, overrides):
             with beside(words):
@@ -200,6 +208,8 @@ class Study(OptunaSweeperImpl):
                 self._max_restarts,
                 self._extender(),
                 self._sampler_seed,
+                self._replicates,
+                self._race,
             )
             with search.held():
                 searched = [override for override in overrides if override.is_sweep_override()]
@@ -311,6 +321,8 @@ class Study(OptunaSweeperImpl):
             ("n_trials", self.n_trials, 1),
             ("confirm_seeds", self._confirm_seeds, 0),
             ("max_restarts", self._max_restarts, 0),
+            ("replicates", self._replicates, 1),
+            ("race", self._race, 0),
         ):
             require(type(value) is int and value >= least, f"{key} >= {least}", value, f"sweep.{key}")
         most = self._confirm_until
@@ -378,6 +390,16 @@ class Study(OptunaSweeperImpl):
         fixed = {override.key_or_group for override in overrides if not override.is_sweep_override()}
         both = sorted(name for name in setting.params if name.lstrip("+") in fixed)
         require(not both, "a key is fixed or searched", ", ".join(both), key, "Leave out its value.")
+
+    def _check_repeats(self, space: Iterable[str]) -> None:
+        """Refuses to run a setting again where that couldn't be told from another setting, or would change nothing."""
+        for key, value, once in (("replicates", self._replicates, 1), ("race", self._race, 0)):
+            if value == once:
+                continue
+            rule = f"{key}={once} where hydra.sweeper.custom_search_space suggests keys"
+            require(self._extender() is None, rule, value, f"sweep.{key}")
+            searched = {name.lstrip("+") for name in space}
+            require("seed" not in searched, f"{key}={once} where the seed is searched", value, f"sweep.{key}")
 
     def _configurations(self, space: Space, overrides: Sequence[Override]) -> Iterator[tuple[DictConfig, str]]:
         """Yields a trial's configuration for each option of a searched group, and the options in words.
@@ -512,7 +534,7 @@ class Study(OptunaSweeperImpl):
             # This measures, so it comes before the workers start and import.
             self._announce(stages)
             anything_left = any(stages.left().values())
-            parent.tag(_stopped(stages))
+            parent.tag(stopped(stages.stop))
             if known is not None and known.end is not None and known.status == "FINISHED" and not anything_left:
                 parent.ends_at(known.end)
             with stages.carried_out_by(self._open_executor(anything_left)):
@@ -526,7 +548,7 @@ class Study(OptunaSweeperImpl):
                 choice = {} if stages.choice is None else dataclasses.asdict(stages.choice)
                 parent.tag({"kdsweep.chosen": str(chosen.number), "kdsweep.choice": json.dumps(choice, default=str)})
                 stages.confirm(chosen)
-            parent.tag(_stopped(stages))
+            parent.tag(stopped(stages.stop))
             look = (chosen.number, self._confirm_seeds if stages.stop is None else stages.stop.seeds)
             if self._confirm_seeds and look not in looks[-1:]:
                 looks.append(look)
@@ -539,6 +561,9 @@ class Study(OptunaSweeperImpl):
         folder = writing.default_folder(Path(self.config.paths.root), store.study(parent_id))
         report = writing.write(store, parent_id, folder)
         console.show(report)
+        # The answer is shown before, so nobody waits for this.
+        if self.config.tracking.models and not self.config.tracking.offline:
+            student_models.log_of_study(store, store.children(parent_id), Path(self.config.paths.root))
         console.show_line(next_commands.after_study(store.uri, Path(self.config.paths.root), report))
 
     def _record_again(self, store: Store, job: Job, trial: EndedTrial, objectives: Sequence[str]) -> None:
@@ -573,6 +598,8 @@ class Study(OptunaSweeperImpl):
             "confirm_until": until,
             "baselines": {name: arm.seeds for name, arm in self._baselines.items()},
         }
+        if search.repeats:
+            planned |= {"replicates": self._replicates, "race": self._race, "repeats": True}
         values = {"space": described(search.space), "objectives": objectives, "planned": planned}
         tags = {f"kdsweep.{name}": json.dumps(value) for name, value in values.items()}
         return {**tags, "kdsweep.command": _command(), "kdsweep.process": str(this_process())}
@@ -582,13 +609,14 @@ class Study(OptunaSweeperImpl):
         sampler = str(OmegaConf.select(self.sampler, "_target_")).rpartition(".")[2]
         seeds = str(self._confirm_seeds) if until is None else f"{self._confirm_seeds} to {until}"
         return {
-            "trials": str(search.n_trials),
+            "trials": str(search.n_settings),
             **{override.get_key_element(): str(override.input_line).partition("=")[2] for override in searched},
             "sampler": sampler,
             "baselines": ", ".join(f"{name} {arm.seeds}" for name, arm in self._baselines.items()),
             "fresh seeds": seeds,
             "start": str(len(search.started())),
             "start from": search.earlier_name() or "nothing",
+            **({"replicates": str(self._replicates), "race": str(self._race)} if search.repeats else {}),
         }
 
     @property
@@ -689,9 +717,9 @@ def beside(options: str) -> Iterator[None]:
         raise UserError(f"with {options}, {known.message} {remedy}", known.key) from error
 
 
-def _stopped(stages: Stages) -> dict[str, str]:
+def stopped(stop: Stop | None) -> dict[str, str]:
     """Returns the tag that says where the confirmation stopped by itself, if it did."""
-    return {"kdsweep.stopped": json.dumps(None if stages.stop is None else dataclasses.asdict(stages.stop))}
+    return {"kdsweep.stopped": json.dumps(None if stop is None else dataclasses.asdict(stop))}
 
 
 def _looks(known: RunRecord | None) -> list[tuple[int, int]]:

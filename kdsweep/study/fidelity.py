@@ -77,7 +77,7 @@ def require_same(search: Search, wanted: Lengths | None) -> None:
         UserError: It names both.
     """
     if wanted is not None:  # a grid has fewer trials than were asked for
-        require(wanted.n < search.n_trials, f"pilot < n_trials = {search.n_trials}", wanted.n, "sweep.pilot")
+        require(wanted.n < search.n_settings, f"pilot < n_trials = {search.n_settings}", wanted.n, "sweep.pilot")
     now = None if wanted is None else dataclasses.asdict(wanted)
     known = search.noted(LENGTH)
     if known == now:

@@ -48,6 +48,8 @@ class StudySweeperConf(OptunaSweeperConf):
     start: Any = None
     start_from: str | None = None
     search_seeds: str = "fixed"
+    replicates: int = 1
+    race: int = 0
     fidelity: float | None = None
     fidelity_of: str = "epochs"
     pilot: int = 8

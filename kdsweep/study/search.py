@@ -25,6 +25,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from kdsweep.analysis.choice import Axis, Scored
+from kdsweep.analysis.racing import contenders, next_of
 from kdsweep.config.keys import may_change_when_going_on
 from kdsweep.config.overrides import choices, override_line, value_of
 from kdsweep.config.rules import attempt
@@ -51,6 +52,8 @@ CHOSEN_FROM, CHOICE, CHOOSE = "kdsweep.chosen_from", "kdsweep.choice", "kdsweep.
 LENGTH, FIDELITY = "kdsweep.length", "kdsweep.fidelity"
 # The settings that were asked for first, and the trials of an earlier study.
 START, EARLIER = "kdsweep.start", "kdsweep.earlier"
+# Marks a trial that runs the setting of an earlier one again.
+AGAIN = "kdsweep.again"
 
 # Begins the names of those conditions of a study that are files of the user's own code.
 CODE = "your code "
@@ -110,10 +113,17 @@ class Search:
         space: What is searched.
         sampler: Configuration of the sampler. The number of trials in the storage is added to its seed.
         pruner: Configuration of the pruner, or None.
-        n_trials: The total number of trials, however they end.
+        n_trials: The number of trials that the sampler proposes, however they end; a grid has no more than its points.
         max_restarts: How often a trial whose process died is started again.
         extend: Suggests further parameters for one of Optuna's trials, or None.
         seed: The sampler's seed where its configuration has none; a sampler that takes no seed doesn't get it.
+        replicates: How often each setting is run; each time is a trial of its own.
+        race: The number of further trials, each of a setting that could still be the best.
+
+    Attributes:
+        n_settings: The number of trials that the sampler proposes.
+        n_trials: The total number of trials.
+        repeats: Whether trials of one setting are its repeated runs, each with another seed.
 
     Raises:
         UserError: The sampler or the pruner can't be built as configured.
@@ -131,9 +141,12 @@ class Search:
         max_restarts: int,
         extend: Callable[[Trial], None] | None = None,
         seed: int | None = None,
+        replicates: int = 1,
+        race: int = 0,
     ) -> None:
         self.name, self.directions, self.space = name, list(directions), dict(space)
-        self.n_trials, self._max_restarts, self._extend = n_trials, max_restarts, extend
+        self.n_settings, self._max_restarts, self._extend = n_trials, max_restarts, extend
+        self._replicates, self._race = replicates, race
         self._storage = open_storage(url)
         self._pulse = Pulse()
         with usable(url):
@@ -147,6 +160,8 @@ class Search:
         self._study.sampler = self._sampler(sampler, seed)
         if pruner is not None:
             self._study.pruner = build_pruner(pruner)
+        self.n_trials = self.n_settings * replicates + race if self.n_settings else 0
+        self.repeats = replicates > 1 or race > 0 or any(AGAIN in trial.user_attrs for trial in self.trials())
         # Optuna's Gaussian process doesn't see pruned trials, and would propose the same bad region again.
         self._hides_pruned = isinstance(self._study.sampler, optuna.samplers.GPSampler)
 
@@ -168,7 +183,7 @@ class Search:
             arguments["seed"] = seed
         if kind is optuna.samplers.GridSampler:
             arguments["search_space"] = {key: _choices(key, values) for key, values in self.space.items()}
-            self.n_trials = min(self.n_trials, math.prod(map(len, arguments["search_space"].values())))
+            self.n_settings = min(self.n_settings, math.prod(map(len, arguments["search_space"].values())))
         return attempt(SAMPLER, lambda: build(**arguments))
 
     def name_objectives(self, names: Sequence[str]) -> None:
@@ -284,11 +299,19 @@ class Search:
             self._study.set_user_attr(CONTROLLER, None)
 
     def next(self) -> Setting | None:
-        """Returns the trial to run next: an interrupted or a new one; None if there are enough trials."""
+        """Returns the trial to run next: an interrupted one, a new one, or an earlier setting again.
+
+        None if there are enough trials, or if which setting is to be run again depends on trials that still run.
+        """
         trials, waiting = self.trials(), self._waits()
         if not waiting and len(trials) >= self.n_trials:
             return None
-        if not waiting and self._sees_others():
+        if not waiting and self._room(trials) <= 0:
+            again = self._next_again()
+            if again is None:
+                return None
+            self._study.enqueue_trial(again, user_attrs={AGAIN: True})
+        elif not waiting and self._sees_others():
             params = propose(self._study.sampler, self.directions, self.space, trials, self._earlier())
             self._study.enqueue_trial(params)
         trial = self._study.ask(fixed_distributions=self.space)
@@ -298,7 +321,7 @@ class Search:
         return Setting(trial.number, trial.params)
 
     def first(self, n: int) -> list[Setting]:
-        """Returns the settings of the first `n` < `n_trials` trials; those that aren't there yet are proposed.
+        """Returns the settings of the first `n` < `n_settings` trials; those that aren't there yet are proposed.
 
         None of them begins by this: `next` returns those that have no result.
         """
@@ -314,6 +337,46 @@ class Search:
     def next_of(self, n: int) -> Setting | None:
         """Returns the next of the first `n` trials that waits to be begun; None if none does."""
         return self.next() if any(trial.state == TrialState.WAITING for trial in self.trials()[:n]) else None
+
+    # Settings that are run more than once
+
+    @property
+    def room(self) -> int:
+        """How many settings the sampler is still to propose."""
+        return self._room(self.trials())
+
+    def _room(self, trials: Iterable[FrozenTrial]) -> int:
+        return self.n_settings - sum(AGAIN not in trial.user_attrs for trial in trials)
+
+    def runs_before(self, setting: Setting) -> int:
+        """Returns how many earlier trials have run the same setting; 0 where trials of one setting aren't its runs."""
+        if not self.repeats:
+            return 0
+        return sum(trial.params == setting.params for trial in self.trials()[: setting.number])
+
+    def _settings(self, trials: Iterable[FrozenTrial]) -> list[list[FrozenTrial]]:
+        """Returns the trials of each setting; those of one setting are together if they are its repeated runs."""
+        if not self.repeats:
+            return [[trial] for trial in trials]
+        groups: dict[str, list[FrozenTrial]] = {}
+        for trial in trials:
+            groups.setdefault(repr(sorted(trial.params.items())), []).append(trial)
+        return list(groups.values())
+
+    def _next_again(self) -> dict[str, Any] | None:
+        """Returns the setting that is run again; None if that depends on what still runs, or if all have failed."""
+        settings = {own[0].number: own for own in self._settings(self.trials()) if self.holds(own[0].params)}
+        runs = {number: len(own) for number, own in settings.items()}
+        full = {trial.number for trial in self._full()}
+        if len(self.trials()) < self.n_settings * self._replicates:
+            lost = (TrialState.FAIL, TrialState.PRUNED)
+            ranked = [n for n, own in settings.items() if any(trial.state not in lost for trial in own)]
+        else:
+            scores = {n: [trial.values[0] for trial in own if trial.number in full] for n, own in settings.items()}
+            known = {n: values for n, values in scores.items() if values}
+            ranked = contenders(known, maximise=self.directions[0] == "maximize") if known else []
+        chosen = next_of(ranked, runs)
+        return None if chosen is None else dict(settings[chosen][0].params)
 
     def _waits(self) -> bool:
         return any(trial.state == TrialState.WAITING for trial in self.trials())
@@ -396,21 +459,25 @@ class Search:
         return process.lives() if process.is_here else self._pulse.lives(str(process), beat)
 
     def best(self) -> Setting | None:
-        """Returns the trial with the best value of the first objective; None if no trial is complete."""
-        best = self._best()
-        return None if best is None else Setting(best.number, best.params)
+        """Returns the trial with the best value of the first objective; None if no trial is complete.
 
-    def _best(self) -> FrozenTrial | None:
-        full = [trial for trial in self._full() if self.holds(trial.params)]
+        Of a setting that was run more than once, the mean counts, and its first trial stands for it.
+        """
+        best = self._best()
+        return None if best is None else Setting(best[0].number, best[0].params)
+
+    def _best(self) -> list[FrozenTrial] | None:
+        """Returns the trials of the setting with the best mean; mostly it is one."""
+        full = self._settings(trial for trial in self._full() if self.holds(trial.params))
         sign = 1 if self.directions[0] == "maximize" else -1
-        return max(full, key=lambda trial: (sign * trial.values[0], -trial.number), default=None)
+        return max(full, key=lambda own: (sign * _mean(own), -own[0].number), default=None)
 
     def scored(self) -> list[Scored]:
         """Returns the trials that a choice is made from: those with a value, without the choice between them."""
+        tried = [trial for trial in self._full() if trial.user_attrs.get(CHOSEN_FROM, -1) < self.n_trials]
+        first = {trial.number: own[0].number for own in self._settings(tried) for trial in own}
         own = [
-            Scored(trial.number, trial.params, trial.values[0], inside=self.holds(trial.params))
-            for trial in self._full()
-            if trial.user_attrs.get(CHOSEN_FROM, -1) < self.n_trials
+            Scored(t.number, t.params, t.values[0], inside=self.holds(t.params), first=first[t.number]) for t in tried
         ]
         if not own:
             return []
@@ -506,7 +573,7 @@ class Search:
         """Writes hydra-optuna-sweeper's file: the best parameters, or the Pareto set."""
         best = self._best()
         if len(self.directions) == 1 and best is not None:
-            found = {"name": "optuna", "best_params": _values(best.params), "best_value": best.values[0]}
+            found = {"name": "optuna", "best_params": _values(best[0].params), "best_value": _mean(best)}
         else:
             solutions = [{"params": _values(t.params), "values": list(t.values)} for t in self._study.best_trials]
             found = {"name": "optuna", "solutions": solutions}
@@ -534,10 +601,10 @@ class Search:
     def _tell(self, number: int, **end: Any) -> None:
         try:
             self._study.tell(number, skip_if_finished=True, **end)
-        except RuntimeError as error:
-            # After its last point the grid tries to stop `Study.optimize`, which isn't running. The trial has been
-            # told by then.
-            if "Study.stop" not in str(error):
+        except (RuntimeError, KeyError) as error:
+            # After its last point the grid tries to stop `Study.optimize`, which isn't running, and before that it
+            # looks up the point of a trial that has none of its own. The trial has been told by then.
+            if "Study.stop" not in str(error) and error.args != ("grid_id",):
                 raise
 
     def _id(self, number: int) -> int:
@@ -553,6 +620,11 @@ def _ended(trial: FrozenTrial) -> EndedTrial:
     values = trial.values if pruned_at is None else list(trial.intermediate_values.values())[-1:]
     seconds = 0.0 if trial.duration is None else trial.duration.total_seconds()
     return EndedTrial(trial.number, trial.params, tuple(values or ()), pruned_at, seconds)
+
+
+def _mean(trials: Sequence[FrozenTrial]) -> float:
+    """Returns the mean value of the first objective over trials that are complete."""
+    return statistics.fmean(trial.values[0] for trial in trials)
 
 
 def _axis(key: str, distribution: BaseDistribution) -> Axis:

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kdsweep.analysis.contest_plan import trial_job
+from kdsweep.analysis.sorted_runs import arm_label
+from kdsweep.analysis.stopping import accuracies, decision
 from kdsweep.analysis.study_goals import pilot_job
-from kdsweep.analysis.transfer import decision
+from kdsweep.analysis.transfer import decision as transfer_decision
 from kdsweep.config.overrides import kept_beside
 from kdsweep.execution.jobs import Job, Outcome, in_words
 from kdsweep.study import fidelity
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
     from kdsweep.analysis.choice import Choice
-    from kdsweep.analysis.study_goals import Fidelity, Stop
+    from kdsweep.analysis.study_goals import Fidelity, Stop, Why
     from kdsweep.execution.executors import Executor
     from kdsweep.study.fidelity import Lengths
     from kdsweep.study.search import Search
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
 FIRST_FRESH_SEED = 1000
 # Those of trials with seeds of their own start here, far above all others.
 FIRST_SEARCH_SEED = 1_000_000
+# The k-th run of a setting after its first has this seed and k more, so that runs of several settings share seeds.
+FIRST_SEED_AGAIN = 2_000_000
 
 # A signal that has ended the process of a job reaches this one so much later at most, if it was meant for both.
 OWN_SIGNAL_SECONDS = 0.5
@@ -224,7 +228,7 @@ class Stages:
                 name = run.tags.get("kdsweep.job", "")
                 if run.stage == "pilot" and run.status == "FINISHED" and name not in values:
                     values[name] = [run.metrics[metric] for metric in self._objectives]
-            note(decision(fidelity.decide(self._search, self._lengths, values), self._objectives))
+            note(transfer_decision(fidelity.decide(self._search, self._lengths, values), self._objectives))
         fidelity.tell(self._search, self._fidelity)
         self._require_health()
 
@@ -325,8 +329,14 @@ class Stages:
         if self._confirm_until is None:
             return None
         if self._looks is None or self._looks.trial != best.number:
-            rule = self._confirm_seeds, self._confirm_until
-            self._looks = Looks(self._store, self._parent_id, best.number, *rule)
+            number, most = best.number, self._confirm_until
+            self._looks = Looks(
+                self._store,
+                self._parent_id,
+                number,
+                self._confirm_seeds,
+                lambda runs, seeds, step: decision(accuracies(runs, number), seeds, most, step),
+            )
         done = self._finished | self._failed
         ended = itertools.takewhile(lambda seed: {job[0] for job in self._of_seed(best, seed)} <= done, self._fresh())
         whole = list(ended)
@@ -388,6 +398,10 @@ class Stages:
 
     def _seeds_left(self, name: str) -> list[int]:
         return [seed for seed in range(self._baselines[name].seeds) if f"{name}-{seed}" not in self._finished]
+
+    def looks(self, first: int, decision: Callable[[Sequence[RunRecord], Sequence[int], float], Why | None]) -> Looks:
+        """Returns the looks of a contest at its confirmation, as `Looks` takes them."""
+        return Looks(self._store, self._parent_id, None, first, decision)
 
     def has_finished(self, name: str) -> bool:
         """Returns whether the job of this name is done."""
@@ -475,7 +489,9 @@ class Stages:
         if between is not None and between.number == number:
             place = "the choice, between the others"
         else:
-            place = f"{number + 1} of {self._search.n_trials}"
+            before = self._search.runs_before(setting)
+            again = f", run {before + 1} of its setting" if before else ""
+            place = f"{number + 1} of {self._search.n_trials}{again}"
         note(f"{self._said(number)} ({place}){self._eta()}: {shown}")
         self._trials[self._job_name(number)] = number
         return self.trial_job(setting)
@@ -491,13 +507,15 @@ class Stages:
         own = setting.overrides
         if self._search_seeds == "fresh" and "seed" not in setting.params:
             own = [*own, f"seed={FIRST_SEARCH_SEED + setting.number}"]
+        elif before := self._search.runs_before(setting):
+            own = [*own, f"seed={FIRST_SEED_AGAIN + before}"]
         return own if self._lengths is None else [*own, *self._lengths.line(short=short)]
 
     def _job_name(self, number: int) -> str:
         return trial_job(self._owner, number) if self._owner else f"trial-{number:04d}"
 
     def _said(self, number: int) -> str:
-        return f"{self._owner}, trial {number}" if self._owner else f"Trial {number}"
+        return f"{arm_label(self._owner)}, trial {number}" if self._owner else f"Trial {number}"
 
     def _tell(self, job: Job, outcome: Outcome) -> None:
         """Tells Optuna how a trial ended."""

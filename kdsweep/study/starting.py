@@ -50,7 +50,7 @@ def settings(start: object, search: Search) -> list[dict[str, object]]:
         params = {key: _as_searched(search, key, value) for key, value in given.items()}
         require(search.holds(params), "each setting lies in the space that is searched", own, "sweep.start")
         found.append(params)
-    require(len(found) <= search.n_trials, "start has at most sweep.n_trials settings", len(found), "sweep.start")
+    require(len(found) <= search.n_settings, "start has at most sweep.n_trials settings", len(found), "sweep.start")
     return found
 
 
@@ -85,11 +85,10 @@ def begin(
     """
     if earlier is not None:
         _learn(search, earlier, store, params)
-    left = search.n_trials - len(search.trials())
     new = [setting for setting in start if setting not in search.started()]
     rule = f"sweep.n_trials has room for {len(new)} more settings of sweep.start"
-    remedy = f"{len(search.trials())} trials are made already."
-    require(len(new) <= left or not new, rule, search.n_trials, "sweep.n_trials", remedy)
+    remedy = f"{search.n_settings - search.room} trials are made already."
+    require(len(new) <= search.room or not new, rule, search.n_settings, "sweep.n_trials", remedy)
     for setting in new:
         search.enqueue(setting)
 

@@ -3,8 +3,9 @@
 Each study is one of seven surfaces, as high as one, two or four hundredths, with noise of a hundredth. Its trials are
 Optuna's. After 10, 20 and 30 of them a setting is chosen by each rule. Regret is given in standard deviations of the
 noise. With --racing, thirty runs are spent in other ways: on fifteen settings twice, or the last ten on the settings
-that could still be best. With --trainings, each trial is a real training of a grid of alpha and tau, with the trial's
-own seed or one for all.
+that could still be best. With --words, a setting is one of 8 or 20 words, whose values are normal with half, one or two
+standard deviations of the noise; further runs are spent as replicates or as a race. With --trainings, each trial is a
+real training of a grid of alpha and tau, with the trial's own seed or one for all.
 """
 
 from __future__ import annotations
@@ -24,12 +25,15 @@ from benchmarks.measuring import Figure, Finding, positive
 from benchmarks.surfaces import NOISES, SURFACES, grid
 from kdsweep.analysis.choice import Axis, Choice, Scored, choose
 from kdsweep.analysis.gaussian_process import fit
+from kdsweep.analysis.racing import contenders, next_of
 
 Array = NDArray[np.float64]
 LEVELS = (1.0, 2.0, 4.0)  # the height of a surface, in standard deviations of the noise
 BUDGETS = (10, 20, 30)
 SAMPLERS = ("random", "tpe", "gp")
 AXES = [Axis("x", 0.0, 1.0), Axis("y", 0.0, 1.0)]
+WORDS = ((8, 8), (8, 16), (20, 20))  # settings, and further runs
+SPREADS = (0.5, 1.0, 2.0)  # of the words' values, in standard deviations of the noise
 TRAININGS = Path(__file__).parent / "alpha_tau_digits.csv"
 
 
@@ -89,6 +93,24 @@ def racing(level: float, surface: str, noise: str, seed: int) -> Iterator[tuple[
         bound = model.mean(points[:20]) + model.sd(points[:20])
         trials += scored(points[np.argsort(-bound)[:5]], range(len(trials), len(trials) + 5))
     yield "race", regret(trials)
+
+
+def of_words(spread: float, n_words: int, further: int, noise: str, seed: int) -> Iterator[tuple[str, str, float]]:
+    """Yields (way, rule, regret in standard deviations of the noise): words, and further runs spent in two ways."""
+    axis = Axis("word", words=tuple(range(n_words)))
+    for way in ("once", "replicates", "race"):
+        rng = np.random.default_rng([seed, n_words, further, int(10 * spread)])
+        true = spread * rng.standard_normal(n_words)
+        scores = {word: [float(true[word] + NOISES[noise](rng, 1)[0])] for word in range(n_words)}
+        for _ in range(0 if way == "once" else further):
+            runs = {word: len(own) for word, own in scores.items()}
+            word = next_of(contenders(scores) if way == "race" else list(scores), runs)
+            assert word is not None
+            scores[word].append(float(true[word] + NOISES[noise](rng, 1)[0]))
+        trials = [Scored(word, {"word": word}, value, first=word) for word, own in scores.items() for value in own]
+        found = choose([axis], trials)
+        for rule, chosen in (("posterior", found.tried), ("best", found.best)):
+            yield way, rule, float(true.max() - true[chosen])
 
 
 def _read(path: Path) -> tuple[list[tuple[float, float]], Array]:
@@ -169,6 +191,16 @@ def measure(arguments: argparse.Namespace) -> Finding:
                     found[f"{way} less settings"].append(regret - lost["settings"])
         figures = [_figure(name, values, "sd") for name, values in found.items()]
         return Finding("Regret of thirty runs, mean with 95 % interval", figures, dict(found))
+    if arguments.words:
+        for (n_words, further), spread in itertools.product(WORDS, SPREADS):
+            for seed in range(arguments.studies):
+                lost = {(w, rule): r for w, rule, r in of_words(spread, n_words, further, arguments.noise, seed)}
+                for (way, rule), regret in lost.items():
+                    found[f"{n_words} + {further} runs, spread {spread:g}, {way}, {rule}"].append(regret)
+                    if way == "race":
+                        found[f"race less replicates, {rule}"].append(regret - lost["replicates", rule])
+        figures = [_figure(name, values, "sd") for name, values in found.items()]
+        return Finding("Regret of further runs, mean with 95 % interval", figures, dict(found))
     for sampler, level, surface in itertools.product(arguments.samplers, LEVELS, SURFACES):
         for seed in range(arguments.studies):
             for n_trials, rule, regret in regrets(sampler, level, surface, arguments.noise, seed):
@@ -183,5 +215,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=list(SAMPLERS), help="those to be tried")
     parser.add_argument("--noise", choices=list(NOISES), default="normal", help="of a trial (%(default)s)")
     parser.add_argument("--racing", action="store_true", help="thirty runs, spent in three ways")
+    parser.add_argument("--words", action="store_true", help="words, and further runs spent in two ways")
     parser.add_argument("--trainings", type=Path, metavar="FILE", nargs="?", const=TRAININGS, help="real runs instead")
     parser.add_argument("--trials", type=positive, metavar="N", default=12, help="of real runs (%(default)s)")

@@ -113,3 +113,20 @@ def test_the_models_choice_is_better_than_the_best_trial() -> None:
         model.append(0.9 - bowl(float(str(found.params["loss.alpha"]))))
         best.append(0.9 - bowl(float(str(trials[found.best].params["loss.alpha"]))))
     assert np.mean(model) < np.mean(best)
+
+
+def test_repeated_runs_are_one_setting() -> None:
+    """The best mean is the best setting, with or without a model, and its first trial stands for it."""
+    axes = [Axis("loss", words=("ce", "kd", "dist"))]
+    values = {"ce": [0.95, 0.70, 0.72], "kd": [0.88, 0.87, 0.89], "dist": [0.80, 0.81, 0.80]}
+    trials = [
+        Scored(3 * place + number, {"loss": loss}, scores[place], first=number)
+        for place in range(3)
+        for number, (loss, scores) in enumerate(values.items())
+    ]
+    found = choose(axes, trials)
+    assert (found.number, found.best, found.tried) == (1, 1, 1)
+    assert found.best_value == pytest.approx(0.88)
+    few = choose(axes, trials[:4])
+    assert "at least 5" in few.reason
+    assert (few.number, few.best_value) == (1, 0.88)

@@ -11,7 +11,7 @@ import pytest
 from records import readings, record
 from records import study as study_of
 
-from kdsweep.analysis import statistics
+from kdsweep.analysis import contest_stopping, statistics
 from kdsweep.analysis.contest_plan import Condition, Plan, fresh_job, texts, trial_job
 from kdsweep.analysis.findings import Report, summarise
 from kdsweep.analysis.progress_now import progress
@@ -29,7 +29,12 @@ WOBBLE = (0.001, -0.002, 0.0005, 0.0, 0.0005)
 
 
 def fresh(
-    name: str, tests: Sequence[float], place: Condition | None = None, trial: int | None = None, **params: object
+    name: str,
+    tests: Sequence[float],
+    place: Condition | None = None,
+    trial: int | None = None,
+    arm: str = "distill",
+    **params: object,
 ) -> list[RunRecord]:
     """Fresh seeds of a contender with these test accuracies."""
     place = Condition({}) if place is None else place
@@ -38,9 +43,7 @@ def fresh(
         tags = {"kdsweep.job": fresh_job(name, trial, place, seed), "kdsweep.contender": name}
         tags |= {"kdsweep.condition": place.slug} if place.values else {}
         tags |= {} if trial is None else {"kdsweep.trial": str(trial)}
-        run = record(
-            "distill", test=test, stage="confirmation", params={"seed": seed, **place.values, **params}, tags=tags
-        )
+        run = record(arm, test=test, stage="confirmation", params={"seed": seed, **place.values, **params}, tags=tags)
         pictures = PICTURES.get(place.label)
         found.append(run if pictures is None else replace(run, splits={"training": pictures}))
     return found
@@ -50,9 +53,9 @@ def noisy(mean: float, seeds: int = 5, shift: int = 0) -> list[float]:
     return [mean + WOBBLE[(i + shift) % len(WOBBLE)] for i in range(seeds)]
 
 
-def told(plan: Plan, *runs: RunRecord, own: Readings | None = None) -> Report:
+def told(plan: Plan, *runs: RunRecord, own: Readings | None = None, tags: Mapping[str, str] | None = None) -> Report:
     study = study_of(*runs)
-    parent = replace(study.parent, tags={**study.parent.tags, "kdsweep.contest": plan.text()})
+    parent = replace(study.parent, tags={**study.parent.tags, "kdsweep.contest": plan.text(), **(tags or {})})
     return summarise(replace(study, parent=parent), own or readings(runs, None))
 
 
@@ -100,6 +103,41 @@ def test_the_headline_names_who_beats_the_tuned_reference() -> None:
         told(LOSSES, *losses(0.91)).headline == "None of 2 contenders beats tuned kd by more than noise; ce is worse."
     )
     assert "kd is its trial 1: alpha 0.3." in report.findings
+
+
+def test_a_shuffled_contender_leaves_the_noise_of_the_others_alone() -> None:
+    """It is compared too, but it learns from wrong answers: what its seeds do says nothing of the others'."""
+    plan = replace(LOSSES, contenders={**LOSSES.contenders, "wrong_answers": ["arm=shuffled", "loss=kd"]})
+    wild = fresh("wrong_answers", [0.5, 0.7, 0.3, 0.6, 0.4], arm="shuffled")
+    without, with_it = told(LOSSES, *losses()).verdict, told(plan, *losses(), *wild).verdict
+    assert with_it.noise == without.noise
+    assert [pair.difference for pair in with_it.comparisons[:2]] == [pair.difference for pair in without.comparisons]
+    assert (with_it.comparisons[2].first, with_it.comparisons[2].pooled) == ("wrong_answers", None)
+    assert told(plan, *losses(), *wild).headline.endswith("beats tuned kd; wrong answers, ce are worse.")
+
+
+@pytest.mark.parametrize(
+    ("dkd", "most", "why"), [(0.95, 20, "clear"), (0.91, 20, None), (0.91, 5, "spent"), (0.91, 6, "out of reach")]
+)
+def test_a_contest_stops_when_each_comparison_is_clear_or_out_of_reach(dkd: float, most: int, why: str | None) -> None:
+    """With Holm's correction over all of them, at any look."""
+    assert contest_stopping.decision(LOSSES, losses(dkd), range(1000, 1005), most, 0.0) == why
+
+
+def test_seeds_beyond_the_stop_of_a_contest_dont_count() -> None:
+    """The report says when it stopped and what that saved; its intervals hold at any look, and are wider."""
+    planned = {"n_trials": 4, "confirm_seeds": 4, "confirm_until": 9}
+    stop = {"trial": None, "seeds": 4, "last_seed": 1003, "why": "clear"}
+    tags = {"kdsweep.planned": json.dumps(planned), "kdsweep.stopped": json.dumps(stop)}
+    report, once = told(LOSSES, *losses(0.95), tags=tags), told(LOSSES, *losses(0.95))
+    assert {len(arm.runs) for arm in report.arms if arm.name != "teacher"} == {4}
+    assert len(report.comparison.beyond) == 3
+    (line,) = [line for line in report.findings if line.startswith("The confirmation stopped")]
+    assert "after 4 of at most 9 seeds an arm, because each comparison has an answer; 5 seeds an arm (15 runs)" in line
+    assert report.verdict.at_any_time
+    assert report.missing == ()
+    for wide, narrow in zip(report.verdict.comparisons, once.verdict.comparisons, strict=True):
+        assert wide.difference.high - wide.difference.low > narrow.difference.high - narrow.difference.low
 
 
 def test_one_correction_covers_all_comparisons_of_all_conditions() -> None:

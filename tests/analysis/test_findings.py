@@ -285,3 +285,16 @@ def test_nothing_lies_beyond_the_limits_of_alpha(alpha: float) -> None:
     """Neither there nor inside the space is there a border to speak of."""
     found = summary(trial(0, alpha, 4), chosen=0, space=SPACE).findings
     assert [sentence for sentence in found if "border" in sentence] == []
+
+
+def test_a_race_is_told() -> None:
+    """The sentence has the runs and the settings; runs count for what is missing, and failed ones are none."""
+    runs = [trial(0, 0.5, 4, val=0.9), trial(1, 0.1, 4, val=0.7), trial(2, 0.5, 4, val=0.8)]
+    lost = record("distill", status="FAILED", stage="search", params={"loss.alpha": 0.5}, tags={"kdsweep.trial": "3"})
+    planned = {"n_trials": 4, "replicates": 1, "race": 2, "repeats": True}
+    assert about("The search made", *runs, planned=planned) == (
+        "The search made 3 runs of 2 settings, each with another seed: 1 to 2 of each: further runs went to settings "
+        "that could still be the best (sweep.race). A setting's mean is what counts."
+    )
+    assert "3 of 4 runs of the search have ended well; the others failed." in missing(*runs, lost, planned=planned)
+    assert not [sentence for sentence in summary(*runs).findings if "The search made" in sentence]

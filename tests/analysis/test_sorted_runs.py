@@ -189,3 +189,17 @@ def test_a_trial_shows_the_option_of_a_searched_group() -> None:
     assert [old.setting(key) for key in keys] == ["torch.optim.AdamW", "None", "{a: 1, b.c: 2}", "3", "-"]
     found = compared(new, space={"optimizer": {"choices": ["sgd", "adamw"]}, "+lone": {"choices": [3]}})
     assert found.trials[0].params == {"lone": "3", "optimizer": "adamw"}
+
+
+def test_repeated_runs_of_a_setting_are_one_trial() -> None:
+    """It has the number of its first run and the mean of all; without repeats each run is a trial of its own."""
+    runs = [
+        *(trial(0, 0.5, 4, val=0.9, seed=5), trial(1, 0.1, 4, val=0.7, seed=5)),
+        *(trial(2, 0.5, 4, val=0.6, seed=2_000_001), trial(3, 0.1, 4, val=0.9, seed=2_000_001)),
+    ]
+    found = compared(*runs, planned={"n_trials": 4, "replicates": 2, "race": 0, "repeats": True})
+    assert [(one.number, one.value, len(one.runs)) for one in found.trials] == [
+        (1, pytest.approx(0.8), 2),
+        (0, pytest.approx(0.75), 2),
+    ]
+    assert [one.number for one in compared(*runs, planned={"n_trials": 4}).trials] == [0, 3, 1, 2]

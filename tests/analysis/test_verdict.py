@@ -361,3 +361,16 @@ def test_a_shared_seed_is_told_beside_the_expectation() -> None:
         "overstates by 0.40 points: all trials have seed 0, so what that seed does to all settings alike, up or down, "
         "is left out."
     )
+
+
+def test_the_luck_of_a_mean_is_smaller() -> None:
+    """Of four runs it is half as large; where some settings have more runs than others, it isn't told."""
+    scratch = [record("scratch", val=0.9 + 0.01 * s, stage="baseline", params={"seed": s}) for s in range(3)]
+    planned = {"n_trials": 8, "replicates": 4, "race": 0, "repeats": True}
+    # Runs of each setting that vary as those of scratch do.
+    offsets = [0.0, 0.01 * math.sqrt(1.5), 0.0, 0.01 * math.sqrt(1.5)]
+    runs = [trial(k, 0.1 * (k % 2), 4, val=0.9 + offsets[k // 2], seed=10 + k) for k in range(8)]
+    found = judge(compared(*scratch, *runs, planned=planned))
+    assert found.validation_noise is not None
+    assert found.expected_curse == pytest.approx(expected_winners_curse(found.validation_noise.sd / 2, 2))
+    assert judge(compared(*scratch, *runs[:7], planned=planned)).expected_curse is None

@@ -30,9 +30,11 @@ from omegaconf import OmegaConf
 from records import fresh
 from safetensors.torch import load_file
 
-from kdsweep.commands import export, export_description, network_files, trained_student
+from kdsweep.commands import export
 from kdsweep.config import build
 from kdsweep.config.saved_config import SavedConfig, parse
+from kdsweep.exporting import description, network_files, student_models, trained_student
+from kdsweep.report.model_card import Check
 from kdsweep.system.errors import RunError, UserError
 from kdsweep.system.sqlite import sqlite_uri
 from kdsweep.system.tensor_files import hash_tensors, write_tensors
@@ -43,10 +45,11 @@ from kdsweep.tracking.store import Store
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project folder with a teacher and a distilled student."""
+    """A project folder with a teacher and a distilled student, which the run has logged as a model."""
     root = tmp_path_factory.mktemp("export")
-    done = kdsweep(*SHORT, "epochs=1", root=root)
+    done = kdsweep(*SHORT, "epochs=1", "tracking.models=true", root=root)
     assert done.status == 0, done.err
+    assert re.search(r"^The network is in MLflow: models:/m-\w+\nNext: ", done.err, re.MULTILINE), done.err
     return root
 
 
@@ -139,14 +142,14 @@ def test_onnx_answers_the_same(root: Path, store: Store, student: Any, tmp_path:
 
 @pytest.fixture(scope="module")
 def model(root: Path, student: Any) -> Any:
-    """The student as MLflow's model, which the command has registered twice."""
+    """The student as MLflow's model, which its run has logged, and the command has registered twice."""
     said = io.StringIO()
     words = [student.info.run_id[:12], "--root", str(root), "--register", "my students", "--alias", "champion"]
     with contextlib.redirect_stdout(said):
         export.main(words)
         export.main(words)
     first, second = said.getvalue().split("Serve it: ")[:2]
-    assert re.search(r"^model.pt2: 32 test pictures, .*\nlogged to MLflow: models:/m-\w+\nregistered as ", first)
+    assert re.search(r"^logged to MLflow before: models:/m-\w+\nregistered as my students, version 1, alias ", first)
     assert re.search(r"\nlogged to MLflow before: models:/m-\w+\nregistered as my students, version 2, alias ", second)
     assert f"MLFLOW_TRACKING_URI=sqlite:///{root}/mlflow.db mlflow models serve" in second
     found = client(root).get_run(student.info.run_id).outputs.model_outputs
@@ -155,6 +158,7 @@ def model(root: Path, student: Any) -> Any:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*Any type hint:UserWarning")  # of MLflow's own, where this imports its flavours
 def test_mlflow_loads_what_was_registered(
     root: Path, exported: Path, student: Any, model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,6 +192,91 @@ def test_the_page_of_the_model_tells_what_it_is(root: Path, student: Any, model:
     assert str(client(root).get_model_version_by_alias("my students", "champion").version) == "2"
     # The scores of the run itself are what they were.
     assert len(client(root).get_metric_history(student.info.run_id, "val/accuracy")) == 1
+
+
+def test_a_model_is_logged_on_demand(
+    root: Path, student: Any, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command says how the logged program compares with the network, and how to serve it."""
+    check = Check("32 test pictures", 0.0, 1.0)
+    monkeypatch.setattr(student_models, "log", lambda *_: ("m-1", {"model.pt2": check}))
+    status, printed, _ = command(capfd, student.info.run_id, "--root", root, "--mlflow")
+    assert status == 0
+    assert printed.startswith(f"model.pt2: {check}\nlogged to MLflow: models:/m-1\nServe it: ")
+
+
+@pytest.fixture
+def confirmations(store: Store, student: Any) -> list[RunRecord]:
+    """Two confirmations of the student's setting with other weights."""
+    made = []
+    for factor in (2.0, 3.0):
+        own = load_file(artifacts(student) / "model.safetensors")
+        weights = {name: tensor * factor for name, tensor in own.items()}
+        tags = {"kdsweep.role": "distill", "kdsweep.stage": "confirmation", "kdsweep.weights": hash_tensors(weights)}
+        with store.run(f"seed {factor}", tags=tags, params={}) as run:
+            run.text("config.yaml", (artifacts(student) / "config.yaml").read_text())
+            run.made_file("model.safetensors", lambda path, own=weights: write_tensors(path, own))  # type: ignore[misc]
+        made.append(store.find(run.id))
+    return made
+
+
+@pytest.mark.slow
+def test_the_networks_of_a_study_are_logged_each_with_its_weights(
+    root: Path,
+    store: Store,
+    student: Any,
+    confirmations: list[RunRecord],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They share one exported program. Runs of other stages aren't logged, and a repetition has nothing left to do."""
+    followed: list[object] = []
+    follow = torch.export.export
+    monkeypatch.setattr(torch.export, "export", lambda *own, **more: followed.append(own) or follow(*own, **more))
+    search = store.find(student.info.run_id)
+    student_models.log_of_study(store, [search, *confirmations], root)
+    assert "Logged to MLflow as models: the networks of 2 confirmation runs.\n" in capfd.readouterr().err
+    assert len(followed) == 1
+    images = pictures(root, student.info.run_id)[:2]
+    for run in confirmations:
+        folder = store.ask("get_logged_model", logged_model.find(store, run)).artifact_location.removeprefix("file://")
+        saved = trained_student.saved_config(store, run)
+        cfg = trained_student.config_below(root, saved.config)
+        network = trained_student.network(cfg, trained_student.inputs(cfg, saved))
+        network.net.load_state_dict(trained_student.weights(store, run, tmp_path))
+        logits = torch.export.load(f"{folder}/data/model.pt2").module()(images)
+        torch.testing.assert_close(logits, network(images))
+    student_models.log_of_study(store, confirmations, root)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_network_that_cannot_be_logged_costs_a_line(
+    root: Path,
+    store: Store,
+    confirmations: list[RunRecord],
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A study's are tried once for all seeds; a store that is away or too old, and Ctrl-C, cost a line as well."""
+    tried: list[object] = []
+    monkeypatch.setattr(torch.export, "export", lambda *own, **_: tried.append(own) or 1 / 0)
+    student_models.log_of_study(store, confirmations, root)
+    said = capfd.readouterr().err
+    remedy = f"To log one: kdsweep-export {confirmations[0].short_id} --mlflow"
+    assert re.fullmatch(rf"The networks of 2 runs aren't in MLflow as a model \(.*as pt2.*\)\. {remedy}\n", said), said
+    assert len(tried) == 1
+
+    student_models.log_of_run(f"sqlite:///{root}/none/mlflow.db/x", "kdsweep", "0123456789", root)
+    assert "The network isn't in MLflow as a model (" in capfd.readouterr().err
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(student_models, "log", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        student_models.log_of_run(store.uri, "kdsweep", "0123456789", root)
+    assert "(interrupted). To log one: kdsweep-export 01234567 --mlflow" in capfd.readouterr().err
 
 
 def test_a_model_that_cannot_be_logged_is_marked(
@@ -417,7 +506,7 @@ def test_the_spread_of_a_confirmation_is_its_own_settings() -> None:
         def children(self, parent: str) -> list[RunRecord]:
             return [*first, *controls, *second]
 
-    found = [export_description._spread(Children(), run) for run in (first[0], second[0], controls[0])]  # type: ignore[arg-type]
+    found = [description._spread(Children(), run) for run in (first[0], second[0], controls[0])]  # type: ignore[arg-type]
     assert [spread.mean if spread else None for spread in found] == pytest.approx([0.55, 0.85, 0.15])
 
 
@@ -435,6 +524,6 @@ def test_the_spread_of_a_contender_is_its_own() -> None:
         def children(self, parent: str) -> list[RunRecord]:
             return [run for own in runs.values() for run in own]
 
-    found = export_description._spread(Children(), runs["kd", "1"][0])  # type: ignore[arg-type]
+    found = description._spread(Children(), runs["kd", "1"][0])  # type: ignore[arg-type]
     assert found is not None
     assert found.mean == pytest.approx(0.85)

@@ -32,7 +32,7 @@ STUDY = ("sweep=alpha_tau", *SHORT, "sweep.n_trials=2", "sweep.baseline_seeds=1"
 DEMO = (
     *("sweep=demo", "sweep.n_trials=1", "sweep.baseline_seeds=0", "sweep.confirm_seeds=0", "epochs=2", "n_passes=2"),
     *("model.name=shufflenet_v2_x0_5", "precision=fp32", "teacher.network.input_size=64"),
-    *("data.train_fraction=0.05", "data.val_size=97", "data.n_test=100"),
+    *("data.train_fraction=0.05", "data.val_size=97", "data.n_test=100", "tracking.models=false"),
 )
 SCRATCH = (*SHORT, "arm=scratch", "loss=ce", "teacher=none")
 # A source that nobody is changing while tests run: git isn't asked.

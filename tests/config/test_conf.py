@@ -17,6 +17,7 @@ import numpy as np
 import optuna
 import pytest
 from hydra.utils import get_object
+from in_process import run_here
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
@@ -215,6 +216,8 @@ def test_every_pruner_is_built(option: str) -> None:
         "confirm_until",
         "choose",
         "search_seeds",
+        "replicates",
+        "race",
     ],
 )
 def test_the_sweeper_gets_what_the_sweep_says(key: str) -> None:
@@ -323,3 +326,16 @@ def _key(node: ast.AST) -> str | None:
     else:
         return None
     return None if inner is None else f"{inner}.{last}".strip(".")
+
+
+@pytest.mark.parametrize(
+    ("line", "choices"),
+    [
+        ("kdsweep data=c", ["data=cifar10", "data=cifar100"]),
+        ("kdsweep sweep=alpha_tau sweep.n", ["sweep.n_jobs=", "sweep.n_trials=", "sweep.name="]),
+    ],
+)
+def test_the_shell_completes_options_and_keys(line: str, choices: list[str], tmp_path: Path) -> None:
+    """As the line of docs/tutorials/study.md has the shell ask for them; of a sweep the keys are known too."""
+    done = run_here(["-sc", "query=bash"], tmp_path, {"COMP_LINE": line, "COMP_POINT": str(len(line))})
+    assert done.out.split() == choices

@@ -65,6 +65,7 @@ def test_what_a_study_may_change_when_it_goes_on() -> None:
         "device",
         "resume",
         "tracking.offline",
+        "tracking.models",
     )
     fixed = ("sweep.name", "epochs", "data.val_size", "tracking.experiment", "objective")
     assert all(keys.may_change_when_going_on(name) for name in free)

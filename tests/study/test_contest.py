@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ from optuna.trial import TrialState
 from test_stages import AtOnce, Place, words
 
 from kdsweep.analysis.contest_plan import Plan
+from kdsweep.analysis.study_goals import Stop
 from kdsweep.config.overrides import parsed
 from kdsweep.execution.jobs import Job
 from kdsweep.study import contest, two_records
@@ -86,8 +87,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 class Held:
     """A contest of a contender that is searched and one that isn't, under two conditions."""
 
-    def __init__(self, store: Store, folder: Path, seeds: int = 2) -> None:
-        self.place, self._folder, self._seeds = Place(store, folder), folder, seeds
+    def __init__(self, store: Store, folder: Path, seeds: int = 2, until: int | None = None) -> None:
+        self.place, self._folder, self._seeds, self._until = Place(store, folder), folder, seeds, until
 
     def search(self, name: str, n_trials: int) -> Search:
         space: dict[str, BaseDistribution] = {"loss.alpha": FloatDistribution(0, 1)} if n_trials else {}
@@ -108,9 +109,8 @@ class Held:
 
         teacher = {"teacher": Baseline(("arm=teacher",), 1, control=False)}
         shared = stages("study", 0, ["seed=5"], teacher, "")
-        return Contest(
-            plan, [*competing.values()], shared, {"kd": stages("study/kd", 3, competing["kd"].common, {}, "kd")}
-        )
+        searches = {"kd": stages("study/kd", 3, competing["kd"].common, {}, "kd")}
+        return Contest(plan, [*competing.values()], shared, searches, self._until)
 
     def run(self, executor: AtOnce) -> Contest:
         held = self.open()
@@ -169,6 +169,40 @@ def test_an_interrupted_contest_goes_on_where_it_was(held: Held, at: str) -> Non
     third = AtOnce(held.place)
     held.run(third)
     assert third.names == []
+
+
+@pytest.mark.slow
+def test_a_contest_stops_when_its_answers_are_clear(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It looks at whole seeds of all contenders, a failed run counts as ended, and a repetition finds it done."""
+    looks: list[tuple[list[int], int]] = []
+
+    def clear_after_three(plan: Plan, runs: object, seeds: Sequence[int], most: int, step: float) -> str | None:
+        assert "kd" in plan.chosen
+        looks.append(([*seeds], most))
+        return "clear" if len(seeds) == 3 else None
+
+    monkeypatch.setattr("kdsweep.analysis.contest_stopping.decision", clear_after_three)
+    held = Held(store, tmp_path, seeds=2, until=9)
+    before = held.open()
+    before.look()
+    assert (before.stop, before.planned()["confirmation"]) == (None, 36)
+    executor = AtOnce(held.place, 3, **{"confirm_ce__fixed__at_1_1001": [RunError("no")]})
+    found = held.run(executor)
+    assert found.stop == Stop(None, 3, 1002, "clear")
+    assert looks == [([1000, 1001], 9), ([1000, 1001, 1002], 9)]
+    seeds = [int(name[-4:]) for name in executor.names if name.startswith("confirm")]
+    assert max(seeds) <= 1003
+    assert seeds.count(1002) == 4
+    again = held.open()
+    again.look()
+    assert again.stop is None  # the failed run is made again first
+    held.run(executor)
+    assert executor.names[-1] == "confirm-ce--fixed--at-1-1001"
+    done = held.open()
+    done.look()
+    assert (done.stop, sum(done.left().values())) == (found.stop, 0)
 
 
 def test_a_contender_without_a_result_takes_no_further_part(held: Held) -> None:

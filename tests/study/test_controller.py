@@ -265,6 +265,9 @@ def test_a_studys_files_lie_in_its_folder(finished: Outcome, place: Path) -> Non
         ("sweep.confirm_until=2.5", "sweep.confirm_until: this value doesn't fit: Value '2.5' of type"),
         ("sweep.confirm_until=1", "sweep.confirm_until: `confirm_until is null, or a whole number >= confirm_seeds"),
         ("sweep.confirm_seeds=-1", "sweep.confirm_seeds: `confirm_seeds >= 0`"),
+        ("sweep.replicates=0", "sweep.replicates: `replicates >= 1`"),
+        ("sweep.race=-1", "sweep.race: `race >= 0`"),
+        ("sweep.race=2 seed=1,2", "sweep.race: `race=0 where the seed is searched`"),
         ("sweep.max_restarts=-1", "sweep.max_restarts: `max_restarts >= 0`"),
         ("sweep.n_jobs=0", "sweep.n_jobs: `n_jobs >= 1`"),
         ("sweep.executor=gpu", "sweep.executor: `executor in ('in_process', 'workers', 'ray', 'launcher')`"),
@@ -341,6 +344,9 @@ def test_what_a_users_own_space_suggests_isnt_fixed_too(tmp_path: Path) -> None:
     done = run_here((*STUDY, "optimizer=sgd,adamw", own, "optimizer.lr=0.03"), tmp_path)
     rule = "`a key is fixed or searched` must hold, but got custom_search_space='optimizer.lr'"
     assert done.error.startswith(f"kdsweep: hydra.sweeper.custom_search_space: {rule}")
+    done = run_here((*STUDY, own, "sweep.replicates=2"), tmp_path)
+    rule = "`replicates=1 where hydra.sweeper.custom_search_space suggests keys`"
+    assert done.error.startswith(f"kdsweep: sweep.replicates: {rule}")
     assert statuses(tmp_path) == []
 
 
@@ -573,6 +579,28 @@ def test_one_controller_at_a_time_works_on_a_study(tmp_path: Path) -> None:
     with only_controller(tmp_path, "s"):
         assert (tmp_path / "controller").exists()
     assert not (tmp_path / "controller").exists()
+
+
+@pytest.mark.parametrize(
+    ("tracking", "logged"),
+    [
+        ({"models": True, "offline": False}, True),
+        ({"models": False, "offline": False}, False),
+        ({"models": True, "offline": True}, False),
+    ],
+)
+def test_a_study_logs_the_networks_of_its_runs_after_its_answer(
+    tracking: dict[str, bool], logged: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the report and before the next commands; tests/commands/test_export.py says which runs these are."""
+    done = MagicMock()
+    for name in ("writing", "console", "next_commands", "student_models"):
+        monkeypatch.setattr(controller, name, getattr(done, name))
+    study = Study.__new__(Study)
+    study.config = OmegaConf.create({"paths": {"root": "."}, "tracking": tracking})
+    study._report(done.store, "parent")
+    last = [name for name, *_ in done.mock_calls if name.startswith(("console", "student_models"))]
+    assert last == ["console.show", *(["student_models.log_of_study"] if logged else []), "console.show_line"]
 
 
 def test_sigterm_closes_a_study_and_its_run(finished: Outcome, place: Path) -> None:

@@ -43,10 +43,12 @@ def search(
     directions: Sequence[str] = ("maximize",),
     space: Mapping[str, BaseDistribution] = SPACE,
     pruner: DictConfig | None = None,
+    replicates: int = 1,
+    race: int = 0,
 ) -> Search:
     """A controller's view of the study in a folder."""
-    url = sqlite_uri(folder / "optuna.db")
-    return Search(url, "study", directions, space, kind or sampler(), pruner, n_trials, max_restarts)
+    url, again = sqlite_uri(folder / "optuna.db"), {"replicates": replicates, "race": race}
+    return Search(url, "study", directions, space, kind or sampler(), pruner, n_trials, max_restarts, **again)
 
 
 def ask(found: Search) -> Setting:
@@ -561,3 +563,104 @@ def test_an_earlier_studys_trials_are_known_and_no_trials(tmp_path: Path) -> Non
     assert np.median([trial.params["loss.alpha"] for trial in again.trials()]) < 0.3
     assert [trial.own for trial in again.scored()] == [True] * 4 + [False] * 12
     assert again.count_finished() == 4
+
+
+WORDS: dict[str, BaseDistribution] = {"loss": CategoricalDistribution(["ce", "kd", "dist", "mse"])}
+GRID = OmegaConf.create({"_target_": "optuna.samplers.GridSampler"})
+
+
+def tried(found: Search) -> list[object]:
+    return [trial.params["loss"] for trial in found.trials()]
+
+
+def run_all(found: Search, scores: Mapping[str, Sequence[float]]) -> None:
+    """Gives each run of a loss its next score."""
+    while (setting := found.next()) is not None:
+        found.complete(setting.number, scores[str(setting.params["loss"])][found.runs_before(setting)])
+
+
+def test_replicates_run_each_setting_again_in_rounds(tmp_path: Path) -> None:
+    """The best mean is the best setting, and its first trial stands for it."""
+    found = search(tmp_path, kind=GRID, space=WORDS, n_trials=4, replicates=2)
+    run_all(found, {"ce": [0.5, 0.5], "kd": [0.9, 0.1], "dist": [0.6, 0.7], "mse": [0.2, 0.2]})
+    assert tried(found)[4:] == tried(found)[:4]
+    best = found.best()
+    assert best is not None
+    assert (best.number, best.params) == (tried(found).index("dist"), {"loss": "dist"})
+    assert [one.setting for one in found.scored()] == [0, 1, 2, 3, 0, 1, 2, 3]
+
+
+def test_a_race_leaves_out_who_is_clearly_worse(tmp_path: Path) -> None:
+    """Those that could still be the best share what is left; a new controller goes on with it."""
+    scores = {"ce": [0.1, 0.11], "kd": [0.8, 0.82, 0.79, 0.8], "dist": [0.81, 0.8, 0.8, 0.8], "mse": [0.2, 0.21]}
+    run_all(search(tmp_path, kind=GRID, space=WORDS, n_trials=4, replicates=2), scores)
+    run_all(search(tmp_path, kind=GRID, space=WORDS, n_trials=4, replicates=2, race=1), scores)
+    found = search(tmp_path, kind=GRID, space=WORDS, n_trials=4, replicates=2, race=4)
+    run_all(found, scores)
+    assert sorted(map(str, tried(found)[8:])) == ["dist", "dist", "kd", "kd"]
+    assert found.next() is None
+
+
+def test_a_race_without_replicates_begins_with_the_best(tmp_path: Path) -> None:
+    """Nothing is known of the noise before a setting was run twice."""
+    found = search(tmp_path, kind=GRID, space=WORDS, n_trials=4, race=2)
+    run_all(found, {"ce": [0.5, 0.5], "kd": [0.9, 0.4], "dist": [0.6, 0.6], "mse": [0.2]})
+    assert tried(found)[4:] == ["kd", "dist"]
+
+
+def test_a_race_waits_for_results(tmp_path: Path) -> None:
+    """With several workers the first runs may all go on when the race begins; then there is nothing to decide by."""
+    found = search(tmp_path, kind=GRID, space=WORDS, n_trials=4, race=1)
+    first = [ask(found) for _ in range(4)]
+    assert found.next() is None
+    found.complete(first[2].number, [0.5])
+    assert ask(found).params == first[2].params
+    for setting in first:
+        found.complete(setting.number, [0.6])
+
+
+@pytest.mark.parametrize("name", ["random", "gp", "tpe"])
+def test_more_settings_can_be_asked_for_after_repeats(name: str, tmp_path: Path) -> None:
+    """They are proposed first, and then run again as the others were."""
+    found = search(tmp_path, kind=sampler(name), n_trials=2, replicates=2)
+    while (setting := found.next()) is not None:
+        found.complete(setting.number, [0.5])
+    found = search(tmp_path, kind=sampler(name), n_trials=3, replicates=2)
+    while (setting := found.next()) is not None:
+        found.complete(setting.number, [0.5])
+    values = params(found)
+    assert values[:2] == values[2:4]
+    assert values[4] == values[5]
+    assert len(set(values)) == 3
+
+
+def test_a_grids_repeats_may_end_before_its_last_point(tmp_path: Path) -> None:
+    """Optuna's grid looks for the point of a trial that has none of its own."""
+    found = search(tmp_path, kind=GRID, space=WORDS, n_trials=4, race=1)
+    first = [ask(found) for _ in range(4)]
+    for setting in first[:3]:
+        found.complete(setting.number, [0.5])
+    found.complete(ask(found).number, [0.5])
+    found.complete(3, [0.5])
+    assert found.count_finished() == 5
+
+
+def test_what_failed_isnt_run_again(tmp_path: Path) -> None:
+    """The runs of a setting without a result go to the others."""
+    found = search(tmp_path, kind=GRID, space=WORDS, n_trials=4, replicates=2)
+    while (setting := found.next()) is not None:
+        if setting.params["loss"] == "mse":
+            found.fail(setting.number, "because")
+        else:
+            found.complete(setting.number, [0.5])
+    well = [loss for loss in tried(found)[:4] if loss != "mse"]
+    assert tried(found)[4:] == [*well, well[0]]
+
+
+def test_without_repeats_alike_trials_stay_apart(tmp_path: Path) -> None:
+    """A sampler may propose a choice again: each is a trial with the study's one seed, as it was before."""
+    found = search(tmp_path, space=WORDS, n_trials=9)
+    while (setting := found.next()) is not None:
+        assert found.runs_before(setting) == 0
+        found.complete(setting.number, [0.5])
+    assert [one.setting for one in found.scored()] == list(range(9))

@@ -21,7 +21,7 @@ from optuna.trial import TrialState
 from kdsweep.analysis.choice import Choice, choose
 from kdsweep.config.overrides import parsed
 from kdsweep.execution.jobs import Job, Outcome
-from kdsweep.study import choosing, confirming
+from kdsweep.study import choosing
 from kdsweep.study import stages as stages_module
 from kdsweep.study.fidelity import Lengths
 from kdsweep.study.search import CAUSE, PRUNED_AT, STARTS, Search, Setting
@@ -55,10 +55,10 @@ class Place:
         with store.run("study", tags={"kdsweep.role": "study"}, params={}) as parent:
             self.parent_id = parent.id
 
-    def search(self, n_trials: int = 2, n_objectives: int = 1, max_restarts: int = 2) -> Search:
+    def search(self, n_trials: int = 2, n_objectives: int = 1, max_restarts: int = 2, **again: int) -> Search:
         sampler = OmegaConf.create({"_target_": "optuna.samplers.RandomSampler", "seed": 0})
         directions = ["maximize", "minimize"][:n_objectives]
-        return Search(self._url, "study", directions, self.space, sampler, None, n_trials, max_restarts)
+        return Search(self._url, "study", directions, self.space, sampler, None, n_trials, max_restarts, **again)
 
     def stages(
         self,
@@ -70,10 +70,11 @@ class Place:
         search_seeds: str = "fixed",
         confirm_until: int | None = None,
         lengths: Lengths | None = None,
+        **again: int,
     ) -> Stages:
         """Makes a controller that starts the study, or goes on with it."""
         objectives = ["val/accuracy", "val/ece"][:n_objectives]
-        search = self.search(n_trials, n_objectives)
+        search = self.search(n_trials, n_objectives, **again)
         work = COMMAND, ["threads=1"], objectives, BASELINES, confirm_seeds
         return Stages(
             self.store,
@@ -239,7 +240,7 @@ def test_a_confirmation_ends_when_it_is_clear(
     place: Place, monkeypatch: pytest.MonkeyPatch, slots: int, beyond: int
 ) -> None:
     """However many workers there are, it stops at the same seed; those had begun a few later seeds at most."""
-    monkeypatch.setattr(confirming, "accuracies", gains(0.05))
+    monkeypatch.setattr(stages_module, "accuracies", gains(0.05))
     stages, executor = place.stages(confirm_seeds=4, confirm_until=20), AtOnce(place, slots)
     carry_out(stages, executor)
     assert stages.stop is not None
@@ -251,7 +252,7 @@ def test_a_confirmation_ends_when_it_is_clear(
 
 def test_a_confirmation_that_isnt_clear_goes_on_to_its_limit(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """A higher limit later goes on with it; a run that failed counts as ended."""
-    monkeypatch.setattr(confirming, "accuracies", gains(0.001))
+    monkeypatch.setattr(stages_module, "accuracies", gains(0.001))
     monkeypatch.setattr("kdsweep.analysis.always_valid.out_of_reach", lambda *_: False)
     stages = place.stages(confirm_seeds=4, confirm_until=5)
     carry_out(stages, AtOnce(place, confirm_scratch_1000=[RunError("no")]))
@@ -265,7 +266,7 @@ def test_a_confirmation_that_isnt_clear_goes_on_to_its_limit(place: Place, monke
 
 def test_a_confirmation_stops_at_the_same_seed_after_a_kill(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """It looks again at what is recorded, and makes what is missing before its stop."""
-    monkeypatch.setattr(confirming, "accuracies", gains(0.05))
+    monkeypatch.setattr(stages_module, "accuracies", gains(0.05))
     with pytest.raises(KeyboardInterrupt):
         carry_out(
             place.stages(confirm_seeds=4, confirm_until=20), AtOnce(place, confirm_smoothing_1002=[KeyboardInterrupt()])
@@ -674,3 +675,47 @@ def test_trials_can_have_seeds_of_their_own(place: Place) -> None:
         stages = place.stages(search_seeds=search_seeds)
         lines = [stages.trial_job(Setting(number, {"loss.alpha": 0.5})).overrides for number in (0, 1)]
         assert [line for job in lines for line in job if line.startswith("seed=")] == seeds
+
+
+def seeds_by_alpha(executor: AtOnce) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for job in executor.jobs:
+        found.setdefault(words(job)["loss.alpha"], []).append(words(job)["seed"])
+    return found
+
+
+def test_runs_of_a_setting_have_seeds_that_settings_share(place: Place) -> None:
+    """The first has the command line's; killed ones are started again with the seed that they had."""
+    executor = AtOnce(place, trial_0004=[LOST])
+    stages = place.stages(2, replicates=3)
+    assert stages.planned()["trials"] == 6
+    with stages.carried_out_by(executor):
+        stages.run_search()
+    assert executor.names == [*(f"trial-{number:04d}" for number in (0, 1, 2, 3, 4)), "trial-0004", "trial-0005"]
+    first, other = seeds_by_alpha(executor).values()
+    assert first == ["5", "2000001", "2000002", "2000002"]
+    assert other == ["5", "2000001", "2000002"]
+    assert place.stages(2, replicates=3).left()["trials"] == 0
+
+
+def test_fresh_seeds_stay_fresh_in_a_race(place: Place) -> None:
+    """Each trial has its own. Without noise, all of a race goes to the best setting once that is known."""
+    executor = AtOnce(place)
+    with (stages := place.stages(3, search_seeds="fresh", race=3)).carried_out_by(executor):
+        stages.run_search()
+        best = stages.choose()
+    assert [words(job)["seed"] for job in executor.jobs] == [str(1_000_000 + number) for number in range(6)]
+    assert best.number < 3
+    assert len(seeds_by_alpha(executor)[str(best.params["loss.alpha"])]) == 4
+
+
+def test_an_interrupted_race_goes_on(place: Place) -> None:
+    """Another controller starts the trial again that the first one left, and makes the rest."""
+    killed = AtOnce(place, trial_0004=[KeyboardInterrupt()])
+    with pytest.raises(KeyboardInterrupt), (stages := place.stages(3, race=3)).carried_out_by(killed):
+        stages.run_search()
+    executor = AtOnce(place)
+    with (stages := place.stages(3, race=3)).carried_out_by(executor):
+        stages.run_search()
+    assert executor.names == ["trial-0004", "trial-0005"]
+    assert words(executor.jobs[0])["seed"] == words(killed.jobs[-1])["seed"] == "2000002"

@@ -40,6 +40,7 @@ PROGRAMS = {
 
 # A study with as little to do as a study can have: what isn't refused would begin.
 STUDY = ("sweep=alpha_tau", *SHORT, "sweep.n_trials=1", "sweep.baseline_seeds=1", "sweep.confirm_seeds=0")
+CONTEST = ("sweep=losses", *SHORT, "sweep.contenders=[ce,kd]", "sweep.against=[kd]", "sweep.n_trials=1")
 PICTURES = ("experiment=debug", "threads=1", "epochs=1", "data=image_folder")
 
 MISSING = "/no/such/place"
@@ -362,6 +363,12 @@ STUDIES = [
     Wrong("loss.alpha=interval(0,2)", "loss.alpha", ("0 <= alpha <= 1", "2.0"), STUDY),
     Wrong("loss.alpha=choice(a,b)", "loss.alpha", ("0 <= alpha <= 1", "'a'"), STUDY),
     Wrong("seed=choice(-1,-2)", "seed", ("seed >= 0", "-1"), STUDY),
+    Wrong("sweep.fidelity=0.5", "sweep.fidelity", ("fidelity is null", "0.5", "one search"), CONTEST),
+    Wrong("sweep.confirm_until=9", "sweep.confirm_until", ("pictures or epochs", "=9"), ("sweep=data_hunger", *SHORT)),
+    Wrong("sweep.start_from=other", "sweep.start_from", ("start_from is null", "'other'"), CONTEST),
+    Wrong("sweep.shuffled=true", "sweep.shuffled", ("no control", "'shuffled'", "sweep.contenders"), CONTEST),
+    Wrong("sweep.contenders=[kd]", "sweep.contenders", ("two contenders at least", "'kd'"), CONTEST),
+    Wrong("sweep.against=[dkd]", "sweep.against", ("against in (ce, kd)", "'dkd'"), CONTEST),
 ]
 
 GRIDS = [

@@ -62,19 +62,20 @@ def test_a_contest_of_losses_that_is_killed_goes_on(tmp_path: Path) -> None:
 @pytest.mark.all
 def test_data_hunger_runs_every_contender_with_every_share(tmp_path: Path) -> None:
     """The report says how many pictures each had, and more seeds can be added to it."""
-    words = ("sweep=data_hunger", *SHORT, "epochs=1", "sweep.fractions=[0.5,1.0]", "sweep.contenders=[scratch,distill]")
-    words = (*words, "sweep.against=[scratch]")
+    words = ("sweep=data_hunger", *SHORT, "epochs=1", "sweep.fractions=[0.5,1.0]", "sweep.against=[scratch]")
+    words = (*words, "sweep.contenders=[scratch,distill,shuffled]")
     for seeds in (1, 2):
         done = kdsweep(*words, f"sweep.confirm_seeds={seeds}", root=tmp_path)
         assert done.status == 0, done.err
     fresh = [job for job in jobs(tmp_path) if job.startswith("confirm")]
     assert fresh == [
         f"confirm-{name}--fixed--at-{share}-{seed}"
-        for name in ("distill", "scratch")
+        for name in ("distill", "scratch", "shuffled")
         for share in ("0.5", "1")
         for seed in (1000, 1001)
     ]
     (parent,) = runs(tmp_path, "study")
     told = json.loads((artifacts(parent) / "report" / "report.json").read_text())
-    assert [cell["amount"] for cell in told["contest"]["cells"]] == [32, 32, 64, 64]
+    assert [cell["amount"] for cell in told["contest"]["cells"]] == [32, 32, 32, 64, 64, 64]
+    assert {run.data.tags["kdsweep.role"] for run in runs(tmp_path, contender="shuffled")} == {"shuffled"}
     assert (artifacts(parent) / "report" / "across.png").exists()

@@ -129,6 +129,7 @@ def test_a_full_disk_costs_decoded_pictures_only_time(tmp_path: Path, disk: Disk
                 Image.fromarray(pixels.numpy()).save(tmp_path / "pets" / split / kind / f"{index}.png")
     words = ("experiment=scratch", "data=image_folder", f"data.root={tmp_path}/pets", "data.val_size=0.2", "epochs=1")
     words = (*words, "data.image_size=32", "batch_size=16", "threads=1", f"paths.cache={disk.folder}")
+    words = (*words, "tracking.models=false")
     disk.has(100)
     assert_refused(kdsweep(*words, root=tmp_path), disk)
     disk.has(200_000)

@@ -15,7 +15,7 @@ from import_graph import MODULES, ORDER, PACKAGE, PAGE, block, imported, imports
 from kdsweep.execution import workers
 
 # Who may import a framework; a plug-in of Hydra counts as Hydra.
-CONFIGURATION = {"train", "recording", "config", "study", "execution", "commands", "system.exit_status"}
+CONFIGURATION = {"train", "recording", "config", "study", "execution", "exporting", "commands", "system.exit_status"}
 FRAMEWORKS = {
     "hydra": CONFIGURATION,
     "hydra_plugins": {"study"},

@@ -18,6 +18,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from kdsweep.config import build, identities
+from kdsweep.config.saved_config import parse
+from kdsweep.exporting import trained_student
 from kdsweep.system import user_code
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_network"
@@ -27,7 +29,7 @@ TRUST = {"KDSWEEP_TRUST": "tinynets.*"}
 # A run in a second, on the short run's pictures.
 TINY = (
     *("data=synthetic", *(word for word in SHORT if word.startswith("data."))),
-    *("epochs=1", "batch_size=16", "threads=1", "precision=fp32"),
+    *("epochs=1", "batch_size=16", "threads=1", "precision=fp32", "tracking.models=false"),
 )
 
 
@@ -318,6 +320,11 @@ def test_the_data_example_is_trained_on_and_swept(tmp_path: Path, monkeypatch: p
     digests = {dataset.dataset.digest.partition("-")[0] for run in swept for dataset in run.inputs.dataset_inputs}
     assert len(digests) == 2
     assert (artifacts(swept[0]) / "source" / "scans" / "__init__.py").exists()
+    words = [swept[0].info.run_id, "--out", "exported", "--format", "none"]
+    exported = run_here(words, folder, {"KDSWEEP_TRUST": "scans.*"}, "kdsweep-export", "kdsweep.commands.export")
+    assert exported.status == 0, exported.err
+    saved = parse((artifacts(swept[0]) / "config.yaml").read_text())
+    assert trained_student.inputs(trained_student.config_below(folder, saved.config), saved).kind == "test pictures"
 
 
 # ---------------------------------------------------------------------------------- loss, optimizer and schedule
@@ -430,7 +437,15 @@ def test_the_tutorials_commands_are_those_that_are_run_here() -> None:
 @pytest.mark.slow
 def test_the_tutorial_goes_from_class_folders_to_runs(stranger: Path) -> None:
     """Its first two commands, with fewer and smaller pictures: the test split is cut, and the same in both runs."""
-    quick = ("data.image_size=8", "epochs=1", "batch_size=16", "threads=1", "precision=fp32", "n_passes=1")
+    quick = (
+        "data.image_size=8",
+        "epochs=1",
+        "batch_size=16",
+        "threads=1",
+        "precision=fp32",
+        "n_passes=1",
+        "tracking.models=false",
+    )
     first, second, *_ = commands_of_the_page()
     for words in ([*first[1:], *quick], [*second[1:], *quick, "data.val_size=0.1", "teacher=random"]):
         done = run_here(words, stranger, {"KDSWEEP_TRUST": "net.*"})
@@ -453,6 +468,9 @@ def test_the_tutorial_goes_to_a_verdict(stranger: Path) -> None:
     for words in ([*first[1:], *quick], [*second[1:], *quick], [*study[1:], *quick, *few]):
         done = Command(*words, root=stranger, env=trust, prepare=find).outcome()
         assert done.status == 0, done.err
+        assert re.search("The network is in MLflow: |Logged to MLflow as models: the networks of 9 ", done.err), (
+            done.err
+        )
     done = run_here(report[1:], stranger, trust, report[0], "kdsweep.commands.report")
     assert done.status == 0, done.err
     said = " ".join(done.out.split())

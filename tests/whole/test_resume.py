@@ -14,14 +14,19 @@ from typing import Any
 
 import optuna
 import pytest
+import torch
 from commands import SHORT, Command, checkpoints, kdsweep, runs
 from crashes import kill_at, wait_at
+from in_process import run_here
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
+from safetensors.torch import save_file
 from servers import PostgreSQL
+from torchvision.models import shufflenet_v2_x0_5
 
 from kdsweep.analysis.choice import Choice
 from kdsweep.study import choosing
+from kdsweep.study.stages import Stages
 from kdsweep.system.processes import ProcessId, parse_process
 from kdsweep.system.sqlite import sqlite_uri
 from kdsweep.system.tensor_files import read_tensors
@@ -265,3 +270,50 @@ def test_a_choice_between_the_trials_is_tried_once(tmp_path: Path) -> None:
         assert run.info.status == "FINISHED"
         assert {key: float(run.data.params[key]) for key in BETWEEN} == BETWEEN
     assert len(runs(tmp_path, "distill", stage="search")) == N_TRIALS + 1
+
+
+def killed_while_training(stage: str) -> None:
+    """This process is killed when the first run that it trains in a stage has its checkpoint."""
+    begun = getattr(Stages, stage)
+
+    def dying(*arguments: Any) -> None:
+        kill_at("kdsweep.system.checkpoint:write_tensors", "after")
+        begun(*arguments)
+
+    setattr(Stages, stage, dying)
+
+
+@pytest.mark.all
+@pytest.mark.timeout(1800)
+def test_a_study_of_all_at_once_goes_on_and_each_run_is_reproduced(tmp_path: Path) -> None:
+    """Pictures without labels, a teacher trained as a whole, and a sum with a searched weight: killed, and to the bit.
+
+    SIGKILL in the middle of the teacher's training, then of a trial, then of a confirmation.
+    """
+    weights, root = tmp_path / "weights.safetensors", tmp_path / "home"
+    torch.manual_seed(0)
+    save_file(shufflenet_v2_x0_5(num_classes=10).state_dict(), weights)
+    words = (
+        *("sweep=alpha_tau", *SHORT, "checkpoint_share=1", "data.train_fraction=0.25", "data.unlabelled=rest"),
+        *(
+            "teacher=resnet50_finetuned",
+            "teacher.network.name=shufflenet_v2_x0_5",
+            f"teacher.network.weights={weights}",
+        ),
+        *("teacher.network.input_size=32", "teacher.training.epochs=2", "teacher.training.precision=fp32"),
+        *("loss=sum_feature", "loss.terms.kd.weight=interval(0,2)", "sweep.max_restarts=50"),
+        *("sweep.n_trials=2", "sweep.baseline_seeds=1", "sweep.confirm_seeds=1"),
+    )
+    for stage in ("run_baselines", "run_search", "confirm"):
+        done = Command(*words, root=root, prepare=partial(killed_while_training, stage)).outcome()
+        assert done.status == -signal.SIGKILL, (stage, done)
+    done = kdsweep(*words, root=root)
+    assert done.status == 0, done.err
+    found = [run for run in runs(root) if "kdsweep.job" in run.data.tags]
+    assert {run.info.status for run in found} == {"FINISHED"}
+    assert len(found) == len({run.data.tags["kdsweep.job"] for run in found}) == 8
+    resumed = {run.data.tags["kdsweep.stage"] for run in found if "kdsweep.resumed_after" in run.data.tags}
+    assert resumed == {"baseline", "search", "confirmation"}
+    for run in found:
+        again = run_here([run.info.run_id], root, module="kdsweep.commands.reproduce", program="kdsweep-reproduce")
+        assert (again.status, "Bit-for-bit the same: the weights, " in again.out) == (0, True), again

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
+    from torch.export import ExportedProgram
 
-    from kdsweep.commands.trained_student import Inputs
+    from kdsweep.exporting.trained_student import Inputs
     from kdsweep.models import Classifier
     from kdsweep.report.model_card import Check
 
@@ -55,6 +56,37 @@ def write(network: Classifier, inputs: Inputs, folder: Path, file_format: str) -
         reason = one_line(f"{type(error).__name__}: {error}")[:300]
         raise RunError(f"this network can't be written as {file_format} ({reason}). Try another --format.") from error
     return {path.name: _compared(network, answer, inputs, path.name)}
+
+
+def program(path: Path) -> ExportedProgram:
+    """Reads a network that was written as pt2, for `write_program`."""
+    import torch
+
+    return torch.export.load(path)
+
+
+def write_program(program: ExportedProgram, network: Classifier, inputs: Inputs, folder: Path) -> dict[str, Check]:
+    """Writes a program as pt2 with the weights of a network, which differs from the program's in its weights alone.
+
+    This takes a third of the time of `write`, which has to follow the network.
+
+    Returns:
+        As `write`.
+
+    Raises:
+        RunError: The program gives other logits than the network.
+    """
+    import torch
+
+    path = folder / "model.pt2"
+    own = network.state_dict()
+    with torch.no_grad():
+        for name, tensor in program.state_dict.items():
+            tensor.copy_(own[name])
+    check = _compared(network, program.module(), inputs, path.name)
+    with warnings.catch_warnings(action="ignore"):
+        torch.export.save(program, path)
+    return {path.name: check}
 
 
 # Each format has two functions. One writes the network; the other loads the file, and returns a function of pictures

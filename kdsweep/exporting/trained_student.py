@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 WEIGHTS = "model.safetensors"
 
-# The number of test pictures on which an exported file is compared with the network.
-MAX_CHECKED = 1000
+# The number of test pictures on which an exported file is compared with the network: of a student whose export was
+# asked for, and of one that is exported by the way.
+MAX_CHECKED, MAX_CHECKED_BY_THE_WAY = 1000, 64
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,13 @@ def config_below(root: Path, saved: Mapping[str, Any]) -> DictConfig:
     return cfg
 
 
-def inputs(cfg: DictConfig, saved: SavedConfig) -> Inputs:
+def inputs(cfg: DictConfig, saved: SavedConfig, most: int = MAX_CHECKED) -> Inputs:
     """Reads the run's data set; if its pictures are missing or have changed, takes what the run recorded of it.
+
+    Args:
+        cfg: The run's configuration, as `config_below` returns it.
+        saved: What the run saved.
+        most: The most test pictures to compare on.
 
     Raises:
         UserError: The pictures are missing or have changed, and the run is too old to have recorded what they were.
@@ -108,13 +114,13 @@ def inputs(cfg: DictConfig, saved: SavedConfig) -> Inputs:
 
     recorded = saved.record.get("inputs")
     try:
-        data = build.component(cfg, "data")
+        data = build.dataset(cfg)
     except UserError:
         if recorded is None:
             raise
         data = None
     if data is not None and saved.record.get("data") in (None, data.fingerprint):
-        pictures = data.test.images[:MAX_CHECKED]
+        pictures = data.test.images[:most]
         return Inputs(data.name, data.classes, data.mean, data.std, pictures, "test pictures")
     if recorded is None:
         raise UserError(
@@ -128,26 +134,31 @@ def inputs(cfg: DictConfig, saved: SavedConfig) -> Inputs:
     return Inputs(recorded["name"], tuple(recorded["classes"]), *statistics, pictures, "random pictures")
 
 
-def network(store: Store, run: RunRecord, cfg: DictConfig, inputs: Inputs, folder: Path) -> Classifier:
-    """Fetches the weights into `folder`, and builds the trained network.
+def weights(store: Store, run: RunRecord, folder: Path) -> dict[str, Tensor]:
+    """Fetches a run's weights as a file in `folder`, and reads them.
 
     Raises:
         RunError: The weights in MLflow are missing or damaged.
     """
-    import torch
-
-    from kdsweep.config import build
     from kdsweep.system.tensor_files import hash_tensors, read_tensors
 
     path = store.fetch(run.id, WEIGHTS, folder)
-    weights = None if path is None else read_tensors(path)
-    if weights is None or hash_tensors(weights) != run.tags["kdsweep.weights"]:
-        found = "missing" if path is None else "damaged"
-        raise RunError(f"the weights of the run {run.id} ({WEIGHTS} in MLflow) are {found}. Make it again.")
+    found = None if path is None else read_tensors(path)
+    if found is None or hash_tensors(found) != run.tags["kdsweep.weights"]:
+        state = "missing" if path is None else "damaged"
+        raise RunError(f"the weights of the run {run.id} ({WEIGHTS} in MLflow) are {state}. Make it again.")
+    return found
+
+
+def network(cfg: DictConfig, inputs: Inputs) -> Classifier:
+    """Builds the network of a run, which still needs the run's weights (`net.load_state_dict`)."""
+    import torch
+
+    from kdsweep.config import build
+
     # The weights that training began with needn't be there any more.
     described = build.architecture("model", build.key_of(cfg.model), weights=False)
     built: Classifier = described.build(len(inputs.classes), inputs.mean, inputs.std)
     built.check_size(*inputs.pictures.shape[1:3])  # which finds the layout of the pictures that it takes
-    built.net.load_state_dict(weights)
     # A file would hold channels_last weights in that order, and not every reader expects it.
     return built.to(memory_format=torch.contiguous_format).eval().requires_grad_(False)

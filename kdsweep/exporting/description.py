@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from kdsweep.analysis.sorted_runs import Spread
-    from kdsweep.commands.trained_student import Inputs
     from kdsweep.config.saved_config import SavedConfig
+    from kdsweep.exporting.trained_student import Inputs
     from kdsweep.models import Classifier
     from kdsweep.report.model_card import Check
     from kdsweep.tracking.run_records import RunRecord
