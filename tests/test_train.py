@@ -17,10 +17,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-import commands
 import pytest
 import yaml
-from commands import SHORT, Command, Outcome, artifacts, client, runs, statuses
+from commands import SHORT, Command, artifacts, client, runs, statuses
 from configurations import composed
 from in_process import kdsweep, run_here
 from safetensors.torch import load_file
@@ -69,9 +68,9 @@ def made(home: Path) -> Callable[..., Run]:
     """Makes a run with other words, beside the shared one, and gives it back; each combination is made once."""
     known: dict[tuple[str, ...], Run] = {}
 
-    def make(*words: str, by: Callable[..., Outcome] = kdsweep) -> Run:
+    def make(*words: str) -> Run:
         if words not in known:
-            done = by(*words, root=home)
+            done = kdsweep(*words, root=home)
             assert done.status == 0, done.err
             *_, run_id = re.findall(r"run (\w{32})$", done.err, re.MULTILINE)
             assert f"kdsweep-reproduce {run_id[:8]}" in done.err.splitlines()[-1]
@@ -225,8 +224,7 @@ def test_the_weights_fit_the_librarys_own_network(run: Run) -> None:
 
 def test_the_saved_configuration_makes_the_run_again(run: Run, made: Callable[..., Run]) -> None:
     """config.yaml alone is enough: the same weights, bit for bit, from the same parameters."""
-    # In a process of its own: `--config-path` isn't understood in this one.
-    again = made(f"--config-path={artifacts(run)}", "--config-name=config", by=commands.kdsweep)
+    again = made(f"--config-path={artifacts(run)}", "--config-name=config")
     assert again.info.run_id != run.info.run_id
     assert weights(again) == weights(run)
     assert again.data.params == run.data.params
