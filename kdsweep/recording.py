@@ -341,8 +341,9 @@ def _name(cfg: DictConfig) -> str:
 def _loss_name(cfg: DictConfig) -> list[str]:
     """Returns the name of a run's loss, in a list; an empty list if it is what the arm's name says."""
     module, _, name = cfg.loss._target_.rpartition(".")
-    # Several options have one function of ours: kd and kd_variants, sum and sum_feature.
-    if module == "kdsweep.losses" and HydraConfig.initialized():
+    # Several options have one function of ours: kd and kd_variants, sum and sum_feature. A saved configuration, run by
+    # --config-path, has no options.
+    if module == "kdsweep.losses" and HydraConfig.initialized() and "loss" in HydraConfig.get().runtime.choices:
         name = str(HydraConfig.get().runtime.choices["loss"])
     return [] if name == OWN_LOSS[cfg.arm] else [name.replace("_", " ")]
 

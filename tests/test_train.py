@@ -1,4 +1,7 @@
-"""Claims about real runs: made by the real command, and read back from MLflow as anybody would read them."""
+"""Claims about real runs, read back from MLflow as anybody would read them.
+
+The first is made by the installed command; those beside it are made in this process.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 import yaml
-from commands import SHORT, Command, artifacts, client, kdsweep, runs, statuses
+from commands import SHORT, Command, artifacts, client, runs, statuses
 from configurations import composed
-from in_process import run_here
+from in_process import kdsweep, run_here
 from safetensors.torch import load_file
 from torchvision.models import shufflenet_v2_x0_5
 

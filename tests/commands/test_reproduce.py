@@ -4,31 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import shutil
 import signal
-import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import fresh_stores
 import pytest
-from commands import (
-    PRELOADED,
-    SECONDS,
-    SHORT,
-    Command,
-    Outcome,
-    artifacts,
-    checkpoints,
-    client,
-    kdsweep,
-    runs,
-    statuses,
-)
+from commands import SHORT, Command, Outcome, artifacts, checkpoints, client, runs, statuses
+from in_process import kdsweep, run_here
 from omegaconf import OmegaConf
 
 from kdsweep.analysis.deviation import Left
@@ -42,9 +27,10 @@ from kdsweep.system.errors import UserError
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
+STUDY = ("sweep=alpha_tau", *SHORT, "sweep.n_trials=2", "sweep.baseline_seeds=1", "sweep.confirm_seeds=1")
 # The demo, with its data and its teacher, and less of everything.
-STUDY = (
-    *("sweep=demo", "sweep.n_trials=2", "sweep.baseline_seeds=1", "sweep.confirm_seeds=1", "epochs=2", "n_passes=2"),
+DEMO = (
+    *("sweep=demo", "sweep.n_trials=1", "sweep.baseline_seeds=0", "sweep.confirm_seeds=0", "epochs=2", "n_passes=2"),
     *("model.name=shufflenet_v2_x0_5", "precision=fp32", "teacher.network.input_size=64"),
     *("data.train_fraction=0.05", "data.val_size=97", "data.n_test=100", "tracking.models=false"),
 )
@@ -55,28 +41,8 @@ EXACT = "Bit-for-bit the same: the weights, "
 
 
 def again(*words: str, cwd: Path, env: Mapping[str, str] | None = None) -> Outcome:
-    """Runs a `kdsweep-reproduce` command to its end."""
-    cwd.mkdir(parents=True, exist_ok=True)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    name = f"reproduce-{time.time_ns()}"
-    out, err = cwd / f"{name}.out", cwd / f"{name}.err"
-    process = context.Process(target=_command, args=(words, cwd, {**fresh_stores.passed_on(), **(env or {})}, out, err))
-    process.start()
-    process.join(SECONDS)
-    assert process.exitcode is not None, "it hangs"
-    return Outcome(process.exitcode, out.read_text(), err.read_text())
-
-
-def _command(words: Sequence[str], cwd: Path, env: Mapping[str, str], out: Path, err: Path) -> None:
-    for path, number in ((out, 1), (err, 2)):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-    os.environ.update(env)
-    os.chdir(cwd)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.argv = ["kdsweep-reproduce", *words]
-    fresh_stores.copy_stores()
-    reproduce.main()
+    """Runs a `kdsweep-reproduce` command to its end; its root is the folder in which it is called."""
+    return run_here(words, cwd, env, program="kdsweep-reproduce", module="kdsweep.commands.reproduce")
 
 
 def newest(root: Path) -> Run:
@@ -99,7 +65,7 @@ def in_noise(metric: str, done: Outcome) -> str:
 
 @pytest.fixture(scope="session")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a study of every arm: the demo's."""
+    """A folder with a study of every arm."""
     root = tmp_path_factory.mktemp("reproduced")
     done = kdsweep(*STUDY, root=root)
     assert done.status == 0, done.err
@@ -148,6 +114,15 @@ def test_every_arm_of_a_study_comes_out_the_same(stage: str, arm: str, place: Pa
     assert not [line for line in done.err.splitlines() if "Warning" in line]
 
 
+@pytest.mark.all
+def test_the_demo_comes_out_the_same(tmp_path: Path) -> None:
+    """A trial with its pictures and its teacher, which is trained and comes from a package."""
+    assert kdsweep(*DEMO, root=tmp_path).status == 0
+    (then,) = runs(tmp_path, "distill", stage="search")
+    done = again(then.info.run_id, cwd=tmp_path)
+    assert (done.status, EXACT in done.out) == (0, True), done
+
+
 @pytest.mark.slow
 def test_a_killed_run_with_pictures_without_labels_comes_out_the_same(tmp_path: Path) -> None:
     """With mixed pictures too: after kill -9 it ends in the same bits, which kdsweep-reproduce finds again."""
@@ -160,7 +135,7 @@ def test_a_killed_run_with_pictures_without_labels_comes_out_the_same(tmp_path: 
     killed.wait_for(lambda: checkpoints(tmp_path / "killed"))
     killed.kill()
     assert killed.outcome().status == -signal.SIGKILL
-    assert kdsweep(*words, root=tmp_path / "killed").status == 0
+    assert Command(*words, root=tmp_path / "killed").outcome().status == 0
     (whole,), (resumed,) = (runs(tmp_path / name, "distill") for name in ("whole", "killed"))
     assert resumed.data.tags["kdsweep.resumed_after"] in "12345"
     assert resumed.data.tags["kdsweep.weights"] == whole.data.tags["kdsweep.weights"]
@@ -220,7 +195,7 @@ def test_a_bare_configuration_has_nothing_to_compare_with(scratch: Run, tmp_path
 
 @pytest.mark.slow
 def test_a_run_that_was_stopped_is_compared_in_its_epochs(tmp_path: Path) -> None:
-    """A pruned trial, as much as one that was interrupted, says nothing of its end."""
+    """It says nothing of its end; so it is with a pruned trial (test_controller.py)."""
     command = Command(*SCRATCH, "epochs=20", "n_passes=2", root=tmp_path)
     command.wait_for(lambda: "RUNNING" in statuses(tmp_path) and "val/accuracy" in runs(tmp_path)[0].data.metrics)
     command.signal(signal.SIGTERM)
@@ -230,23 +205,6 @@ def test_a_run_that_was_stopped_is_compared_in_its_epochs(tmp_path: Path) -> Non
     done = again(then.info.run_id, cwd=tmp_path)
     compared = "one epoch" if epochs == 1 else f"each of {epochs} epochs"
     assert (done.status, f"{compared}. The weights of the earlier run are not known." in done.out) == (0, True), done
-
-
-@pytest.mark.slow
-def test_a_pruned_trial_is_compared_in_its_epochs(tmp_path: Path) -> None:
-    """The new run is a whole one: no study stops it."""
-    pruner = [f"hydra.sweeper.pruner.{key}=1" for key in ("n_startup_trials", "n_warmup_steps", "n_min_trials")]
-    # The grid's seed takes the last one first.
-    space = ("hydra/sweeper/sampler=grid", "loss.alpha=0.5", "loss.tau=4", "optimizer.lr=choice(1e-9,1e-8,0.003)")
-    # A student that learns something in two epochs.
-    slow = ("model.name=resnet18", "batch_size=8", "schedule=constant")
-    alone = ("sweep.baseline_seeds=0", "sweep.confirm_seeds=0")
-    words = (*SHORT, *slow, *alone, *space, "hydra/sweeper/pruner=median", *pruner)
-    assert kdsweep("sweep=alpha_tau", *words, root=tmp_path).status == 0
-    stopped = next(run for run in runs(tmp_path, "distill") if "kdsweep.pruned" in run.data.tags)
-    done = again(stopped.info.run_id, cwd=tmp_path)
-    assert (done.status, "one epoch. The weights of the earlier run are not known." in done.out) == (0, True), done
-    assert newest(tmp_path).info.status == "FINISHED"
 
 
 @pytest.mark.slow

@@ -15,8 +15,8 @@ from unittest.mock import MagicMock, call
 import optuna
 import pytest
 import torch
-from commands import SHORT, Command, Outcome, artifacts, kdsweep, runs, statuses
-from in_process import run_here
+from commands import SHORT, Command, Outcome, artifacts, runs, statuses
+from in_process import kdsweep, run_here
 from omegaconf import DictConfig, OmegaConf
 from optuna.trial import TrialState
 from records import record
@@ -87,6 +87,11 @@ def partly(finished: Outcome, place: Path) -> Outcome:
     done = kdsweep(*SMALL, "sweep.name=partly", "hydra.job.chdir=true", root=place, env={"KDSWEEP_HOME": "."})
     assert done.status == 0, done.err
     return done
+
+
+def reproduced(run: Run, place: Path) -> Outcome:
+    """Makes a run again with `kdsweep-reproduce`."""
+    return run_here((run.info.run_id,), place, program="kdsweep-reproduce", module="kdsweep.commands.reproduce")
 
 
 def tags(found: list[Run], name: str) -> list[str]:
@@ -525,7 +530,7 @@ def test_options_and_values_of_any_kind_can_be_searched(finished: Outcome, place
     shown = {(trial["params"]["model.weights"], trial["params"]["optimizer"]) for trial in report["trials"]}
     assert shown == {*settings}
     original = next(run for run in found if run.data.params["model.weights"] == str(weights))
-    again = run_here((original.info.run_id,), place, program="kdsweep-reproduce", module="kdsweep.commands.reproduce")
+    again = reproduced(original, place)
     assert again.status == 0, again.out
 
 
@@ -549,6 +554,11 @@ def test_a_pruner_stops_trials_that_fall_behind(finished: Outcome, place: Path) 
     assert states == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.PRUNED]
     assert done.err.count(" pruned after epoch 1.") == 2
     assert "kdsweep.error" not in found[1].data.tags
+    # A run that was stopped is compared in its epochs; the new run is a whole one, since no study stops it.
+    again = reproduced(found[1], place)
+    compared = "one epoch. The weights of the earlier run are not known."
+    assert (again.status, compared in again.out) == (0, True), again
+    assert runs(place, stage="reproduction")[-1].info.status == "FINISHED"
 
 
 def test_the_sweep_files_values_stay_what_they_are() -> None:

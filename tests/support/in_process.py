@@ -59,6 +59,11 @@ def run_here(
     return Outcome(status, out.getvalue(), _shown(warned) + err.getvalue())
 
 
+def kdsweep(*words: str, root: Path, env: Mapping[str, str] | None = None) -> Outcome:
+    """Runs a `kdsweep` command to its end as `commands.kdsweep` does, in half the time of a process of its own."""
+    return run_here(words, root, env)
+
+
 def train_here(words: Sequence[str], root: Path) -> Outcome:
     """As `run_here` for the command `kdsweep`, without its command line.
 

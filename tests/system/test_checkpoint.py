@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 import torch
-from commands import SHORT, Command, checkpoints, client, kdsweep, runs
+from commands import SHORT, Command, checkpoints, client, runs
 from crashes import kill_at
+from in_process import kdsweep
 from torch import Tensor, nn
 
 from kdsweep import data as datasets

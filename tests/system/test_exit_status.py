@@ -58,6 +58,7 @@ def test_the_reader_may_leave_early(tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.all
 def test_the_installed_command_refuses_in_one_line(tmp_path: Path) -> None:
     """The process has imported nothing before, as when a user types the command."""
     done = console_script("loss.alpha=[", root=tmp_path)
