@@ -221,10 +221,10 @@ def _interval(difference: Difference, sign: int = 1) -> str:
 
 
 def shown_p(p: float) -> str:
-    """Prints a p value: "<.001", ".003", ".21"."""
+    """Prints a p value: "<0.001", "0.003", "0.21"."""
     if p < 0.001:
-        return "<.001"
-    return f"{p:.3f}".lstrip("0") if p < 0.1 else f"{p:.2f}".lstrip("0") if p < 1 else "1"
+        return "<0.001"
+    return f"{p:.3f}" if p < 0.1 else f"{p:.2f}" if p < 1 else "1"
 
 
 def _points(fraction: float) -> str:

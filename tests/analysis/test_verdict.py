@@ -244,7 +244,7 @@ def test_a_clear_difference_is_told_with_its_evidence() -> None:
     """It has size, interval, number of pairs and p; the interval of "worse by" is turned round."""
     (better,) = judged(0.01).comparisons
     assert sentence(better, 1) == (
-        "distill is better than scratch by 1.01 points on test (95% interval 0.97 to 1.04, 5 pairs, adjusted p <.001)."
+        "distill is better than scratch by 1.01 points on test (95% interval 0.97 to 1.04, 5 pairs, adjusted p <0.001)."
     )
     (worse,) = judged(-0.01).comparisons
     assert sentence(worse, 1).startswith(
@@ -275,7 +275,7 @@ def test_what_the_correction_took_is_told() -> None:
     """Its p is below 0.05 alone, but not as one of three."""
     (found,) = judged(0.0).comparisons
     close = dataclasses.replace(found, difference=dataclasses.replace(found.difference, p=0.03), adjusted_p=0.09)
-    assert "Alone it would pass (p .030), but not as one of 3 comparisons." in sentence(close, 3)
+    assert "Alone it would pass (p 0.030), but not as one of 3 comparisons." in sentence(close, 3)
 
 
 def test_nobody_is_told_a_number_of_seeds_that_nobody_trains() -> None:
@@ -294,9 +294,11 @@ def test_seeds_are_planned_from_the_noise_of_all_arms() -> None:
     assert (found[0].detectable or 0) > 0.001
 
 
-@pytest.mark.parametrize(("p", "text"), [(0.0, "<.001"), (0.003, ".003"), (0.041, ".041"), (0.21, ".21"), (1.0, "1")])
-def test_p_is_printed_as_in_papers(p: float, text: str) -> None:
-    """A small p has three digits; there is no zero in front."""
+@pytest.mark.parametrize(
+    ("p", "text"), [(0.0, "<0.001"), (0.003, "0.003"), (0.041, "0.041"), (0.21, "0.21"), (1.0, "1")]
+)
+def test_p_is_printed_with_its_zero(p: float, text: str) -> None:
+    """A small p has three digits, a larger one has two."""
     assert verdict_words.shown_p(p) == text
 
 
