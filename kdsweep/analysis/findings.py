@@ -230,8 +230,8 @@ def _repeated(found: Comparison) -> Iterable[str]:
         return
     runs = f"{sum(counts)} runs of {len(counts)} settings, each with another seed"
     how = f"{min(counts)} of each" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)} of each"
-    race = ": further runs went to settings that could still be the best (sweep.race)" if goals.race else ""
-    yield f"The search made {runs}: {how}{race}. A setting's mean is what counts."
+    race = " Further runs went to settings that could still be the best (sweep.race)." if goals.race else ""
+    yield f"The search made {runs}: {how}.{race} A setting's mean is what counts."
 
 
 def _outside(found: Comparison) -> Iterable[str]:

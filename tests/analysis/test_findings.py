@@ -293,7 +293,7 @@ def test_a_race_is_told() -> None:
     lost = record("distill", status="FAILED", stage="search", params={"loss.alpha": 0.5}, tags={"kdsweep.trial": "3"})
     planned = {"n_trials": 4, "replicates": 1, "race": 2, "repeats": True}
     assert about("The search made", *runs, planned=planned) == (
-        "The search made 3 runs of 2 settings, each with another seed: 1 to 2 of each: further runs went to settings "
+        "The search made 3 runs of 2 settings, each with another seed: 1 to 2 of each. Further runs went to settings "
         "that could still be the best (sweep.race). A setting's mean is what counts."
     )
     assert "3 of 4 runs of the search have ended well; the others failed." in missing(*runs, lost, planned=planned)
