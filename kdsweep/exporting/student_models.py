@@ -75,7 +75,7 @@ def log_of_study(store: Store, runs: Iterable[RunRecord], root: Path) -> None:
     if not left:
         return
     # In a contest these have networks, or normalisations, of their own.
-    left.sort(key=lambda run: [run.tags.get(f"kdsweep.{part}", "") for part in ("contender", "condition")])
+    left.sort(key=lambda run: [run.tags.get(tag, "") for tag in ("kdsweep.contender", "kdsweep.condition")])
     exporter = Exporter(root, trained_student.MAX_CHECKED_BY_THE_WAY, several=len(left) > 1)
     done = 0
     failed: dict[str, list[str]] = {}

@@ -324,7 +324,8 @@ def test_the_new_run_belongs_to_no_study(tmp_path: Path) -> None:
     tracking = {"uri": "http://gone", "experiment": "mine", "offline": True, "parent": "p", "study": "s", "trial": 3}
     cfg = configured(original(tracking={**tracking, "stage": "search", "job": "trial-0003"}), tmp_path)
     own = dict.fromkeys(("uri", "parent", "study", "job", "trial"))
-    expected = {**own, "experiment": "mine", "offline": False, "stage": "reproduction", "reproduces": "r" * 32}
+    expected = {**own, "experiment": "mine", "offline": False, "models": True, "stage": "reproduction"}
+    expected["reproduces"] = "r" * 32
     assert OmegaConf.to_container(cfg.tracking) == expected
     assert cfg.resume is False
 

@@ -344,7 +344,7 @@ def test_what_a_users_own_space_suggests_isnt_fixed_too(tmp_path: Path) -> None:
     done = run_here((*STUDY, "optimizer=sgd,adamw", own, "optimizer.lr=0.03"), tmp_path)
     rule = "`a key is fixed or searched` must hold, but got custom_search_space='optimizer.lr'"
     assert done.error.startswith(f"kdsweep: hydra.sweeper.custom_search_space: {rule}")
-    done = run_here((*STUDY, own, "sweep.replicates=2"), tmp_path)
+    done = run_here((*STUDY, "optimizer=sgd,adamw", own, "sweep.replicates=2"), tmp_path)
     rule = "`replicates=1 where hydra.sweeper.custom_search_space suggests keys`"
     assert done.error.startswith(f"kdsweep: sweep.replicates: {rule}")
     assert statuses(tmp_path) == []

@@ -36,6 +36,7 @@ ATTRIBUTES = {
     *("kdsweep.process", "kdsweep.beat", "kdsweep.values", "kdsweep.starts", "kdsweep.pruned_at", "kdsweep.cause"),
     *("kdsweep.key", "kdsweep.conditions", "kdsweep.controller", "kdsweep.store"),
     *("kdsweep.chosen_from", "kdsweep.choose", "kdsweep.start", "kdsweep.earlier", "kdsweep.length"),
+    "kdsweep.again",
 }
 
 # The functions that put `kdsweep.{key}` together, each with the name of the dictionary that has the keys. Those of

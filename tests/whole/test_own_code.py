@@ -324,6 +324,8 @@ def test_the_data_example_is_trained_on_and_swept(tmp_path: Path, monkeypatch: p
     exported = run_here(words, folder, {"KDSWEEP_TRUST": "scans.*"}, "kdsweep-export", "kdsweep.commands.export")
     assert exported.status == 0, exported.err
     saved = parse((artifacts(swept[0]) / "config.yaml").read_text())
+    monkeypatch.setenv("KDSWEEP_TRUST", "scans.*")
+    monkeypatch.chdir(folder)  # where its pictures are
     assert trained_student.inputs(trained_student.config_below(folder, saved.config), saved).kind == "test pictures"
 
 
