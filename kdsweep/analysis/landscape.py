@@ -104,7 +104,8 @@ def words(landscape: Landscape, objective: Objective, noise: NoiseFloor | None) 
     if landscape.plateau is not None:
         yield _plateau_words(landscape, landscape.plateau)
     elif 0 < landscape.n < fitted.FEWEST:
-        yield f"A region of good settings takes at least {fitted.FEWEST} trials; there are {landscape.n}."
+        there = f"there {'is' if landscape.n == 1 else 'are'} {landscape.n}"
+        yield f"A region of good settings takes at least {fitted.FEWEST} trials; {there}."
     elif landscape.spread == 0:
         yield f"All {landscape.n} trials have the same {objective.label}: no setting stands out."
     if landscape.importances and landscape.plateau is not None and landscape.plateau.trusted:
