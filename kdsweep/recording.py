@@ -331,7 +331,7 @@ def _name(cfg: DictConfig) -> str:
     if (contests := contest_plan.in_words(str(cfg.tracking.job))) is not None:
         return contests.removeprefix("confirmation of ")
     arm, seed = arm_label(cfg.arm), f"seed {cfg.seed}"
-    setting = [*_loss_name(cfg), *(f"{key} {value:.3g}" for key, value in _loss_numbers(cfg.loss))]
+    setting = [*_loss_name(cfg), *(f"{key} {value:.3g}" for key, value in _loss_numbers(cfg.loss).items())]
     if cfg.tracking.stage in ("pilot", "search") and cfg.tracking.trial is not None:
         return ", ".join([f"{'trial' if cfg.tracking.stage == 'search' else 'pilot'} {cfg.tracking.trial}", *setting])
     # In a study all baselines, and all confirmations, of an arm have one setting.
@@ -348,14 +348,11 @@ def _loss_name(cfg: DictConfig) -> list[str]:
     return [] if name == OWN_LOSS[cfg.arm] else [name.replace("_", " ")]
 
 
-def _loss_numbers(loss: DictConfig) -> Iterator[tuple[str, float]]:
-    """Yields the numbers among the settings of a loss with their names; of a sum, the weight of each term."""
-    yield from ((str(key), value) for key, value in loss.items() if type(value) in (int, float))
+def _loss_numbers(loss: DictConfig) -> dict[str, float]:
+    """Returns the numbers among the settings of a loss, by name; of a sum, the weight of each term."""
     terms = loss.terms if "terms" in loss and OmegaConf.is_dict(loss.terms) else {}
-    for name, term in terms.items():
-        weight = term.weight if OmegaConf.is_dict(term) and "weight" in term else None
-        if isinstance(weight, int | float) and not isinstance(weight, bool):
-            yield str(name), weight
+    weights = {name: term.weight for name, term in terms.items() if OmegaConf.is_dict(term) and "weight" in term}
+    return {str(key): value for key, value in {**loss, **weights}.items() if type(value) in (int, float)}
 
 
 def _parent(cfg: DictConfig, store: Store) -> str | None:

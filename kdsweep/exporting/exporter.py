@@ -52,9 +52,10 @@ class Exporter:
         data = saved.record.get("data"), saved.record.get("inputs")
         key = json.dumps([build.key_of(cfg.data), build.key_of(cfg.model), data])
         if key != self._key:
+            self._key, self._program, self._refused = "", None, None
             self._inputs = trained_student.inputs(cfg, saved, self._most)
             self._network = trained_student.network(cfg, self._inputs)
-            self._key, self._program, self._refused = key, None, None
+            self._key = key
         self._network.net.load_state_dict(trained_student.weights(store, run, folder))
         checks = self._write_network(folder, file_format)
         description.write(folder, store, run, saved, self._network, self._inputs, checks)

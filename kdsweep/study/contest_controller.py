@@ -30,29 +30,20 @@ if TYPE_CHECKING:
 
     from hydra.core.override_parser.types import Override
 
+# The arguments that a study with one search doesn't have.
+OF_CONTESTS = ("define", "for_all", "against", "grid")
 
-def study_of(
-    *,
-    contenders: Sequence[str],
-    define: Mapping[str, Sequence[str]],
-    for_all: Sequence[str],
-    against: Sequence[str],
-    grid: Mapping[str, Sequence[object]],
-    **study: Any,
-) -> Study:
+
+def study_of(*, contenders: Sequence[str], **arguments: Any) -> Study:
     """Makes the sweeper: a contest if there are contenders, or else a study with one search.
 
     Args:
-        contenders: As in `ContestStudy`, and so the next four.
-        define: See there.
-        for_all: See there.
-        against: See there.
-        grid: See there.
-        **study: The arguments of `Study`.
+        contenders: The names of those that compete.
+        **arguments: The others of `ContestStudy`.
     """
-    if not contenders:
-        return Study(**study)
-    return ContestStudy(contenders=contenders, define=define, for_all=for_all, against=against, grid=grid, **study)
+    if contenders:
+        return ContestStudy(contenders=contenders, **arguments)
+    return Study(**{name: value for name, value in arguments.items() if name not in OF_CONTESTS})
 
 
 class ContestStudy(Study):
