@@ -756,7 +756,7 @@ def scheduled(
     return loss(student_logits, teacher_logits, labels, **{**of.keywords, **now, **handed})
 
 
-def at_share(share: Tensor, *, start: float, end: float, shape: str, until: float) -> Tensor:
+def at_share(share: Tensor, *, start: float | Tensor, end: float | Tensor, shape: str, until: float) -> Tensor:
     """Returns the value of a setting that goes from start to end, both of which it reaches exactly.
 
     Args:
@@ -774,10 +774,12 @@ def at_share(share: Tensor, *, start: float, end: float, shape: str, until: floa
         done = done.floor()
     elif shape == "cosine":
         done = torch.where(done < 1, (1 - (math.pi * done).cos()) / 2, done)
-    return torch.lerp(torch.full_like(share, start), torch.full_like(share, end), done)
+    # In a compiled step they are tensors already.
+    first, last = (side if isinstance(side, Tensor) else torch.full_like(share, side) for side in (start, end))
+    return torch.lerp(first, last, done)
 
 
-def cross_entropy(student_logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+def cross_entropy(student_logits: Tensor, labels: Tensor, smoothing: float | Tensor = 0.0) -> Tensor:
     """Cross-entropy in nats, the mean over the pictures that have a label; at least one of the batch has.
 
     Args:
@@ -786,8 +788,9 @@ def cross_entropy(student_logits: Tensor, labels: Tensor, smoothing: float = 0.0
             for a picture without a label.
         smoothing: The share of each target that is spread evenly over the classes.
     """
-    if labels.dim() == 1:
+    if labels.dim() == 1 and not isinstance(smoothing, Tensor):
         return F.cross_entropy(student_logits, labels, ignore_index=NO_LABEL, label_smoothing=smoothing)
+    labels = label_shares(student_logits, labels)
     labelled = (labels.sum(dim=1, keepdim=True) > 0).to(labels.dtype)  # (B, 1)
     target = (1 - smoothing) * labels + smoothing / labels.shape[1] * labelled
     return -(target * F.log_softmax(student_logits, dim=1)).sum() / labelled.sum()

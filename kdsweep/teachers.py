@@ -234,9 +234,9 @@ class Teacher:
         return LOGITS in heard and self._logits_tables().fill_part(name, n, self._pass(pass_index), stop)
 
     def features(self, split: str) -> Tensor:
-        """Returns the head's inputs (N, F) float32 for the un-augmented pictures of a split."""
+        """Returns the head's inputs (N, F) float32, on the CPU, for the un-augmented pictures of a split."""
         pictures = getattr(self._data, split).images
-        found = self._rows(
+        return self._rows(
             self._features,
             split,
             len(pictures),
@@ -246,11 +246,25 @@ class Teacher:
                 lambda rows: self._shaken(pictures[rows].to(self._device)),
             ),
         )
-        return found.to(self._device)
 
     def logits(self, split: str) -> Tensor:
         """Returns the logits (N, C) float32 of the un-augmented pictures of a split: "train", "validation", "test"."""
-        return self._head(self.features(split))
+        found, what = self.features(split), f"teacher's features of the {split} pictures"
+        if stays(found, self._device, what, so="the head gets them in parts"):
+            return torch.cat([self._head(rows.to(self._device)) for rows in found.split(self._batch_size)])
+        return self._head(found.to(self._device))
+
+    def head_data(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Returns what a head is trained with: features (N, F) and labels (N,) to learn from, then those to validate.
+
+        They are on the network's device, or all in the computer's memory if a GPU has no room for training with them.
+        """
+        features = self.features("train")
+        what, so = "teacher's features of the train pictures", "the processor trains the head"
+        there = "cpu" if stays(features, self._device, what, copies=2, so=so) else self._device  # it scales a copy
+        known = (features, self._data.train.labels, self.features("validation"), self._data.validation.labels)
+        first, second, third, fourth = (tensor.to(there) for tensor in known)
+        return first, second, third, fourth
 
     def missing_passes(self, n_passes: int, heard: Heard = (LOGITS,)) -> list[int]:
         """Returns those of the passes 0 .. n_passes - 1 that have no table yet; none if the mode is online.

@@ -401,12 +401,7 @@ def train_teacher(cfg: DictConfig) -> tuple[str, Result]:
     with recording.started(cfg, data, recording.open_store(cfg), teacher) as recorded:
         fitting: Iterable[Metrics] = ()
         if cfg.teacher.head is not None:
-            splits = ("train", "validation")
-            features = [teacher.features(split) for split in splits]
-            labels = [getattr(data, split).labels.to(teacher.network.head.weight.device) for split in splits]
-            fitting = build.component(cfg, "teacher.head")(
-                teacher.network, features[0], labels[0], features[1], labels[1]
-            )
+            fitting = build.component(cfg, "teacher.head")(teacher.network, *teacher.head_data())
         reached = experiment.Reached()
         log = recorded.epoch_log(reached)
         result = experiment.run(fitting, teacher.logits, data, None, log, cfg.evaluate_test, reached)

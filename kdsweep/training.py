@@ -426,10 +426,8 @@ class Fit:
         return _obstacles[kind]
 
     def _compiled_loss(self) -> Loss:
-        # A sum or a schedule isn't compiled: its settings would be constants of the code.
-        plain = FEATURES in self._heard and SHARE not in self._given
-        alone = example_for(self._plain_loss, 2) if plain else None
-        return compiled_loss(self._plain_loss, self._teacher is not None, self._labels.device, alone)
+        guided = self._teacher is not None
+        return compiled_loss(self._plain_loss, guided, self._labels.device, example_for(self._plain_loss, 2, guided))
 
 
 def rehearse(

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from kdsweep import data as datasets
+from kdsweep import teachers
 from kdsweep.augmentations import color, cutout, trivial
 from kdsweep.data import Dataset
 from kdsweep.losses import kd
@@ -271,6 +272,25 @@ def test_a_head_trained_before_the_first_answer_counts(tmp_path: Path) -> None:
     indices = torch.arange(4)
     theirs = teacher(tmp_path, build(6, seed=9)).answers(0)(indices, DATA.train.images)
     torch.testing.assert_close(ours.answers(0)(indices, DATA.train.images), -theirs)
+
+
+def test_features_without_room_on_the_gpu_give_the_same_head_and_logits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The processor trains the head, from all of them, and the GPU gets them batch by batch for their logits."""
+    ours = teacher(tmp_path)
+    known, logits = ours.head_data(), ours.logits("train")
+    asked: list[tuple[str, int]] = []
+    monkeypatch.setattr(teachers, "stays", lambda *own, copies=1, so: asked.append((own[2], copies)) or True)
+    again = ours.head_data()
+    assert {tensor.device.type for tensor in again} == {"cpu"}
+    assert all(torch.equal(*pair) for pair in zip(known, again, strict=True))
+    parts: list[int] = []
+    head = ours._head
+    monkeypatch.setattr(ours, "_head", lambda features: parts.append(len(features)) or head(features))
+    torch.testing.assert_close(ours.logits("train"), logits)
+    assert parts == [12, 12, 8]
+    assert asked == [("teacher's features of the train pictures", 2), ("teacher's features of the train pictures", 1)]
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

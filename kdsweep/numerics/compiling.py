@@ -234,8 +234,8 @@ def compiled_evaluation(network: Network, batch_size: int) -> Callable[[Tensor],
 def compiled_loss(loss: Loss, guided: bool, device: torch.device, given: Mapping[str, Any] | None = None) -> Loss:
     """Returns a loss that is compiled once for all values of its settings, or the loss itself if that can't be.
 
-    The settings that are numbers become tensors. A loss that takes them as numbers alone, such as one with
-    `if alpha == 0`, would be compiled anew for each value.
+    The settings that are numbers become tensors, also in the terms of a sum and in schedules. A loss that takes them as
+    numbers alone, such as one with `if alpha == 0`, would be compiled anew for each value.
 
     Args:
         loss: A function of (student logits, teacher logits or None, labels), or a partial with its settings.
@@ -243,28 +243,33 @@ def compiled_loss(loss: Loss, guided: bool, device: torch.device, given: Mapping
         device: The device of the logits.
         given: The keyword arguments that it gets at each step, for two examples.
     """
-    settings = tensor_settings(loss, guided, given)
+    settings = tensor_settings(loss, guided, given, device)
     if settings is None:
         return loss
-    own: Loss = functools.partial(
-        _compiled(loss.func),  # type: ignore[attr-defined]
-        **{name: value.to(device) if isinstance(value, Tensor) else value for name, value in settings.items()},
-    )
+    own: Loss = functools.partial(_compiled(loss.func), **settings)  # type: ignore[attr-defined]
     return own
 
 
-def tensor_settings(loss: Loss, guided: bool, given: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
-    """Returns a loss's settings, with tensors for its numbers; None if it isn't a partial, or doesn't take tensors."""
+def tensor_settings(
+    loss: Loss,
+    guided: bool,
+    given: Mapping[str, Any] | None = None,
+    device: torch.device | str = "cpu",
+) -> dict[str, Any] | None:
+    """Returns a loss's settings, with tensors for its numbers and for those of the losses in it.
+
+    Args:
+        loss: As in `compiled_loss`, as are the following.
+        guided: Whether it gets a teacher's logits.
+        given: The keyword arguments that it gets at each step, for two examples, on the CPU.
+        device: Where the tensors shall be.
+
+    Returns:
+        The settings; None if the loss isn't a partial, or doesn't take tensors.
+    """
     if not isinstance(loss, functools.partial) or loss.args:
         return None
-    kinds = inspect.signature(loss.func).parameters
-    settings = {
-        # A whole number may stand for a float: loss.tau=4.
-        name: torch.tensor(float(value))
-        if type(value) is float or (type(value) is int and kinds[name].annotation in ("float", float))
-        else value
-        for name, value in loss.keywords.items()
-    }
+    settings = _with_tensors(loss, "cpu").keywords
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
             logits, labels = torch.empty(2, 3, requires_grad=True), torch.empty(2, dtype=torch.int64)
@@ -273,7 +278,24 @@ def tensor_settings(loss: Loss, guided: bool, given: Mapping[str, Any] | None = 
             fits = value.shape == () and value.dtype == torch.float32
     except Exception:  # whatever a function may raise that wants a number
         return None
-    return settings if fits else None
+    return _with_tensors(loss, device).keywords if fits else None
+
+
+def _with_tensors(value: Any, device: torch.device | str, is_float: bool = False) -> Any:
+    """Returns a loss or a setting with tensors for its numbers, and for those of the mappings and losses in it.
+
+    A whole number becomes one where `is_float`, since it may stand for a float: loss.tau=4.
+    """
+    if type(value) is float or (is_float and type(value) is int):
+        return torch.tensor(float(value), device=device)
+    if isinstance(value, dict):
+        return {name: _with_tensors(inner, device) for name, inner in value.items()}
+    if not isinstance(value, functools.partial) or value.args:
+        return value
+    kinds = inspect.signature(value.func).parameters
+    floats = {name for name, parameter in kinds.items() if parameter.annotation in ("float", float)}
+    settings = {name: _with_tensors(inner, device, name in floats) for name, inner in value.keywords.items()}
+    return functools.partial(value.func, **settings)
 
 
 def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -23,6 +23,9 @@ CONTEXT_BYTES = 700 * 2**20
 # Pictures or a table may take this share of what is free of a GPU's memory. The network and its steps need the rest.
 DATA_SHARE = 0.5
 
+# What follows where pictures or a table stay in the computer's memory.
+FETCHED = "each batch is fetched while the GPU works on earlier ones"
+
 # A batch is put into one of so many buffers, while the GPU may still copy the others.
 BUFFERS = 3
 
@@ -43,14 +46,22 @@ def placed(tensor: Tensor, device: torch.device, what: str) -> Tensor:
     return tensor if stays(tensor, device, what) else tensor.to(device)
 
 
-def stays(tensor: Tensor, device: torch.device, what: str) -> bool:
-    """Returns whether a GPU has no room for a tensor, as `placed` decides; a note says so, once for each `what`."""
+def stays(tensor: Tensor, device: torch.device, what: str, copies: int = 1, so: str = FETCHED) -> bool:
+    """Returns whether a GPU has no room for a tensor, as `placed` decides; a note says so, once for each `what`.
+
+    Args:
+        tensor: As in `placed`, as are the following.
+        device: The device.
+        what: What the tensor is called.
+        copies: The number of tensors of this size for which there has to be room.
+        so: What follows from it.
+    """
     if device.type == "cpu" or tensor.device == device:
         return False
     n_bytes, there = tensor.numel() * tensor.element_size(), free(device)
-    if goes_to_gpu(n_bytes, there):
+    if goes_to_gpu(copies * n_bytes, there):
         return False
-    _note_fetched(what, gibibytes(n_bytes), gibibytes(there))
+    _note_staying(what, gibibytes(n_bytes), gibibytes(there), so)
     return True
 
 
@@ -58,14 +69,11 @@ def stays(tensor: Tensor, device: torch.device, what: str) -> bool:
 _staying: set[str] = set()
 
 
-def _note_fetched(what: str, size: str, there: str) -> None:
+def _note_staying(what: str, size: str, there: str, so: str) -> None:
     if what in _staying:
         return
     _staying.add(what)
-    note(
-        f"The {what} ({size}) stay in the computer's memory, since the GPU has {there} free: each batch is fetched "
-        "while the GPU works on earlier ones."
-    )
+    note(f"The {what} ({size}) stay in the computer's memory, since the GPU has {there} free: {so}.")
 
 
 class Fetcher:

@@ -16,6 +16,7 @@ from kdsweep.numerics.gpu_memory import (
     placed,
     require_room,
     runs_that_fit,
+    stays,
 )
 from kdsweep.system.errors import UserError
 
@@ -97,6 +98,18 @@ def test_what_does_not_fit_stays_with_a_note(
     assert placed(pictures, torch.device("cuda"), "training pictures") is pictures  # said once in a process
     assert placed(pictures, torch.device("cpu"), "training pictures") is pictures
     assert capsys.readouterr().err == ""
+
+
+def test_work_that_needs_copies_needs_their_room(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A quarter of what is free has room once and twice, and not three times; what follows from it is said."""
+    monkeypatch.setattr(gpu_memory, "free", lambda device: 400)
+    monkeypatch.setattr(gpu_memory, "_staying", set())
+    features = torch.zeros(25)
+    found = [stays(features, torch.device("cuda"), "features", copies, "the head waits") for copies in (1, 2, 3)]
+    assert found == [False, False, True]
+    assert "since the GPU has 0.0 GiB free: the head waits." in " ".join(capsys.readouterr().err.split())
 
 
 def test_fetched_batches_are_copies() -> None:

@@ -22,14 +22,16 @@ from test_teachers import teacher
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from kdsweep import losses, teachers
+from kdsweep.losses import unchecked
 from kdsweep.models import Classifier
 from kdsweep.numerics import compiling, step_graph
-from kdsweep.numerics.compiling import compiled_loss, tensor_settings
+from kdsweep.numerics.compiling import tensor_settings
 from kdsweep.numerics.gpu_memory import Fetcher
 from kdsweep.numerics.step_graph import WARM_UPS, make_capturable, obstacle, rates_as_tensors
 from kdsweep.numerics.taken_apart import taken_apart
@@ -242,7 +244,7 @@ class StandIn:
         self.fit = fitting(network, **changes)
         self.fit._captures = True
         self.fit._labels = self.fit._labels.clone()
-        self.fit._loss = compiled_loss(self.fit._plain_loss, "teacher" in changes, torch.device("cpu"))
+        self.fit._loss = self.fit._compiled_loss()
         make_capturable(self.fit._optimizer)
         return self.fit
 
@@ -365,6 +367,17 @@ def test_a_schedule_may_change_more_than_the_rate(gpu: StandIn, capsys: pytest.C
 one_cycle = functools.partial(rising_and_falling, warmup=0.3)
 
 
+def summed(number: int) -> Any:
+    """A sum with a searched weight, of distillation with a falling temperature and of smoothed labels."""
+    plan = {"start": number + 2.0, "end": 1 + number / 2, "shape": "linear", "until": 0.5}
+    falling = functools.partial(losses.scheduled, of=functools.partial(losses.kd, alpha=number / 4, tau=plan))
+    terms = {
+        "kd": {"weight": 0.5 + number, "of": falling},
+        "smoothing": {"weight": 1.0, "of": functools.partial(losses.label_smoothing, smoothing=number / 10)},
+    }
+    return unchecked(functools.partial(losses.weighted_sum, terms=terms))
+
+
 def trial(number: int, **changes: Any) -> dict[str, Any]:
     """What a search changes: alpha, tau, the rate, and the seed."""
     loss = functools.partial(KD.func, alpha=number / 4, tau=number + 1)
@@ -383,14 +396,16 @@ def started(number: int) -> Classifier:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("loss", [None, summed], ids=["kd", "sum"])
 @pytest.mark.parametrize("optimizer", [SGD, ADAMW], ids=["sgd", "adamw"])
-def test_trials_replay_the_graph_of_the_first(gpu: StandIn, tmp_path: Path, optimizer: Any) -> None:
+def test_trials_replay_the_graph_of_the_first(gpu: StandIn, tmp_path: Path, optimizer: Any, loss: Any) -> None:
     """Each finds what it would find with a graph of its own, bit for bit; nothing is captured or kept but once."""
     guide = teacher(tmp_path)
     networks_before: list[tuple[Classifier, str]] = []
     places: list[list[int]] = []
     for number in range(3):
         options = trial(number, optimizer=optimizer, teacher=guide, schedule=one_cycle)
+        options |= {} if loss is None else {"loss": loss(number)}
         step_graph._kept, kept = [], step_graph._kept
         alone = outcome(gpu.trained(started(number), shown=SHOWN, **options))
         step_graph._kept = kept
@@ -407,14 +422,18 @@ def test_trials_replay_the_graph_of_the_first(gpu: StandIn, tmp_path: Path, opti
 
 
 @pytest.mark.slow
-def test_a_study_compiles_and_captures_once(gpu: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("loss", [None, summed], ids=["kd", "sum"])
+def test_a_study_compiles_and_captures_once(
+    gpu: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: Any
+) -> None:
     """Network and loss are compiled, and the step is captured, in the first of several trials alone."""
     torch._dynamo.reset()
     counter, guide = CompileCounter(), teacher(tmp_path)
     monkeypatch.setattr(compiling, "_compiled", functools.partial(torch.compile, dynamic=False, backend=counter))
     counts = []
     for number in range(3):
-        fit = gpu.trained(started(number), shown=SHOWN, **trial(number, teacher=guide, epochs=1))
+        options = trial(number, teacher=guide, epochs=1) | ({} if loss is None else {"loss": loss(number)})
+        fit = gpu.trained(started(number), shown=SHOWN, **options)
         fit._forward = compiling.compiled_forward(fit._network)
         outcome(fit)
         counts.append((counter.frame_count, gpu.seen.count("capture")))
@@ -536,7 +555,9 @@ def test_another_setting_and_another_network_compile_nothing() -> None:
         (functools.partial(losses.ce), False, []),
         (losses.ce, False, None),
         (KD, False, None),
-        (functools.partial(losses.label_smoothing.__wrapped__, smoothing=0.1), False, None),  # type: ignore[attr-defined]
+        (functools.partial(losses.label_smoothing.__wrapped__, smoothing=0.1), False, ["smoothing"]),  # type: ignore[attr-defined]
+        (functools.partial(lambda s, t, y, **own: losses.ce(s, t, y) * own["k"], k=0.5), False, ["k"]),
+        (functools.partial(lambda s, t, y, *, k: F.cross_entropy(s, y, label_smoothing=k), k=0.5), False, None),
         (functools.partial(lambda s, t, y, *, k: losses.ce(s, t, y) * (2 if k > 1 else 1), k=0.5), False, None),
     ],
 )
