@@ -135,7 +135,7 @@ def test_a_killed_run_with_pictures_without_labels_comes_out_the_same(tmp_path: 
     killed.wait_for(lambda: checkpoints(tmp_path / "killed"))
     killed.kill()
     assert killed.outcome().status == -signal.SIGKILL
-    assert Command(*words, root=tmp_path / "killed").outcome().status == 0
+    assert kdsweep(*words, root=tmp_path / "killed").status == 0
     (whole,), (resumed,) = (runs(tmp_path / name, "distill") for name in ("whole", "killed"))
     assert resumed.data.tags["kdsweep.resumed_after"] in "12345"
     assert resumed.data.tags["kdsweep.weights"] == whole.data.tags["kdsweep.weights"]

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import optuna
 import pytest
-from commands import SHORT, Command, artifacts, kdsweep, runs
+from commands import SHORT, Command, artifacts, runs
 from crashes import kill_at
+from in_process import kdsweep
 from optuna.trial import TrialState
 
 from kdsweep.system.sqlite import sqlite_uri

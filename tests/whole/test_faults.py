@@ -354,6 +354,7 @@ def test_a_clock_set_back_disturbs_no_study(tmp_path: Path) -> None:
         assert sorted(point.step for point in history) == list(range(1, 7))
 
 
+@pytest.mark.all
 def test_a_study_killed_before_the_clock_was_set_back_goes_on(tmp_path: Path) -> None:
     """Its signs of life lie in the future; its process is dead all the same."""
     words = (*STUDY, "optimizer.lr=choice(0.02,0.03)", "epochs=6")

@@ -15,9 +15,9 @@ from typing import Any
 import optuna
 import pytest
 import torch
-from commands import SHORT, Command, checkpoints, kdsweep, runs
+from commands import SHORT, Command, checkpoints, runs
 from crashes import kill_at, wait_at
-from in_process import run_here
+from in_process import kdsweep, run_here
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from safetensors.torch import save_file
@@ -186,7 +186,7 @@ def test_killed_workers_cost_a_retry_each(tmp_path: Path) -> None:
     command.signal(signal.SIGKILL)
     command.outcome()
     wait_for_end(workers)
-    done = kdsweep(*words, root=tmp_path, env={"KDSWEEP_HOME": "."})
+    done = Command(*words, root=tmp_path, env={"KDSWEEP_HOME": "."}).outcome()
     assert done.status == 0, done.err
     assert_whole(tmp_path, sqlite_uri(tmp_path / "studies" / "alpha_tau" / "optuna.db"), n_trials=4)
     # A run that is killed when all of it is trained is finished, and not cut short: not all four of them are.
