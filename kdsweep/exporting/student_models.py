@@ -59,9 +59,8 @@ def log_of_run(uri: str, experiment: str, run_id: str, root: Path) -> None:
     """
     try:
         model_id, _ = log(Store(uri, experiment), run_id, Exporter(root, trained_student.MAX_CHECKED_BY_THE_WAY))
-    except KeyboardInterrupt:
-        note(_lacking([run_id], "interrupted"))
-        raise
+    except KeyboardInterrupt as signal:  # the same command would train it again
+        raise type(signal)(_lacking([run_id])) from signal
     except Exception as error:  # whatever keeps its model out, the run has ended well
         note(_lacking([run_id], reason(error)))
     else:
@@ -97,9 +96,8 @@ def log_of_study(store: Store, runs: Iterable[RunRecord], root: Path) -> None:
         note(_lacking(ids, why))
 
 
-def _lacking(ids: list[str], why: str) -> str:
+def _lacking(ids: list[str], why: str = "") -> str:
     """Returns the line that says why networks aren't in MLflow, and what logs the first of them."""
     networks = "The network isn't" if len(ids) == 1 else f"The networks of {len(ids)} runs aren't"
-    return (
-        f"{networks} in MLflow as a model ({why.rstrip('.')}). To log one: kdsweep-export {ids[0][:SHORT_ID]} --mlflow"
-    )
+    reason_given = f" ({why.rstrip('.')})" if why else ""
+    return f"{networks} in MLflow as a model{reason_given}. To log one: kdsweep-export {ids[0][:SHORT_ID]} --mlflow"

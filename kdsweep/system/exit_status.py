@@ -21,7 +21,13 @@ from kdsweep.system.masking import masked_text
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-USER_ERROR, FAILURE, HUNG_UP, INTERRUPTED, TERMINATED = 2, 1, 129, 130, 143
+USER_ERROR, FAILURE = 2, 1
+# What a command says and its status where a signal ends it: 128 and the signal's number.
+SIGNALLED: dict[type[KeyboardInterrupt], tuple[str, int]] = {
+    HungUpError: ("the terminal was closed", 129),
+    KeyboardInterrupt: ("interrupted", 130),
+    TerminatedError: ("terminated", 143),
+}
 
 # Errors of the operating system, by number, and what helps. The first two kinds say nothing against the configuration.
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -74,9 +80,9 @@ def command(name: str, body: Callable[[], None], *, after_a_signal: str = "") ->
     Args:
         name: The command's.
         body: What it does.
-        after_a_signal: A sentence that says how to go on after Ctrl-C, SIGTERM or SIGHUP.
+        after_a_signal: A sentence that says how to go on after Ctrl-C, SIGTERM or SIGHUP; a signal's exception may have
+            another as its argument.
     """
-    how = f". {after_a_signal}" if after_a_signal else ""
     interrupts.install()
     # urllib3 announces every attempt to reach a server; kdsweep says so once, or raises an error.
     logging.getLogger("urllib3").setLevel(logging.ERROR)
@@ -95,12 +101,10 @@ def command(name: str, body: Callable[[], None], *, after_a_signal: str = "") ->
         if show_traceback():
             sys.stderr.write(masked_text("".join(traceback.format_exception(error))))
         fail(name, known)
-    except HungUpError:
-        leave(name, f"the terminal was closed{how}", HUNG_UP)
-    except TerminatedError:
-        leave(name, f"terminated{how}", TERMINATED)
-    except KeyboardInterrupt:
-        leave(name, f"interrupted{how}", INTERRUPTED)
+    except KeyboardInterrupt as signal:
+        text, status = SIGNALLED[type(signal)]
+        how = signal.args[0] if signal.args else after_a_signal
+        leave(name, f"{text}. {how}" if how else text, status)
     finally:
         interrupts.forget()
 

@@ -103,13 +103,16 @@ def test_each_end_has_its_exit_status(
     assert printed.count("\n") == 1
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), TerminatedError(), HungUpError()])
-def test_a_signal_says_how_to_go_on(error: BaseException, handlers: None, capfd: pytest.CaptureFixture[str]) -> None:
-    """Where a command can: in the same line."""
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, TerminatedError, HungUpError])
+@pytest.mark.parametrize("told", [(), ("All is done but this.",)])
+def test_a_signal_says_how_to_go_on(
+    kind: type[BaseException], told: tuple[str, ...], handlers: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Where a command can: in the same line; what was interrupted may know better than the command."""
     with pytest.raises(SystemExit):
-        exit_status.command("command", lambda: _raise(error), after_a_signal="Give it again.")
+        exit_status.command("command", lambda: _raise(kind(*told)), after_a_signal="Give it again.")
     printed = capfd.readouterr().err
-    assert printed.endswith(". Give it again.\n")
+    assert printed.endswith(f". {(told or ('Give it again.',))[0]}\n")
     assert printed.count("\n") == 1
 
 
