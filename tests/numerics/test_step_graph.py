@@ -17,6 +17,7 @@ from typing import Any
 import networks
 import pytest
 import torch
+from configurations import composed
 from test_compiling import DATA, small_network
 from test_teachers import teacher
 from torch import Tensor, nn
@@ -28,6 +29,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from kdsweep import losses, teachers
+from kdsweep.config import build
+from kdsweep.config.folder import CONFIG_FOLDER
 from kdsweep.losses import unchecked
 from kdsweep.models import Classifier
 from kdsweep.numerics import compiling, step_graph
@@ -565,6 +568,21 @@ def test_settings_become_tensors_where_a_loss_takes_them(loss: Any, guided: bool
     """Not where torch itself wants a number, or where Python decides by one."""
     found = tensor_settings(loss, guided)
     assert (None if found is None else [name for name in found if isinstance(found[name], Tensor)]) == names
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIG_FOLDER.glob("loss/*.yaml") if path.stem != "own"))
+def test_each_loss_of_ours_takes_its_numbers_as_tensors(name: str) -> None:
+    """All of them, also those in the terms of a sum and in schedules: no number is left that a capture would fix."""
+    loss = unchecked(build.component(composed("experiment=debug", f"loss={name}"), "loss"))
+    guided = losses.hears_teacher(loss)
+    settings = tensor_settings(loss, guided, losses.example_for(loss, 2, guided))
+    assert settings is not None
+    left = [settings]
+    while left:
+        for value in left.pop().values():
+            assert not isinstance(value, float)
+            left.extend([value.keywords] if isinstance(value, functools.partial) else [])
+            left.extend([value] if isinstance(value, dict) else [])
 
 
 # ---------------------------------------------------------------------------------------------------- on a GPU
