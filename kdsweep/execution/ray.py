@@ -89,13 +89,15 @@ class RayExecutor:
 
     def close(self) -> None:
         """Cancels all tasks, kills those that haven't ended `GRACE_SECONDS` later, and ends a Ray that was started."""
+        left = list(self._jobs)
         try:
-            for reference in self._jobs:
+            for reference in left:
                 ray.cancel(reference, force=False)
-            if self._jobs:
-                ray.wait(list(self._jobs), num_returns=len(self._jobs), timeout=GRACE_SECONDS)
+            if left:
+                left = ray.wait(left, num_returns=len(left), timeout=GRACE_SECONDS)[1]
         finally:
-            for reference in self._jobs:
+            # Not those that have ended: Ray aborts this process if it is still taking note of that.
+            for reference in left:
                 with suppress(RayError):
                     ray.cancel(reference, force=True)
             self._jobs.clear()

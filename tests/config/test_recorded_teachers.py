@@ -218,6 +218,7 @@ def test_members_may_have_heads_to_be_trained(root: Path, first: Run) -> None:
     """An option of the group beside a run: its head is trained as ever, in a run of its own, and it is one member."""
     before = len(runs(root, "teacher"))
     words = (*SHORT, "epochs=1", "teacher=members", "+teacher@teacher.members.fresh=random")
+    words = (*words, "teacher.members.fresh.head.max_iterations=77")  # no other test has such a head
     done = run_here((*words, f"+teacher.members.old='{first.info.run_id}'"), root)
     assert done.status == 0, done.err
     student = client(root).get_run(run_id_in(done))

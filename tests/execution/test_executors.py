@@ -167,6 +167,8 @@ def test_without_ray_its_executor_names_the_extra(task: Task, monkeypatch: pytes
 
 @pytest.mark.all
 @pytest.mark.slow
+# In the process of the tests that keep a Ray running, and before them.
+@pytest.mark.xdist_group("tests/execution/test_executors.py")
 def test_a_cluster_that_is_not_there_is_refused(task: Task) -> None:
     """The refusal comes at once, and says how to do without a cluster."""
     needs.package("ray")
@@ -515,10 +517,12 @@ def on_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Executor]:
     TMPDIR is longer than the name of a socket can be, and RAY_ADDRESS names a cluster that isn't there.
     """
     folder = tmp_path_factory.mktemp("ray")
-    with pytest.MonkeyPatch.context() as patch, application(folder) as task:
-        patch.setenv("TMPDIR", long_folder(folder))
-        patch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-        with closing(opened("ray", task, 2, ray_address="local")) as executor:
+    with application(folder) as task:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("TMPDIR", long_folder(folder))
+            patch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+            executor = opened("ray", task, 2, ray_address="local")
+        with closing(executor):
             yield executor
 
 

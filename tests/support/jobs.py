@@ -68,10 +68,10 @@ def application(folder: Path) -> Iterator[Task]:
 
     def act(cfg: DictConfig) -> Any:
         Path(folder, "started").mkdir(exist_ok=True)
-        Path(folder, "started", str(os.getpid())).touch()
         if cfg.action == "deaf":
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         try:
+            Path(folder, "started", str(os.getpid())).touch()  # from here on, tests send it signals
             # In steps, like training, because Ray's cancelling doesn't interrupt a system call.
             limit = time.monotonic() + cfg.seconds
             while time.monotonic() < limit and not (cfg.until and Path(cfg.until).exists()):
@@ -109,7 +109,7 @@ def application(folder: Path) -> Iterator[Task]:
         assert hydra is not None
         sweep = [f"hydra.sweep.dir={folder}/sweep", f"hydra.run.dir={folder}/run"]
         config = hydra.compose_config("config", sweep, RunMode.MULTIRUN, with_log_configuration=False)
-        yield Task(HydraContext(hydra.config_loader, Callbacks()), config, act)
+    yield Task(HydraContext(hydra.config_loader, Callbacks()), config, act)
 
 
 def started(folder: Path) -> set[int]:

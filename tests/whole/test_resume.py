@@ -214,7 +214,7 @@ def test_a_study_on_postgresql_survives_the_same(tmp_path: Path, postgresql: Pos
     words = (*STUDY, f"hydra.sweeper.storage={postgresql.uri}")
     killed_at(words, tmp_path, IN_THE_SEARCH)
     killed_at_random(words, tmp_path, random.Random(1))
-    done = kdsweep(*words, root=tmp_path)
+    done = Command(*words, root=tmp_path).outcome()  # not here, where its connections would stay open
     assert done.status == 0, done.err
     assert_whole(tmp_path, postgresql.uri)
 
