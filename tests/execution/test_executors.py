@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from multiprocessing import forkserver
 from pathlib import Path
 from socket import AF_UNIX, socket
@@ -412,7 +412,12 @@ def study(folder: Path, executor: str, **env: str) -> subprocess.Popen[str]:
 
 
 def alive(pids: set[int]) -> set[int]:
-    return {pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE}
+    found = set()
+    for pid in pids:
+        with suppress(psutil.NoSuchProcess):  # it may end between two questions
+            if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                found.add(pid)
+    return found
 
 
 def ends(folder: Path) -> list[str]:
