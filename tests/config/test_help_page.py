@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import re
 
 import pytest
@@ -19,6 +21,8 @@ OPTIONS = [
     if path.parent != CONFIG_FOLDER / "hydra"
 ]
 
+pytestmark = pytest.mark.xdist_group("compositions")
+
 # A value that leaves no room for its comment.
 DECAYS = "weight_decays: [1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001]"
 
@@ -34,6 +38,11 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def page(*words: str) -> str:
+    return page_of(int(os.environ["COLUMNS"]), words)
+
+
+@functools.cache
+def page_of(_columns: int, words: tuple[str, ...]) -> str:
     return help_page.page(CONFIG_FOLDER, ["--help", *words])
 
 
@@ -95,9 +104,9 @@ def test_help_alone_doesnt_need_hydra(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("composed")
 
     monkeypatch.setattr(help_page, "_composed", refuse)
-    assert "loss:" in page()
+    assert "loss:" in help_page.page(CONFIG_FOLDER, ["--help"])
     with pytest.raises(AssertionError, match="composed"):
-        page("sweep=demo")
+        help_page.page(CONFIG_FOLDER, ["--help", "sweep=demo"])
 
 
 @pytest.mark.parametrize(

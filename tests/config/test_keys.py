@@ -12,6 +12,8 @@ from kdsweep.config import keys
 from kdsweep.config.folder import CONFIG_FOLDER
 from kdsweep.config.keys import flatten
 
+pytestmark = pytest.mark.xdist_group("compositions")
+
 OPTIONS = [
     f"{path.parent.name}={path.stem}"
     for path in sorted(Path(CONFIG_FOLDER).glob("*/*.yaml"))

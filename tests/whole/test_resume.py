@@ -186,7 +186,7 @@ def test_killed_workers_cost_a_retry_each(tmp_path: Path) -> None:
     command.signal(signal.SIGKILL)
     command.outcome()
     wait_for_end(workers)
-    done = Command(*words, root=tmp_path, env={"KDSWEEP_HOME": "."}).outcome()
+    done = kdsweep(*words, "sweep.n_jobs=1", root=tmp_path, env={"KDSWEEP_HOME": "."})
     assert done.status == 0, done.err
     assert_whole(tmp_path, sqlite_uri(tmp_path / "studies" / "alpha_tau" / "optuna.db"), n_trials=4)
     # A run that is killed when all of it is trained is finished, and not cut short: not all four of them are.
