@@ -22,5 +22,6 @@ def composed(*words: str, hydra: bool = False) -> DictConfig:
     else:
         whole = composed(*words, hydra=True)
         config = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
+        OmegaConf.set_struct(config, True)
     OmegaConf.set_readonly(config, True)
     return config
