@@ -12,7 +12,7 @@ import traceback
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from kdsweep.config.keys import GROUPS, flatten, meant
+from kdsweep.config.keys import GROUPS, flatten, meant, nearest
 from kdsweep.system import interrupts, user_code
 from kdsweep.system.errors import RunError, UserError, one_line
 from kdsweep.system.interrupts import HungUpError, TerminatedError
@@ -146,7 +146,8 @@ def explained(error: Exception) -> UserError | RunError | None:
     if isinstance(error, HydraException):
         text = f"{error} {error.__cause__ or ''}"
         if found := re.search(r"Could not override '([^']+)'", one_line(text)):
-            return UserError(f"there is no such key. {meant(found[1], _known(found[1], error))}", found[1])
+            known = _known(found[1], error)
+            return UserError(f"there is no such key. {_added(found[1], known)}{meant(found[1], known)}", found[1])
         return _reworded(text)
     # Some words (`loss=null`, `-m --cfg job`, `+=`) make Hydra fail in the middle of its work, with any exception.
     places = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
@@ -237,6 +238,14 @@ def _known(key: str, error: BaseException) -> list[str]:
     config: Any = {} if node is None else OmegaConf.to_container(node._get_root(), resolve=False)
     of_hydra = key.startswith("hydra.")
     return [name for name in flatten(config) if name.startswith("hydra.") == of_hydra]
+
+
+def _added(key: str, known: list[str]) -> str:
+    """Says how a component gets an argument that its file has no value for; "" where a key beside it is meant."""
+    component = key.rpartition(".")[0]
+    beside = (nearest(key, known) or "").rpartition(".")[0] == component
+    takes = f"{component}._target_" in known and not beside
+    return f"If {component}._target_ takes it, write +{key}. " if takes else ""
 
 
 def _ended(text: str) -> str:

@@ -86,6 +86,10 @@ def test_other_parts_of_a_group_that_is_read_may_stand_in_its_file() -> None:
         ("model.wieghts=x", "Did you mean model.weights?"),
         ("hydra.sweeper.max_batch_sizes=1", "Did you mean hydra.sweeper.max_batch_size?"),
         ("sweep.n_trials=3", "add sweep=alpha_tau"),
+        # An argument that a component may take, though its file has no value for it.
+        ("optimizer.amsgrad=true", "If optimizer._target_ takes it, write +optimizer.amsgrad. `kdsweep"),
+        ("optimizer.weight_decy=1", "no such key. Did you mean optimizer.weight_decay? `kdsweep"),
+        ("loss.epochs=3", "If loss._target_ takes it, write +loss.epochs. Did you mean epochs?"),
         ("study=3", "no such key. `kdsweep --help`"),  # tracking.study is the study's own
     ],
 )
