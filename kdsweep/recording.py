@@ -143,7 +143,8 @@ class Recording:
         earlier = store.find(self.run_id).tags.get("kdsweep.resumed_after")
         after = str(reached.epochs) if earlier is None else f"{earlier}, {reached.epochs}"
         self._run.tag({"kdsweep.resumed_after": after, "kdsweep.process": str(this_process())})
-        note(f"{_name(self._cfg)}: goes on after epoch {reached.epochs} of {epochs}, run {self.run_id}")
+        place = f"after epoch {reached.epochs}" if reached.epochs else "in epoch 1"
+        note(f"{_name(self._cfg)}: goes on {place} of {epochs}, run {self.run_id}")
 
     def finish(self, result: Result, weights: dict[str, Tensor], file_name: str) -> None:
         """Logs the final metrics, the trained `weights` as `file_name` and the figures, and prints the result."""

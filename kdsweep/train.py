@@ -252,7 +252,7 @@ def _trial(cfg: DictConfig) -> Iterator[TrialLink | None]:
     pruner = None if study.pruner is None else build_pruner(study.pruner)
     url = storage_url(study.storage, HydraConfig.get().sweep.dir)
     own = contest_plan.search_name(study.study_name, contest_plan.tags_of(cfg.tracking.job).get("contender"))
-    link = TrialLink(url, own, cfg.tracking.trial, pruner)
+    link = TrialLink(url, own, cfg.tracking.trial, pruner, cfg.epochs)
     with link.alive():
         yield link
 

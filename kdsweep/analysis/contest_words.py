@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 from kdsweep.analysis import always_valid, verdict_words
 from kdsweep.analysis.sorted_runs import arm_label, pair_label
+from kdsweep.analysis.statistics import ROUNDING
 from kdsweep.analysis.study_goals import setting
 from kdsweep.analysis.verdict import SIGNIFICANCE, Paired, Verdict
+from kdsweep.tracking.run_records import NOISY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -27,7 +29,8 @@ def headline(contest: Contest, judged: Verdict) -> str:
         own = f"{least} fresh seeds of each contender (sweep.confirm_seeds={least})"
         return f"No verdict: that takes {own}, and there are fewer."
     if contest.saved:
-        best = contest.saved[-1]
+        # The last contender is the newest method, unless it is the control.
+        best = ([saved for saved in contest.saved if saved.contender != NOISY] or contest.saved)[-1]
         return " ".join(_saved_words(best)) if contest.unit == "pictures" else _budget(contest)
     if contest.plan.grid:
         return _grid(contest, judged)
@@ -79,13 +82,18 @@ def _clear(paired: Paired) -> bool:
 
 def _budget(contest: Contest) -> str:
     """Says whether what is gained with few epochs is still there with many."""
-    told = [_change(contest, change) for change in contest.changes if change.second == contest.plan.against[0]]
-    return told[-1] if told else "No verdict: the shortest and the longest budget take fresh seeds of all contenders."
+    told = [change for change in contest.changes if change.second == contest.plan.against[0]]
+    told = [change for change in told if change.first != NOISY] or told
+    return (
+        _change(contest, told[-1])
+        if told
+        else "No verdict: the shortest and the longest budget take fresh seeds of all contenders."
+    )
 
 
 def _at(contest: Contest, place: str) -> str:
     """Returns a condition as it stands in a sentence: "8 epochs"; others say themselves what they are."""
-    return f"{place} epochs" if contest.unit == "epochs" else place
+    return f"{place} epoch{'s' * (place != '1')}" if contest.unit == "epochs" else place
 
 
 def _change(contest: Contest, change: Change) -> str:
@@ -98,8 +106,10 @@ def _change(contest: Contest, change: Change) -> str:
     elif change.change.p >= SIGNIFICANCE:
         outcome = f"a change of {by}, not distinguishable from none"
     else:
-        grows = abs(change.gains[1]) > abs(change.gains[0])
-        outcome = f"the gain {'grows' if grows else 'shrinks'}, by {by}"
+        more = change.change.mean > 0
+        gains = min(change.gains) > -ROUNDING
+        outcome = f"the gain {'grows' if more else 'shrinks'}" if gains else f"it {'rises' if more else 'falls'}"
+        outcome += f", by {by}"
     first, last = (_at(contest, place) for place in change.at)
     names = f"{arm_label(change.first)} - {arm_label(change.second)}"
     return f"{names} is {early} at {first} and {late} at {last}: {outcome}."

@@ -31,7 +31,7 @@ from kdsweep.analysis.sorted_runs import (
     pareto,
 )
 from kdsweep.analysis.statistics import FEWEST_PAIRS
-from kdsweep.analysis.study_goals import setting, short_key
+from kdsweep.analysis.study_goals import ALPHA, TAU, setting, short_key
 from kdsweep.config.keys import in_setting, in_training
 from kdsweep.tracking.run_records import NOISY, RESTORED, STUDENTS
 
@@ -190,7 +190,10 @@ def _chosen(found: Comparison, front: tuple[Trial, ...]) -> Iterable[str]:
     if len(trials) == 1:
         yield f"{what}, the only setting tried; {how}."
     elif front:
-        size = f"one of the {len(front)} of {len(trials)} trials that no other beats in every objective"
+        size = (
+            f"one of the {len(front)} of {len(trials)} trials that no other beats in one objective without losing in "
+            "another"
+        )
         yield f"{what}, {size if chosen in front else f'chosen from {len(trials)} trials'}; {how}."
     else:
         place = "best" if chosen is trials[0] else f"number {trials.index(chosen) + 1}"
@@ -265,12 +268,14 @@ def _started(found: Comparison) -> Iterable[str]:
 def _at_the_border(found: Comparison) -> Iterable[str]:
     """Says where the choice lies at a limit of what was searched, and how to search beyond it."""
     params = {} if found.chosen is None else found.chosen.params
+    # Without the teacher's part, its other settings do nothing.
+    deaf = TAU.key if str(params.get(ALPHA.key)) in ("0", "0.0") else None
     for dimension in found.goals.space:
-        value = params.get(dimension.key)
+        value = None if dimension.key == deaf else params.get(dimension.key)
         wider = None if value is None or dimension.choices else dimension.wider(float(value))
-        if wider is not None:
+        if value is not None and wider is not None:
             yield (
-                f"The choice lies at the border of what was searched: {short_key(dimension.key)} {value} of "
+                f"The choice lies at the border of what was searched: {short_key(dimension.key)} {float(value):.4g} of "
                 f"{dimension.low:g} to {dimension.high:g}. Better settings may lie beyond it. The same command "
                 f"with more trials (sweep.n_trials) and '{wider}' searches there too."
             )
@@ -403,7 +408,7 @@ def _missing(found: Comparison) -> Iterable[str]:
     planned, ended = found.goals.n_trials, sum(len(trial.runs) for trial in found.trials) + len(found.pruned)
     if planned is not None and ended < planned:
         # A trial that failed counts as one of the planned ones, so only an interrupted study has trials left.
-        going_on = found.study.parent.status != "FINISHED"
+        going_on = found.study.parent.status != "FINISHED" and ended + _n_failed(found) < planned
         rest = "the same command goes on with the study" if going_on else _unfinished(found, planned - ended)
         what = "runs of the search" if found.goals.repeats else "trials"
         yield f"{ended} of {planned} {what} have ended well; {rest}."
@@ -417,15 +422,20 @@ def _missing(found: Comparison) -> Iterable[str]:
 
 def _unfinished(found: Comparison, others: int) -> str:
     """Says what became of the trials that haven't ended well: they failed, unless they have no run here."""
-    well = {int(run.tags.get("kdsweep.trial", trial.number)) for trial in found.trials for run in trial.runs}
-    well |= {trial.number for trial in found.pruned}
-    runs = [run for status in ("FAILED", "KILLED") for run in found.study.runs("distill", "search", status)]
-    failed = {number for run in runs if (number := run.tags.get("kdsweep.trial", "")).isdecimal()}
-    n_failed = len({int(number) for number in failed} - well)
+    n_failed = _n_failed(found, "FAILED", "KILLED")
     gone = others - n_failed
     if gone <= 0:
         return "the others failed"
     return f"{f'{n_failed} failed, and ' if n_failed else ''}{gone} left no finished run here"
+
+
+def _n_failed(found: Comparison, *statuses: str) -> int:
+    """Returns the number of trials whose runs all ended in one of these ways, by default FAILED."""
+    well = {int(run.tags.get("kdsweep.trial", trial.number)) for trial in found.trials for run in trial.runs}
+    well |= {trial.number for trial in found.pruned}
+    runs = [run for status in statuses or ("FAILED",) for run in found.study.runs("distill", "search", status)]
+    failed = {number for run in runs if (number := run.tags.get("kdsweep.trial", "")).isdecimal()}
+    return len({int(number) for number in failed} - well)
 
 
 def _missing_confirmation(found: Comparison, fresh: Mapping[str, int]) -> Iterable[str]:

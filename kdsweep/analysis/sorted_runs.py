@@ -226,6 +226,7 @@ def compare(study: StudyRecord, readings: Readings) -> Comparison:
     others = _others(fresh["distill"], number, _searched(study.runs("distill"), goals))
     elsewhere = {run.id for other in others for run in other.runs}
     fresh["distill"] = [run for run in fresh["distill"] if run.id not in elsewhere]
+    fresh[NOISY] = _as_chosen(fresh[NOISY], number)
     beyond = [run for own in fresh.values() for run in own if _beyond(run, goals, number)]
     fresh = {arm: [run for run in own if run not in beyond] for arm, own in fresh.items()}
     shown = {arm: fresh.get(arm) or runs[arm] for arm in ARMS}
@@ -234,6 +235,12 @@ def compare(study: StudyRecord, readings: Readings) -> Comparison:
     arms = (arm_of(arm, members, bool(fresh.get(arm)), readings, target) for arm, members in shown.items() if members)
     pruned = _pruned(study, goals, trials)
     return Comparison(study, goals, tuple(arms), trials, chosen, others, pruned, target, readings, tuple(beyond))
+
+
+def _as_chosen(fresh: Sequence[RunRecord], chosen: int | None) -> list[RunRecord]:
+    """Returns the runs of a control that have the chosen setting; in studies of before they don't say which one."""
+    own = [run for run in fresh if run.tags.get("kdsweep.trial") == str(chosen)]
+    return own or [run for run in fresh if "kdsweep.trial" not in run.tags]
 
 
 def _beyond(run: RunRecord, goals: Goals, chosen: int | None) -> bool:

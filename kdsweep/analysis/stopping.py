@@ -35,7 +35,8 @@ def accuracies(runs: Iterable[RunRecord], trial: int) -> dict[str, dict[int, flo
     """Returns arm -> seed -> test accuracy of the finished confirmation runs of a trial and of the controls."""
     found: dict[str, dict[int, float]] = {arm: {} for arm in STUDENTS}
     for run in runs:
-        own = run.arm != "distill" or run.tags.get("kdsweep.trial") == str(trial)
+        # Controls belong to no trial, but for those that have the chosen setting (not in studies of before).
+        own = run.tags.get("kdsweep.trial", str(trial) if run.arm != "distill" else "") == str(trial)
         confirms = run.stage == "confirmation" and run.status == "FINISHED" and run.arm in found and own
         value = run.metrics.get(METRIC, math.nan)
         if confirms and run.seed is not None and math.isfinite(value):

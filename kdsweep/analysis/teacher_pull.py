@@ -56,11 +56,17 @@ def words(found: Comparison) -> Iterator[str]:
     """Yields what the chosen setting did to the gradient, and which trials did something extreme to it."""
     arm = found.arm("distill")
     pull = None if arm is None else of_runs(found, arm.runs)
-    if pull is not None:
+    if pull is not None and pull.first_share == pull.last_share == 0:
+        yield (
+            "In distill the teacher's part has nothing of the gradient: the chosen setting is cross-entropy alone, "
+            "which is what scratch is trained with. Its runs are runs of scratch, and a difference of 0 is none of "
+            "distillation."
+        )
+    elif pull is not None:
         yield (
             f"In distill the teacher's part has {pull.first_share:.0%} of the gradient on the logits at the end of the "
-            f"first epoch and {pull.last_share:.0%} at the end of the last. The whole is {pull.first_ratio:.2g} times "
-            f"as large as cross-entropy's in the first epoch and {pull.last_ratio:.2g} times in the last: "
+            f"first epoch and {pull.last_share:.0%} at the end of the last. The whole is {_times(pull.first_ratio)} "
+            f"as large as cross-entropy's in the first epoch and {_times(pull.last_ratio)} in the last: "
             f"{_reading(pull.first_ratio)}."
         )
     extreme = [(trial, own.first_ratio) for trial in found.trials if (own := of_runs(found, trial.runs)) is not None]
@@ -72,6 +78,10 @@ def words(found: Comparison) -> Iterator[str]:
             "The gradient's size alone can make a setting learn badly, where it is far from cross-entropy's: "
             f"{named}{more}."
         )
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.2f} times" if 0.1 <= ratio < 10 else f"{ratio:.2g} times"
 
 
 def _reading(ratio: float) -> str:

@@ -253,9 +253,9 @@ def comparisons(
 def _pooled(
     arms: Mapping[str, Mapping[int, float]], resolution: float, noisy: Collection[str] = (NOISY,)
 ) -> NoiseFloor | None:
-    return statistics.pair_noise(
-        _block([values for arm, values in arms.items() if values and arm not in noisy]), resolution=resolution
-    )
+    # Arms that are the same runs, such as distill with alpha = 0 and scratch, are one arm.
+    different = {tuple(sorted(values.items())): values for arm, values in arms.items() if values and arm not in noisy}
+    return statistics.pair_noise(_block([*different.values()]), resolution=resolution)
 
 
 def _compared(

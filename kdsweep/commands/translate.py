@@ -129,9 +129,12 @@ def weighted(ce: float, kl: float, tau: float, *, standardize: bool = False) -> 
     """The training whose loss is `ce * CE + kl * KL`, without any tau^2.
 
     Raises:
-        UserError: Both weights are 0.
+        UserError: Both weights are 0, or one is negative.
     """
     share = kl / tau**2
+    require(
+        min(ce, share) >= 0, "each weight is >= 0", number(min(ce, share)), "weights", "No training subtracts a loss."
+    )
     factor = ce + share
     require(factor > 0, "a weight is > 0", 0, "weights", "Nothing would be trained.")
     chosen = "loss=kd_variants" if standardize else "loss=kd"
@@ -367,7 +370,8 @@ def _value(name: str, parameter: Parameter, value: str | float | None) -> float 
     """Returns the number of a value; None for one that wasn't given and needn't be."""
     if value is None:
         raise UserError(f"{name} has to be given ({parameter.meaning}). Write {name}=1.", name)
-    if isinstance(value, float) and math.isnan(value):
+    unset = value == "None" and parameter.default is not None and math.isnan(parameter.default)
+    if unset or (isinstance(value, float) and math.isnan(value)):
         return None
     if parameter.words is not None and isinstance(value, str):
         require(value.lower() in parameter.words, f"{name} in {tuple(parameter.words)}", value, name)

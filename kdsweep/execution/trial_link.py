@@ -100,9 +100,17 @@ class TrialLink:
         study_name: The study's name in the storage.
         number: The trial's number.
         pruner: Decides after each report whether the run goes on; None never stops a run.
+        epochs: The run's epochs: after the last one there is nothing to stop. None if they aren't known.
     """
 
-    def __init__(self, url: str, study_name: str, number: int, pruner: optuna.pruners.BasePruner | None) -> None:
+    def __init__(
+        self,
+        url: str,
+        study_name: str,
+        number: int,
+        pruner: optuna.pruners.BasePruner | None,
+        epochs: int | None = None,
+    ) -> None:
         self._storage = open_storage(url)
         # The job never samples. With the study's own sampler, each report could fit a Gaussian process.
         study = optuna.load_study(
@@ -114,7 +122,7 @@ class TrialLink:
         study_id = self._storage.get_study_id_from_name(study_name)
         self._id = self._storage.get_trial_id_from_study_id_trial_number(study_id, number)
         self._trial = Trial(study, self._id)
-        self._prunes = pruner is not None
+        self._prunes, self._epochs = pruner is not None, epochs
         # Optuna has an order of values for one objective alone, and takes no reports where there are several.
         self._reports = len(study.directions) == 1
         # A job that goes on, or that begins anew, comes to epochs that were reported before; Optuna keeps the first.
@@ -138,7 +146,7 @@ class TrialLink:
             return
         if epoch not in self._reported:
             self._trial.report(value, epoch)
-        if self._prunes and self._trial.should_prune():
+        if self._prunes and epoch != self._epochs and self._trial.should_prune():
             raise PrunedError(epoch)
 
     def recorded(self, run_id: str, page: str) -> None:

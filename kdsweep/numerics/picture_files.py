@@ -211,7 +211,7 @@ def as_rgb(picture: Image.Image) -> Image.Image:
 def _note_others(root: Path, others: list[str]) -> None:
     if others:
         number = "1 file is" if len(others) == 1 else f"{len(others)} files are"
-        note(f"{root}: {number} skipped, for the names say that they hold no pictures: {named(others)}.")
+        note(f"{root}: {number} skipped, whose name isn't that of a picture: {named(others)}.")
 
 
 def _is_parted(root: Path) -> bool:

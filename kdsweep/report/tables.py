@@ -68,7 +68,7 @@ def heading(study: StudyRecord) -> Iterable[str]:
     statuses = ", ".join(f"{count} {status}" for status, count in counts.items()) or "no runs"
     ends = [run.start + timedelta(seconds=run.duration_s or 0) for run in (study.parent, *study.children)]
     seconds = (max(ends) - study.parent.start).total_seconds()
-    yield f"runs: {statuses}; started {study.parent.start:%Y-%m-%d %H:%M} UTC, {duration(seconds)}"
+    yield f"runs: {statuses}; started {study.parent.start:%Y-%m-%d %H:%M} UTC, {duration(seconds)} from first to last"
 
 
 def listed(runs: Sequence[RunRecord]) -> Table:

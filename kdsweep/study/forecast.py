@@ -118,7 +118,8 @@ class Forecast:
             missing.append(f"features of {speed.features_missing:,} pictures")
         online = "it answers every batch" if speed.online else ""
         if not missing:
-            return f"Teacher: {online or f'all {speed.n_passes} passes are computed'}."
+            there = "its pass is computed" if speed.n_passes == 1 else f"all {speed.n_passes} passes are computed"
+            return f"Teacher: {online or there}."
         need = f"{' and '.join(missing)} still to be computed (about {roughly(self.cost.teacher_seconds)})"
         return f"Teacher: {need}{', then ' * bool(online)}{online}."
 

@@ -270,7 +270,10 @@ class Stages:
         """
         best = self._search.best()
         if best is None:
-            message = f"none of the {self._search.n_trials} trials could be finished: the lines above say why."
+            message = (
+                f"none of the {self._search.n_trials} trials could be finished: the lines above, and kdsweep.error of "
+                "their MLflow runs, say why. A larger sweep.n_trials tries more; sweep.restart=fresh begins anew."
+            )
             raise RunError(message)
         if self._choose == "best" or not self._search.scored():
             return best
@@ -375,7 +378,10 @@ class Stages:
             yield from ((job, seed) for job in self._of_seed(best, seed) if job[0] not in self._finished)
 
     def _of_seed(self, best: Setting, seed: int) -> list[tuple[str, str, list[str], bool, int | None, bool]]:
-        """Returns the confirmations with one seed, as arguments of `_job`."""
+        """Returns the confirmations with one seed, as arguments of `_job`.
+
+        A control with the chosen setting has its trial in its name: another choice takes other runs of it.
+        """
         chosen = best.name
         arms = {chosen: best.overrides}
         arms |= {
@@ -386,11 +392,11 @@ class Stages:
         as_chosen = {chosen, *(name for name, baseline in self._baselines.items() if baseline.as_chosen)}
         return [
             (
-                f"confirm-{arm}-{seed}",
+                f"confirm-{arm}-{seed}" if arm == chosen or arm not in as_chosen else f"confirm-{arm}-{chosen}-{seed}",
                 "confirmation",
                 [*own, f"seed={seed}"],
                 True,
-                best.number if arm == chosen else None,
+                best.number if arm in as_chosen else None,
                 arm in as_chosen,
             )
             for arm, own in arms.items()

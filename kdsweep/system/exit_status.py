@@ -146,8 +146,8 @@ def explained(error: Exception) -> UserError | RunError | None:
     if isinstance(error, HydraException):
         text = f"{error} {error.__cause__ or ''}"
         if found := re.search(r"Could not override '([^']+)'", one_line(text)):
-            known = _known(found[1], error)
-            return UserError(f"there is no such key. {_added(found[1], known)}{meant(found[1], known)}", found[1])
+            keys = _known(found[1], error)
+            return UserError(f"there is no such key. {_added(found[1], keys)}{meant(found[1], keys)}", found[1])
         return _reworded(text)
     # Some words (`loss=null`, `-m --cfg job`, `+=`) make Hydra fail in the middle of its work, with any exception.
     places = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]

@@ -224,7 +224,9 @@ def speed(gains: Mapping[str, float]) -> list[RunRecord]:
     return runs
 
 
-@pytest.mark.parametrize(("last", "words"), [(0.0, "the gain shrinks, by -3.00"), (0.03, "a change of +0.00")])
+@pytest.mark.parametrize(
+    ("last", "words"), [(0.0, "the gain shrinks, by -3.00"), (-0.05, "it falls, by -8.00"), (0.03, "a change of +0.00")]
+)
 def test_whether_a_gain_lasts_is_the_headline_of_a_study_of_budgets(last: float, words: str) -> None:
     """The gain with the fewest epochs against that with the most, paired by seed."""
     report = told(SPEED, *speed({"5": 0.03, "10": 0.03, "20": 0.02, "50": last}))

@@ -40,8 +40,16 @@ def test_more_teacher_is_told_from_more_learning_rate(ratio: float, reading: str
     assert words.startswith(
         "In distill the teacher's part has 60% of the gradient on the logits at the end of the first epoch and 80% at"
     )
-    assert f"is {ratio:.2g} times as large as cross-entropy's in the first epoch and 3 times in the last" in words
+    assert f"is {ratio:.2f} times as large as cross-entropy's in the first epoch and 3.00 times in the last" in words
     assert words.endswith(reading)
+
+
+def test_a_choice_without_a_teacher_is_called_scratch() -> None:
+    """A difference of 0 between equal runs is no news, and nothing is more teacher there."""
+    found = study(*((run, ((0.0, 0.0), (1.0, 1.0))) for run in fresh("distill", [0.9, 0.9])))
+    (words,) = teacher_pull.words(found)
+    assert "the chosen setting is cross-entropy alone, which is what scratch is trained with" in words
+    assert "more teacher" not in words
 
 
 def test_settings_out_of_proportion_are_named() -> None:

@@ -53,6 +53,13 @@ def test_a_job_is_told_to_stop(study: optuna.Study, tmp_path: Path) -> None:
     assert study.trials[0].intermediate_values == {1: 0.6, 2: 0.4}
 
 
+def test_a_run_that_has_ended_is_not_stopped(study: optuna.Study, tmp_path: Path) -> None:
+    """Its last epoch has been paid for: its result counts, however it compares."""
+    pruner = optuna.pruners.ThresholdPruner(lower=0.5)
+    TrialLink(sqlite_uri(tmp_path / "optuna.db"), "study", 0, pruner, epochs=2).report(0.4, 2)
+    assert study.trials[0].intermediate_values == {2: 0.4}
+
+
 def test_without_a_pruner_each_epoch_is_reported(study: optuna.Study, tmp_path: Path) -> None:
     """Optuna's dashboard shows the trial's curve, and nothing stops the trial."""
     for epoch, value in enumerate((0.1, 0.3, 0.2), start=1):

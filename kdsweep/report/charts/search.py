@@ -97,6 +97,8 @@ def history(course: Course, value_label: str, notes: Mapping[int, str]) -> list[
             **_noted([int(number) for number in x], notes),
         }
     )
+    # Beside few trials plotly.js would put ticks between two whole numbers.
+    dense = {"dtick": 1} if len(x) < 10 else {}
     down: dict[str, Any] = {}
     limits = sight(course)
     if limits is not None:
@@ -113,7 +115,8 @@ def history(course: Course, value_label: str, notes: Mapping[int, str]) -> list[
                 **_noted(course.pruned, notes),
             }
         )
-    return [panel(traces, axis("trial", tickformat="d"), axis(value_label, **down), hovermode="closest", height=430)]
+    numbered = axis("trial", tickformat="d", **dense)
+    return [panel(traces, numbered, axis(value_label, **down), hovermode="closest", height=430)]
 
 
 def search_surface(

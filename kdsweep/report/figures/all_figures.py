@@ -171,7 +171,8 @@ def _surface(report: Report) -> Arguments | None:
     keys = axes(land.space) if land.space is not None and len(land.space.names) > 1 else (ALPHA.key, TAU.key)
     trials = [t for t in report.trials if all(t.params.get(key) == value for key, value in land.fixed.items())]
     trials = [trial for trial in trials if all(_is_number(trial.params.get(key, "")) for key in keys)]
-    if chosen not in trials:
+    # A grid over other parameters has all its trials at one point.
+    if chosen not in trials or (len(trials) > 1 and all(len({t.params[key] for t in trials}) == 1 for key in keys)):
         return None
     scale = objective.scale
     surface, trusted = land.surface, land.plateau is not None and land.plateau.trusted
@@ -233,7 +234,9 @@ def _reach(report: Report) -> Arguments | None:
         told = [(curve, seconds) for curve, seconds in pairs if len(curve) > 1]
         if arm.name != "teacher" and told:
             told_by[_label(report, arm)] = told
-    return (told_by,) if told_by else None
+    # Where no run gets better after its first epoch, there is nothing to reach.
+    rises = any(levels[-1] > levels[0] for levels, *_ in map(arms.reached, told_by.values()))
+    return (told_by,) if rises else None
 
 
 def _reliability(report: Report) -> Arguments | None:
