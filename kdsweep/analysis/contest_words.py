@@ -180,8 +180,8 @@ def words(contest: Contest, judged: Verdict) -> Iterator[str]:
         names = _listed([pair_label(one.first, one.second) for one in same[:6]])
         more = f", and {len(same) - 6} more pairs" if len(same) > 6 else ""
         yield (
-            f"Not distinguishable on test, and not more than {100 * widest:.2f} points apart: {names}{more}. The table "
-            "of comparisons has each."
+            f"Not distinguishable on test, and not more than {100 * widest:.2f} points apart: {names}{more}. "
+            "report.html has a table of them."
         )
     for speed in contest.speeds:
         yield _speed_words(contest, speed)

@@ -103,7 +103,7 @@ def words(landscape: Landscape, objective: Objective, noise: NoiseFloor | None) 
         yield _against_noise(landscape, objective, noise, unit)
     if landscape.plateau is not None:
         yield _plateau_words(landscape, landscape.plateau)
-    elif 0 < landscape.n < fitted.FEWEST:
+    elif 0 < landscape.n < fitted.FEWEST and landscape.space is not None:
         there = f"there {'is' if landscape.n == 1 else 'are'} {landscape.n}"
         yield f"A region of good settings takes at least {fitted.FEWEST} trials; {there}."
     elif landscape.spread == 0:

@@ -146,14 +146,16 @@ def words(verdict: Verdict) -> Iterator[str]:
 
 def _seen(verdict: Verdict) -> Iterator[str]:
     """Says which difference so many pairs can see, where some arms are not distinguishable."""
-    seen = {
-        (paired.difference.n, _points(paired.detectable)): None
-        for paired in verdict.comparisons
-        if paired.outcome == "not distinguishable" and paired.detectable is not None
-    }
+    seen: dict[tuple[int, str], list[str]] = {}
+    for paired in verdict.comparisons:
+        if paired.outcome == "not distinguishable" and paired.detectable is not None:
+            seen.setdefault((paired.difference.n, _points(paired.detectable)), []).append(_named(paired))
     if seen:
-        told = ", ".join(f"{n} pairs see a difference from {points} points up" for n, points in seen)
-        yield f"With a probability of {POWER:.0%}, {told}."
+        told = []
+        for (n, points), names in seen.items():
+            which = f" ({', '.join(names)})" if len(seen) > 1 else ""
+            told.append(f"{n} pairs see a difference from {points} points up{which}")
+        yield f"With a probability of {POWER:.0%}, {', '.join(told)}."
 
 
 def _named(paired: Paired) -> str:

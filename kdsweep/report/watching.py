@@ -143,7 +143,8 @@ def _best(report: Report, now: Progress) -> str:
     best = trials[0]
     noise = report.verdict.validation_noise
     failed = f"; {now.failed} failed" if now.failed else ""
-    text = f"Best of {len(trials)} trials{failed}: {objective.label} {objective.shown(best.value)}{objective.row.unit}"
+    tried = f"Best of {len(trials)} trial{'s' * (len(trials) > 1)}{failed}"
+    text = f"{tried}: {objective.label} {objective.shown(best.value)}{objective.row.unit}"
     if noise is not None:
         sd = noise.sd / math.sqrt(len(best.runs))
         low, high = (objective.shown(best.value + side * 1.96 * sd) for side in (-1, 1))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from records import fresh, record, summary, trial
+from records import fresh, readings, record, study, summary, trial
 
+from kdsweep.analysis.findings import summarise
 from kdsweep.tracking.run_records import RESTORED, RunRecord
 
 
@@ -233,6 +234,16 @@ def test_trials_that_are_not_there_are_counted() -> None:
     told = missing(trial(0, 0.5, 4), *lost[:3], planned=planned)
     assert "1 of 3 trials have ended well; 1 failed, and 1 left no finished run here." in told
     assert "1 of 3 trials have ended well; 2 left no finished run here." in missing(trial(0, 0.5, 4), planned=planned)
+
+
+def test_a_study_goes_on_only_where_trials_are_left() -> None:
+    """Failed ones count as done: of a study that failed because all did, the same command has nothing left to try."""
+    lost = [record("distill", status="FAILED", stage="search", tags={"kdsweep.trial": str(n)}) for n in range(3)]
+    for runs, rest in ((lost, "the others failed"), (lost[:2], "the same command goes on with the study")):
+        made = study(*runs, planned={"n_trials": 3})
+        ended = replace(made, parent=replace(made.parent, status="FAILED"))
+        told = " ".join(summarise(ended, readings(runs, None)).missing)
+        assert f"0 of 3 trials have ended well; {rest}." in told
 
 
 def test_trials_that_were_recorded_again_are_counted() -> None:

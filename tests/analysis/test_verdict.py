@@ -59,6 +59,20 @@ def test_baselines_and_trials_are_never_compared() -> None:
     assert judge(compared(*runs)).comparisons == ()
 
 
+def test_the_control_with_the_setting_of_another_choice_is_not_compared() -> None:
+    """A study that went on to another choice has runs of both."""
+    runs = [trial(0, 0.5, 4, val=0.8), trial(1, 0.6, 5), *fresh("distill", BASE, trial=1)]
+    runs += [*fresh("shuffled", shifted(-0.2), trial=1), *fresh("shuffled", shifted(-0.1), trial=0)]
+    (found,) = judge(compared(*runs, chosen=1)).comparisons
+    assert found.seconds == tuple(shifted(-0.2))
+
+
+def test_the_same_runs_under_two_names_are_one_arm() -> None:
+    """With alpha = 0, distill is scratch: it says nothing more about the noise."""
+    runs = [trial(0, 0, 4), *fresh("scratch", BASE), *fresh("label_smoothing", shifted(0.01, 3.0))]
+    assert judge(compared(*runs, *fresh("distill", BASE))).pair_noise == judge(compared(*runs)).pair_noise
+
+
 def test_a_noisy_shuffled_control_leaves_the_other_comparisons_alone() -> None:
     """It is one comparison more for Holm's correction; its noise, ten times the others', is its own."""
     runs = [trial(0, 0.5, 4), *fresh("scratch", BASE), *fresh("distill", shifted(0.01))]
