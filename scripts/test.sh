@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Lint, types and tests: everything that CI runs, in twenty minutes on two cores.
+# Lint, types and tests: everything that CI runs, in sixteen to twenty minutes on two cores.
 # usage: scripts/test.sh [--all] [--lowest] [ARGUMENT...]     Arguments go to pytest: scripts/test.sh -k views
 # --all: also the tests that take long or need what few users have (compilers, Ray, PostgreSQL, ONNX, benchmarks,
 #        simulations), with the coverage shown; what this machine lacks fails instead of being skipped.
