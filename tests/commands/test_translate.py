@@ -280,6 +280,12 @@ def test_equal_losses_leave_the_optimizer_alone() -> None:
             {"alpha": "0.1", "temperature": "4", "reduction": "mean"},
             r"classes: reduction=mean depends on",
         ),
+        ("timm", {"task_loss_weight": "1.5"}, r"weights: `each weight is >= 0` must hold, but got weights='-0.5'"),
+        (
+            "mdistiller",
+            {"ce_weight": "None"},
+            r"ce_weight: `ce_weight >= 0` must hold",
+        ),  # unset there alone where it may be
         ("mdistiller_dkd", {"epochs": "10"}, r"epochs: `epochs >= warmup` must hold, but got epochs='10'"),
     ],
 )
@@ -288,6 +294,12 @@ def test_a_wrong_parameter_is_refused(source: str, given: dict[str, str | float]
     with pytest.raises(UserError, match=message) as raised:
         translation(source, given)
     assert "\n" not in str(raised.value)
+
+
+def test_none_is_what_is_not_given() -> None:
+    """The alpha of torchdistill may be None, which is its default."""
+    alike = [translation("torchdistill", {"temperature": "4", **given}) for given in ({}, {"alpha": "None"})]
+    assert alike[0] == alike[1]
 
 
 def test_every_code_base_is_held_by_its_formula() -> None:
