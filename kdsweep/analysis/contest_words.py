@@ -83,12 +83,9 @@ def _clear(paired: Paired) -> bool:
 def _budget(contest: Contest) -> str:
     """Says whether what is gained with few epochs is still there with many."""
     told = [change for change in contest.changes if change.second == contest.plan.against[0]]
-    told = [change for change in told if change.first != NOISY] or told
-    return (
-        _change(contest, told[-1])
-        if told
-        else "No verdict: the shortest and the longest budget take fresh seeds of all contenders."
-    )
+    if not told:
+        return "No verdict: the shortest and the longest budget take fresh seeds of all contenders."
+    return _change(contest, ([change for change in told if change.first != NOISY] or told)[-1])
 
 
 def _at(contest: Contest, place: str) -> str:

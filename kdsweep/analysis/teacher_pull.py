@@ -59,8 +59,7 @@ def words(found: Comparison) -> Iterator[str]:
     if pull is not None and pull.first_share == pull.last_share == 0:
         yield (
             "In distill the teacher's part has nothing of the gradient: the chosen setting is cross-entropy alone, "
-            "which is what scratch is trained with. Its runs are runs of scratch, and a difference of 0 is none of "
-            "distillation."
+            "which is what scratch is trained with. No difference from scratch is due to the teacher."
         )
     elif pull is not None:
         yield (

@@ -281,11 +281,7 @@ def test_equal_losses_leave_the_optimizer_alone() -> None:
             r"classes: reduction=mean depends on",
         ),
         ("timm", {"task_loss_weight": "1.5"}, r"weights: `each weight is >= 0` must hold, but got weights='-0.5'"),
-        (
-            "mdistiller",
-            {"ce_weight": "None"},
-            r"ce_weight: `ce_weight >= 0` must hold",
-        ),  # unset there alone where it may be
+        ("mdistiller", {"ce_weight": "None"}, r"ce_weight: `ce_weight >= 0` must hold, but got ce_weight='None'"),
         ("mdistiller_dkd", {"epochs": "10"}, r"epochs: `epochs >= warmup` must hold, but got epochs='10'"),
     ],
 )
