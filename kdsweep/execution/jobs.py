@@ -36,17 +36,22 @@ def in_words(job: str) -> str:
     """Returns what a job of this name does, as people read it.
 
     "trial-0003" is "trial 3", "label_smoothing-0" is "label smoothing, seed 0", and "confirm-trial-0003-1000" is
-    "confirmation of trial 3, seed 1000". "pilot-0003-short" is "pilot of trial 3, short". Another name stays as it is.
+    "confirmation of trial 3, seed 1000". "confirm-shuffled-trial-0003-1000", a control with that trial's setting, is
+    "confirmation of shuffled (trial 3), seed 1000". "pilot-0003-short" is "pilot of trial 3, short". Another name stays
+    as it is.
     """
     pilot = re.fullmatch(r"pilot-(\d+)-(short|full)", job)
     if pilot is not None:
         return f"pilot of trial {int(pilot[1])}, {'short' if pilot[2] == 'short' else 'full length'}"
     if (contests := contest_plan.in_words(job)) is not None:
         return contests
-    found = re.fullmatch(r"(confirm-)?(?:trial-(?P<trial>\d+)|(?P<arm>\w+))(?:-(?P<seed>\d+))?", job)
+    found = re.fullmatch(
+        r"(confirm-)?(?:trial-(?P<trial>\d+)|(?P<arm>\w+?)(?:-trial-(?P<as>\d+))?)(?:-(?P<seed>\d+))?", job
+    )
     if found is None:
         return job
     what = found["arm"].replace("_", " ") if found["trial"] is None else f"trial {int(found['trial'])}"
+    what += "" if found["as"] is None else f" (trial {int(found['as'])})"
     seed = "" if found["seed"] is None else f", seed {found['seed']}"
     return f"{'confirmation of ' if found[1] else ''}{what}{seed}"
 

@@ -93,6 +93,7 @@ def test_a_job_returns_its_value(task: Task) -> None:
         ("trial-0037", "trial 37"),
         ("confirm-trial-0000-1000", "confirmation of trial 0, seed 1000"),
         ("confirm-label_smoothing-1004", "confirmation of label smoothing, seed 1004"),
+        ("confirm-shuffled-trial-0003-1000", "confirmation of shuffled (trial 3), seed 1000"),
         ("a name/of another kind", "a name/of another kind"),
     ],
 )
